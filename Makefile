@@ -1,0 +1,51 @@
+# Everything runs in .venv, which is made on first use and brought up to date when a source changes.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := $(shell find csrc mixfast -name __pycache__ -prune -o -type f -print) setup.py pyproject.toml CMakeLists.txt
+.PHONY: setup train test lint bench bench-smoke doctor asan clean
+
+$(VENV)/bin/pip:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/train.stamp: $(SOURCES) | $(VENV)/bin/pip
+	$(BIN)/pip install ".[vision]"
+	@touch $@
+
+$(VENV)/test.stamp: $(SOURCES) | $(VENV)/bin/pip
+	$(BIN)/pip install ".[test]"
+	@touch $(VENV)/train.stamp $@
+
+$(VENV)/bench.stamp: $(SOURCES) | $(VENV)/bin/pip
+	$(BIN)/pip install ".[test,bench]"
+	@touch $(VENV)/train.stamp $(VENV)/test.stamp $@
+
+setup: $(VENV)/test.stamp
+
+train: $(VENV)/train.stamp
+	$(BIN)/python -m mixfast.train $(ARGS)
+
+test: $(VENV)/test.stamp
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/test.stamp
+	$(BIN)/python -m pytest tests/test_repo.py tests/test_layers.py
+
+bench: $(VENV)/bench.stamp
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-smoke: $(VENV)/test.stamp
+	$(BIN)/python -m benchmarks --smoke $(ARGS)
+
+doctor: $(VENV)/train.stamp
+	$(BIN)/python -m mixfast.doctor
+
+# The C++ kernels under the address and undefined-behaviour sanitizers, in a copy of their own.
+asan: $(VENV)/test.stamp
+	MIXFAST_CUDA=off CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
+	  $(BIN)/pip install --no-deps --upgrade --target build/asan .
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=build/asan $(BIN)/python -m pytest tests/ops $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _mixfast_*.so .*_cache .hypothesis

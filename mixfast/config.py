@@ -1,0 +1,199 @@
+"""What a run is made of: frozen dataclasses, the checks on their values, and their JSON form.
+
+Nothing is derived from another key while parsing: a value in here is the default, a preset's, or the user's.
+"""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import tyro
+
+from mixfast.augment.config import AugmentConfig
+from mixfast.data.config import DataConfig
+from mixfast.errors import ConfigError
+from mixfast.models.config import ModelConfig
+
+MethodConfig = TypeVar("MethodConfig")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """SGD without Nesterov, and its schedule; the defaults are the MoCo recipe on CIFAR."""
+
+    lr: float = 0.06  # at batch 512; never rescaled silently
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # on every trainable tensor, norms and biases too
+    schedule: Literal["cosine", "step"] = "cosine"  # the rate is constant inside an epoch
+    cosine_origin: Literal[0, 1] = 1  # number of the first epoch; 1: the last epoch runs at rate 0, as in the MoCo demo
+    steps: tuple[float, ...] = (0.6, 0.9)  # shares of the training after which `step` multiplies the rate
+    step_factor: float = 0.1
+    warmup_epochs: int = 0  # linear increase over the first epochs, on top of the schedule
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop and the machine it runs on."""
+
+    epochs: int = 200
+    batch_size: int = 512  # images per optimiser step
+    accumulate: int = 1  # micro-batches per optimiser step; EMA and enqueueing happen once per optimiser step
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on GPUs from Ampere on, fp32 elsewhere
+    memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"  # auto: channels_last
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    threads: int = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota of this process
+    deterministic: bool = False  # only deterministic kernels; needed on a GPU for a bit-exact resume
+    log_every: int = 50  # optimiser steps between records; an epoch's end is always one
+    tensorboard: bool = False  # also write the records for TensorBoard (extra package)
+    checkpoint_every: int = 1  # epochs between checkpoints; 0: only at the end and on a signal
+    checkpoint_seconds: float = 600.0  # a checkpoint inside an epoch when the last one is older; 0: never
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """The weighted kNN classifier on z (head) and h (pooled features)."""
+
+    every: int = 10  # epochs between evaluations; 0: only after the last epoch
+    k: int = 200  # neighbours
+    temperature: float = 0.1
+    batch_size: int = 512  # images per forward pass
+    baselines: bool = True  # score raw pixels and the untrained network before training
+
+
+@dataclass(frozen=True)
+class RunConfig(Generic[MethodConfig]):
+    """Everything that decides the result of a run."""
+
+    method_name: Annotated[str, tyro.conf.arg(name="method")]  # file in mixfast/methods, or the dotted name of a module
+    method: MethodConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    seed: int = 0
+    compare: tuple[str, ...] = ()  # methods trained beside this one under the same encoder budget
+
+
+# Keys that a resumed run may change: they move a run to another place or machine, or change when it is saved.
+FREE_ON_RESUME = frozenset(
+    {"train.device", "train.threads", "train.tensorboard", "train.checkpoint_every", "train.checkpoint_seconds"}
+    | {"data.path", "data.test_path", "data.cache", "data.cache_dir", "data.workers", "data.download", "compare"}
+)
+
+_AT_LEAST: dict[str, float] = {
+    "optim.lr": 0,
+    "optim.momentum": 0,
+    "optim.weight_decay": 0,
+    "optim.step_factor": 0,
+    "optim.warmup_epochs": 0,
+    "train.epochs": 1,
+    "train.batch_size": 1,
+    "train.accumulate": 1,
+    "train.threads": 0,
+    "train.log_every": 1,
+    "train.checkpoint_every": 0,
+    "train.checkpoint_seconds": 0,
+    "eval.every": 0,
+    "eval.k": 1,
+    "eval.batch_size": 1,
+}
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"optim.lr": 0.06, ...}: every value by the key that sets it on the command line."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat.update(flatten(value, f"{prefix}{item.name}."))
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def replace(config: Any, values: dict[str, Any]) -> Any:
+    """A copy of `config` with the values of some dotted keys changed; KeyError if there is no such key."""
+    for key, value in values.items():
+        head, _, rest = key.partition(".")
+        if head not in {item.name for item in dataclasses.fields(config)}:
+            raise KeyError(key)
+        new = replace(getattr(config, head), {rest: value}) if rest else value
+        config = dataclasses.replace(config, **{head: new})
+    return config
+
+
+def from_dict(cls: type, data: dict[str, Any], method_config: type) -> Any:
+    """The inverse of `dataclasses.asdict` after a round trip through JSON, which turns tuples into lists."""
+    hints = typing.get_type_hints(cls)
+    names = {item.name for item in dataclasses.fields(cls)}
+    if unknown := sorted(set(data) - names):
+        raise ConfigError(f"{cls.__name__} has no key {', '.join(unknown)}: written by another version of mixfast?")
+    values = {}
+    for name, value in data.items():
+        hint = method_config if hints[name] is MethodConfig else hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(typing.cast(type, hint), value, method_config)
+        values[name] = _tuples(value) if _holds_tuple(hint) else value
+    return cls(**values)
+
+
+def _holds_tuple(hint: Any) -> bool:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    return any(typing.get_origin(option) is tuple for option in options)
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
+
+
+def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+    """One line per key in which two flat configurations differ, keys that a resumed run may change left out."""
+    keys = [key for key in dict.fromkeys([*saved, *wanted]) if key not in FREE_ON_RESUME]
+    missing = "(absent)"
+    pairs = [(key, saved.get(key, missing), wanted.get(key, missing)) for key in keys]
+    return [f"{key}: saved {old!r}, wanted {new!r}" for key, old, new in pairs if old != new]
+
+
+def validate(config: RunConfig[Any]) -> None:
+    """Raise one ConfigError that lists every impossible value of this file's sections, and combinations with others."""
+    flat = flatten(config)
+    problems = [
+        f"--{key} must be at least {least}; got {flat[key]}"
+        for key, least in _AT_LEAST.items()
+        if not flat[key] >= least
+    ]
+    if not config.eval.temperature > 0:
+        problems.append(f"--eval.temperature must be above 0; got {config.eval.temperature}")
+    if not all(0 < share < 1 for share in config.optim.steps):
+        problems.append(f"--optim.steps must be shares of the training between 0 and 1; got {config.optim.steps}")
+    if not problems:
+        problems = _batch_problems(config)
+    if problems:
+        raise ConfigError("\n".join(problems))
+
+
+def _batch_problems(config: RunConfig[Any]) -> list[str]:
+    batch, micro, splits = config.train.batch_size, config.train.accumulate, config.model.bn_splits
+    problems = []
+    if batch % (micro * splits):
+        problems.append(
+            f"--train.batch_size must be a multiple of --train.accumulate {micro} times --model.bn_splits {splits}; "
+            f"got {batch}, nearest: {nearest_multiple(batch, micro * splits)}"
+        )
+    queue = getattr(config.method, "queue_size", None)
+    rows = batch * (2 if getattr(config.method, "symmetric", False) else 1)  # keys enqueued per optimiser step
+    if queue is not None and queue % rows:
+        problems.append(
+            f"--method.queue_size must be a multiple of the {rows} keys that a step enqueues "
+            f"(--train.batch_size {batch}); got {queue}, nearest: {nearest_multiple(queue, rows)}"
+        )
+    return problems
+
+
+def nearest_multiple(value: int, of: int) -> int:
+    """The positive multiple of `of` that is closest to `value`."""
+    return max(1, round(value / of)) * of

@@ -1,0 +1,83 @@
+"""What a person sees: lines, and on a terminal a progress bar below them. Every line also goes to log.txt."""
+
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+QUIET_SECONDS = 30.0  # a record inside an epoch gets a line of its own only after so long a silence
+
+
+class Console:
+    """Lines to stdout and to log.txt; `with console:` shows the progress bar where stdout is a terminal."""
+
+    def __init__(self, log_path: Path | None = None):
+        self.log_path = log_path
+        self._progress: Progress | None = None
+        self._last_line = time.monotonic()
+
+    def line(self, text: str = "") -> None:
+        """Print one or more lines, and append them to log.txt."""
+        self._last_line = time.monotonic()
+        if self._progress:
+            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+        self.log(text)
+
+    def log(self, text: str) -> None:
+        """Append to log.txt only."""
+        if self.log_path:
+            with open(self.log_path, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def silent_for_long(self) -> bool:
+        """Whether a plain log should show a sign of life."""
+        return self._progress is None and time.monotonic() - self._last_line > QUIET_SECONDS
+
+    def __enter__(self) -> "Console":
+        if sys.stdout.isatty():
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
+            self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            self._progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def task(self, name: str, total: int) -> "Task":
+        """A bar of `total` steps."""
+        return Task(self._progress, name, total)
+
+
+class Task:
+    """One bar; nothing without a terminal."""
+
+    def __init__(self, progress: "Progress | None", name: str, total: int):
+        self._progress = progress
+        self._id: Any = progress.add_task(name, total=total, note="") if progress else None
+
+    def update(self, done: int, note: str) -> None:
+        """Move the bar to `done` steps and show a note behind it."""
+        if self._progress:
+            self._progress.update(self._id, completed=done, note=note)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._progress:
+            self._progress.remove_task(self._id)
+
+
+def duration(seconds: float) -> str:
+    """A duration as h:mm:ss or m:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,218 @@
+"""Decode image files into one uint8 tensor, and keep it in a cache file.
+
+Each image is cut to its central square and resized to the wanted side in one step, which is "resize the shorter side,
+then centre-crop" without the intermediate rounding; an image that has the size already keeps its pixels. JPEGs are
+decoded at the smallest scale that is still large enough.
+"""
+
+import hashlib
+import os
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mixfast.data.config import DataConfig
+from mixfast.errors import DataError
+
+_FORMAT = 1  # of the cache file; a change makes old files count as absent
+_FILES_PER_TASK = 64
+_SMALL_FILE = 16 * 1024  # bytes; below, Python's own work outweighs the decoding
+_SECONDS_PER_LINE = 10.0
+Say = Callable[[str], None]
+
+
+def read(root: Path, files: Sequence[str], size: int, cfg: DataConfig, say: Say) -> tuple[Tensor, Tensor]:
+    """The images at `files` below `root`, from the cache if they are unchanged since they were put there.
+
+    Files that cannot be decoded are left out, counted and named in a line of `say`.
+
+    Returns:
+        (images, readable): uint8 [R, 3, size, size], and the int64 [R] positions in `files` that could be read.
+
+    Raises:
+        DataError: no file could be read, or the images would not fit in memory.
+    """
+    _check_memory(len(files), size, root)
+    cached = _cache_file(root, files, size, cfg) if cfg.cache else None
+    if cached is not None and cached.exists():
+        try:
+            with np.load(cached, allow_pickle=False) as archive:
+                return torch.from_numpy(archive["images"]), torch.from_numpy(archive["readable"])
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            say(f"cache {cached} is damaged ({error}); decoding again")
+    images, readable = decode(root, files, size, cfg.workers, say)
+    if cached is not None:
+        _store(cached, images, readable, say)
+    return images, readable
+
+
+def decode(root: Path, files: Sequence[str], size: int, workers: int | None, say: Say) -> tuple[Tensor, Tensor]:
+    """Decode without a cache; see `read`.
+
+    Threads, not processes: Pillow decodes and resizes outside Python's lock, and a new process would spend longer on
+    importing torch than on decoding 10,000 small images. For small files the lock is all there is, and one thread is
+    the fastest.
+    """
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    pixels = images.numpy()
+    failed: dict[int, str] = {}
+
+    def fill(start: int) -> int:
+        part = range(start, min(start + _FILES_PER_TASK, len(files)))
+        for i in part:
+            try:
+                pixels[i] = decode_file(root / files[i], size).transpose(2, 0, 1)
+            except Exception as error:  # Pillow raises whatever a broken file leads it to
+                failed[i] = f"{type(error).__name__}: {error}"
+        return len(part)
+
+    starts = range(0, len(files), _FILES_PER_TASK)
+    with _progress(f"decoding {root}", len(files), say) as advance:
+        if workers is None:
+            workers = cores() if _mean_bytes(root, files) > _SMALL_FILE else 0
+        if workers == 0:
+            for start in starts:
+                advance(fill(start))
+        else:
+            pool = ThreadPoolExecutor(workers)
+            try:
+                for count in pool.map(fill, starts):
+                    advance(count)
+            finally:  # an interrupt must not wait for the files that are still queued
+                pool.shutdown(wait=True, cancel_futures=True)
+    if not failed:
+        return images, torch.arange(len(files))
+    first = min(failed)
+    what = f"{len(failed)} of {len(files)} image files under {root} could not be read; the first is "
+    what += f"{files[first]} ({failed[first]})"
+    if len(failed) == len(files):
+        raise DataError(f"{what}. Check that they are images, and complete.")
+    say(f"{what}. They are left out.")
+    return _compact(images, failed)
+
+
+def _compact(images: Tensor, failed: dict[int, str]) -> tuple[Tensor, Tensor]:
+    """Close the gaps in place: a second copy might not fit."""
+    keep = torch.ones(len(images), dtype=torch.bool)
+    keep[list(failed)] = False
+    readable = keep.nonzero().flatten()
+    for start in range(0, len(readable), 1024):  # position i comes from readable[i] >= i: nothing unread is lost
+        source = readable[start : start + 1024]
+        images[start : start + len(source)] = images[source]
+    return images[: len(readable)], readable
+
+
+def decode_file(path: Path, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """uint8 [size, size, 3], RGB, upright; greyscale is repeated and transparency dropped."""
+    from PIL import ExifTags, Image, ImageOps
+
+    with Image.open(path) as image:
+        if image.mode[0] in "IF":  # conversion would clip, not scale
+            raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
+        image.draft("RGB", (size, size))
+        image.load()
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        upright = ImageOps.exif_transpose(image) if turned else image
+        upright = upright if upright.mode == "RGB" else upright.convert("RGB")
+    width, height = upright.size
+    if (width, height) != (size, size):
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        square = (left, top, left + side, top + side)
+        upright = upright.resize((size, size), Image.Resampling.BILINEAR, box=square, reducing_gap=3.0)
+    return np.asarray(upright)
+
+
+def _mean_bytes(root: Path, files: Sequence[str]) -> float:
+    """Mean size of about 100 of the files."""
+    some = files[:: 1 + len(files) // 100]
+    return sum(os.stat(root / file).st_size for file in some) / len(some)
+
+
+def cores() -> int:
+    """CPU cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _progress(title: str, total: int, say: Say) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal, else a line every ten seconds; yields a function that counts files."""
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import Progress
+
+        with Progress(console=Console(stderr=True), transient=True) as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda count: bar.advance(task, count)
+        return
+    done, start = 0, time.monotonic()
+    spoken = start
+
+    def advance(count: int) -> None:
+        nonlocal done, spoken
+        done += count
+        now = time.monotonic()
+        if now - spoken > _SECONDS_PER_LINE:
+            spoken = now
+            say(f"{title}: {done:,} of {total:,} files, {done / (now - start):,.0f}/s")
+
+    yield advance
+
+
+def _cache_file(root: Path, files: Sequence[str], size: int, cfg: DataConfig) -> Path:
+    """Where the decoded images belong: the name changes with every file's name, size and time, and with `size`."""
+    if cfg.cache_dir is not None:
+        folder = Path(cfg.cache_dir).expanduser()
+    else:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixfast"
+    base = root.resolve()
+    digest = hashlib.sha256(f"{_FORMAT}\0{base}\0{size}\0".encode())
+    for file in files:
+        stat = os.stat(base / file)
+        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+    return folder / f"{base.name}-{size}px-{digest.hexdigest()[:20]}.npz"
+
+
+def _store(path: Path, images: Tensor, readable: Tensor, say: Say) -> None:
+    """Write beside, then rename: another run sees the whole file or none. A full or read-only disk costs the cache."""
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(fresh, "wb") as file:
+            np.savez(file, images=images.numpy(), readable=readable.numpy())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(fresh, path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        say(f"the decoded images were not cached: {error}")
+
+
+def _check_memory(count: int, size: int, root: Path) -> None:
+    need, free = count * 3 * size**2, available_bytes()
+    if free is not None and need > 0.9 * free:
+        raise DataError(
+            f"{root}: {count:,} images of {size} px need {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
+            "free. Use --data.limit or a smaller --data.size."
+        )
+
+
+def available_bytes() -> int | None:
+    """Memory that can still be had: the system's, cut by the control group's limit; None where neither is known."""
+    found = []
+    with suppress(OSError, KeyError, ValueError), open("/proc/meminfo") as file:
+        lines = dict(line.split(":", 1) for line in file)
+        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    group = Path("/sys/fs/cgroup")
+    with suppress(OSError, ValueError):  # no control groups, or "max"
+        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return min(found, default=None)

@@ -1,0 +1,78 @@
+"""Sets of images in memory."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_CHUNK = 1024  # images summed at once
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """N images in memory; `boxes` and `masks` are there where the data set knows them."""
+
+    images: Tensor  # uint8 [N, 3, H, W], RGB
+    labels: Tensor  # int64 [N]; -1 for an image without a class
+    class_names: tuple[str, ...]
+    boxes: Tensor | None = None  # int64 [N, 4] as (x0, y0, x1, y1), half-open, in pixels
+    masks: Tensor | None = None  # uint8 [N, H, W], 1 on the object
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def labelled(self) -> bool:
+        """Whether every image has a class, so that kNN can be scored."""
+        return bool((self.labels >= 0).all())
+
+    def take(self, index: Tensor) -> "ImageSet":
+        """The images at `index`, int64 [M]."""
+        return replace(
+            self,
+            images=self.images[index],
+            labels=self.labels[index],
+            boxes=None if self.boxes is None else self.boxes[index],
+            masks=None if self.masks is None else self.masks[index],
+        )
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set ready for a run."""
+
+    train: ImageSet
+    test: ImageSet
+    mean: tuple[float, ...]  # of the three channels, in units of [0, 1]
+    std: tuple[float, ...]
+    name: str
+
+
+def first_balanced(labels: Tensor, limit: int) -> Tensor:
+    """Indices (int64, ascending) of `limit` images taken class by class in turn, earliest first.
+
+    Class sizes differ by at most one while no class runs out; unlabelled images count as one class.
+    """
+    order = torch.argsort(labels, stable=True)
+    ordered = labels[order]
+    rank = torch.empty_like(labels)
+    starts = torch.searchsorted(ordered, ordered)  # where each label's run begins
+    rank[order] = torch.arange(len(labels)) - starts
+    return torch.argsort(rank, stable=True)[:limit].sort().values
+
+
+def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of uint8 [N, 3, H, W] in units of [0, 1], from exact integer sums."""
+    total = torch.zeros(3, dtype=torch.int64)
+    squares = torch.zeros(3, dtype=torch.int64)
+    for part in images.split(_CHUNK):
+        values = part.transpose(0, 1).flatten(1)
+        counts = torch.stack([torch.bincount(channel, minlength=256) for channel in values])
+        level = torch.arange(256)
+        total += (counts * level).sum(1)
+        squares += (counts * level**2).sum(1)
+    count = images.numel() // 3
+    mean = total.double() / count
+    variance = squares.double() / count - mean**2
+    std = variance.clamp(min=1e-4).sqrt()  # a constant channel must not divide by 0: 1/100 of a grey level
+    return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

@@ -1,0 +1,76 @@
+"""Batches of images that already live on the training device."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Batches:
+    """Endless epochs over N images: a new permutation for each, full batches only.
+
+    `epoch()` yields the rest of the current epoch. The position is part of the state: loaded into another object, it
+    continues with the very next batch, whether that lies inside an epoch or not.
+    """
+
+    def __init__(self, images: Tensor, batch_size: int, generator: torch.Generator):
+        """
+        Args:
+            images: [N, ...], on any device.
+            batch_size: at most N; the last N mod batch_size images of each permutation are left out.
+            generator: draws the permutations, on its own device; use one for nothing else.
+        """
+        if not 1 <= batch_size <= len(images):
+            raise ValueError(
+                f"Batches: batch_size must be from 1 to the number of images, {len(images)}; got {batch_size}. "
+                "Use a smaller batch or more images."
+            )
+        self.images = images
+        self.batch_size = batch_size
+        self.generator = generator
+        self._next = 0  # batch of the current epoch
+        self._order: Tensor | None = None  # of the current epoch; None between epochs
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return len(self.images) // self.batch_size
+
+    def epoch(self) -> Iterator[Tensor]:
+        """Yield the batches [batch_size, ...] that the current epoch still has, then stop."""
+        for index in self.epoch_indices():
+            yield self.images[index]
+
+    def epoch_indices(self) -> Iterator[Tensor]:
+        """The same as int64 [batch_size] indices into the images, on the images' device."""
+        if self._order is None:
+            order = torch.randperm(len(self.images), generator=self.generator, device=self.generator.device)
+            self._order = order.to(self.images.device)
+        order = self._order
+        while self._next < len(self):
+            start = self._next * self.batch_size
+            # counted before it is handed out: a state saved while the batch is in use points past it
+            self._next += 1
+            yield order[start : start + self.batch_size]
+        self._order, self._next = None, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and permutation; the generator is checkpointed by its owner."""
+        return {
+            "next": self._next,
+            "order": None if self._order is None else self._order.cpu(),
+            "images": len(self.images),
+            "batch_size": self.batch_size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was called.
+
+        Raises:
+            ValueError: the state belongs to another number of images or another batch size.
+        """
+        for name, here in (("images", len(self.images)), ("batch_size", self.batch_size)):
+            if state[name] != here:
+                raise ValueError(f"Batches: the saved position is for {name} = {state[name]}, this run has {here}.")
+        self._next = state["next"]
+        self._order = None if state["order"] is None else state["order"].to(self.images.device)

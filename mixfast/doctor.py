@@ -1,0 +1,96 @@
+"""`python -m mixfast.doctor`: versions, devices, and which backend of which operation can run here, or why not."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+import mixfast
+from mixfast.ops import _native
+
+PACKAGES = ("numpy", "pillow", "tyro", "rich", "safetensors", "matplotlib", "torchvision", "triton")
+
+
+def main() -> None:
+    """Print the report; it goes into bug reports, so it holds no secrets and needs nothing but torch."""
+    for title, rows in (
+        ("versions", versions()),
+        ("compiled modules", modules()),
+        ("devices", devices()),
+        ("environment", environment()),
+        ("operations", operations()),
+    ):
+        print(title)
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            print(f"  {name:<{width}}  {value}")
+
+
+def versions() -> list[tuple[str, str]]:
+    """(name, version) of mixfast, Python, torch and the packages that parts of mixfast use."""
+    where = Path(mixfast.__file__).parent
+    runtime = torch.version.cuda or torch.version.hip
+    rows = [
+        ("mixfast", f"{mixfast.__version__} from {where}"),
+        ("python", f"{platform.python_version()} from {sys.executable}"),
+        ("torch", f"{torch.__version__} ({f'CUDA runtime {runtime}' if runtime else 'CPU only'})"),
+    ]
+    return rows + [(name, _version(name)) for name in PACKAGES]
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def modules() -> list[tuple[str, str]]:
+    """(module, file and interface number, or the reason why it is not there)."""
+    return [
+        ("_mixfast_C", _describe(_native.cpu, _native.cpu_error)),
+        ("_mixfast_cuda", _describe(_native.cuda, _native.cuda_error)),
+    ]
+
+
+def _describe(module: ModuleType | None, error: str) -> str:
+    if module is None:
+        return error
+    codes = [code.split("-") for code in getattr(module, "archs", "").split(",") if code]
+    built = " ".join(f"sm_{arch}" if kind == "real" else f"compute_{arch} (PTX)" for arch, kind in codes)
+    return f"interface {module.ABI} from {module.__file__}" + (f" for {built}" if built else "")
+
+
+def devices() -> list[tuple[str, str]]:
+    """(device, name and size); the CPU first."""
+    rows = [("cpu", f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")]
+    if not torch.backends.cuda.is_built():
+        return [*rows, ("cuda", "this torch is built without CUDA")]
+    if not torch.cuda.is_available():
+        return [*rows, ("cuda", "no GPU that its driver offers to torch")]
+    for index in range(torch.cuda.device_count()):
+        found = torch.cuda.get_device_properties(index)
+        size = found.total_memory / 2**30
+        rows.append((f"cuda:{index}", f"{found.name}, sm_{found.major}{found.minor}, {size:.0f} GiB"))
+    return rows
+
+
+def environment() -> list[tuple[str, str]]:
+    """The two environment variables of mixfast; the second one is read when the package is built."""
+    return [
+        ("MIXFAST_BACKEND", os.environ.get("MIXFAST_BACKEND", "not set: auto")),
+        ("MIXFAST_CUDA", os.environ.get("MIXFAST_CUDA", "not set: auto") + " (read when the package is built)"),
+    ]
+
+
+def operations() -> list[tuple[str, str]]:
+    """("operation backend", "available" or the reason why not), in the order in which "auto" tries them."""
+    return [(f"{op} {name}", why or "available") for op, row in mixfast.backends().items() for name, why in row.items()]
+
+
+if __name__ == "__main__":
+    main()

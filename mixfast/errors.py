@@ -1,0 +1,43 @@
+"""Errors a user can act on; the command lines turn each into its exit code (docs/reproduce.md lists them)."""
+
+
+class UserError(Exception):
+    """Something the user can fix. The message says what is wrong, where, and what to do; one sentence each."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """A bad option, value, preset or combination."""
+
+    exit_code = 2
+
+
+class DataError(UserError):
+    """Data that is missing, empty, unreadable, or of the wrong shape."""
+
+    exit_code = 3
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is absent, truncated, or belongs to another run."""
+
+    exit_code = 4
+
+
+class NonFiniteError(UserError):
+    """A loss or gradient that is NaN or infinite."""
+
+    exit_code = 5
+
+
+class OutOfMemoryError(UserError):
+    """The device ran out of memory."""
+
+    exit_code = 6
+
+
+class PlatformError(UserError):
+    """A device, a compiled part or an optional package that this machine lacks."""
+
+    exit_code = 7

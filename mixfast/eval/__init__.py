@@ -1,0 +1,1 @@
+"""Scores of a trained encoder that need no further training."""

@@ -1,0 +1,54 @@
+"""Features of a whole image set, in evaluation mode."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Features(NamedTuple):
+    """What the evaluations read, float32: z [N, D] head output, h [N, C] pooled backbone features."""
+
+    z: Tensor
+    h: Tensor
+
+
+@torch.no_grad()
+def extract(
+    encoder: nn.Module,
+    images: Tensor,
+    normalise: Callable[[Tensor], Tensor],
+    batch_size: int = 512,
+    stop: Callable[[], object] = lambda: None,
+) -> Features:
+    """Features of every image by `encoder` in evaluation mode; its mode is restored afterwards.
+
+    Args:
+        encoder: returns an object with fields `z` [n, D] and `h` [n, C].
+        images: [N, 3, H, W] uint8.
+        normalise: uint8 batch -> the float batch that the encoder was trained on, without augmentation.
+        batch_size: images per forward pass.
+        stop: called before every batch; an exception in it ends the extraction.
+    """
+    z, h = [], []
+    with evaluation_mode(encoder):
+        for batch in images.split(batch_size):
+            stop()
+            out = encoder(normalise(batch))
+            z.append(out.z.float())
+            h.append(out.h.float())
+    return Features(torch.cat(z), torch.cat(h))
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """`module.eval()` for the block; every submodule gets its own mode back."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training

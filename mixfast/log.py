@@ -1,0 +1,114 @@
+"""What a run writes down: running means that stay on the device until they are printed, and the metrics files.
+
+Every record is one JSON object on a line of metrics.jsonl. Fields whose name begins with `time_` or `images_per_s`
+depend on the machine; all others are the same bits in a resumed run as in an uninterrupted one.
+"""
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixfast.errors import PlatformError
+
+
+class Meter:
+    """Means of named scalars over the steps since the last record, summed on the device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Add one step's scalars; no copy to the host."""
+        for name, value in values.items():
+            value = value.detach().float()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+        self.count += 1
+
+    def means(self) -> dict[str, float]:
+        """The means so far, as numbers; starts again from nothing. Waits for the device."""
+        if not self.count:
+            return {}
+        means = (torch.stack(list(self._sums.values())) / self.count).tolist()
+        names, self._sums, self.count = list(self._sums), {}, 0
+        return dict(zip(names, means, strict=True))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "sums": dict(self._sums)}
+
+    def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
+        self.count = state["count"]
+        self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+
+
+class TensorBoard:
+    """Mirrors records as scalars, for TensorBoard."""
+
+    def __init__(self, folder: Path, step: int):
+        """Events go to `folder`; those of an earlier start after `step` are hidden.
+
+        Raises:
+            PlatformError: the package tensorboard is not installed.
+        """
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise PlatformError(
+                f"--train.tensorboard needs a package that is missing ({error}): pip install 'mixfast[tensorboard]'. "
+                "Without it, metrics.jsonl and metrics.csv hold the same numbers."
+            ) from error
+        self._writer: Any = SummaryWriter(str(folder), purge_step=step)
+
+    def write(self, record: dict[str, Any]) -> None:
+        """One scalar per number of the record."""
+        for name, value in record.items():
+            if isinstance(value, int | float) and name != "step":
+                self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
+        self._writer.flush()
+
+
+class Metrics:
+    """metrics.jsonl and metrics.csv of a run folder."""
+
+    def __init__(self, folder: Path):
+        self.path = folder / "metrics.jsonl"
+        self._csv = folder / "metrics.csv"
+        self.mirror: TensorBoard | None = None
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; the operating system has it when this returns."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        if self.mirror:
+            self.mirror.write(record)
+
+    def position(self) -> int:
+        """Bytes written so far: what a checkpoint remembers."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def truncate(self, position: int) -> None:
+        """Forget the records written after the checkpoint that remembers `position`."""
+        if self.position() > position:
+            os.truncate(self.path, position)
+
+    def read(self) -> list[dict[str, Any]]:
+        """All records, oldest first."""
+        if not self.path.exists():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def write_csv(self) -> None:
+        """The same records as a table; a cell is empty where a record has no such field."""
+        records = self.read()
+        columns = list(dict.fromkeys(name for record in records for name in record))
+        fresh = self._csv.with_suffix(".csv.tmp")
+        with open(fresh, "w", newline="", encoding="utf-8") as file:
+            table = csv.DictWriter(file, columns)
+            table.writeheader()
+            table.writerows(records)
+        os.replace(fresh, self._csv)

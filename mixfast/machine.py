@@ -1,0 +1,161 @@
+"""The machine a run is on: device, threads, precision, and what to write down about all of it."""
+
+import ctypes
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mixfast
+from mixfast.errors import ConfigError, PlatformError
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of `--train.device`: auto is the first GPU, else the CPU.
+
+    Raises:
+        ConfigError: not a device this trainer knows. PlatformError: this machine has no such device.
+    """
+    if wanted == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = wanted.partition(":")
+    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise ConfigError(f"--train.device {wanted}: must be auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
+        raise PlatformError(
+            f"--train.device {wanted}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs. "
+            "Use --train.device cpu, or install a build of torch for your GPU and driver (https://pytorch.org)."
+        )
+    return torch.device(wanted)
+
+
+def cpu_quota() -> int:
+    """CPU cores this process may use at once: its affinity, cut by the quota of its control group."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for quota, period in (_cgroup_v2(), _cgroup_v1()):
+        if quota > 0 and period > 0:
+            cores = min(cores, max(1, round(quota / period)))
+    return cores
+
+
+def _cgroup_v2() -> tuple[float, float]:
+    words = _read("/sys/fs/cgroup/cpu.max").split()
+    return (float(words[0]), float(words[1])) if len(words) == 2 and words[0] != "max" else (0.0, 0.0)
+
+
+def _cgroup_v1() -> tuple[float, float]:
+    quota, period = (_read(f"/sys/fs/cgroup/cpu/cpu.cfs_{name}_us") for name in ("quota", "period"))
+    return (float(quota), float(period)) if quota and period else (0.0, 0.0)
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
+
+
+def set_threads(wanted: int) -> int:
+    """Give torch `wanted` threads; 0 leaves OMP_NUM_THREADS in charge if set, else takes the quota. Returns the count.
+
+    More threads than the quota are not only slower: they burn several times the CPU time while they wait.
+    """
+    if wanted or not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(wanted or cpu_quota())
+    return torch.get_num_threads()
+
+
+def set_determinism(wanted: bool) -> None:
+    """Allow only deterministic kernels, or let cuDNN time its kernels and take the fastest."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without it
+        torch.utils.deterministic.fill_uninitialized_memory = False  # for tests: it costs a write of every buffer
+    if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: seconds
+        torch.use_deterministic_algorithms(wanted)
+    torch.backends.cudnn.benchmark = not wanted
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep large blocks that are freed instead of giving them back to the kernel; whether it did.
+
+    A training step frees and asks again for the same large tensors. By default each comes from the kernel anew, page
+    by page: 15 to 20 % of the time of a step on a CPU. Process-wide, so only the training command does it.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):  # not Linux, or another C library
+        return False
+    mmap_threshold, trim_threshold = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
+    return bool(mallopt(mmap_threshold, 1 << 30) and mallopt(trim_threshold, (1 << 31) - 1))
+
+
+def pick_precision(wanted: str, device: torch.device) -> str:
+    """fp32 or bf16. auto: bf16 autocast from Ampere on; fp32 on a CPU, where bf16 was measured slower without AMX."""
+    if wanted != "auto":
+        return wanted
+    return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+
+
+def pick_memory_format(wanted: str) -> torch.memory_format:
+    """channels_last unless told otherwise: the fastest layout in every CPU measurement, and what cuDNN prefers."""
+    return torch.contiguous_format if wanted == "contiguous" else torch.channels_last
+
+
+def kernels(device: torch.device) -> str:
+    """For each operation the backend that "auto" would take first on `device`, as one phrase."""
+    fitting = ("cpu", "reference") if device.type == "cpu" else ("cuda", "triton", "reference")
+    chosen = {op: [b for b in fitting if found.get(b, "") is None] for op, found in mixfast.backends().items()}
+    return ", ".join(f"{op} {names[0] if names else 'none'}" for op, names in chosen.items())
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of a GPU, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def environment(device: torch.device, **facts: Any) -> dict[str, Any]:
+    """Versions, hardware, threads, backends and git state, for env.json; and further facts."""
+    gpu = {}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        gpu = {"gpu": properties.name, "gpu_memory_bytes": properties.total_memory, "cuda": torch.version.cuda}
+    return {
+        "mixfast": mixfast.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": cpu_quota(),
+        "threads": torch.get_num_threads(),
+        "device": str(device),
+        **gpu,
+        "backends": mixfast.backends(),
+        "git": git_state(Path(__file__).parent),
+        "argv": sys.argv,
+        **facts,
+    }
+
+
+def _cpu_name() -> str:
+    lines = [line for line in _read("/proc/cpuinfo").splitlines() if line.startswith("model name")]
+    return lines[0].partition(":")[2].strip() if lines else platform.processor()
+
+
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit, and whether tracked files differ from it; None outside a checkout."""
+    commit, status = (_git(folder, *words) for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "-uno")))
+    return None if commit is None else {"commit": commit, "modified": bool(status)}
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,44 @@
+"""Methods by name. The name is the file: mixfast/methods/moco.py is "moco"; a dotted name is a module elsewhere."""
+
+import difflib
+import importlib
+import pkgutil
+
+from mixfast.errors import ConfigError
+from mixfast.methods.base import Method, Step
+
+__all__ = ["MODIFIERS", "Method", "Step", "load", "names"]
+
+# Settings that change any preset, by full option name. "paper_literal": the optimiser as the paper prints it. Its
+# learning rate is 20 times smaller than the one the published code uses.
+MODIFIERS: dict[str, dict[str, object]] = {"paper_literal": {"optim.lr": 3e-3, "optim.weight_decay": 1e-4}}
+
+
+def names() -> list[str]:
+    """The methods of this package, in alphabetical order."""
+    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.name.startswith("_"))
+
+
+def load(name: str) -> type[Method]:
+    """The method called `name`, or the METHOD of the module whose dotted path is `name`."""
+    if "." not in name and name not in names():
+        near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
+        raise ConfigError(
+            f"method: there is no {name!r}; "
+            + (f"did you mean {' or '.join(near)}? " if near else "")
+            + f"Known: {', '.join(names())}; or the dotted path of a module with a METHOD, such as my_lab.my_method."
+        )
+    path = name if "." in name else f"{__name__}.{name}"
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise  # the module exists, and something that it imports does not
+        raise ConfigError(
+            f"method: cannot import {path!r} (no module named {error.name!r}); run from the folder that holds it, "
+            "or put that folder on PYTHONPATH."
+        ) from error
+    method = getattr(module, "METHOD", None)
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise ConfigError(f"method: {path} must define METHOD, a subclass of mixfast.methods.Method; got {method!r}.")
+    return method

@@ -1,0 +1,60 @@
+"""What every method is: a module that turns images into views, views into a loss, and keys into state."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from mixfast.models import Encoder
+from mixfast.rng import Generators
+
+
+@dataclass(frozen=True)
+class Step:
+    """Result of one training step."""
+
+    loss: Tensor  # scalar to differentiate
+    parts: dict[str, Tensor]  # detached scalars for the log, on the device
+    carry: dict[str, Tensor]  # [n, ...] each: what `Method.update` takes once the gradient has been computed
+
+
+class Method(nn.Module):
+    """A self-supervised method. A file that defines a subclass and names it METHOD is all it takes to add one.
+
+    The training loop calls, per optimiser step: `begin()`; then for each (micro-)batch `views`, `step` and backward of
+    the loss; then the optimiser, and `update` with the carries of all micro-batches, concatenated along dimension 0.
+    None of them waits for the device. `state_dict()` holds all state but the generators.
+    """
+
+    Config: type[Any]  # frozen dataclass of the method's options
+    summary: str  # one line for lists and help
+
+    encoder: Encoder  # the trained network: what evaluation uses and what is exported
+
+    def __init__(self, config: Any, make_encoder: Callable[[], Encoder], generators: Generators):
+        """Build the networks on `generators.device`; draw from generators["weights"] and ["queue"]."""
+        super().__init__()
+        self.config = config
+
+    @classmethod
+    def check(cls, config: Any, batch: int) -> None:
+        """Raise ConfigError if `config` cannot work with `batch` images per optimiser step."""
+
+    def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
+        """uint8 images [B, 3, H, W] to everything a step needs, without parameters; draws from generators["mix"].
+
+        `augment` makes one random, normalised float32 view of each image per call. Entries [B, 3, H, W] are what the
+        report shows; boxes of a mixture "name" are int64 [B, 4] under "boxes_name".
+        """
+        raise NotImplementedError
+
+    def begin(self) -> None:
+        """Called once before each optimiser step; a follower moves here."""
+
+    def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
+        """The loss of these views. Changes nothing but batch-norm statistics; draws from generators["shuffle"]."""
+        raise NotImplementedError
+
+    def update(self, carry: dict[str, Tensor]) -> None:
+        """Called once after each optimiser step with what `step` returned as `carry`; queues move here."""

@@ -1,0 +1,6 @@
+"""Networks and the state that methods keep beside them. Modules here know no loss and no data."""
+
+from mixfast.models.config import ModelConfig, build_encoder
+from mixfast.models.encoder import Encoder, Encoding
+
+__all__ = ["Encoder", "Encoding", "ModelConfig", "build_encoder"]

@@ -1,0 +1,41 @@
+"""Encoder: a backbone and the head that turns its average pool into an embedding."""
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from mixfast.models.resnet import ResNet
+
+
+class Encoding(NamedTuple):
+    """What an encoder says of a batch of images."""
+
+    z: Tensor  # [B, D] embedding, not normalised
+    h: Tensor  # [B, C] average pool of the last map
+    map: Tensor  # [B, C', h, w] map of the layer that was asked for; the last by default
+
+
+class Encoder(nn.Module):
+    """z = head(mean over pixels of backbone(x))."""
+
+    def __init__(self, backbone: ResNet, head: nn.Module):
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    @property
+    def layers(self) -> int:
+        """Number of the backbone's last layer; 1 is the first."""
+        return len(self.backbone.channels)
+
+    @property
+    def dim(self) -> int:
+        """D, the size of the embedding."""
+        return [m for m in self.head.modules() if isinstance(m, nn.Linear)][-1].out_features
+
+    def forward(self, images: Tensor, layer: int | None = None) -> Encoding:
+        """[B, 3, H, W] normalised images to their `Encoding`; `layer` (1 ... `layers`) chooses the map."""
+        last = self.layers
+        features, chosen = self.backbone.maps(images, [last, layer or last])
+        h = features.mean(dim=(2, 3))
+        return Encoding(self.head(h), h, chosen)

@@ -1,0 +1,26 @@
+"""Initial weights drawn from a named generator."""
+
+import math
+
+import torch
+from torch import nn
+
+from mixfast.models.resnet import ResNet
+
+
+def initialise_(module: nn.Module, generator: torch.Generator) -> None:
+    """Redraw every weight of `module` from `generator`: torchvision's rule for ResNets.
+
+    Convolutions: Kaiming normal, fan out. Linear layers and the 3x3 stem that replaces torchvision's 7x7 one:
+    PyTorch's default, uniform in +-1 / sqrt(fan in), biases too. Batch norms keep the ones and zeros they start with.
+    """
+    default = {m.conv1 for m in module.modules() if isinstance(m, ResNet) and m.stem != "imagenet"}
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear) or layer in default:
+            assert isinstance(layer, nn.Linear | nn.Conv2d)
+            bound = 1 / math.sqrt(layer.weight[0].numel())
+            nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+            if layer.bias is not None:
+                nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+        elif isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu", generator=generator)

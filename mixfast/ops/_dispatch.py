@@ -1,0 +1,82 @@
+"""Which backend runs a call: a named one runs or raises, "auto" takes the first that has no reason to refuse.
+
+A backend of an operation is a module in that operation's folder; it is imported when it is first considered, so that
+Triton, say, is not imported on a machine that never uses it. A backend exists for an operation if its file does.
+
+The module answers `unavailable()`, why this machine cannot run it, and `why_not(*facts)`, why it cannot run this call;
+both None or a reason. `AUTO = False` keeps it out of "auto": it runs only when named.
+"""
+
+import functools
+import importlib
+import importlib.util
+import os
+import warnings
+from types import ModuleType
+
+FILES = {"cuda": "gpu_cuda", "triton": "gpu_triton", "cpu": "cpu_native", "reference": "reference"}
+OPERATIONS = ("masked_upsample_pool", "multi_queue_infonce")
+
+
+@functools.cache
+def load(operation: str, backend: str) -> ModuleType | None:
+    """The module that implements a backend of an operation, or None if there is none."""
+    name = f"mixfast.ops.{operation}.{FILES[backend]}"
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def module(operation: str, backend: str) -> ModuleType:
+    """The module of a backend that exists."""
+    found = load(operation, backend)
+    assert found is not None, f"{operation} has no backend {backend}"
+    return found
+
+
+def names(operation: str) -> list[str]:
+    """The backends that exist for an operation, in the order in which "auto" tries them."""
+    return [name for name in FILES if load(operation, name)]
+
+
+def backends() -> dict[str, dict[str, str | None]]:
+    """For each operation and backend: None if it can be used on this machine, else the reason why not."""
+    return {op: {name: module(op, name).unavailable() for name in names(op)} for op in OPERATIONS}
+
+
+def choose(operation: str, wanted: str, *facts: object) -> str:
+    """The name of the backend that runs this call; under torch.compile, chosen once, while tracing.
+
+    `wanted="auto"` is replaced by the environment variable MIXFAST_BACKEND if set. `facts` go to `why_not(*facts)`:
+    hashable constants such as the device's type and dtypes, no sizes and nothing that reads a tensor's values.
+    """
+    if wanted == "auto":
+        wanted = os.environ.get("MIXFAST_BACKEND", "auto")
+    return _choose(operation, wanted, facts)
+
+
+# What torch.compiler.assume_constant_result(choose) does, less its import of all of torch._dynamo, which takes seconds.
+choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@functools.cache
+def _choose(operation: str, wanted: str, facts: tuple[object, ...]) -> str:
+    existing = names(operation)
+    if wanted != "auto" and wanted not in existing:
+        raise ValueError(f"{operation}: backend must be auto, {', '.join(existing)}; got {wanted!r}")
+    refused = {}
+    for name in existing if wanted == "auto" else [wanted]:
+        backend = module(operation, name)
+        if wanted == "auto" and not getattr(backend, "AUTO", True):
+            continue
+        reason = backend.unavailable() or backend.why_not(*facts)
+        if reason is None:
+            if wanted == "auto" and name == "reference" and refused:
+                _warn_once(operation, "; ".join(f"{other}: {why}" for other, why in refused.items()))
+            return name
+        refused[name] = reason
+    reasons = "\n".join(f"  {name}: {reason}" for name, reason in refused.items())
+    raise RuntimeError(f"{operation}: no backend can run this call\n{reasons}")
+
+
+@functools.cache
+def _warn_once(operation: str, reasons: str) -> None:
+    warnings.warn(f"{operation}: using the slow reference implementation ({reasons})", stacklevel=5)

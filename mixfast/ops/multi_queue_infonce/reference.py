@@ -1,0 +1,46 @@
+"""multi_queue_infonce by its definition, in plain PyTorch: all logits of a term, then their cross entropy.
+
+Shares no code with the other backends, which are tested against it. Gradients, second ones too, are PyTorch's own.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def unavailable() -> str | None:
+    return None
+
+
+def why_not(device_type: str, dtype: torch.dtype, queue_dtype: torch.dtype) -> str | None:
+    return None
+
+
+def row_losses(
+    queries: Sequence[Tensor],
+    positives: Sequence[Tensor],
+    queues: Sequence[Tensor],
+    queue_index: Sequence[int],
+    temperature: Sequence[float] | Tensor,
+) -> list[Tensor]:
+    """The loss of every row, [N_t] for each term; `temperature` has one entry per term."""
+    with torch.autocast(queries[0].device.type, enabled=False):
+        return [
+            _term(query, positive, queues[queue], temperature[t])
+            for t, (query, positive, queue) in enumerate(zip(queries, positives, queue_index, strict=True))
+        ]
+
+
+def _term(query: Tensor, positive: Tensor, queue: Tensor, temperature: float | Tensor) -> Tensor:
+    statistics = torch.float64 if query.dtype == torch.float64 else torch.float32
+    query, positive, queue = query.to(statistics), positive.to(statistics), queue.to(statistics)
+    match = (query * positive).sum(1, keepdim=True)  # [N, 1]
+    logits = torch.cat([match, query @ queue.T], dim=1) / temperature  # [N, 1 + K]
+    return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device), reduction="none")
+
+
+def reduce(losses: Sequence[Tensor], reduction: str) -> Tensor:
+    """[T] means or sums of the row losses of each term."""
+    return torch.stack([loss.mean() if reduction == "mean" else loss.sum() for loss in losses])

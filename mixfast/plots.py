@@ -1,0 +1,120 @@
+"""The pictures of a run folder. matplotlib without its global state, drawn to files only."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Records = list[dict[str, Any]]
+GAP = 2  # pixels between the pictures of a grid
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> "tuple[Figure, Any]":
+    """A figure of the given size in inches, and its axes."""
+    from matplotlib.figure import Figure
+
+    page = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return page, page.subplots(rows, columns, squeeze=False)
+
+
+def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> None:
+    """Loss terms against epochs, one panel per run, with the line of guessing."""
+    page, axes = figure(5.2 * len(runs), 3.6, 1, len(runs))
+    for axis, (name, records) in zip(axes[0], runs.items(), strict=True):
+        train = [record for record in records if record["kind"] == "train"]
+        steps = max((record["step"] / record["epoch"] for record in train), default=1)
+        for term in term_names(train):
+            axis.plot([r["step"] / steps for r in train], [r[term] for r in train], label=term.replace("_", " "))
+        if chance is not None:
+            axis.axhline(chance, color="grey", linestyle=":", label=f"guessing: {chance:.2f}")
+        axis.set(title=name, xlabel="epoch", ylabel="InfoNCE of a term")
+        axis.legend(fontsize=7)
+    page.savefig(path)
+
+
+def term_names(train: Records) -> list[str]:
+    """The loss terms in the records: every mean that is neither the sum nor a fact about the run."""
+    facts = {"kind", "step", "epoch", "lr", "loss", "lam", "images_per_s"}
+    return [name for name in (train[0] if train else {}) if name not in facts and not name.startswith("time")]
+
+
+def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
+    """kNN accuracy on z and h against the share of each training that is done; baselines are horizontal lines."""
+    page, axes = figure(6.4, 4)
+    axis = axes[0][0]
+    for colour, (name, records) in zip(("C0", "C1", "C2", "C3", "C4", "C5") * 4, runs.items(), strict=False):
+        scores = [record for record in records if record["kind"] == "eval"]
+        epochs = scores[-1]["epoch"] if scores else 1
+        for key, style in (("knn_z", "-o"), ("knn_h", "--s")):
+            label = f"{name}, {key.removeprefix('knn_')}"
+            done = [100 * r["epoch"] / epochs for r in scores]
+            axis.plot(done, [r[key] for r in scores], style, color=colour, ms=3, label=label)
+    for style, record in zip((":", "-."), baselines, strict=False):
+        best = max(record[key] for key in ("knn_z", "knn_h") if key in record)
+        axis.axhline(best, color="grey", linestyle=style, label=f"{record['name']}: {best:.1f}")
+    axis.set(xlabel="share of the training, %", ylabel="weighted kNN, %")
+    axis.legend(fontsize=7)
+    page.savefig(path)
+
+
+def time_by_part(path: Path, runs: dict[str, dict[str, float]]) -> None:
+    """One stacked bar per run: seconds by part."""
+    page, axes = figure(7, 1.4 + 0.5 * len(runs))
+    axis = axes[0][0]
+    parts = list(dict.fromkeys(part for seconds in runs.values() for part in seconds))
+    left = [0.0] * len(runs)
+    for part in parts:
+        widths = [seconds.get(part, 0.0) for seconds in runs.values()]
+        axis.barh(list(runs), widths, left=left, label=part)
+        left = [begin + width for begin, width in zip(left, widths, strict=True)]
+    axis.invert_yaxis()
+    axis.set(xlabel="seconds")
+    page.legend(fontsize=7, ncols=5, loc="outside lower center")
+    page.savefig(path)
+
+
+def view_grid(
+    path: Path, images: Tensor, views: dict[str, Tensor], mean: Sequence[float], std: Sequence[float]
+) -> None:
+    """Columns of images: the sources, then every view; a view's boxes are drawn into it.
+
+    Args:
+        images: uint8 [B, 3, H, W].
+        views: what `Method.views` returned; 4-D entries are drawn, "boxes_NAME" are the boxes (x0, y0, x1, y1) of NAME.
+        mean, std: of the normalisation, undone here.
+    """
+    scale, offset = (torch.tensor(values).view(1, 3, 1, 1) for values in (std, mean))
+    columns = {"image": images.float() / 255}
+    for name, view in views.items():
+        if view.ndim == 4:
+            columns[name] = (view.detach().float().cpu() * scale + offset).clamp(0, 1)
+    height, width = (side + GAP for side in next(iter(columns.values())).shape[2:])
+    # One picture: an axis for every cell would take seconds to draw.
+    sheet = torch.ones(3, height * len(images), width * len(columns))
+    page, axes = figure(1.1 * len(columns), 1.1 * len(images) * height / width + 0.3)
+    axis = axes[0][0]
+    for column, (name, pictures) in enumerate(columns.items()):
+        axis.text((column + 0.5) * width, -2, name.replace("_", " "), fontsize=8, ha="center", va="bottom")
+        for row, picture in enumerate(pictures):
+            top, left = row * height, column * width
+            sheet[:, top : top + height - GAP, left : left + width - GAP] = picture
+            if (boxes := views.get(f"boxes_{name}")) is not None:
+                _draw_box(axis, boxes[row].tolist(), left, top)
+    axis.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axis.axis("off")
+    page.savefig(path)
+
+
+def _draw_box(axis: "Axes", box: list[int], left: int, top: int) -> None:
+    from matplotlib.patches import Rectangle
+
+    x0, y0, x1, y1 = box
+    # imshow puts the centre of pixel (0, 0) at the origin.
+    corner = (left + x0 - 0.5, top + y0 - 0.5)
+    axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor="red", linewidth=1))

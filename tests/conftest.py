@@ -1,0 +1,36 @@
+"""What every test gets: a generator seeded from the test's name, buffers that betray unwritten cells, no network."""
+
+import socket
+import zlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> torch.Generator:
+    """A generator seeded from the test's id: the same numbers on every run, other numbers for every case."""
+    return torch.Generator().manual_seed(zlib.crc32(request.node.nodeid.encode()))
+
+
+@pytest.fixture(autouse=True)
+def nan_filled_buffers() -> Iterator[None]:
+    """Deterministic mode fills uninitialised buffers with NaN (integers: the largest), so a skipped cell shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that leaves this machine fails the test that opens it."""
+    connect = socket.socket.connect
+
+    def guarded(self: socket.socket, address: object) -> None:
+        local = self.family not in (socket.AF_INET, socket.AF_INET6)
+        if not local and isinstance(address, tuple) and address[0] not in ("127.0.0.1", "::1", "localhost"):
+            raise AssertionError(f"a test opened a network connection to {address}")
+        connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", guarded)

@@ -1,0 +1,258 @@
+"""What must hold for every method and every preset: learning, gradients, determinism, resume, no waiting."""
+
+import copy
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from mixfast.errors import ConfigError
+from mixfast.methods import Method, Step, load, names
+from mixfast.models import ModelConfig, heads
+from mixfast.rng import Generators
+from tests.methods.hand import BATCH, SIDE, augmentation, build
+
+MODEL = ModelConfig(depth=8, width=8, stem="cifar_s2", dim=16, bn_splits=2)
+CASES = [
+    pytest.param(name, options, id=preset)
+    for name in names()
+    for preset, options in importlib.import_module(f"mixfast.methods.{name}").PRESETS.items()
+]
+every_method = pytest.mark.parametrize(("name", "overrides"), CASES)
+
+
+def prepared(name: str, overrides: dict[str, Any], seed: int = 0) -> tuple[Method, Generators]:
+    options = {k.removeprefix("method."): v for k, v in overrides.items() if k.startswith("method.")}
+    return build(load(name), MODEL, seed, **options)
+
+
+def images() -> Tensor:
+    rng = torch.Generator().manual_seed(5)
+    return torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
+
+
+def optimiser(method: Method) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+
+
+def train(method: Method, generators: Generators, sgd: torch.optim.Optimizer, steps: int) -> list[float]:
+    """The engine's order of calls."""
+    losses = []
+    for _ in range(steps):
+        method.begin()
+        step = method.step(method.views(images(), augmentation(generators), generators), generators)
+        step.loss.backward()
+        sgd.step()
+        sgd.zero_grad(set_to_none=True)
+        method.update(step.carry)
+        losses.append(step.loss.item())
+    return losses
+
+
+def assert_same_state(first: Method, second: Method) -> None:
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@every_method
+def test_a_step_lowers_the_loss_of_the_same_views(name: str, overrides: dict[str, Any]) -> None:
+    method, generators = prepared(name, overrides)
+    sgd = optimiser(method)
+    views = method.views(images(), augmentation(generators), generators)
+    draws = generators.state_dict()
+    losses = []
+    for _ in range(3):
+        generators.load_state_dict(draws)  # the same order of keys
+        step = method.step(views, generators)
+        step.loss.backward()
+        sgd.step()
+        sgd.zero_grad()
+        losses.append(step.loss.item())
+    assert losses[0] > losses[1] > losses[2]
+
+
+@every_method
+def test_trainable_parameters_get_a_gradient_and_the_key_side_none(name: str, overrides: dict[str, Any]) -> None:
+    method, generators = prepared(name, overrides)
+    step = method.step(method.views(images(), augmentation(generators), generators), generators)
+    step.loss.backward()
+    for parameter_name, parameter in method.named_parameters():
+        if parameter_name.startswith("key_"):
+            assert not parameter.requires_grad and parameter.grad is None, parameter_name
+        else:
+            assert parameter.grad is not None and parameter.grad.any(), parameter_name
+    assert not any(value.requires_grad for value in [*step.carry.values(), *step.parts.values()])
+
+
+@every_method
+def test_bfloat16_autocast_gives_nearly_the_same_gradient(name: str, overrides: dict[str, Any]) -> None:
+    """Also where one layer serves queries and keys: a cast cached without gradient must not reach the queries."""
+    grads, losses = [], []
+    for enabled in (False, True):
+        method, generators = prepared(name, overrides)
+        views = method.views(images(), augmentation(generators), generators)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            step = method.step(views, generators)
+        step.loss.backward()
+        assert all(keys.dtype == torch.float32 for keys in step.carry.values())
+        grads.append({key: p.grad for key, p in method.named_parameters() if p.requires_grad})
+        losses.append(step.loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=0.02, abs=0.01)
+    for key, exact in grads[0].items():
+        cosine = torch.cosine_similarity(exact.flatten(), grads[1][key].flatten(), dim=0).item()
+        assert cosine > 0.9, f"{key}: cosine {cosine:.3f}"
+
+
+@every_method
+def test_same_seed_same_bits(name: str, overrides: dict[str, Any]) -> None:
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(len(runs))  # the global generator must not matter
+        method, generators = prepared(name, overrides)
+        runs.append((method, train(method, generators, optimiser(method), 3)))
+    assert runs[0][1] == runs[1][1]
+    assert_same_state(runs[0][0], runs[1][0])
+
+
+@every_method
+def test_resume_continues_with_the_same_bits(name: str, overrides: dict[str, Any]) -> None:
+    method, generators = prepared(name, overrides)
+    sgd = optimiser(method)
+    train(method, generators, sgd, 3)
+    saved = copy.deepcopy((method.state_dict(), sgd.state_dict(), generators.state_dict()))
+    expected = train(method, generators, sgd, 3)
+    other, other_generators = prepared(name, overrides, seed=9)
+    other_sgd = optimiser(other)
+    other.load_state_dict(saved[0])
+    other_sgd.load_state_dict(saved[1])
+    other_generators.load_state_dict(saved[2])
+    assert train(other, other_generators, other_sgd, 3) == expected
+    assert_same_state(method, other)
+
+
+@every_method
+def test_step_changes_nothing_but_batch_norm_statistics(name: str, overrides: dict[str, Any]) -> None:
+    """In particular no queue: the keys of a step are no negatives of that step."""
+    method, generators = prepared(name, overrides)
+    before = copy.deepcopy(method.state_dict())
+    method.step(method.views(images(), augmentation(generators), generators), generators)
+    moved = {key for key, value in method.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved and all(key.rpartition(".")[2] in BATCH_NORM_BUFFERS for key in moved)
+
+
+BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+@every_method
+def test_queues_take_the_keys_when_told(name: str, overrides: dict[str, Any]) -> None:
+    method, generators = prepared(name, overrides)
+    carry = method.step(method.views(images(), augmentation(generators), generators), generators).carry
+    method.update(carry)
+    state = method.state_dict()
+    for queue, keys in carry.items():
+        assert torch.equal(state[f"queues.{queue}.keys"][: len(keys)], keys)
+        assert state[f"queues.{queue}.pointer"] == len(keys) % (4 * BATCH)
+        torch.testing.assert_close(keys.norm(dim=1), torch.ones(len(keys)))
+
+
+@every_method
+def test_the_key_side_follows_by_the_average_and_only_in_begin(name: str, overrides: dict[str, Any]) -> None:
+    method, _ = prepared(name, overrides)
+    pairs = {key: key.removeprefix("key_") for key, _ in method.named_parameters() if key.startswith("key_")}
+    parameters = dict(method.named_parameters())
+    assert all(torch.equal(parameters[key], parameters[query]) for key, query in pairs.items())
+    with torch.no_grad():
+        for query in pairs.values():
+            parameters[query].add_(1)
+    before = {key: parameters[key].clone() for key in pairs}
+    method.begin()
+    for key in pairs:
+        torch.testing.assert_close(parameters[key], before[key] + 0.01, atol=1e-6, rtol=0)
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Fails when a tensor's values are read by Python, or decide a shape: on a GPU either waits for the device."""
+
+    FORBIDDEN = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "bincount")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func.overloadpacket.__name__ not in self.FORBIDDEN, f"{func} waits for the device"
+        if func.overloadpacket.__name__ == "index":
+            assert all(i is None or i.dtype == torch.int64 for i in args[1]), "a boolean index waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@every_method
+def test_no_call_of_a_training_step_waits_for_the_device(
+    name: str, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = heads.masked_upsample_pool
+
+    def on_gpu(*args: Any) -> Any:
+        with _disable_current_modes():  # on the CPU it checks the boxes' values; on a GPU it does not
+            return real(*args)
+
+    method, generators = prepared(name, overrides)
+    monkeypatch.setattr(heads, "masked_upsample_pool", on_gpu)
+    batch, augment = images(), augmentation(generators)
+    with _NoWaiting():
+        with pytest.raises(AssertionError, match="waits for the device"):
+            torch.ones(1).item()
+        method.begin()
+        step = method.step(method.views(batch, augment, generators), generators)
+        method.update(step.carry)
+
+
+@every_method
+def test_parts_and_carry_are_fit_for_the_log_and_the_queue(name: str, overrides: dict[str, Any]) -> None:
+    method, generators = prepared(name, overrides)
+    step = method.step(method.views(images(), augmentation(generators), generators), generators)
+    assert isinstance(step, Step) and step.loss.shape == ()
+    assert all(value.shape == () and torch.isfinite(value) for value in step.parts.values())
+    assert all(value.ndim >= 1 for value in step.carry.values())
+
+
+@every_method
+def test_batches_that_do_not_fit_the_queue_are_refused_before_training(name: str, overrides: dict[str, Any]) -> None:
+    method, _ = prepared(name, overrides)
+    method.check(method.config, BATCH)
+    rows = 24 * (2 if method.config.symmetric else 1)
+    with pytest.raises(
+        ConfigError, match=rf"method.queue_size must be a multiple of the {rows} keys .* got 32. {rows} "
+    ):
+        method.check(method.config, 24)
+
+
+def test_the_two_key_batches_are_shuffled_independently() -> None:
+    for shuffle_mixed in (True, False):
+        method, generators = prepared("approach1", {"method.shuffle_mixed": shuffle_mixed})
+        fed: list[Tensor] = []
+        method.key_encoder.register_forward_pre_hook(lambda _, args, fed=fed: fed.append(args[0]))
+        views = method.views(images(), augmentation(generators), generators)
+        method.step(views, generators)
+        clean, mixed = (
+            [int((views[name] == row).flatten(1).all(dim=1).nonzero()) for row in batch]
+            for name, batch in zip(("key", "key_mixed"), fed, strict=True)
+        )
+        assert sorted(clean) == sorted(mixed) == list(range(BATCH))
+        assert clean != list(range(BATCH))
+        assert (mixed == list(range(BATCH))) != shuffle_mixed
+        assert clean != mixed
+
+
+@pytest.mark.parametrize("name", ["approach1", "approach2"])
+def test_evaluation_statistics_can_come_from_clean_passes_alone(name: str) -> None:
+    stored = {}
+    for bn_stats in ("all", "clean_only"):
+        method, generators = prepared(name, {"method.bn_stats": bn_stats})
+        views = method.views(images(), augmentation(generators), generators)
+        alone = copy.deepcopy(method.encoder)
+        alone(views["query"])
+        method.step(views, generators)
+        norm, clean = method.encoder.backbone.bn1, alone.backbone.bn1
+        stored[bn_stats] = torch.equal(norm.running_mean, clean.running_mean), norm.num_batches_tracked.item()
+    assert stored == {"all": (False, 2), "clean_only": (True, 1)}

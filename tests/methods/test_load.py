@@ -1,0 +1,110 @@
+"""methods: names, loading, and methods from outside the package."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+
+from mixfast.errors import ConfigError
+from mixfast.methods import MODIFIERS, Method, load, names
+from mixfast.models import ModelConfig, build_encoder
+from mixfast.rng import Generators
+
+OUTSIDE = '''
+"""A method of somebody else."""
+from dataclasses import dataclass
+from mixfast.methods import Method, Step
+
+@dataclass(frozen=True)
+class Config:
+    scale: float = 2.0
+
+class Lengths(Method):
+    Config = Config
+    summary = "makes embeddings short"
+
+    def __init__(self, config, make_encoder, generators):
+        super().__init__(config, make_encoder, generators)
+        self.encoder = make_encoder()
+
+    def views(self, images, augment, generators):
+        return {"view": augment(images)}
+
+    def step(self, views, generators):
+        loss = self.config.scale * self.encoder(views["view"]).z.square().mean()
+        return Step(loss, {"length": loss.detach()}, {})
+
+METHOD = Lengths
+'''
+
+
+def test_names_are_the_files() -> None:
+    assert {"moco", "approach1", "approach2"} <= set(names())
+    assert names() == sorted(names())
+    assert not any(name.startswith("_") or name == "base" for name in names())
+    for name in names():
+        method = load(name)
+        assert issubclass(method, Method) and method.summary
+        assert "\n" not in method.summary and len(method.summary) < 100
+        assert dataclasses.is_dataclass(method.Config) and method.Config.__dataclass_params__.frozen
+
+
+def test_unknown_name_is_met_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match=r"no 'aproach1'; did you mean approach1 or approach2\? Known: .*moco"):
+        load("aproach1")
+    with pytest.raises(ConfigError, match=r"no 'xyzzy'; Known: "):
+        load("xyzzy")
+
+
+def test_a_method_from_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "my_method.py").write_text(OUTSIDE)
+    monkeypatch.syspath_prepend(tmp_path)
+    method_class, generators = load("my_lab.my_method"), Generators(0)
+    model = ModelConfig(depth=8, width=4, dim=4, bn_splits=1)
+    method = method_class(method_class.Config(), lambda: build_encoder(model, generators["weights"]), generators)
+    method_class.check(method.config, 3)
+    method.begin()
+    step = method.step(method.views(torch.zeros(4, 3, 8, 8), lambda x: x + 1, generators), generators)
+    step.loss.backward()
+    method.update(step.carry)
+    assert step.parts["length"].item() > 0
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "message"),
+    [
+        (
+            {},
+            "absent_lab.my_method",
+            r"cannot import 'absent_lab.my_method' \(no module named 'absent_lab'\).*PYTHONPATH",
+        ),
+        ({"lab_a/__init__.py": ""}, "lab_a.gone", r"no module named 'lab_a.gone'"),
+        ({"lab_b/m.py": "X = 1"}, "lab_b.m", r"lab_b.m must define METHOD.*got None"),
+        ({"lab_c/m.py": "METHOD = 3"}, "lab_c.m", r"lab_c.m must define METHOD.*got 3"),
+    ],
+)
+def test_what_is_wrong_with_an_outside_method_is_said(
+    files: dict[str, str], name: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for path, text in files.items():
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        load(name)
+
+
+def test_an_import_that_fails_inside_an_outside_method_is_not_hidden(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lab_e").mkdir()
+    (tmp_path / "lab_e" / "m.py").write_text("import no_such_thing")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="no_such_thing"):
+        load("lab_e.m")
+
+
+def test_the_paper_literal_modifier_has_the_printed_numbers() -> None:
+    assert MODIFIERS["paper_literal"] == {"optim.lr": 0.003, "optim.weight_decay": 0.0001}

@@ -1,0 +1,171 @@
+"""Images that are nothing but their index: does the positive of every pair show the image of its query?"""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mixfast.losses import Term
+from mixfast.methods import _regions, load, moco
+from mixfast.models import Encoding
+from mixfast.rng import Generators
+
+COUNT = 16
+ANGLES = torch.arange(COUNT) * (2 * math.pi / COUNT)
+CODES = torch.stack([ANGLES.cos(), ANGLES.sin(), torch.ones(COUNT)], dim=1)  # [COUNT, 3], one per image
+
+
+class IndexEncoder(nn.Module):
+    """Its map is the image, at full size, and its head the identity: vectors are averages of codes."""
+
+    layers, dim = 1, 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = SimpleNamespace(channels=[3])
+        self.head = identity(nn.Linear(3, 3))
+
+    def forward(self, images: Tensor, layer: int | None = None) -> Encoding:
+        h = images.mean(dim=(2, 3))
+        return Encoding(self.head(h), h, images)
+
+
+def identity(layer: nn.Linear) -> nn.Linear:
+    with torch.no_grad():
+        layer.weight.copy_(torch.eye(3))
+        layer.bias.zero_()
+    return layer
+
+
+def collected(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[list[Term], dict[str, Tensor]]:
+    """The terms of one step on index-valued images, and its views."""
+    method_class = load(name)
+    generators = Generators(3)
+    method = method_class(method_class.Config(queue_size=4 * COUNT, **options), IndexEncoder, generators)
+    for head in ("region_head", "key_region_head"):
+        if hasattr(method, head):
+            identity(getattr(method, head))
+    terms: list[Term] = []
+    module = moco if name == "moco" else _regions
+    real = module.infonce_sum
+
+    def spy(given: list[Term], *rest: Any) -> Any:
+        terms.extend(given)
+        return real(given, *rest)
+
+    monkeypatch.setattr(module, "infonce_sum", spy)
+    images = torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(COUNT, 3, 12, 12)
+    views = method.views(
+        images, lambda x: CODES[x[:, :1, 0, 0].long()][:, 0, :, None, None].expand(-1, 3, 12, 12), generators
+    )
+    method.step(views, generators)
+    return terms, views
+
+
+def content(vectors: Tensor) -> Tensor:
+    """[B, 3] average code that a unit vector stands for: every code ends in 1."""
+    return vectors.detach() / vectors.detach()[:, 2:]
+
+
+def image(vectors: Tensor) -> list[int]:
+    """The image that each vector shows; fails for a mixture of several."""
+    distance = torch.cdist(content(vectors), CODES)
+    assert distance.min(dim=1).values.max() < 1e-4, "a vector that should show one image shows several"
+    return distance.argmin(dim=1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("moco", {}),
+        ("moco", {"symmetric": True}),
+        ("approach1", {}),
+        ("approach1", {"box_mode": "shared"}),
+        ("approach1", {"box_per_sample": True, "lg_both": True}),
+        ("approach1", {"symmetric": True}),
+        ("approach1", {"mixed_key": "mixed"}),
+        ("approach1", {"gg_key": "whole", "queues": 2, "region_head": "shared_live", "shuffle_mixed": False}),
+        ("approach1", {"eq7_pdf": True, "region_head": "fc"}),
+        ("approach2", {}),
+        ("approach2", {"reverse_regions": "cross"}),
+        ("approach2", {"box_per_sample": True, "reverse_regions": "cross"}),
+        ("approach2", {"symmetric": True, "box_per_sample": True}),
+        ("approach2", {"gg_key": "whole", "queues": 2, "region_head": "fc"}),
+    ],
+    ids=str,
+)
+def test_every_positive_pair_shows_one_image(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terms, _ = collected(name, monkeypatch, **options)
+    for term in terms:
+        positive = image(term.positive)
+        if name == "approach2" and term.name.startswith("mixed"):
+            # Two images in one query: the positive's share must be the term's weight.
+            share = torch.as_tensor(term.weight)[:, None]
+            partner = CODES[[COUNT - 1 - i for i in positive]]
+            torch.testing.assert_close(
+                content(term.query), share * CODES[positive] + (1 - share) * partner, atol=1e-5, rtol=0
+            )
+        else:
+            assert image(term.query) == positive, term.name
+        assert sorted(positive) == list(range(COUNT))
+
+
+def test_literal_reverse_region_terms_never_pair_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    terms, _ = collected("approach2", monkeypatch, reverse_regions="literal")
+    for term in terms:
+        if term.name.startswith("mixed"):
+            continue
+        right = [a == b for a, b in zip(image(term.query), image(term.positive), strict=True)]
+        assert sum(right) == (0 if term.name in ("global_reverse", "local_reverse") else COUNT), term.name
+
+
+def test_each_region_shows_what_the_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Approach 2: outside i shows image i, inside i image N-1-i, on both branches."""
+    terms = {term.name: term for term in collected("approach2", monkeypatch)[0]}
+    forward, backward = list(range(COUNT)), list(range(COUNT))[::-1]
+    assert image(terms["global"].query) == image(terms["global"].positive) == forward
+    assert image(terms["local"].query) == image(terms["local"].positive) == backward
+
+
+def test_paired_reverse_terms_equal_their_forward_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean over rows does not see a reversal of both sides, which is why they are computed once."""
+    terms, _ = collected("approach2", monkeypatch, box_per_sample=True)
+    queues = {name: torch.nn.functional.normalize(CODES, dim=1) for name in ("whole", "global", "local")}
+    by_name = {term.name: term for term in terms}
+    for name in ("global", "local"):
+        term = by_name[name]
+        flipped = Term(name, term.query.flip(0), term.positive.flip(0), term.queue)
+        forward = Term(name, term.query, term.positive, term.queue)
+        losses = [_regions.infonce_sum([t], queues, 0.5)[0].item() for t in (forward, flipped)]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_approach1_regions_come_from_the_view_that_the_table_says(
+    symmetric: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Views of one image differ in colour: qG view 1, qL view 2, kG view 2, kL view 1."""
+    method_class, generators = load("approach1"), Generators(3)
+    config = method_class.Config(queue_size=4 * COUNT, symmetric=symmetric)
+    method = method_class(config, IndexEncoder, generators)
+    identity(method.region_head), identity(method.key_region_head)
+    shades = iter([1.0, 2.0])
+
+    def augment(images: Tensor) -> Tensor:
+        shade = next(shades)
+        return torch.stack([torch.full((COUNT, 12, 12), v) for v in (shade, 0.0, 1.0)], dim=1)
+
+    views = method.views(torch.zeros(COUNT, 3, 12, 12, dtype=torch.uint8), augment, generators)
+    queries, keys = method._queries(views, "query"), method._keys(views, "key", generators["shuffle"])
+    shade = {
+        "qG": queries.outside, "qL": queries.inside, "kG": keys.outside, "kL": keys.inside,
+        "q": queries.whole, "k": keys.whole,
+    }  # fmt: skip
+    assert {name: round(content(v)[0, 0].item(), 4) for name, v in shade.items()} == {
+        "qG": 1, "qL": 2, "kG": 2, "kL": 1, "q": 1, "k": 2,
+    }  # fmt: skip

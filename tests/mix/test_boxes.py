@@ -1,0 +1,87 @@
+"""mix.boxes: the rule by which CutMix boxes are drawn, against a loop and against its known moments."""
+
+import math
+
+import pytest
+import torch
+
+from mixfast.mix import sample_boxes
+
+
+def interval(extent: int, lam0: float, centre: int) -> tuple[int, int]:
+    """The rule in plain words: an even side around the centre, clipped, at least one pixel."""
+    side = math.floor(extent * math.sqrt(1 - lam0))
+    first, last = max(centre - side // 2, 0), min(centre + side // 2, extent)
+    return first, max(last, first + 1)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 48), (7, 5), (1, 9)], ids=str)
+@pytest.mark.parametrize("per_sample", [False, True])
+def test_boxes_follow_the_rule_for_the_numbers_drawn(size: tuple[int, int], per_sample: bool) -> None:
+    height, width = size
+    draws = 50 if per_sample else 1
+    for seed in range(20):
+        pairs = sample_boxes(50, size, torch.Generator().manual_seed(seed), per_sample=per_sample, count=2)
+        rng = torch.Generator().manual_seed(seed)
+        lam0 = torch.rand(draws, generator=rng)
+        for boxes, lam in pairs:
+            rows = torch.randint(height, (draws,), generator=rng)
+            columns = torch.randint(width, (draws,), generator=rng)
+            for n in range(50):
+                i = n if per_sample else 0
+                y0, y1 = interval(height, lam0[i].item(), int(rows[i]))
+                x0, x1 = interval(width, lam0[i].item(), int(columns[i]))
+                assert boxes[n].tolist() == [x0, y0, x1, y1]
+                assert lam[n].item() == pytest.approx(1 - (y1 - y0) * (x1 - x0) / (height * width), abs=1e-7)
+
+
+def test_moments_and_limits_at_32_pixels() -> None:
+    """E[lam] = 0.701, sd 0.183; two boxes of one lam0 differ in area by 0.096 on average (numerical integration)."""
+    (boxes, lam), (_, other) = sample_boxes(
+        400_000, (32, 32), torch.Generator().manual_seed(0), per_sample=True, count=2
+    )
+    x0, y0, x1, y1 = boxes.unbind(dim=1)
+    width, height = x1 - x0, y1 - y0
+    inside = (x0 > 0) & (y0 > 0) & (x1 < 32) & (y1 < 32)
+    assert lam.mean().item() == pytest.approx(0.701, abs=0.002)
+    assert lam.std().item() == pytest.approx(0.183, abs=0.002)
+    assert (lam - other).abs().mean().item() == pytest.approx(0.096, abs=0.002)
+    assert (width >= 1).all() and (height >= 1).all()
+    assert int(width.max()) == int(height.max()) == 30
+    assert int((width * height).max()) == 900
+    assert ((width[inside] % 2 == 0) | (width[inside] == 1)).all()  # widened boxes alone are odd
+    assert (width[inside] == height[inside]).all()
+
+
+def test_rows_and_columns_are_not_exchanged() -> None:
+    boxes, _ = sample_boxes(20_000, (8, 64), torch.Generator().manual_seed(1), per_sample=True)[0]
+    assert int(boxes[:, 2].max()) == 64 and int(boxes[:, 3].max()) == 8
+    assert (boxes[:, :2] >= 0).all()
+
+
+def test_one_box_per_batch_by_default_and_two_centres() -> None:
+    (first, lam), (second, _) = sample_boxes(6, (32, 32), torch.Generator().manual_seed(2), count=2)
+    assert first.dtype == torch.int64 and lam.dtype == torch.float32
+    assert (first == first[0]).all() and (lam == lam[0]).all()
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 5.0])
+def test_alpha_is_the_concentration_of_lam0(alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beta(a, a) has mean 1/2 and deviation 1 / (2 sqrt(2 a + 1)); centred boxes are not clipped and show lam0."""
+    monkeypatch.setattr(torch, "randint", lambda extent, shape, **_: torch.full(shape, extent // 2))
+    _, lam = sample_boxes(100_000, (4096, 4096), torch.Generator().manual_seed(3), alpha=alpha, per_sample=True)[0]
+    assert lam.mean().item() == pytest.approx(0.5, abs=0.01)
+    assert lam.std().item() == pytest.approx(1 / (2 * math.sqrt(2 * alpha + 1)), abs=0.005)
+
+
+def test_the_outside_is_never_empty_even_for_lam0_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.zeros(count))
+    boxes, lam = sample_boxes(4000, (4, 6), torch.Generator().manual_seed(4), per_sample=True)[0]
+    assert lam.min().item() == pytest.approx(1 - 2 * 4 / 24)
+    assert ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).max() == 8
+
+
+def test_same_generator_state_same_boxes() -> None:
+    draw = [sample_boxes(8, (32, 32), torch.Generator().manual_seed(5), alpha=0.7)[0] for _ in range(2)]
+    assert torch.equal(draw[0][0], draw[1][0]) and torch.equal(draw[0][1], draw[1][1])

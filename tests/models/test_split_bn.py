@@ -1,0 +1,131 @@
+"""models.split_bn: groups, statistics and gradients against loops over the groups in float64."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mixfast.errors import ConfigError
+from mixfast.models.split_bn import SplitBatchNorm2d, batch_norm, frozen_statistics
+
+SHAPES = [(8, 3, 5, 4), (16, 6, 2, 2), (12, 1, 3, 3), (8, 5, 1, 7)]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def prepared(rng: torch.Generator, channels: int, splits: int, dtype: torch.dtype = torch.float64) -> SplitBatchNorm2d:
+    norm = SplitBatchNorm2d(channels, splits).to(dtype)
+    with torch.no_grad():
+        norm.weight.copy_(torch.rand(channels, generator=rng) + 0.5)
+        norm.bias.copy_(torch.randn(channels, generator=rng))
+    return norm
+
+
+def by_loops(norm: SplitBatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Output and new running statistics, group by group."""
+    y, means, variances = torch.empty_like(x), [], []
+    for s in range(norm.num_splits):
+        members = [n for n in range(len(x)) if n % norm.num_splits == s]
+        group = x[members]
+        mean, var = group.mean(dim=(0, 2, 3)), group.var(dim=(0, 2, 3), correction=0)
+        scale = norm.weight / (var + norm.eps).sqrt()
+        y[members] = (group - mean[:, None, None]) * scale[:, None, None] + norm.bias[:, None, None]
+        means.append(mean)
+        variances.append(group.var(dim=(0, 2, 3), correction=1))
+    new_mean = 0.9 * norm.running_mean + 0.1 * torch.stack(means).mean(dim=0)
+    return y, new_mean, 0.9 * norm.running_var + 0.1 * torch.stack(variances).mean(dim=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_equals_loops_over_groups(rng: torch.Generator, shape: tuple[int, ...], memory_format: torch.memory_format):
+    x = torch.randn(shape, generator=rng, dtype=torch.float64).contiguous(memory_format=memory_format)
+    upstream = torch.randn(shape, generator=rng, dtype=torch.float64)
+    norm = prepared(rng, shape[1], 4)
+    inputs = [x.requires_grad_(), norm.weight, norm.bias]
+    expected, mean, var = by_loops(norm, x)
+    expected_grads = torch.autograd.grad(expected, inputs, upstream)
+    actual = norm(x)
+    torch.testing.assert_close(actual, expected, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(norm.running_mean, mean, atol=1e-13, rtol=1e-13)
+    torch.testing.assert_close(norm.running_var, var, atol=1e-13, rtol=1e-13)
+    assert norm.num_batches_tracked == 1
+    for got, wanted in zip(torch.autograd.grad(actual, inputs, upstream), expected_grads, strict=True):
+        torch.testing.assert_close(got, wanted, atol=1e-11, rtol=1e-11)
+    assert actual.is_contiguous(memory_format=memory_format)
+
+
+def test_groups_are_residues_not_chunks(rng: torch.Generator) -> None:
+    """Sample 0 feels a change of sample 4 (same group of 4) and not of sample 1."""
+    norm = prepared(rng, 2, 4)
+    x = torch.randn(8, 2, 3, 3, generator=rng, dtype=torch.float64)
+    before = norm(x)[0]
+    for other, felt in [(4, True), (1, False)]:
+        changed = x.clone()
+        changed[other] += 1 + torch.randn(2, 3, 3, generator=rng, dtype=torch.float64)
+        assert torch.equal(norm(changed)[0], before) != felt
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_reversing_the_batch_reverses_the_output(rng: torch.Generator, memory_format: torch.memory_format) -> None:
+    norm = prepared(rng, 6, 8, torch.float32)
+    x = torch.randn(32, 6, 4, 4, generator=rng)
+    forward, backward = (norm(v.contiguous(memory_format=memory_format)) for v in (x, x.flip(0)))
+    torch.testing.assert_close(backward.flip(0), forward, atol=1e-6, rtol=0)
+
+
+def test_one_split_and_eval_mode_are_ordinary_batch_norm(rng: torch.Generator) -> None:
+    assert type(batch_norm(4, 1)) is nn.BatchNorm2d
+    split, plain = SplitBatchNorm2d(4, 8), nn.BatchNorm2d(4)
+    split(torch.randn(16, 4, 3, 3, generator=rng))
+    plain.load_state_dict(split.state_dict())  # same keys, same sizes
+    x = torch.randn(5, 4, 3, 3, generator=rng)  # not a multiple of 8
+    assert torch.equal(split.eval()(x), plain.eval()(x))
+
+
+def test_batch_that_cannot_be_split_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"multiple of the 8 splits; got 12 samples.*batch_size.*bn_splits"):
+        SplitBatchNorm2d(3, 8)(torch.zeros(12, 3, 2, 2))
+
+
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_frozen_statistics_stay_and_change_nothing_else(
+    rng: torch.Generator, splits: int, memory_format: torch.memory_format
+) -> None:
+    network = nn.Sequential(batch_norm(3, splits), nn.ReLU())
+    x = torch.randn(8, 3, 4, 4, generator=rng).contiguous(memory_format=memory_format)
+    with frozen_statistics(network):
+        frozen = network(x)
+    assert network.state_dict()["0.running_mean"].tolist() == [0, 0, 0]
+    assert network.state_dict()["0.running_var"].tolist() == [1, 1, 1]
+    assert network.state_dict()["0.num_batches_tracked"] == 0
+    assert torch.equal(network(x), frozen)
+    assert network.state_dict()["0.running_mean"].any()
+
+
+def test_bfloat16_input_keeps_its_type_under_both_formats(rng: torch.Generator) -> None:
+    x = torch.randn(16, 8, 4, 4, generator=rng).to(torch.bfloat16)
+    upstream = torch.randn(x.shape, generator=rng).to(torch.bfloat16)
+    norm = SplitBatchNorm2d(8, 8)
+    results = []
+    for given in (x.float(), x, x.contiguous(memory_format=torch.channels_last)):
+        leaf = given.clone().requires_grad_()
+        y = norm(leaf)
+        assert y.dtype == given.dtype
+        grads = torch.autograd.grad(y, [leaf, norm.weight, norm.bias], upstream.to(given.dtype))
+        assert [grad.dtype for grad in grads] == [given.dtype, torch.float32, torch.float32]
+        results.append([value.float() for value in (y, *grads)])
+    for short in results[1:]:
+        torch.testing.assert_close(short[:2], results[0][:2], atol=3e-2, rtol=2e-2)
+        torch.testing.assert_close(short[2:], results[0][2:], atol=0.2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_is_captured_whole_by_torch_compile(rng: torch.Generator, memory_format: torch.memory_format) -> None:
+    norm = prepared(rng, 3, 4, torch.float32)
+    x = torch.randn(8, 3, 4, 4, generator=rng).contiguous(memory_format=memory_format).requires_grad_()
+    compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)
+    expected, actual = norm(x), compiled(x)
+    torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)
+    upstream = torch.randn(x.shape, generator=rng)
+    wanted, got = (torch.autograd.grad(y, [x, norm.weight, norm.bias], upstream) for y in (expected, actual))
+    torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)

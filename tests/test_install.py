@@ -1,0 +1,201 @@
+"""Every documented way to build and install works, on a copy of the checkout, in environments of their own.
+
+Isolated builds are covered by the test command itself: `make test` installs the package with `pip install ".[test]"`.
+Here the environments borrow torch and the build tools from the one that runs the tests.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import types
+import zipfile
+from pathlib import Path
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).parents[1]
+SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+HOW = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
+
+
+def run(*command: str | Path, cwd: Path, **env: str) -> str:
+    """What a command printed, both streams; a failure fails the test and shows it."""
+    inherited = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=cwd, env={**inherited, **env}, text=True, stdout=-1, stderr=subprocess.STDOUT)
+    assert done.returncode == 0, f"{' '.join(words)}\n{done.stdout}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what belongs to the repository: no build folder, no compiled module, no egg-info."""
+    copy = tmp_path_factory.mktemp("install") / "checkout"
+    folders = ("csrc", "mixfast")
+    for name in folders:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in ROOT.iterdir():
+        if path.suffix in (".py", ".txt", ".toml", ".in", ".md") or path.name in ("LICENSE", "Makefile"):
+            shutil.copy2(path, copy)
+    return copy
+
+
+def environment(folder: Path) -> Path:
+    """The interpreter of a fresh virtual environment that finds the packages of the present one behind its own."""
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
+    site = next(folder.glob("lib/python3*/site-packages"))
+    outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    (site / "outer.pth").write_text("\n".join(sorted(outer)))
+    return folder / "bin" / "python"
+
+
+@pytest.fixture(scope="module")
+def installed(checkout: Path) -> Path:
+    """The interpreter of an environment into which `pip install .` put the package."""
+    python = environment(checkout.parent / "venv")
+    run(python, "-m", "pip", "install", ".", *HOW, cwd=checkout)
+    return python
+
+
+def modules(python: Path, cwd: Path) -> dict[str, str]:
+    """The file of the package and of each compiled module, as seen from a working directory."""
+    code = (
+        "import mixfast; from mixfast.ops import _native as n\n"
+        "for m in (mixfast, n.cpu, n.cuda): print(*((m.__name__, m.__file__) if m else ()))"
+    )
+    return dict(line.split(" ", 1) for line in run(python, "-c", code, cwd=cwd).splitlines() if line)
+
+
+def test_installed_module_is_used_from_the_root(checkout: Path, installed: Path) -> None:
+    site = installed.parents[1]
+    inside = modules(installed, checkout)
+    assert Path(inside["mixfast"]).is_relative_to(checkout)
+    assert Path(inside["_mixfast_C"]).is_relative_to(site)
+    outside = modules(installed, checkout.parent)
+    assert all(Path(path).is_relative_to(site) for path in outside.values())
+    assert outside.keys() == inside.keys()
+    assert os.environ.get("MIXFAST_CUDA") != "on" or "_mixfast_cuda" in inside
+
+
+def test_doctor_from_the_root(checkout: Path, installed: Path) -> None:
+    report = run(installed, "-m", "mixfast.doctor", cwd=checkout)
+    rows = dict(line.strip().rsplit("  ", 1) for line in report.splitlines() if line.startswith("  "))
+    rows = {name.strip(): value for name, value in rows.items()}
+    assert str(installed.parents[1]) in rows["_mixfast_C"]
+    assert rows["masked_upsample_pool cpu"] == rows["multi_queue_infonce cpu"] == "available"
+
+
+def test_vector_code_does_not_leak(checkout: Path, installed: Path) -> None:
+    """A weak symbol of a file compiled with -m flags could be the copy that a machine without them runs."""
+    sources = (checkout / "csrc/sources.txt").read_text()
+    for name in re.findall(r"^cpu (\S+) .*-m", sources, flags=re.MULTILINE):
+        built = next(checkout.glob(f"build/cmake-*/**/{name}.o"))
+        shared = [
+            line for line in run("nm", "-C", built, cwd=checkout).splitlines() if re.search(r" [WVu] (?!DW\.ref)", line)
+        ]
+        assert not shared, f"{name}: {shared}"
+
+
+def test_wheel_without_cuda(checkout: Path, installed: Path, tmp_path: Path) -> None:
+    run(installed, "-m", "pip", "wheel", ".", *HOW, "-w", tmp_path, cwd=checkout, MIXFAST_CUDA="off")
+    (wheel,) = tmp_path.glob("mixfast-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert f"_mixfast_C{SUFFIX}" in names and "mixfast/py.typed" in names
+    packed = {name.split("/")[0].split(".")[0] for name in names}
+    assert packed == {"mixfast", "_mixfast_C", f"mixfast-{wheel.name.split('-')[1].split('.')[0]}"}
+
+
+def test_without_cmake(checkout: Path, tmp_path: Path) -> None:
+    """Plain compiler calls; the stand-ins are a cmake that does not start, and a package that has none."""
+    (tmp_path / "cmake").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "cmake").chmod(0o755)
+    (tmp_path / "cmake.py").touch()
+    python = environment(tmp_path / "venv")
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    settings = {"PATH": path, "PYTHONPATH": str(tmp_path), "MIXFAST_CUDA": "off"}
+    run(python, "-m", "pip", "install", ".", *HOW, cwd=checkout, **settings)
+    assert list(checkout.glob("build/plain-*/_mixfast_C*"))
+    assert modules(python, tmp_path).keys() == {"mixfast", "_mixfast_C"}
+
+
+def test_editable(checkout: Path, installed: Path, tmp_path: Path) -> None:
+    python = environment(tmp_path / "venv")
+    run(python, "-m", "pip", "install", "-e", ".", *HOW, cwd=checkout)
+    found = modules(python, tmp_path)
+    assert all(Path(path).is_relative_to(checkout) for path in found.values())
+    for module in checkout.glob(f"_mixfast_*{SUFFIX}"):  # left there, they would win over the installed ones
+        module.unlink()
+
+
+def load_builder(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The module setup.py, without its call of setup()."""
+    monkeypatch.setattr(setuptools, "setup", lambda **kw: None)
+    monkeypatch.setattr(sys, "argv", ["setup.py", "--version"])
+    module = types.ModuleType("setup")
+    module.__file__ = str(ROOT / "setup.py")
+    exec(compile((ROOT / "setup.py").read_text(), "setup.py", "exec"), vars(module))
+    return module
+
+
+@pytest.fixture
+def builder(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    for name in ("CUDACXX", "CUDA_HOME", "CUDA_PATH", "MIXFAST_CUDA"):
+        monkeypatch.delenv(name, raising=False)
+    return load_builder(monkeypatch)
+
+
+def test_unknown_cuda_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXFAST_CUDA", "yes")
+    with pytest.raises(SystemExit, match="MIXFAST_CUDA must be auto, on or off; got 'yes'"):
+        load_builder(monkeypatch)
+
+
+def fake_nvcc(folder: Path, codes: str, status: int) -> str:
+    """A program that lists GPU codes, says one line on standard error and exits."""
+    path = folder / "nvcc"
+    path.write_text(f'#!/bin/sh\necho "{codes}"\necho "unsupported GNU version" >&2\nexit {status}\n')
+    path.chmod(0o755)
+    return str(path)
+
+
+def only(monkeypatch: pytest.MonkeyPatch, builder: types.ModuleType, nvcc: str | None) -> None:
+    """Make `nvcc` the only one that the build can find."""
+    monkeypatch.setattr(builder.shutil, "which", lambda name: nvcc)
+    monkeypatch.setattr(builder.os, "access", lambda path, mode: path == nvcc)
+
+
+@pytest.mark.parametrize(
+    ("codes", "status", "reason"),
+    [
+        (None, 0, "nvcc not found"),
+        ("sm_80", 1, "nvcc: unsupported GNU version"),
+        ("sm_35", 0, "nvcc knows none of sm_80"),
+    ],
+)
+def test_no_usable_nvcc(codes, status, reason, builder, tmp_path, monkeypatch, capsys) -> None:
+    only(monkeypatch, builder, fake_nvcc(tmp_path, codes, status) if codes else None)
+    assert builder.find_nvcc() == (None, "")
+    notice = capsys.readouterr().err
+    assert notice.startswith("mixfast: CUDA kernels are not built: ") and reason in notice
+    assert notice.count("\n") == 1
+    builder.MODE = "on"
+    with pytest.raises(SystemExit, match="MIXFAST_CUDA=on, but"):
+        builder.find_nvcc()
+
+
+def test_an_nvcc_asked_for_is_the_only_candidate(builder, tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("CUDACXX", fake_nvcc(tmp_path, "sm_80", 1))
+    assert builder.find_nvcc() == (None, "")
+    assert "nvcc: unsupported GNU version" in capsys.readouterr().err
+
+
+def test_older_nvcc_gets_the_codes_it_knows(builder, tmp_path, monkeypatch) -> None:
+    nvcc = fake_nvcc(tmp_path, "sm_75\nsm_80\nsm_86\nsm_90", 0)
+    only(monkeypatch, builder, nvcc)
+    assert builder.find_nvcc() == (nvcc, "80-real;86-real;90-real;90-virtual")
+    builder.GPU_CODES = "80-real;80-virtual"
+    assert builder.gencode() == ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_80,code=compute_80"]

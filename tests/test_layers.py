@@ -1,0 +1,83 @@
+"""Imports point one way, and `import mixfast` needs torch alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FILES = sorted((ROOT / "mixfast").rglob("*.py"))
+# A file imports from its own layer or an earlier one. After these come the parts of a run, then the command lines.
+LAYERS = (
+    ("errors", "rng"),
+    ("ops",),
+    ("losses",),
+    ("models",),
+    ("augment",),
+    ("mix",),
+    ("data",),
+    ("methods",),
+    ("eval",),
+)
+COMMAND_LINES = ("train", "evaluate", "doctor")
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path) for path in FILES}
+
+
+def layer_of(module: str) -> int:
+    if module == "mixfast":  # re-exports the operations
+        return 1
+    name = module.split(".")[1]
+    return next((i for i, layer in enumerate(LAYERS) if name in layer), len(LAYERS) + (name in COMMAND_LINES))
+
+
+def imports(path: Path, *, top_level: bool = False) -> set[str]:
+    """The modules of mixfast that a file imports, also inside functions unless `top_level`."""
+    tree = ast.parse(path.read_text())
+    found: set[str] = set()
+    for node in tree.body if top_level else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: relative import"
+            members = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = members & MODULES
+            found |= modules | ({str(node.module)} if members - modules else set())
+    return {name for name in found if name.split(".")[0] == "mixfast"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_one_way(path: Path) -> None:
+    own = layer_of(module_of(path))
+    later = sorted(name for name in imports(path) if layer_of(name) > own)
+    assert not later, f"{module_of(path)} imports from later layers: {', '.join(later)}"
+
+
+def test_no_cycles() -> None:
+    graph = {module_of(path): imports(path, top_level=True) - {module_of(path)} for path in FILES}
+    while leaves := {name for name, needs in graph.items() if not needs}:
+        graph = {name: needs - leaves for name, needs in graph.items() if name not in leaves}
+    assert not graph, f"these import each other: {graph}"
+
+
+def test_import_is_light() -> None:
+    code = """
+import sys, time, torch
+before, start = set(sys.modules), time.process_time()
+import mixfast
+seconds = time.process_time() - start
+heavy = {name.split(".")[0] for name in set(sys.modules) - before}
+heavy &= {"tyro", "rich", "torchvision", "matplotlib", "PIL", "triton", "safetensors", "tensorboard"}
+assert not heavy, heavy
+assert seconds < 0.3, seconds
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

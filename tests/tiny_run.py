@@ -1,0 +1,147 @@
+"""A training run that takes a second: words for the command line, and children that can be killed."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixfast import cli
+from mixfast.console import Console
+from mixfast.data import load
+from mixfast.run import Run, build
+from mixfast.run_folder import RunFolder
+from mixfast.signals import StopRequest
+
+# 12 steps: 3 epochs of 4 batches of 16.
+SMALL: dict[str, Any] = {
+    "data.scenes": 64, "data.test_scenes": 20, "data.size": 16, "model.depth": 8, "model.width": 4, "model.dim": 8,
+    "model.bn_splits": 2, "method.queue_size": 64, "train.batch_size": 16, "train.epochs": 3, "train.log_every": 1,
+    "train.threads": 1, "eval.every": 2, "eval.k": 5,
+}  # fmt: skip
+# Fields of a record that depend on the machine (mixfast/log.py).
+MACHINE_FIELDS = ("time", "images_per_s")
+
+
+def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **changes: Any) -> list[str]:
+    """Command-line words of a tiny run; in `changes`, `__` stands for the dot of an option's name."""
+    values = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
+    flags = [str(word) for key, value in values.items() for word in (f"--{key}", value)]
+    return ["--out", str(out), "--method", method, *flags, "--compare", *compare]
+
+
+def open_tiny(out: Path, method: str = "approach1", **changes: Any) -> Run:
+    """The same run as an object at step 0, in a folder that is created if needed."""
+    config = cli.parse(words(out, method, **changes)).config
+    out.mkdir(parents=True, exist_ok=True)
+    return build(config, load(config.data, config.seed), RunFolder(out), Console(), StopRequest(), torch.device("cpu"))
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a run without what depends on the machine."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(MACHINE_FIELDS)} for line in lines]
+
+
+def last_state(folder: Path) -> dict[str, Any]:
+    """The content of a run's newest checkpoint without what depends on the machine."""
+    state = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    return {key: value for key, value in state.items() if key not in ("seconds", "metrics_bytes")}
+
+
+def assert_same(left: Any, right: Any, where: str = "state") -> None:
+    """Equal structures, tensors bit by bit."""
+    assert type(left) is type(right), where
+    if isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype and torch.equal(left, right), where
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys(), where
+        for key in left:
+            assert_same(left[key], right[key], f"{where}.{key}")
+    elif isinstance(left, list | tuple):
+        assert len(left) == len(right), where
+        for index, pair in enumerate(zip(left, right, strict=True)):
+            assert_same(*pair, f"{where}[{index}]")
+    else:
+        assert left == right, where
+
+
+# Forked from a server that has imported everything once: a child starts in milliseconds, and no thread is inherited.
+_CHILDREN = multiprocessing.get_context("forkserver")
+_CHILDREN.set_forkserver_preload(
+    ["mixfast.train", "tests.tiny_run", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"]
+)
+
+
+def train_in_child(
+    arguments: list[str], output: Path, send: Sequence[int] = (), at_step: int = 0, where: str = "step"
+) -> int:
+    """Exit code of the training command in a child process, which sends itself signals.
+
+    Args:
+        arguments: of the command line.
+        output: file that takes stdout and stderr.
+        send: signals to send, in order.
+        at_step: the optimiser step after which they are sent.
+        where: "step": as soon as the step is done; "rename": when the checkpoint written after `at_step` or later has
+            its content but not its name; "write": when half of that content is on the disk.
+    """
+    child = _CHILDREN.Process(target=_child, args=(arguments, str(output), tuple(send), at_step, where))
+    child.start()
+    child.join(60)
+    assert child.exitcode is not None, "the child did not end"
+    return child.exitcode
+
+
+def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: int, where: str) -> None:
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+    from mixfast import checkpoint, engine, report
+    from mixfast.train import main
+
+    report.draw = report.draw_views = lambda *_: None  # pictures are tested elsewhere and take longer than the run
+
+    torch.set_num_threads(1)
+    step, pause, replace, save = 0, engine.pause, os.replace, torch.save
+
+    def strike() -> None:
+        for number in send:
+            os.kill(os.getpid(), number)
+
+    def pause_and_strike(run: Any) -> None:
+        nonlocal step
+        step = run.step
+        if where == "step" and step == at_step:
+            strike()
+        pause(run)
+
+    def strike_before_rename(source: Any, target: Any) -> None:
+        if str(target).endswith(checkpoint.LAST) and step >= at_step:
+            strike()
+        replace(source, target)
+
+    def strike_in_the_middle(state: Any, file: Any) -> None:
+        if step >= at_step:
+            file.write(b"half a checkpoint")
+            file.flush()
+            strike()
+        save(state, file)
+
+    engine.pause = pause_and_strike
+    if where == "rename":
+        checkpoint.os.replace = strike_before_rename  # type: ignore[assignment]
+    if where == "write":
+        checkpoint.torch.save = strike_in_the_middle  # type: ignore[assignment]
+    code = main(arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+KILLED = -int(signal.SIGKILL)
