@@ -16,6 +16,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -25,6 +26,7 @@ from setuptools.command.build_py import build_py
 ROOT = Path(__file__).resolve().parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 MODE = os.environ.get("MIXFAST_CUDA", "auto").lower()
+JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 2)
 ARCHS = ("80", "86", "89", "90", "100", "120")  # and PTX of the newest of them that nvcc knows
 BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"} & set(sys.argv)
 FAILURES = (OSError, subprocess.CalledProcessError)
@@ -91,7 +93,7 @@ def sources(target: str) -> list[tuple[str, list[str]]]:
     listed = []
     for line in (ROOT / "csrc" / "sources.txt").read_text().splitlines():
         words = line.split()
-        if words and words[0] == target and (ROOT / words[1]).exists():
+        if words and words[0] == target:
             listed.append((words[1], [flag for flag in words[2:] if x86 or not flag.startswith("-m")]))
     return listed
 
@@ -151,8 +153,7 @@ def configure(cmake: str) -> Path:
 
 def with_cmake(name: str, cmake: str, folder: Path) -> Path:
     """Build one module in a configured folder."""
-    jobs = os.environ.get("MAX_JOBS", str(os.cpu_count() or 2))
-    subprocess.run([cmake, "--build", str(folder), "--target", name, "-j", jobs], check=True)
+    subprocess.run([cmake, "--build", str(folder), "--target", name, "-j", str(JOBS)], check=True)
     return folder / (name + SUFFIX)
 
 
@@ -167,15 +168,19 @@ def without_cmake(name: str) -> Path:
     flags += [f'-DMIXFAST_CUDA_ARCHS="{GPU_CODES.replace(";", ",")}"', *shlex.split(os.environ.get("CXXFLAGS", ""))]
     python = [f"-I{sysconfig.get_path('include')}", f"-I{pybind11.get_include()}"]
     openmp = ["-fopenmp"] if name == "_mixfast_C" else []
-    objects = []
-    for path, extra in sources("cpu" if name == "_mixfast_C" else "cuda"):
-        objects.append(str(folder / (path.replace("/", "-") + ".o")))
+
+    def compiled(path: str, extra: list[str]) -> str:
+        target = str(folder / (path.replace("/", "-") + ".o"))
         if path.endswith(".cu"):
             host = "-fPIC,-fvisibility=hidden,-ffp-contract=off"
-            command = [str(NVCC), "-O3", "-std=c++17", "-Xcompiler", host, *gencode()]
+            command = [str(NVCC), "-O3", "-std=c++17", "--threads=0", "-Xcompiler", host, *gencode()]
         else:
             command = compiler + flags + openmp + (python if Path(path).name.startswith("bind_") else [])
-        subprocess.run([*command, *extra, "-Icsrc", "-c", path, "-o", objects[-1]], check=True, cwd=ROOT)
+        subprocess.run([*command, *extra, "-Icsrc", "-c", path, "-o", target], check=True, cwd=ROOT)
+        return target
+
+    with ThreadPoolExecutor(JOBS) as pool:
+        objects = list(pool.map(compiled, *zip(*sources("cpu" if name == "_mixfast_C" else "cuda"), strict=True)))
     libraries = openmp or [f"-L{cudart()}", "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
     library = folder / (name + SUFFIX)
     subprocess.run([*compiler, *flags, "-shared", "-o", str(library), *objects, *libraries], check=True)
@@ -190,9 +195,12 @@ def gencode() -> list[str]:
 
 def cudart() -> Path:
     """The folder of libcudart_static.a; a dry run names the toolkit, also where nvcc is a wrapper script."""
-    top = Path(output(str(NVCC), "--dryrun", "-c", "x.cu").stderr.split("#$ TOP=")[1].splitlines()[0])
-    folders = (top / "lib64", top / "lib", *top.glob("targets/*/lib"))
-    return next(folder for folder in folders if (folder / "libcudart_static.a").exists())
+    named = re.search(r"#\$ TOP=(.*)", output(str(NVCC), "--dryrun", "-c", "x.cu").stderr)
+    top = Path(named[1].strip()) if named else Path(str(NVCC)).resolve().parents[1]
+    for folder in (top / "lib64", top / "lib", *top.glob("targets/*/lib")):
+        if (folder / "libcudart_static.a").exists():
+            return folder
+    raise FileNotFoundError(f"no libcudart_static.a in the CUDA toolkit {top}")
 
 
 if MODE not in ("auto", "on", "off"):

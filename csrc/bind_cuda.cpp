@@ -2,10 +2,10 @@
 // The Python module _mixfast_cuda: the CUDA kernels, called with raw pointers, sizes, a device and a stream.
 #include <pybind11/pybind11.h>
 
-__attribute__((weak)) void bind_masked_upsample_pool(pybind11::module_& m);
+void bind_masked_upsample_pool(pybind11::module_& m);
 
 PYBIND11_MODULE(_mixfast_cuda, m) {
   m.attr("ABI") = 1;  // equals ABI in mixfast/ops/_native.py; raised with any signature
   m.attr("archs") = MIXFAST_CUDA_ARCHS;
-  if (bind_masked_upsample_pool) bind_masked_upsample_pool(m);
+  bind_masked_upsample_pool(m);
 }

@@ -1,6 +1,7 @@
 """The training command's words: options of the command itself, a preset, and `--section.key value`."""
 
 import difflib
+import textwrap
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import tyro
 from mixfast import checkpoint, methods
 from mixfast.config import RunConfig, differences, flatten, validate
 from mixfast.errors import CheckpointError, ConfigError
-from mixfast.presets import DEFAULT, build, presets
+from mixfast.presets import DEFAULT, build, modifiers_by_name, presets
 from mixfast.run_folder import RunFolder
 
 WITH_VALUE = ("--out", "--resume", "--method")
@@ -65,7 +66,7 @@ def parse(words: list[str]) -> Invocation:
             )
     else:
         preset, modifiers = (names[0], names[1:]) if names else (DEFAULT, [])
-        if preset in methods.MODIFIERS:
+        if preset in modifiers_by_name():
             preset, modifiers = DEFAULT, names
         config, origins = build(preset, modifiers, command.get("--method"))
         config, given = override(config, options)
@@ -164,7 +165,6 @@ HELP = """Train an image encoder without labels, by contrasting mixed images.
 
 usage: python -m mixfast.train [preset] [modifier] [--method NAME] [--section.key value ...]
 
-preset                cost      expected score (kNN on z, %)
 {presets}
 Costs are relative to `moco`: a ResNet-18 on CIFAR-10. All presets take all options.
 
@@ -187,12 +187,12 @@ After it: python -m mixfast.evaluate knn RUN. What this machine can run: python 
 
 def short_help() -> str:
     """What --help prints; it fits on a screen."""
-    rows = [f"{name:<21} {preset.cost:<9} {preset.score}" for name, preset in presets().items()]
-    modifiers = "; ".join(
-        f"{name} ({', '.join(f'{key} {value}' for key, value in values.items())})"
-        for name, values in methods.MODIFIERS.items()
-    )
-    return HELP.format(presets="\n".join(rows), modifiers=modifiers, methods=", ".join(methods.names()))
+    known = presets()
+    rows = [("preset", "cost", "expected score (kNN on z, %)"), *((n, p.cost, p.score) for n, p in known.items())]
+    names, costs, _ = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
+    table = "\n".join(f"{name:<{names}}{cost:<{costs}}{score}" for name, cost, score in rows)
+    modifiers = textwrap.fill(", ".join(modifiers_by_name()), 76, subsequent_indent=" " * 22)
+    return HELP.format(presets=table, modifiers=modifiers, methods=", ".join(methods.names()))
 
 
 def full_help(words: list[str]) -> None:

@@ -80,9 +80,10 @@ def devices() -> list[tuple[str, str]]:
 
 
 def environment() -> list[tuple[str, str]]:
-    """The two environment variables of mixfast; the second one is read when the package is built."""
+    """The environment variables of mixfast; the last one is read when the package is built."""
     return [
         ("MIXFAST_BACKEND", os.environ.get("MIXFAST_BACKEND", "not set: auto")),
+        ("MIXFAST_CPU", os.environ.get("MIXFAST_CPU", "not set: the best instructions of this processor")),
         ("MIXFAST_CUDA", os.environ.get("MIXFAST_CUDA", "not set: auto") + " (read when the package is built)"),
     ]
 

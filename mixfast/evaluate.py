@@ -110,10 +110,10 @@ def replay(options: Replay) -> None:
     run = open_run(options)
     run.load_method(state, path)
     run.generators.load_state_dict(state["generators"])
-    print(f"step {state['step']}, epoch {state['epoch']}: saved because {'; '.join(state['terms'])}")
+    print(f"step {state['step']}, epoch {state['epoch']}: saved because {'; '.join(state['terms'][:5])}")
     for part in state["images"].to(run.device).chunk(run.config.train.accumulate):
         views = run.views(part)
-        with torch.autograd.detect_anomaly(check_nan=True), run.autocast():
+        with torch.autograd.set_detect_anomaly(True), run.autocast():
             out = run.method.step(views, run.generators)
             for name, value in {"loss": out.loss.detach(), **out.parts}.items():
                 print(f"  {name:<16} {value.item():.6g}")

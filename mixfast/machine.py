@@ -73,7 +73,7 @@ def set_determinism(wanted: bool) -> None:
     """Allow only deterministic kernels, or let cuDNN time its kernels and take the fastest."""
     if wanted:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS refuses to be deterministic without it
-        torch.utils.deterministic.fill_uninitialized_memory = False  # for tests: it costs a write of every buffer
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # a cost, for tests
     if wanted != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: seconds
         torch.use_deterministic_algorithms(wanted)
     torch.backends.cudnn.benchmark = not wanted

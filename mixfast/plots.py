@@ -117,4 +117,4 @@ def _draw_box(axis: "Axes", box: list[int], left: int, top: int) -> None:
     x0, y0, x1, y1 = box
     # imshow puts the centre of pixel (0, 0) at the origin.
     corner = (left + x0 - 0.5, top + y0 - 0.5)
-    axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor="red", linewidth=1))
+    axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor="red", linewidth=1, antialiased=False))

@@ -93,5 +93,7 @@ def test_another_format_is_refused(content: Any, tmp_path: Path) -> None:
 def test_keys_of_another_architecture_are_counted_and_named() -> None:
     checkpoint.check_keys([], [], Path("x"))
     missing = [f"layer{n}" for n in range(7)]
-    with pytest.raises(CheckpointError, match=r"7 keys missing \(layer0, layer1, layer2, layer3, layer4\), 1 unexpected"):
+    with pytest.raises(
+        CheckpointError, match=r"7 keys missing \(layer0, layer1, layer2, layer3, layer4\), 1 unexpected"
+    ):
         checkpoint.check_keys(missing, ["fc"], Path("x"))

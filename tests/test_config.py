@@ -74,7 +74,10 @@ def test_method_replaces_that_of_a_preset_and_keeps_shared_options() -> None:
         ({"optim.lr": float("nan")}, r"--optim.lr must be at least 0; got nan"),
         ({"eval.temperature": 0.0}, r"--eval.temperature must be above 0; got 0.0"),
         ({"optim.steps": (0.5, 1.5)}, r"--optim.steps must be shares .* got \(0.5, 1.5\)"),
-        ({"train.batch_size": 100}, r"multiple of --train.accumulate 1 times --model.bn_splits 8; got 100, nearest: 96"),
+        (
+            {"train.batch_size": 100},
+            r"multiple of --train.accumulate 1 times --model.bn_splits 8; got 100, nearest: 96",
+        ),
         ({"train.accumulate": 3}, r"multiple of --train.accumulate 3 times .* got 512, nearest: 504"),
         ({"method.queue_size": 4000}, r"multiple of the 512 keys .* got 4000, nearest: 4096"),
         ({"method.symmetric": True, "method.queue_size": 512}, r"multiple of the 1024 keys .* nearest: 1024"),
@@ -93,7 +96,9 @@ def test_nearest_multiple() -> None:
 
 def test_command_line_sets_values_and_their_origins() -> None:
     words = ["approach2", "paper_literal", "--train.epochs", "7", "--data.download", "--augment.crop-scale", "0.2", "1"]
-    found = cli.parse([*words, "--optim.lr=0.5", "--method.reverse_regions", "cross", "--compare", "moco", "--out", "x"])
+    found = cli.parse(
+        [*words, "--optim.lr=0.5", "--method.reverse_regions", "cross", "--compare", "moco", "--out", "x"]
+    )
     config = found.config
     assert (found.preset, found.out, found.overwrite) == ("approach2", Path("x"), False)
     assert (config.method_name, config.train.epochs, config.data.download) == ("approach2", 7, True)

@@ -116,14 +116,20 @@ def test_recorded_loss_is_the_mean_since_the_last_record(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("poison", "message"),
-    [("loss", r"loss = inf; gradient of weight = inf"), ("term", "term = nan"), ("gradient", "gradient of weight = (nan|inf)")],
+    [
+        ("loss", r"loss = inf; gradient of weight = inf"),
+        ("term", "term = nan"),
+        ("gradient", "gradient of weight = (nan|inf)"),
+    ],
 )
 def test_non_finite_stops_before_the_weights_move(poison: str, message: str, tmp_path: Path) -> None:
     run = plain(tmp_path, method__poison=poison, method__poison_step=5)
     with pytest.raises(NonFiniteError, match=rf"step 5 \(epoch 1\), precision fp32: {message}") as caught:
         engine.train(run)
     assert caught.value.exit_code == 5
-    assert "python -m mixfast.evaluate replay" in str(caught.value) and str(tmp_path / "nonfinite.pt") in str(caught.value)
+    assert "python -m mixfast.evaluate replay" in str(caught.value) and str(tmp_path / "nonfinite.pt") in str(
+        caught.value
+    )
     assert run.step == 5 and run.method.weight.isfinite()
     saved = torch.load(tmp_path / "nonfinite.pt", weights_only=True)
     assert saved["images"].shape == (16, 3, 16, 16) and saved["step"] == 5

@@ -100,25 +100,26 @@ def test_vector_code_does_not_leak(checkout: Path, installed: Path) -> None:
         assert not shared, f"{name}: {shared}"
 
 
-def test_wheel_without_cuda(checkout: Path, installed: Path, tmp_path: Path) -> None:
-    run(installed, "-m", "pip", "wheel", ".", *HOW, "-w", tmp_path, cwd=checkout, MIXFAST_CUDA="off")
+def test_wheel_without_cmake_and_cuda(checkout: Path, installed: Path, tmp_path: Path) -> None:
+    """By plain compiler calls: the cmake in PATH does not start, the package of that name has none.
+
+    The staging folder still holds the CUDA module of the installation before, which this wheel must not pack.
+    """
+    (tmp_path / "cmake").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "cmake").chmod(0o755)
+    (tmp_path / "cmake.py").touch()
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    settings = {"PATH": path, "PYTHONPATH": str(tmp_path), "MIXFAST_CUDA": "off"}
+    run(installed, "-m", "pip", "wheel", ".", *HOW, "-w", tmp_path, cwd=checkout, **settings)
+    assert list(checkout.glob("build/plain-*/_mixfast_C*"))
     (wheel,) = tmp_path.glob("mixfast-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert f"_mixfast_C{SUFFIX}" in names and "mixfast/py.typed" in names
     packed = {name.split("/")[0].split(".")[0] for name in names}
     assert packed == {"mixfast", "_mixfast_C", f"mixfast-{wheel.name.split('-')[1].split('.')[0]}"}
 
-
-def test_without_cmake(checkout: Path, tmp_path: Path) -> None:
-    """Plain compiler calls; the stand-ins are a cmake that does not start, and a package that has none."""
-    (tmp_path / "cmake").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "cmake").chmod(0o755)
-    (tmp_path / "cmake.py").touch()
     python = environment(tmp_path / "venv")
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    settings = {"PATH": path, "PYTHONPATH": str(tmp_path), "MIXFAST_CUDA": "off"}
-    run(python, "-m", "pip", "install", ".", *HOW, cwd=checkout, **settings)
-    assert list(checkout.glob("build/plain-*/_mixfast_C*"))
+    run(python, "-m", "pip", "install", wheel, *HOW, cwd=tmp_path)
     assert modules(python, tmp_path).keys() == {"mixfast", "_mixfast_C"}
 
 

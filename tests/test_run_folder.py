@@ -53,7 +53,12 @@ def test_configuration_comes_back(tmp_path: Path) -> None:
 def test_no_run_or_a_broken_one_is_a_checkpoint_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"not the folder of a run"):
         RunFolder.open(tmp_path / "nowhere")
-    for broken in ("{", "{}", '{"values": {"method_name": "gone"}}', '{"values": {"method_name": "moco", "colour": 1}}'):
+    for broken in (
+        "{",
+        "{}",
+        '{"values": {"method_name": "gone"}}',
+        '{"values": {"method_name": "moco", "colour": 1}}',
+    ):
         (tmp_path / "config.json").write_text(broken)
         with pytest.raises(CheckpointError, match=r"config.json cannot be read"):
             RunFolder.open(tmp_path).read_config()

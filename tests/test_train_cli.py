@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mixfast import engine, methods
 from mixfast.methods.base import Step
 from mixfast.run_folder import RunFolder
 from mixfast.train import main
-from tests.tiny_run import records, words
+from tests.tiny_run import process_settings_kept, records, words
 
 MoCo = methods.load("moco")
 
@@ -41,6 +42,12 @@ class Failing(MoCo):  # type: ignore[misc, valid-type]
 
 
 METHOD = Failing
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings() -> Iterator[None]:
+    with process_settings_kept():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +165,11 @@ def test_broken_checkpoints_exit_4(finished: Path, tmp_path: Path, capsys: Any) 
     ("trouble", "code", "parts"),
     [
         ("nan", 5, ["step 2 (epoch 0), precision fp32: loss = nan", "nonfinite.pt", "mixfast.evaluate replay"]),
-        ("gpu memory", 6, ["out of memory after part 'augment'", "weights", "activations of 16 images", "accumulate 2"]),
+        (
+            "gpu memory",
+            6,
+            ["out of memory after part 'augment'", "weights", "activations of 16 images", "accumulate 2"],
+        ),
         ("host memory", 6, ["out of memory after part 'augment'", "largest batch that fits at once: ", "images"]),
         ("bug", 1, ["internal error: RuntimeError: shapes do not match", "mixfast.doctor", "log.txt"]),
     ],
@@ -187,7 +198,7 @@ def test_trouble_while_training(
     [
         ("--train.device tpu", 2, "must be auto, cpu, cuda or cuda:N"),
         ("--train.device cuda:77", 7, "sees"),
-        ("--data.kind folder", 3, "path"),
+        ("--data.kind folder", 2, "needs --data.path"),
         ("--data.kind folder --data.path no_such_folder", 3, "no_such_folder"),
         ("--train.epoch 1", 2, "did you mean --train.epochs"),
     ],
@@ -231,6 +242,6 @@ def test_interrupt_before_training_exits_130(tmp_path: Path, capsys: Any, monkey
 def test_default_folder_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(engine, "train_epoch", lambda run: None)
-    assert main(words(tmp_path, "moco", eval__every=0)[2:] + ["--eval.no-baselines"]) == 0
+    assert main([*words(tmp_path, "moco", eval__every=0)[2:], "--eval.no-baselines"]) == 0
     assert (tmp_path / "runs" / "demo-0001" / "report.md").exists()
     assert "report    runs/demo-0001/report.md" in capsys.readouterr().out

@@ -5,13 +5,15 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
-from mixfast import cli
+from mixfast import cli, machine
 from mixfast.console import Console
 from mixfast.data import load
 from mixfast.run import Run, build
@@ -26,6 +28,17 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 # Fields of a record that depend on the machine (mixfast/log.py).
 MACHINE_FIELDS = ("time", "images_per_s")
+
+
+@contextmanager
+def process_settings_kept() -> Iterator[None]:
+    """The commands set threads, determinism and the allocator for their whole process; undo that after the block."""
+    threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "keep_freed_memory", lambda: False)
+        yield
+    torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = benchmark
 
 
 def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **changes: Any) -> list[str]:

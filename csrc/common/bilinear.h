@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: MIT
 // The rule of bilinear resizing (align_corners=False) along one axis, and its sums over an interval of pixels.
 //
-// An axis of n cells is resized to N pixels. Pixel j samples at s = (2j + 1) n / 2N - 1/2; with t = 2N s all is integer:
+// An axis of n cells is resized to N pixels. Pixel j samples at s = (2j + 1) n / 2N - 1/2; with t = 2N s all is
+// integer:
 //     t = (2j + 1) n - N        cell = floor(t / 2N)        weight of cell + 1 = (t mod 2N) / 2N, of cell the rest
 // Before the first cell's centre (t < 0) and after the last one's, the border cell has all the weight.
 // Seen from cell i, the pixels' weights form a hat: a rising flank, a falling flank, each an arithmetic series, so the

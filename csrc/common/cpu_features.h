@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Which instruction set to use: what the processor has, unless MIXFAST_CPU=baseline asks for none (a test's way to
-// reach the code that other processors run).
+// Which instruction set to use: what the processor has, or less if MIXFAST_CPU says "baseline" or "avx2": a test's way
+// to reach the code that other processors run.
 #pragma once
 
 #include <cstdlib>
@@ -8,15 +8,26 @@
 
 namespace mixfast {
 
-static inline bool baseline_only() {
+static inline bool asked_for(const char* level) {
   const char* wanted = std::getenv("MIXFAST_CPU");
-  return wanted != nullptr && std::strcmp(wanted, "baseline") == 0;
+  return wanted != nullptr && std::strcmp(wanted, level) == 0;
 }
 
+// AVX2 and FMA. (Every processor with both has F16C too, which older compilers cannot ask for.)
 static inline bool has_avx2() {
 #if defined(__x86_64__)
-  return !baseline_only() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("f16c");
+  return !asked_for("baseline") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+  return false;
+#endif
+}
+
+// AVX-512 F, BW, DQ, VL and BF16: Zen 4, Cooper Lake, Sapphire Rapids and later.
+static inline bool has_avx512_bf16() {
+#if defined(__x86_64__)
+  return has_avx2() && !asked_for("avx2") && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif

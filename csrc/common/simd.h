@@ -7,7 +7,10 @@
 
 #include <cstdint>
 
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#define MIXFAST_VECTOR_BYTES 64
+#elif defined(__AVX2__)
 #include <immintrin.h>
 #define MIXFAST_VECTOR_BYTES 32
 #else
@@ -73,22 +76,20 @@ MIXFAST_INLINE To load_bytes(const void* from) {
   return to;
 }
 
-// where(condition, a, b) on 32-bit lanes; a condition's lanes are all ones or all zeros.
-MIXFAST_INLINE Words select(Ints condition, Words a, Words b) {
-  const Words mask = reinterpret<Words>(condition);
-  return (a & mask) | (b & ~mask);
-}
-
 // Sixteen bits to 32 and back; 32 must not exceed 16. Spelt out where GCC makes long detours.
 MIXFAST_INLINE Words widen_bits(Shorts bits) {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  return reinterpret<Words>(_mm512_cvtepu16_epi32(reinterpret<__m256i>(bits)));
+#elif defined(__AVX2__)
   return reinterpret<Words>(_mm256_cvtepu16_epi32(reinterpret<__m128i>(bits)));
 #else
   return __builtin_convertvector(bits, Words);
 #endif
 }
 MIXFAST_INLINE Shorts narrow_bits(Words bits) {
-#if defined(__AVX2__)
+#if defined(__AVX512F__)
+  return reinterpret<Shorts>(_mm512_cvtepi32_epi16(reinterpret<__m512i>(bits)));
+#elif defined(__AVX2__)
   const __m256i all = reinterpret<__m256i>(bits);
   return reinterpret<Shorts>(_mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1)));
 #else
@@ -96,9 +97,21 @@ MIXFAST_INLINE Shorts narrow_bits(Words bits) {
 #endif
 }
 
+MIXFAST_INLINE Ints widen_bytes(Bytes bytes) {
+#if defined(__AVX512F__)
+  return reinterpret<Ints>(_mm512_cvtepu8_epi32(reinterpret<__m128i>(bytes)));
+#elif defined(__AVX2__)
+  return reinterpret<Ints>(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(reinterpret<long long>(bytes))));
+#else
+  return __builtin_convertvector(bytes, Ints);
+#endif
+}
+
 // Half to float: exponent and mantissa move into place and are scaled by 2^(127 - 15); exact, subnormals included.
 MIXFAST_INLINE vector_t<float> widen(Shorts halves, Half) {
-#if defined(__AVX2__) && defined(__F16C__)
+#if defined(__AVX512F__)
+  return reinterpret<vector_t<float>>(_mm512_cvtph_ps(reinterpret<__m256i>(halves)));
+#elif defined(__AVX2__) && defined(__F16C__)
   return reinterpret<vector_t<float>>(_mm256_cvtph_ps(reinterpret<__m128i>(halves)));
 #else
   const Words bits = widen_bits(halves);
@@ -116,7 +129,9 @@ MIXFAST_INLINE vector_t<float> widen(Shorts bits, BFloat16) {
 // Float to the nearest half, ties to even. Normal halves: rebias the exponent and let the rounding carry into it;
 // subnormal ones: adding 1/2 aligns the mantissa to 2^-24, and the addition rounds.
 MIXFAST_INLINE Shorts narrow(vector_t<float> value, Half) {
-#if defined(__AVX2__) && defined(__F16C__)
+#if defined(__AVX512F__)
+  return reinterpret<Shorts>(_mm512_cvtps_ph(reinterpret<__m512>(value), _MM_FROUND_TO_NEAREST_INT));
+#elif defined(__AVX2__) && defined(__F16C__)
   return reinterpret<Shorts>(_mm256_cvtps_ph(reinterpret<__m256>(value), _MM_FROUND_TO_NEAREST_INT));
 #else
   const Words bits = reinterpret<Words>(value);
@@ -125,17 +140,20 @@ MIXFAST_INLINE Shorts narrow(vector_t<float> value, Half) {
   const vector_t<float> half = vector_t<float>{} + 0.5f;
   const Words subnormal = reinterpret<Words>(reinterpret<vector_t<float>>(magnitude) + half) - 0x3f000000u;
   const Ints size = reinterpret<Ints>(magnitude);
-  Words result = select(size < static_cast<int32_t>(0x38800000), subnormal, normal);
-  result = select(size >= static_cast<int32_t>(0x47800000), Words{} + 0x7c00u, result);
-  result = select(size > static_cast<int32_t>(0x7f800000), Words{} + 0x7e00u, result);
+  Words result = size < 0x38800000 ? subnormal : normal;
+  result = size >= 0x47800000 ? Words{} + 0x7c00u : result;
+  result = size > 0x7f800000 ? Words{} + 0x7e00u : result;
   return narrow_bits(result | ((bits & 0x80000000u) >> 16));
 #endif
 }
 MIXFAST_INLINE Shorts narrow(vector_t<float> value, BFloat16) {
+#if defined(__AVX512BF16__)
+  return reinterpret<Shorts>(_mm512_cvtneps_pbh(reinterpret<__m512>(value)));  // subnormals become zero
+#else
   const Words bits = reinterpret<Words>(value);
   const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const Ints size = reinterpret<Ints>(bits & 0x7fffffffu);
-  return narrow_bits(select(size > static_cast<int32_t>(0x7f800000), Words{} + 0x7fc0u, rounded));
+  return narrow_bits(value == value ? rounded : Words{} + 0x7fc0u);
+#endif
 }
 
 MIXFAST_INLINE vector_t<float> load(const float* from) { return load_bytes<vector_t<float>>(from); }
@@ -166,10 +184,11 @@ MIXFAST_INLINE void store_first(T* to, vector_t<computed_t<T>> value, int64_t co
   for (int64_t l = 0; l < count; ++l) to[l] = lanes[l];
 }
 
-// A vector of which every lane is the same number.
+// A vector of which every lane is the same number. (Minus zero changes no number, so it compiles to nothing; plus zero
+// would have to turn -0 into 0.)
 template <class A>
 MIXFAST_INLINE vector_t<A> fill(A value) {
-  return vector_t<A>{} + value;
+  return value - vector_t<A>{};
 }
 
 // Lane l of shuffle_pair<D, HIGH>: from each block of 2D lanes the lower (or higher) D of a, then those of b.
@@ -203,9 +222,8 @@ struct LaneIndex<double> {
 // Adds neighbours at `D` lanes of a and of b: each block of 2D lanes becomes D sums of a, then D sums of b.
 template <int D, class A, int... L>
 MIXFAST_INLINE vector_t<A> add_pairs(vector_t<A> a, vector_t<A> b, Lanes<L...>) {
-  using Index = typename LaneIndex<A>::type;
-  return MIXFAST_SHUFFLE(a, b, Index, paired_lane(L, D, false, sizeof...(L))...) +
-         MIXFAST_SHUFFLE(a, b, Index, paired_lane(L, D, true, sizeof...(L))...);
+  return MIXFAST_SHUFFLE(a, b, typename LaneIndex<A>::type, paired_lane(L, D, false, sizeof...(L))...) +
+         MIXFAST_SHUFFLE(a, b, typename LaneIndex<A>::type, paired_lane(L, D, true, sizeof...(L))...);
 }
 template <int D, class A>
 MIXFAST_INLINE vector_t<A> add_pairs(vector_t<A> a, vector_t<A> b) {

@@ -39,8 +39,8 @@ bool pool_regions(int64_t batch, int64_t channels, int64_t h, int64_t w, int dty
 void pool_weights(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last,
                   Pointer features, int64_t images, Pointer weights, Pointer inside, Pointer outside, int threads) {
   pybind11::gil_scoped_release release;
-  mixfast::pool_weights(maps(batch, channels, h, w, dtype, channels_last), pointer(features), images,
-                        pointer(weights), pointer(inside), pointer(outside), threads);
+  mixfast::pool_weights(maps(batch, channels, h, w, dtype, channels_last), pointer(features), images, pointer(weights),
+                        pointer(inside), pointer(outside), threads);
 }
 
 void spread_weights(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last,

@@ -16,15 +16,33 @@ namespace mixfast {
 namespace {
 
 constexpr int64_t kBytesPerElement[kFeatureDtypes] = {4, 8, 2, 2};
-constexpr int64_t kChannelStep = 64;        // channels of a task: a multiple, so that most tasks have whole vectors
+constexpr int64_t kChannelStep = 64;          // channels of a task: a multiple, so that most tasks have whole vectors
 constexpr int64_t kBytesPerThread = 1 << 15;  // less work than this is not worth waking a thread
 
-const Kernels& kernels() {
+// The table for `pool`, and the one for the other three.
+const PoolKernels& pool_kernels(Dtype dtype) {
 #if defined(__x86_64__)
-  static const Kernels& chosen = has_avx2() ? kAvx2Kernels : kBaselineKernels;
-  return chosen;
+  static const PoolKernels* const kernels = has_avx2() ? kAvx2Pool : kBaselinePool;
+  return kernels[dtype];
 #else
-  return kBaselineKernels;
+  return kBaselinePool[dtype];
+#endif
+}
+
+const PoolKernels& stream_kernels(Dtype dtype) {
+#if defined(__x86_64__)
+  static const bool wide = has_avx512_bf16();
+  if (wide) return kAvx512Streams[dtype];
+#endif
+  return pool_kernels(dtype);
+}
+
+const WeightKernels& weight_kernels() {
+#if defined(__x86_64__)
+  static const WeightKernels& kernels = has_avx2() ? kAvx2Weights : kBaselineWeights;
+  return kernels;
+#else
+  return kBaselineWeights;
 #endif
 }
 
@@ -75,19 +93,20 @@ char* at(void* base, int64_t bytes) { return static_cast<char*>(base) + bytes; }
 
 void pool_task(const Maps& maps, const Task& t, const void* features, const void* weights, void* inside,
                void* outside) {
-  const PoolKernels& k = kernels().by_dtype[maps.dtype];
   if (maps.channels_last) {
-    k.pool_last(at(features, t.map), t.positions, t.channels, t.stride, at(weights, t.inside), at(weights, t.outside),
-                at(inside, t.channel), at(outside, t.channel));
+    stream_kernels(maps.dtype)
+        .pool_last(at(features, t.map), t.positions, t.channels, t.stride, at(weights, t.inside),
+                   at(weights, t.outside), at(inside, t.channel), at(outside, t.channel));
   } else {
-    k.pool(at(features, t.map), t.positions, t.channels, at(weights, t.inside), at(weights, t.outside),
-           at(inside, t.channel), at(outside, t.channel));
+    pool_kernels(maps.dtype)
+        .pool(at(features, t.map), t.positions, t.channels, at(weights, t.inside), at(weights, t.outside),
+              at(inside, t.channel), at(outside, t.channel));
   }
 }
 
 void spread_task(const Maps& maps, const Task& t, const void* grad_inside, const void* grad_outside,
                  const void* weights, void* grad_features) {
-  const PoolKernels& k = kernels().by_dtype[maps.dtype];
+  const PoolKernels& k = stream_kernels(maps.dtype);
   if (maps.channels_last) {
     k.spread_last(at(grad_inside, t.channel), at(grad_outside, t.channel), t.positions, t.channels, t.stride,
                   at(weights, t.inside), at(weights, t.outside), at(grad_features, t.map));
@@ -100,7 +119,7 @@ void spread_task(const Maps& maps, const Task& t, const void* grad_inside, const
 }  // namespace
 
 bool region_weights(const Regions& regions, int64_t h, int64_t w, bool wide, void* weights, int threads) {
-  const WeightMaker maker(kernels(), regions, h, w, wide);
+  const WeightMaker maker(weight_kernels(), regions, h, w, wide);
   const int64_t size = 2 * h * w * (wide ? 8 : 4);
   const int n = useful_threads(bytes_of(regions), threads);
   bool valid = true;
@@ -117,7 +136,7 @@ bool region_weights(const Regions& regions, int64_t h, int64_t w, bool wide, voi
 bool pool_regions(const Maps& maps, const void* features, const Regions& regions, void* weights, void* inside,
                   void* outside, int threads) {
   const bool wide = maps.dtype == kFloat64;
-  const WeightMaker maker(kernels(), regions, maps.h, maps.w, wide);
+  const WeightMaker maker(weight_kernels(), regions, maps.h, maps.w, wide);
   const int64_t size = 2 * maps.h * maps.w * (wide ? 8 : 4);
   const int n = useful_threads(bytes_of(maps) + bytes_of(regions), threads);
   const Cut cut(maps, n);

@@ -32,8 +32,7 @@ struct PoolKernels {
                       int64_t stride, const void* inside, const void* outside, void* maps);
 };
 
-struct Kernels {
-  PoolKernels by_dtype[kFeatureDtypes];
+struct WeightKernels {
   // Weights [2, h, w] of a box (x0, y0, x1, y1). scratch: 2 (y.padded + x.padded) doubles.
   void (*box_weights_float)(const Axis& y, const Axis& x, const int64_t* box, void* weights, double* scratch);
   void (*box_weights_double)(const Axis& y, const Axis& x, const int64_t* box, void* weights, double* scratch);
@@ -47,9 +46,12 @@ struct Kernels {
                             double* upper_rest);
 };
 
-extern const Kernels kBaselineKernels;
+extern const PoolKernels kBaselinePool[kFeatureDtypes];
+extern const WeightKernels kBaselineWeights;
 #if defined(__x86_64__)
-extern const Kernels kAvx2Kernels;
+extern const PoolKernels kAvx2Pool[kFeatureDtypes];
+extern const WeightKernels kAvx2Weights;
+extern const PoolKernels kAvx512Streams[kFeatureDtypes];  // without `pool`
 #endif
 
 }  // namespace mixfast

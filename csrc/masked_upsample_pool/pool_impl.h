@@ -195,8 +195,7 @@ MIXFAST_INLINE void spread_whole(const T* grad_inside, const T* grad_outside, in
       const vector_t<A> a = fill(grad[0][c]), b = fill(grad[1][c]);
       T* map = maps + (first + c) * positions;
       if (kWhole > 0) {
-        for (int k = 0; k < kWhole; ++k)
-          store(map + k * kL, a * weights.held[k].inside + b * weights.held[k].outside);
+        for (int k = 0; k < kWhole; ++k) store(map + k * kL, a * weights.held[k].inside + b * weights.held[k].outside);
         continue;
       }
       for (int64_t p = 0; p + kL <= positions; p += kL) store(map + p, a * load(inside + p) + b * load(outside + p));
@@ -225,8 +224,8 @@ void spread(const void* grad_inside, const void* grad_outside, int64_t positions
 }
 
 template <class T>
-void spread_last(const void* grad_inside, const void* grad_outside, int64_t positions, int64_t channels,
-                 int64_t stride, const void* inside, const void* outside, void* maps) {
+void spread_last(const void* grad_inside, const void* grad_outside, int64_t positions, int64_t channels, int64_t stride,
+                 const void* inside, const void* outside, void* maps) {
   using A = computed_t<T>;
   constexpr int64_t kL = kLanes<A>;
   const auto *g_in = static_cast<const T*>(grad_inside), *g_out = static_cast<const T*>(grad_outside);
@@ -242,6 +241,13 @@ void spread_last(const void* grad_inside, const void* grad_outside, int64_t posi
     }
   }
 }
+
+template <class T>
+constexpr PoolKernels pool_kernels() {
+  return {pool<T>, pool_last<T>, spread<T>, spread_last<T>};
+}
+#define MIXFAST_POOL_KERNELS \
+  {pool_kernels<float>(), pool_kernels<double>(), pool_kernels<Half>(), pool_kernels<BFloat16>()}
 
 }  // namespace
 }  // namespace mixfast

@@ -15,28 +15,41 @@ namespace {
 
 constexpr int64_t kBytesPerValue[kMaskDtypes] = {4, 8, 2, 2, 1};
 
-// Folds the row sums along x. Row i gathers what its pixels gave it as the lower cell, and those of row i - 1 as the
-// upper one. sums [h, w].
-template <class A>
-void fold_columns(const A* lower, const A* upper, int64_t h, int64_t w, const PixelRuns& columns, double* sums) {
+// Folds kRows rows of `values` [kRows, W] along x, into `sums` [kRows, w]. Several rows at once, since one row's sums
+// would wait for each other.
+template <int kRows>
+void fold_rows(const double* values, int64_t w, const PixelRuns& columns, double* sums) {
   const int64_t width = static_cast<int64_t>(columns.lower_part.size());
-  std::fill(sums, sums + h * w, 0.0);
-  for (int64_t i = 0; i < h; ++i) {
-    const A* from_lower = lower + i * width;
-    const A* from_upper = i > 0 ? upper + (i - 1) * width : nullptr;
-    double* row = sums + i * w;
-    for (int64_t j = 0; j < w; ++j) {
-      double low = 0, high = 0;
-      for (int64_t x = columns.start[j]; x < columns.start[j + 1]; ++x) {
-        double value = from_lower[x];
-        if (from_upper) value += from_upper[x];
-        low += columns.lower_part[x] * value;
-        high += columns.upper_part[x] * value;
+  double carried[kRows] = {};  // what the columns of the run before gave to their upper cell, this one
+  for (int64_t j = 0; j < w; ++j) {
+    double low[kRows], high[kRows] = {};
+    for (int r = 0; r < kRows; ++r) low[r] = carried[r];
+    for (int64_t x = columns.start[j]; x < columns.start[j + 1]; ++x) {
+      const double lower_part = columns.lower_part[x], upper_part = columns.upper_part[x];
+      for (int r = 0; r < kRows; ++r) {
+        low[r] += lower_part * values[r * width + x];
+        high[r] += upper_part * values[r * width + x];
       }
-      row[j] += low;
-      if (j + 1 < w) row[j + 1] += high;
+    }
+    for (int r = 0; r < kRows; ++r) {
+      sums[r * w + j] = low[r];
+      carried[r] = high[r];
     }
   }
+}
+
+// Folds the row sums [h, W] along x, into `sums` [h, w]. Row i has what its pixels gave to their lower cell, and those
+// of row i - 1 to their upper one. values: [h, W] to work in.
+template <class A>
+void fold_columns(const A* lower, const A* upper, int64_t h, int64_t w, const PixelRuns& columns, double* values,
+                  double* sums) {
+  const int64_t width = static_cast<int64_t>(columns.lower_part.size());
+  for (int64_t x = 0; x < width; ++x) values[x] = lower[x];
+  for (int64_t x = 0; x < (h - 1) * width; ++x)
+    values[width + x] = static_cast<double>(lower[width + x]) + static_cast<double>(upper[x]);
+  int64_t i = 0;
+  for (; i + 4 <= h; i += 4) fold_rows<4>(values + i * width, w, columns, sums + i * w);
+  for (; i < h; ++i) fold_rows<1>(values + i * width, w, columns, sums + i * w);
 }
 
 template <class A>
@@ -51,8 +64,7 @@ void normalise_as(const double* sums, int64_t cells, A* weights) {
 
 }  // namespace
 
-PixelRuns::PixelRuns(int64_t cells, int64_t pixels)
-    : start(cells + 1, pixels), lower_part(pixels), upper_part(pixels) {
+PixelRuns::PixelRuns(int64_t cells, int64_t pixels) : start(cells + 1, pixels), lower_part(pixels), upper_part(pixels) {
   int64_t next = 0;
   for (int64_t pixel = 0; pixel < pixels; ++pixel) {
     const Taps taps = taps_of_pixel(pixel, cells, pixels);
@@ -81,7 +93,7 @@ AxisTable::AxisTable(int64_t cells, int64_t pixels) {
   axis = {cells, pixels, padded, row[0], row[1], row[2], row[3], row[4], row[5], row[6], row[7]};
 }
 
-WeightMaker::WeightMaker(const Kernels& kernels, const Regions& regions, int64_t h, int64_t w, bool wide)
+WeightMaker::WeightMaker(const WeightKernels& kernels, const Regions& regions, int64_t h, int64_t w, bool wide)
     : kernels_(kernels),
       regions_(regions),
       h_(h),
@@ -102,7 +114,7 @@ WeightMaker::WeightMaker(const Kernels& kernels, const Regions& regions, int64_t
     lower_float_.assign(rows_.lower_part.begin(), rows_.lower_part.end());
     upper_float_.assign(rows_.upper_part.begin(), rows_.upper_part.end());
   }
-  scratch_size_ = 2 * h * w + (exact_in_float_ ? 1 : 4) * h * regions.width;
+  scratch_size_ = 2 * h * w + (exact_in_float_ ? 2 : 5) * h * regions.width;
 }
 
 bool WeightMaker::make(int64_t image, void* weights, double* scratch) const {
@@ -121,18 +133,17 @@ bool WeightMaker::from_box(const int64_t* box, void* weights, double* scratch) c
 
 bool WeightMaker::from_bytes(const uint8_t* mask, void* weights, double* scratch) const {
   const int64_t width = regions_.width;
-  double* sums = scratch;
-  float* lower = reinterpret_cast<float*>(scratch + 2 * h_ * w_);
+  double *sums = scratch, *values = sums + 2 * h_ * w_;
+  float* lower = reinterpret_cast<float*>(values + h_ * width);
   float* upper = lower + h_ * width;
   for (int64_t i = 0; i < h_; ++i) {
     const int64_t first = rows_.start[i], count = rows_.start[i + 1] - first;
     kernels_.fold_bytes(mask + first * width, width, count, lower_float_.data() + first, upper_float_.data() + first,
                         lower + i * width, upper + i * width);
   }
-  fold_columns(lower, upper, h_, w_, columns_, sums);
+  fold_columns(lower, upper, h_, w_, columns_, values, sums);
   for (int64_t i = 0; i < h_; ++i)
-    for (int64_t j = 0; j < w_; ++j)
-      sums[(h_ + i) * w_ + j] = y_.axis.total[i] * x_.axis.total[j] - sums[i * w_ + j];
+    for (int64_t j = 0; j < w_; ++j) sums[(h_ + i) * w_ + j] = y_.axis.total[i] * x_.axis.total[j] - sums[i * w_ + j];
   normalise(sums, weights);
   return true;
 }
@@ -140,8 +151,8 @@ bool WeightMaker::from_bytes(const uint8_t* mask, void* weights, double* scratch
 bool WeightMaker::from_mask(const uint8_t* mask, void* weights, double* scratch) const {
   const int64_t width = regions_.width, row_bytes = width * kBytesPerValue[regions_.mask_dtype];
   const int64_t folded = h_ * width;
-  double* sums = scratch;
-  double* part = scratch + 2 * h_ * w_;  // [4, h, W]: lower and upper of the inside, then of the outside
+  double *sums = scratch, *values = sums + 2 * h_ * w_;
+  double* part = values + folded;  // [4, h, W]: lower and upper of the inside, then of the outside
   bool valid = true;
   for (int64_t i = 0; i < h_; ++i) {
     const int64_t first = rows_.start[i], count = rows_.start[i + 1] - first, at = i * width;
@@ -149,8 +160,8 @@ bool WeightMaker::from_mask(const uint8_t* mask, void* weights, double* scratch)
                                                 rows_.upper_part.data() + first, part + at, part + folded + at,
                                                 part + 2 * folded + at, part + 3 * folded + at);
   }
-  fold_columns(part, part + folded, h_, w_, columns_, sums);
-  fold_columns(part + 2 * folded, part + 3 * folded, h_, w_, columns_, sums + h_ * w_);
+  fold_columns(part, part + folded, h_, w_, columns_, values, sums);
+  fold_columns(part + 2 * folded, part + 3 * folded, h_, w_, columns_, values, sums + h_ * w_);
   normalise(sums, weights);
   return valid;
 }

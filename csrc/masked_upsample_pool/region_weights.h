@@ -24,7 +24,7 @@ struct AxisTable {
 
 class WeightMaker {
  public:
-  WeightMaker(const Kernels& kernels, const Regions& regions, int64_t h, int64_t w, bool wide);
+  WeightMaker(const WeightKernels& kernels, const Regions& regions, int64_t h, int64_t w, bool wide);
   // Doubles that `make` needs to work in, per thread.
   int64_t scratch_size() const { return scratch_size_; }
   // Writes the weights [2, h, w] of an image; false if its region is not valid.
@@ -36,7 +36,7 @@ class WeightMaker {
   bool from_bytes(const uint8_t* mask, void* weights, double* scratch) const;
   void normalise(double* sums, void* weights) const;
 
-  const Kernels& kernels_;
+  const WeightKernels& kernels_;
   const Regions regions_;
   const int64_t h_, w_;
   const bool wide_;

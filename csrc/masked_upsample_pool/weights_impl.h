@@ -17,7 +17,7 @@ MIXFAST_INLINE void axis_weights(const Axis& axis, int64_t low, int64_t high, do
   using Reals = vector_t<double>;
   const Reals from = fill(static_cast<double>(low)), to = fill(static_cast<double>(high));
   for (int64_t i = 0; i < axis.padded; i += kLanes<double>) {
-    const Hat<Reals> hat{load(axis.rise + i),       load(axis.peak + i),       load(axis.fall + i),
+    const Hat<Reals> hat{load(axis.rise + i),       load(axis.peak + i),        load(axis.fall + i),
                          load(axis.rise_slope + i), load(axis.rise_offset + i), load(axis.fall_slope + i),
                          load(axis.fall_offset + i)};
     const Reals sum = interval_sum(hat, from, to);
@@ -71,10 +71,11 @@ MIXFAST_INLINE void fold_bytes_strip(const uint8_t* first, int64_t width, int64_
   using Floats = vector_t<float>;
   Floats low[kVectors] = {}, high[kVectors] = {};
   for (int64_t r = 0; r < rows; ++r) {
-    const Words lower_bits = reinterpret<Words>(fill(lower_part[r])), upper_bits = reinterpret<Words>(fill(upper_part[r]));
+    const Words lower_bits = reinterpret<Words>(fill(lower_part[r])),
+                upper_bits = reinterpret<Words>(fill(upper_part[r]));
     for (int v = 0; v < kVectors; ++v) {
       const Bytes bytes = load_bytes<Bytes>(first + r * width + v * kFloats);
-      const Words set = reinterpret<Words>(__builtin_convertvector(bytes, Ints) != 0);
+      const Words set = reinterpret<Words>(widen_bytes(bytes) != 0);
       low[v] += reinterpret<Floats>(lower_bits & set);
       high[v] += reinterpret<Floats>(upper_bits & set);
     }
@@ -108,10 +109,16 @@ struct Reals {
   vector_t<double> half[2];
 };
 MIXFAST_INLINE Reals as_reals(vector_t<float> value) {
+#if defined(__AVX2__) && MIXFAST_VECTOR_BYTES == 32
+  const __m256 all = reinterpret<__m256>(value);
+  return {{reinterpret<vector_t<double>>(_mm256_cvtps_pd(_mm256_castps256_ps128(all))),
+           reinterpret<vector_t<double>>(_mm256_cvtps_pd(_mm256_extractf128_ps(all, 1)))}};
+#else
   typedef float Floats __attribute__((vector_size(MIXFAST_VECTOR_BYTES / 2)));
   Floats half[2];
   __builtin_memcpy(half, &value, sizeof(value));
   return {{__builtin_convertvector(half[0], vector_t<double>), __builtin_convertvector(half[1], vector_t<double>)}};
+#endif
 }
 template <class T>
 MIXFAST_INLINE Reals load_reals(const T* from) {
@@ -120,7 +127,7 @@ MIXFAST_INLINE Reals load_reals(const T* from) {
 MIXFAST_INLINE Reals load_reals(const double* from) { return {{load(from), load(from + kLanes<double>)}}; }
 MIXFAST_INLINE Reals load_reals(const uint8_t* from) {
   const Bytes bytes = load_bytes<Bytes>(from);
-  return as_reals(__builtin_convertvector(__builtin_convertvector(bytes, Ints) != 0, vector_t<float>) * -1.0f);
+  return as_reals(__builtin_convertvector(widen_bytes(bytes) != 0, vector_t<float>) * -1.0f);
 }
 
 template <class T>
@@ -150,8 +157,13 @@ MIXFAST_INLINE bool fold_strip(const T* first, int64_t count, int64_t width, int
       sums[3].half[h] += high * rest;
     }
   }
-  for (int s = 0; s < 4; ++s)
-    for (int64_t l = 0; l < count; ++l) to[s][l] = sums[s].half[l / kLanes<double>][l % kLanes<double>];
+  for (int s = 0; s < 4; ++s) {
+    if (count == kFloats) {
+      for (int h = 0; h < 2; ++h) store(to[s] + h * kLanes<double>, sums[s].half[h]);
+    } else {
+      for (int64_t l = 0; l < count; ++l) to[s][l] = sums[s].half[l / kLanes<double>][l % kLanes<double>];
+    }
+  }
   bool all = true;
   for (int l = 0; l < kLanes<double>; ++l) all = all && valid[l];
   return all;
@@ -169,6 +181,13 @@ bool fold(const void* mask, int64_t width, int64_t rows, const double* lower_par
   }
   return valid;
 }
+
+#define MIXFAST_WEIGHT_KERNELS                                             \
+  {                                                                        \
+    box_weights<float>, box_weights<double>, fold_bytes, {                 \
+      fold<float>, fold<double>, fold<Half>, fold<BFloat16>, fold<uint8_t> \
+    }                                                                      \
+  }
 
 }  // namespace
 }  // namespace mixfast

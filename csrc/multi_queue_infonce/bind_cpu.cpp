@@ -39,8 +39,8 @@ void infonce_forward(const Integers& rows, const Integers& queries, const Intege
                   static_cast<Isa>(isa)};
   for (size_t t = 0; t < rows.size(); ++t) {
     call.terms.push_back({matrix(queries[t], rows[t], query_strides[t], 1, type),
-                          matrix(positives[t], rows[t], positive_strides[t], 1, type),
-                          static_cast<int>(queue_index[t]), temperatures[t]});
+                          matrix(positives[t], rows[t], positive_strides[t], 1, type), static_cast<int>(queue_index[t]),
+                          temperatures[t]});
   }
   for (size_t i = 0; i < queues.size(); ++i) {
     call.queues.push_back(matrix(queues[i], queue_rows[i], queue_strides[i], queue_column_strides[i], queue_type));

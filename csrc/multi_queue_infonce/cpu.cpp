@@ -49,8 +49,8 @@ void gather_rows(const Forward& call, Plan* plan) {
     int64_t index = 0;
     for (const Term& term : call.terms) {
       for (int64_t row = 0; term.queue == queue && row < term.queries.rows; ++row) {
-        plan->rows.push_back({row_address(term.queries, row), row_address(term.positives, row), term.temperature,
-                              index + row});
+        plan->rows.push_back(
+            {row_address(term.queries, row), row_address(term.positives, row), term.temperature, index + row});
       }
       index += term.queries.rows;
     }
@@ -149,7 +149,8 @@ void reduce(const Forward& call, const Real* row_losses, Real* losses) {
   for (const Term& term : call.terms) {
     double sum = 0;
     for (int64_t row = 0; row < term.queries.rows; ++row) sum += static_cast<double>(*row_losses++);
-    *losses++ = static_cast<Real>(call.reduction == Reduction::kMean ? sum / static_cast<double>(term.queries.rows) : sum);
+    *losses++ =
+        static_cast<Real>(call.reduction == Reduction::kMean ? sum / static_cast<double>(term.queries.rows) : sum);
   }
 }
 
@@ -166,9 +167,8 @@ void forward_as(const Forward& call) {
   const Partials<Real> partials = {statistics.get(), statistics.get() + plan.lanes, means.get()};
   in_parallel(static_cast<int64_t>(plan.tasks.size()), threads, [&] {
     std::unique_ptr<Real[]> scratch(new Real[unit_scratch(kUnitPanels * kPanelRows, call.dim)]);
-    return [&, scratch = std::move(scratch)](int64_t i) {
-      run_task(call, plan, plan.tasks[i], partials, scratch.get());
-    };
+    return
+        [&, scratch = std::move(scratch)](int64_t i) { run_task(call, plan, plan.tasks[i], partials, scratch.get()); };
   });
 
   const std::unique_ptr<Real[]> rows(call.reduction == Reduction::kNone ? nullptr : new Real[plan.rows.size()]);
@@ -178,9 +178,8 @@ void forward_as(const Forward& call) {
   for (const Group& group : plan.groups) {
     for (int64_t panel = 0; panel < group.panels; ++panel) panels.emplace_back(&group, panel);
   }
-  in_parallel(static_cast<int64_t>(panels.size()), threads, [&] {
-    return [&](int64_t i) { merge.run(*panels[i].first, panels[i].second); };
-  });
+  in_parallel(static_cast<int64_t>(panels.size()), threads,
+              [&] { return [&](int64_t i) { merge.run(*panels[i].first, panels[i].second); }; });
   if (rows) reduce(call, row_losses, static_cast<Real*>(call.losses));
 }
 

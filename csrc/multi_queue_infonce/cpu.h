@@ -43,8 +43,8 @@ struct Backward {
   std::vector<Term> terms;  // queries and rows are used, and temperature
   int64_t dim;
   Reduction reduction;
-  const void* grad_losses;  // Real [N] for kNone, else [T]
-  int64_t grad_stride;      // elements between its entries
+  const void* grad_losses;                    // Real [N] for kNone, else [T]
+  int64_t grad_stride;                        // elements between its entries
   const void *grad_queries, *negative_share;  // from the forward pass
   void *d_queries, *d_positives;              // [N][D] in the type of the queries; null: not wanted
   void* d_temperature;                        // Real [T]; null: not wanted

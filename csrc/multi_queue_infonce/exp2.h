@@ -30,8 +30,8 @@ struct Wide<float> {
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 23, kTerms = 6;
   static constexpr float kRound = 0x1.8p23f, kZero = -64.0f, kLowest = -0x1.fffffep127f;
-  static constexpr float kCoefficients[kTerms] = {0.69314721496788496344f,  0.24022652782876176793f,
-                                                  0.055503105512069805781f, 0.0096176929761431872291f,
+  static constexpr float kCoefficients[kTerms] = {0.69314721496788496344f,   0.24022652782876176793f,
+                                                  0.055503105512069805781f,  0.0096176929761431872291f,
                                                   0.0013406643847480060174f, 0.00015594677015105410559f};
 };
 
@@ -43,9 +43,9 @@ struct Wide<double> {
   static constexpr int kMantissa = 52, kTerms = 11;
   static constexpr double kRound = 0x1.8p52, kZero = -200.0, kLowest = -0x1.fffffffffffffp1023;
   static constexpr double kCoefficients[kTerms] = {
-      0.69314718055994569675,    0.24022650695910098006,     0.055504108664790394528,  0.0096181291076070026171,
-      0.001333355815343996974,   0.00015403530441571850099,  0.00001525272738518977478, 1.3215442675455852182e-6,
-      1.0180647660573069343e-7,  7.0725703945407994337e-9,   4.0780717860928704165e-10};
+      0.69314718055994569675,   0.24022650695910098006,    0.055504108664790394528,   0.0096181291076070026171,
+      0.001333355815343996974,  0.00015403530441571850099, 0.00001525272738518977478, 1.3215442675455852182e-6,
+      1.0180647660573069343e-7, 7.0725703945407994337e-9,  4.0780717860928704165e-10};
 };
 
 template <class T>

@@ -130,8 +130,8 @@ MIXFAST_INLINE void weigh(T* scores, int64_t count, const T* scale, const Vector
 
 // One tile of keys against VECTORS vectors of rows of a panel; all pointers are to the first of these rows.
 template <class T, int VECTORS>
-void update(const T* keys, int64_t stride, int64_t count, int64_t dim, const T* queries, const T* scale,
-                           T* max, T* sum, T* mean, T* scores) {
+void update(const T* keys, int64_t stride, int64_t count, int64_t dim, const T* queries, const T* scale, T* max, T* sum,
+            T* mean, T* scores) {
   Vector<T> largest[VECTORS], rescale[VECTORS], added[VECTORS];
   for (int v = 0; v < VECTORS; ++v) largest[v] = Vector<T>{} + Wide<T>::kLowest;
   in_blocks(count, [&](auto block, int64_t key) {
@@ -162,7 +162,13 @@ const T* tile_of(const Matrix& keys, int64_t first, int64_t count, int64_t dim, 
     *stride = keys.row_stride;
     return static_cast<const T*>(keys.data) + first * keys.row_stride;
   }
-  for (int64_t k = 0; k < count; ++k) {
+  const bool transposed = keys.row_stride == 1 && keys.column_stride != 1;  // stored as [D, K]: read along the keys
+  for (int64_t d = 0; transposed && d < dim; ++d) {
+    T column[kTileKeys];
+    convert(keys.data, keys.type, first + d * keys.column_stride, 1, count, column);
+    for (int64_t k = 0; k < count; ++k) copy[k * dim + d] = column[k];
+  }
+  for (int64_t k = 0; !transposed && k < count; ++k) {
     convert(keys.data, keys.type, (first + k) * keys.row_stride, keys.column_stride, dim, copy + k * dim);
   }
   *stride = dim;

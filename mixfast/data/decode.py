@@ -45,7 +45,7 @@ def read(root: Path, files: Sequence[str], size: int, cfg: DataConfig, say: Say)
     cached = _cache_file(root, files, size, cfg) if cfg.cache else None
     if cached is not None and cached.exists():
         try:
-            with np.load(cached, allow_pickle=False) as archive:
+            with open(cached, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 return torch.from_numpy(archive["images"]), torch.from_numpy(archive["readable"])
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             say(f"cache {cached} is damaged ({error}); decoding again")
@@ -135,7 +135,16 @@ def decode_file(path: Path, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
 def _mean_bytes(root: Path, files: Sequence[str]) -> float:
     """Mean size of about 100 of the files."""
     some = files[:: 1 + len(files) // 100]
-    return sum(os.stat(root / file).st_size for file in some) / len(some)
+    return sum(_stat(root / file)[0] for file in some) / len(some)
+
+
+def _stat(path: Path) -> tuple[int, int]:
+    """Bytes, and time of the last change in ns; zeros for what cannot be asked, such as a dangling link."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def cores() -> int:
@@ -177,8 +186,8 @@ def _cache_file(root: Path, files: Sequence[str], size: int, cfg: DataConfig) ->
     base = root.resolve()
     digest = hashlib.sha256(f"{_FORMAT}\0{base}\0{size}\0".encode())
     for file in files:
-        stat = os.stat(base / file)
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\0".encode())
+        length, changed = _stat(base / file)
+        digest.update(f"{file}\0{length}\0{changed}\0".encode())
     return folder / f"{base.name}-{size}px-{digest.hexdigest()[:20]}.npz"
 
 
@@ -193,8 +202,10 @@ def _store(path: Path, images: Tensor, readable: Tensor, say: Say) -> None:
             os.fsync(file.fileno())
         os.replace(fresh, path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         say(f"the decoded images were not cached: {error}")
+    finally:
+        with suppress(OSError):  # it is there only if something went wrong
+            fresh.unlink()
 
 
 def _check_memory(count: int, size: int, root: Path) -> None:

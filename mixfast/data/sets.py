@@ -49,9 +49,9 @@ class Splits:
 
 
 def first_balanced(labels: Tensor, limit: int) -> Tensor:
-    """Indices (int64, ascending) of `limit` images taken class by class in turn, earliest first.
+    """Indices (int64, ascending) of `limit` images: first the first of every class, then the second of every class, ...
 
-    Class sizes differ by at most one while no class runs out; unlabelled images count as one class.
+    Class sizes differ by at most one while no class runs out. Unlabelled images count as one class.
     """
     order = torch.argsort(labels, stable=True)
     ordered = labels[order]

@@ -13,7 +13,7 @@ from mixfast.errors import DataError, PlatformError
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 
-# The numbers of MoCo's CIFAR-10 demo and its successors; the second line is the mean of the images' own deviations
+# The numbers of MoCo's CIFAR-10 demo and its successors; the second triple is the mean of the images' own deviations
 # (the deviation over all pixels is 0.247, 0.243, 0.262). Published scores were reached with them.
 CIFAR10_STATISTICS: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 

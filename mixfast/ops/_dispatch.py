@@ -62,7 +62,7 @@ def _choose(operation: str, wanted: str, facts: tuple[object, ...]) -> str:
     existing = names(operation)
     if wanted != "auto" and wanted not in existing:
         raise ValueError(f"{operation}: backend must be auto, {', '.join(existing)}; got {wanted!r}")
-    refused = {}
+    refused: dict[str, str] = {}
     for name in existing if wanted == "auto" else [wanted]:
         backend = module(operation, name)
         if wanted == "auto" and not getattr(backend, "AUTO", True):

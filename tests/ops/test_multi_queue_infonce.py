@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixfast.ops.multi_queue_infonce import _operators, cpu_native, multi_queue_infonce
+from mixfast.ops.multi_queue_infonce import cpu_native, multi_queue_infonce
 from tests.backends import each_backend
 from tests.ops.compare import SLACK, assert_no_worse, generator
 
@@ -186,7 +186,7 @@ def test_reductions_and_upstream_gradients(backend: str, reduction: str, rng: to
         assert losses.shape == (len(queries),)
         expected = [row.mean() if reduction == "mean" else row.sum() for row in expected]
     upstream = [torch.randn(e.shape, generator=rng, dtype=torch.float64) for e in expected]
-    ours = torch.autograd.grad(sum((g * l).sum() for g, l in zip(upstream, losses, strict=True)), queries)
+    ours = torch.autograd.grad(sum((g * loss).sum() for g, loss in zip(upstream, losses, strict=True)), queries)
     theirs = torch.autograd.grad(sum((g * e).sum() for g, e in zip(upstream, expected, strict=True)), queries)
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
@@ -198,8 +198,8 @@ def test_stacked_input_equals_a_list(backend: str, rng: torch.Generator) -> None
     stacked = {key: torch.stack(inputs[key]).requires_grad_() for key in ("queries", "positives")}
     listed = {key: stacked[key].unbind() for key in stacked}
     results = []
-    for given in (stacked, listed, {**stacked, "positives": listed["positives"]}):
-        loss = multi_queue_infonce(**{**inputs, **given}, backend=backend)
+    for form in (stacked, listed, {**stacked, "positives": listed["positives"]}):
+        loss = multi_queue_infonce(**{**inputs, **form}, backend=backend)
         results.append((loss, *torch.autograd.grad(loss.sum(), list(stacked.values()))))
     for other in results[1:]:
         for a, b in zip(results[0], other, strict=True):
@@ -297,8 +297,3 @@ def test_any_shape(
     loss = torch.cat(multi_queue_infonce(**inputs, reduction="none"))
     tolerance = 1e-11 if dtype == torch.float64 else 1e-5
     torch.testing.assert_close(loss.double(), expected, rtol=tolerance, atol=tolerance * 0.3 / temperature)
-
-
-def test_row_counts_of_both_forms() -> None:
-    assert _operators.row_counts([torch.zeros(3, 4, 5)]) == [4, 4, 4]
-    assert _operators.row_counts([torch.zeros(2, 5), torch.zeros(1, 5)]) == [2, 1]

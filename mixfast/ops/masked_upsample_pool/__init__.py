@@ -1,7 +1,7 @@
 """Mean feature inside and outside a region of the upsampled feature map, without the upsampled map.
 
 Bilinear upsampling U is linear and the same for every channel, so a masked mean of U f is a weighted sum of f:
-    sum_p m[p] (U f)[p] / |m| = sum_c (U^T m)[c] / |m| * f[c]        p output pixel, c feature position, |m| = sum_p m[p]
+    sum_p m[p] (U f)[p] / |m| = sum_c (U^T m)[c] / |m| * f[c]    p output pixel, c feature position, |m| = sum_p m[p]
 The weights U^T m / |m| are [h, w] numbers per image. Boxes give them in closed form, masks by the adjoint U^T.
 """
 
@@ -48,6 +48,8 @@ def masked_upsample_pool(
     if chosen == "reference":
         _operators.check(regions, height, width)
         return reference.forward(features, regions, height, width)
+    if _operators.is_eager():
+        return _operators.Pool.apply(features, regions, height, width, chosen)
     inside, outside, _ = _operators.forward(features, regions, height, width, chosen)
     return inside, outside
 

@@ -7,12 +7,9 @@ from torch import Tensor
 
 from mixfast.ops import _native
 from mixfast.ops.masked_upsample_pool import _checks
+from mixfast.ops.masked_upsample_pool._arguments import DTYPES, dense, empty_maps, plain_regions, sums_dtype
 
 _C: Any = _native.cpu
-
-# The numbers of csrc/masked_upsample_pool/kernels.h; -1 stands for boxes.
-_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
-_MASK_DTYPES = {**_DTYPES, torch.bool: 4, torch.uint8: 4}
 
 
 def unavailable() -> str | None:
@@ -24,14 +21,13 @@ def why_not(device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def forward(features: Tensor, regions: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    features, channels_last = _dense(features)
-    regions, mask_dtype = _native_regions(regions)
+    features, channels_last = dense(features)
+    regions, mask_dtype = plain_regions(regions)
     b, c, h, w = features.shape
     inside, outside = features.new_empty((b, c)), features.new_empty((b, c))
-    sums = torch.float64 if features.dtype == torch.float64 else torch.float32
-    weights = features.new_empty((regions.shape[0], 2, h, w), dtype=sums)
+    weights = torch.empty((regions.shape[0], 2, h, w), dtype=sums_dtype(features.dtype))
     valid = _C.pool_regions(
-        *(b, c, h, w, _DTYPES[features.dtype], channels_last, features.data_ptr()),
+        *(b, c, h, w, DTYPES[features.dtype], channels_last, features.data_ptr()),
         *(regions.data_ptr(), regions.shape[0], height, width, mask_dtype),
         *(weights.data_ptr(), inside.data_ptr(), outside.data_ptr(), torch.get_num_threads()),
     )
@@ -43,30 +39,29 @@ def forward(features: Tensor, regions: Tensor, height: int, width: int) -> tuple
 def backward(grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channels_last: bool) -> Tensor:
     grad_inside, grad_outside, weights = grad_inside.contiguous(), grad_outside.contiguous(), weights.contiguous()
     (b, c), (h, w) = grad_inside.shape, weights.shape[2:]
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    grad = torch.empty((b, c, h, w), dtype=grad_inside.dtype, memory_format=layout)
+    grad = empty_maps(grad_inside, h, w, channels_last)
     _C.spread_weights(
-        *(b, c, h, w, _DTYPES[grad.dtype], channels_last, grad_inside.data_ptr(), grad_outside.data_ptr()),
+        *(b, c, h, w, DTYPES[grad.dtype], channels_last, grad_inside.data_ptr(), grad_outside.data_ptr()),
         *(weights.shape[0], weights.data_ptr(), grad.data_ptr(), torch.get_num_threads()),
     )
     return grad
 
 
 def pool(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    features, channels_last = _dense(features)
+    features, channels_last = dense(features)
     weights = weights.contiguous()
     b, c, h, w = features.shape
     inside, outside = features.new_empty((b, c)), features.new_empty((b, c))
     _C.pool_weights(
-        *(b, c, h, w, _DTYPES[features.dtype], channels_last, features.data_ptr()),
+        *(b, c, h, w, DTYPES[features.dtype], channels_last, features.data_ptr()),
         *(weights.shape[0], weights.data_ptr(), inside.data_ptr(), outside.data_ptr(), torch.get_num_threads()),
     )
     return inside, outside
 
 
 def weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
-    regions, mask_dtype = _native_regions(regions)
-    weights = regions.new_empty((regions.shape[0], 2, h, w), dtype=dtype)
+    regions, mask_dtype = plain_regions(regions)
+    weights = torch.empty((regions.shape[0], 2, h, w), dtype=dtype)
     valid = _C.region_weights(
         *(regions.data_ptr(), regions.shape[0], height, width, mask_dtype, h, w, dtype == torch.float64),
         *(weights.data_ptr(), torch.get_num_threads()),
@@ -74,18 +69,3 @@ def weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: tor
     if not valid:
         _checks.check_values("region_weights", regions, height, width)
     return weights
-
-
-def _dense(features: Tensor) -> tuple[Tensor, bool]:
-    """The maps as they are, if they are contiguous or channels last, else a copy; and whether channels are last."""
-    if features.is_contiguous():
-        return features, False
-    if features.is_contiguous(memory_format=torch.channels_last):
-        return features, True
-    return features.contiguous(), False
-
-
-def _native_regions(regions: Tensor) -> tuple[Tensor, int]:
-    if regions.ndim == 2:
-        return regions.to(torch.int64).contiguous(), -1
-    return regions.contiguous(), _MASK_DTYPES[regions.dtype]

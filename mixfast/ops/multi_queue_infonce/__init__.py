@@ -62,25 +62,22 @@ def multi_queue_infonce(
     _checks.check_queue_index(queue_index, terms, len(queues))
     temperature = _checks.check_temperature(temperature, terms, rows)
     _checks.check_reduction(reduction)
-    dtype, device_type = rows.dtype, rows.device.type
-    if dtype != torch.float64 and device_type != "meta" and torch.is_autocast_enabled(device_type):
-        dtype = torch.float32 if device_type == "cpu" else torch.float16
+    dtype, device_type = _autocast_dtype(rows), rows.device.type
+    if dtype != rows.dtype:
         queries, positives = _converted(queries, dtype), _converted(positives, dtype)
     chosen = _dispatch.choose(NAME, backend, device_type, dtype, queue_dtype)
     if chosen == "reference":
-        losses = reference.row_losses(list(queries), list(positives), queues, queue_index, temperature)
-        return losses if reduction == "none" else reference.reduce(losses, reduction)
-    both_stacked = isinstance(queries, Tensor) and isinstance(positives, Tensor)
-    joined = _operators.losses(
-        [queries] if both_stacked else list(queries),
-        [positives] if both_stacked else list(positives),
-        queues,
-        queue_index,
-        temperature,
-        reduction,
-        chosen,
-    )
-    return list(joined.split(rows.counts)) if reduction == "none" else joined
+        losses = reference.losses(queries, positives, queues, queue_index, temperature, reduction)
+    else:
+        losses = _operators.losses(queries, positives, queues, queue_index, temperature, reduction, chosen)
+    return list(losses.split(rows.counts)) if reduction == "none" else losses
+
+
+def _autocast_dtype(rows: _checks.Rows) -> torch.dtype:
+    device_type = rows.device.type
+    if rows.dtype == torch.float64 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return rows.dtype
+    return torch.float32 if device_type == "cpu" else torch.float16
 
 
 def _converted(tensors: Sequence[Tensor] | Tensor, dtype: torch.dtype) -> Sequence[Tensor] | Tensor:

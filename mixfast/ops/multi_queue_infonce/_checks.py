@@ -38,23 +38,22 @@ def check_rows(queries: Any, positives: Any) -> Rows:
                 "For a single term pass [queries]."
             )
         _check_tensor("queries", queries)
-        terms, rows, dim = queries.shape
-        first, counts = queries, [rows] * terms
+        first, counts = queries, [queries.shape[1]] * queries.shape[0]
     else:
         _check_sequence("queries", queries, "T tensors [N, D] or one tensor [T, N, D]")
         for t, query in enumerate(queries):
             _check_term("queries", t, query, queries[0])
-        first, counts = queries[0] if len(queries) else None, [query.shape[0] for query in queries]
-        dim = first.shape[1] if first is not None else 0
-    if first is None or not counts:
+        first, counts = queries[0] if queries else torch.empty(0), [query.shape[0] for query in queries]
+    if not counts:
         _value_error("queries must hold at least one term; got none.")
+    dim = first.shape[-1]
     if dim < 1 or min(counts) < 1:
         _value_error(f"every term needs at least one row and one dimension; got rows {counts}, D = {dim}.")
-    _check_positives(positives, queries, first, counts, dim)
+    _check_positives(positives, first, counts, dim)
     return Rows(counts, dim, first.dtype, first.device)
 
 
-def _check_positives(positives: Any, queries: Any, first: Tensor, counts: list[int], dim: int) -> None:
+def _check_positives(positives: Any, first: Tensor, counts: list[int], dim: int) -> None:
     if isinstance(positives, Tensor):
         if positives.ndim != 3:
             _value_error(
@@ -122,7 +121,9 @@ def check_queues(queues: Any, rows: Rows) -> torch.dtype:
         if queue.ndim != 2 or queue.shape[1] != rows.dim:
             _value_error(f"{name} must be [K, D] with D = {rows.dim} as in queries; got {list(queue.shape)}.")
         if queue.shape[0] < 1:
-            _value_error(f"{name} is empty: [K, D] = {list(queue.shape)}. Fill it, with random unit rows at first, say.")
+            _value_error(
+                f"{name} is empty: [K, D] = {list(queue.shape)}. Fill it, with random unit rows at first, say."
+            )
         if queue.device != rows.device:
             _value_error(f"{name} must be on the device of queries, {rows.device}; got {queue.device}.")
         if queue.dtype != queues[0].dtype:

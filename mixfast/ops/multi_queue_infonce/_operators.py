@@ -174,15 +174,17 @@ def _split(rows: Tensor, like: Sequence[Tensor]) -> list[Tensor | None]:
 
 
 def losses(
-    queries: Sequence[Tensor],
-    positives: Sequence[Tensor],
+    queries: Sequence[Tensor] | Tensor,
+    positives: Sequence[Tensor] | Tensor,
     queues: Sequence[Tensor],
     queue_index: Sequence[int],
     temperature: list[float] | Tensor,
     reduction: str,
     backend: str,
 ) -> Tensor:
-    """[T], or [N] for reduction "none". Queries and positives: T tensors [N_t, D] each, or one [T, N, D] each."""
+    """[T], or [N] for reduction "none", with derivatives."""
+    if isinstance(queries, Tensor) and isinstance(positives, Tensor):
+        queries, positives = (queries,), (positives,)  # read in place as T terms
     tensor, numbers = (temperature, []) if isinstance(temperature, Tensor) else (None, temperature)
     inputs = (*queries, *positives)
     if torch.is_grad_enabled() and (
@@ -190,5 +192,6 @@ def losses(
     ):
         call = (queues, queue_index, numbers, reduction, backend)
         return _Infonce.apply(call, tensor, len(queries), *inputs)  # type: ignore[no-any-return]
-    out: Three = forward(queries, positives, queues, queue_index, tensor, numbers, reduction, False, backend)
-    return out[0]
+    arguments = (tuple(queries), tuple(positives), queues, queue_index, tensor, numbers, reduction, False, backend)
+    result: Tensor = forward(*arguments)[0]
+    return result

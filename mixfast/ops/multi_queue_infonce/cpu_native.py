@@ -1,6 +1,7 @@
 """multi_queue_infonce on CPU in C++ (csrc/multi_queue_infonce): checks are done, addresses and sizes go out."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,11 +34,29 @@ def _per_term(temperature: Tensor | None, temperatures: list[float]) -> list[flo
     return values
 
 
-def _rows(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Terms [N_t, D] whose rows have adjacent elements; a single [T, N, D] counts as its T terms."""
-    if tensors[0].dim() == 3:
-        tensors = tensors[0].unbind()
-    return [tensor if tensor.stride(1) == 1 else tensor.contiguous() for tensor in tensors]
+class Terms(NamedTuple):
+    """Where the rows of the terms lie. `kept` holds copies of tensors whose rows had no adjacent elements."""
+
+    kept: list[Tensor]
+    rows: list[int]
+    addresses: list[int]
+    strides: list[int]  # between rows, in elements
+
+
+def _terms(tensors: Sequence[Tensor]) -> Terms:
+    """T tensors [N_t, D], or a single [T, N, D]."""
+    kept = [tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors]
+    first = kept[0]
+    if first.dim() == 3:
+        count, step, start = first.size(0), first.stride(0) * first.element_size(), first.data_ptr()
+        addresses = [start + t * step for t in range(count)]
+        return Terms(kept, [first.size(1)] * count, addresses, [first.stride(1)] * count)
+    return Terms(
+        kept,
+        [tensor.size(0) for tensor in kept],
+        [tensor.data_ptr() for tensor in kept],
+        [tensor.stride(0) for tensor in kept],
+    )
 
 
 def forward(
@@ -52,19 +71,18 @@ def forward(
     instruction_set: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(losses, grad_queries, negative_share) as `_operators.forward` describes them."""
-    queries, positives = _rows(queries), _rows(positives)
-    rows = [query.size(0) for query in queries]
-    total, dim, dtype = sum(rows), queries[0].size(1), queries[0].dtype
+    anchors, matches = _terms(queries), _terms(positives)
+    total, dim, dtype = sum(anchors.rows), queries[0].size(-1), queries[0].dtype
     statistics = torch.float64 if dtype == torch.float64 else torch.float32
-    losses = torch.empty(total if reduction == "none" else len(rows), dtype=statistics)
+    losses = torch.empty(total if reduction == "none" else len(anchors.rows), dtype=statistics)
     grad_queries = torch.empty((total if need_grad else 0, dim), dtype=statistics)
     negative_share = torch.empty(total, dtype=statistics)
     _native.cpu.infonce_forward(  # type: ignore[union-attr]
-        rows,
-        [query.data_ptr() for query in queries],
-        [query.stride(0) for query in queries],
-        [positive.data_ptr() for positive in positives],
-        [positive.stride(0) for positive in positives],
+        anchors.rows,
+        anchors.addresses,
+        anchors.strides,
+        matches.addresses,
+        matches.strides,
         queue_index,
         _per_term(temperature, temperatures),
         TYPES[dtype],
@@ -95,16 +113,15 @@ def backward(
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(d_queries, d_positives, d_temperature) as `_operators.backward` describes them."""
-    queries = _rows(queries)
-    rows = [query.size(0) for query in queries]
+    terms = _terms(queries)
     total, dim, dtype = grad_queries.size(0), grad_queries.size(1), queries[0].dtype
     d_queries = torch.empty((total if needs[0] else 0, dim), dtype=dtype)
     d_positives = torch.empty((total if needs[1] else 0, dim), dtype=dtype)
-    d_temperature = torch.empty(len(rows) if needs[2] else 0, dtype=grad_queries.dtype)
+    d_temperature = torch.empty(len(terms.rows) if needs[2] else 0, dtype=grad_queries.dtype)
     _native.cpu.infonce_backward(  # type: ignore[union-attr]
-        rows,
-        [query.data_ptr() for query in queries],
-        [query.stride(0) for query in queries],
+        terms.rows,
+        terms.addresses,
+        terms.strides,
         _per_term(temperature, temperatures),
         TYPES[dtype],
         dim,

@@ -18,19 +18,23 @@ def why_not(device_type: str, dtype: torch.dtype, queue_dtype: torch.dtype) -> s
     return None
 
 
-def row_losses(
-    queries: Sequence[Tensor],
-    positives: Sequence[Tensor],
+def losses(
+    queries: Sequence[Tensor] | Tensor,
+    positives: Sequence[Tensor] | Tensor,
     queues: Sequence[Tensor],
     queue_index: Sequence[int],
     temperature: Sequence[float] | Tensor,
-) -> list[Tensor]:
-    """The loss of every row, [N_t] for each term; `temperature` has one entry per term."""
-    with torch.autocast(queries[0].device.type, enabled=False):
-        return [
+    reduction: str,
+) -> Tensor:
+    """[T] for reduction "mean" and "sum", else [N], term after term; `temperature` has one entry per term."""
+    with torch.autocast(queues[0].device.type, enabled=False):
+        terms = [
             _term(query, positive, queues[queue], temperature[t])
             for t, (query, positive, queue) in enumerate(zip(queries, positives, queue_index, strict=True))
         ]
+    if reduction == "none":
+        return torch.cat(terms)
+    return torch.stack([term.mean() if reduction == "mean" else term.sum() for term in terms])
 
 
 def _term(query: Tensor, positive: Tensor, queue: Tensor, temperature: float | Tensor) -> Tensor:
@@ -39,8 +43,3 @@ def _term(query: Tensor, positive: Tensor, queue: Tensor, temperature: float | T
     match = (query * positive).sum(1, keepdim=True)  # [N, 1]
     logits = torch.cat([match, query @ queue.T], dim=1) / temperature  # [N, 1 + K]
     return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long, device=logits.device), reduction="none")
-
-
-def reduce(losses: Sequence[Tensor], reduction: str) -> Tensor:
-    """[T] means or sums of the row losses of each term."""
-    return torch.stack([loss.mean() if reduction == "mean" else loss.sum() for loss in losses])

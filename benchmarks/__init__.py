@@ -1,0 +1,1 @@
+"""Benchmarks of the operations and of the training step against named peers; `python -m benchmarks` runs them."""

@@ -1,0 +1,37 @@
+"""python -m benchmarks [--smoke] [--out FILE.json] [-k EXPRESSION]: runs the benchmarks, writes JSON and Markdown."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.report import render
+
+FOLDER = Path(__file__).parent
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--smoke", action="store_true", help="every benchmark once, at small shapes; keeps nothing")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/benchmarks.json"), help="results (default: %(default)s); FILE.md beside"
+    )
+    parser.add_argument("-k", metavar="EXPRESSION", default="", help="only the benchmarks that match, as in pytest")
+    options = parser.parse_args()
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER), "-k", options.k]
+    if options.smoke:
+        return subprocess.run([*command, "--benchmark-disable", "-rs"], cwd=FOLDER.parent).returncode
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    command += [f"--benchmark-json={options.out.resolve()}", "--benchmark-columns=min,median,rounds", "-rs"]
+    command += ["--benchmark-min-rounds=7", "--benchmark-max-time=2"]
+    code = subprocess.run(command, cwd=FOLDER.parent).returncode
+    if code == 0:
+        report = options.out.with_suffix(".md")
+        report.write_text(render(json.loads(options.out.read_text())) + "\n")
+        print(f"wrote {options.out} and {report}")
+    return code
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,81 @@
+"""masked_upsample_pool in CUDA C++ (csrc/masked_upsample_pool/cuda.cu), on the current stream of the device."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixfast.ops import _native
+from mixfast.ops.masked_upsample_pool._arguments import DTYPES, dense, empty_maps, plain_regions, sums_dtype
+
+AUTO = False  # compiled, but not yet run or measured on a GPU: only when named
+_C: Any = _native.cuda
+
+
+def unavailable() -> str | None:
+    if _native.cuda is None:
+        return _native.cuda_error
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+    return None if device_type == "cuda" else f"it takes CUDA tensors; these are on {device_type}"
+
+
+def forward(features: Tensor, regions: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    features, channels_last = dense(features)
+    regions, mask_dtype = plain_regions(regions)
+    b, c, h, w = features.shape
+    inside, outside = features.new_empty((b, c)), features.new_empty((b, c))
+    weights = features.new_empty((regions.shape[0], 2, h, w), dtype=sums_dtype(features.dtype))
+    sums = _mask_sums(regions, h, w)
+    _C.pool_regions(
+        *(b, c, h, w, DTYPES[features.dtype], channels_last, features.data_ptr()),
+        *(regions.data_ptr(), regions.shape[0], height, width, mask_dtype, sums.data_ptr()),
+        *(weights.data_ptr(), inside.data_ptr(), outside.data_ptr(), *_place(features)),
+    )
+    return inside, outside, weights
+
+
+def backward(grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channels_last: bool) -> Tensor:
+    grad_inside, grad_outside, weights = grad_inside.contiguous(), grad_outside.contiguous(), weights.contiguous()
+    (b, c), (h, w) = grad_inside.shape, weights.shape[2:]
+    grad = empty_maps(grad_inside, h, w, channels_last)
+    _C.spread_weights(
+        *(b, c, h, w, DTYPES[grad.dtype], channels_last, grad_inside.data_ptr(), grad_outside.data_ptr()),
+        *(weights.shape[0], weights.data_ptr(), grad.data_ptr(), *_place(grad)),
+    )
+    return grad
+
+
+def pool(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    features, channels_last = dense(features)
+    weights = weights.contiguous()
+    b, c, h, w = features.shape
+    inside, outside = features.new_empty((b, c)), features.new_empty((b, c))
+    _C.pool_weights(
+        *(b, c, h, w, DTYPES[features.dtype], channels_last, features.data_ptr()),
+        *(weights.shape[0], weights.data_ptr(), inside.data_ptr(), outside.data_ptr(), *_place(features)),
+    )
+    return inside, outside
+
+
+def weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
+    regions, mask_dtype = plain_regions(regions)
+    weights = regions.new_empty((regions.shape[0], 2, h, w), dtype=dtype)
+    sums = _mask_sums(regions, h, w)
+    _C.region_weights(
+        *(regions.data_ptr(), regions.shape[0], height, width, mask_dtype, h, w, dtype == torch.float64),
+        *(sums.data_ptr(), weights.data_ptr(), *_place(regions)),
+    )
+    return weights
+
+
+def _mask_sums(regions: Tensor, h: int, w: int) -> Tensor:
+    """What the kernel that folds masks writes and the next one reads; nothing for boxes."""
+    images = regions.shape[0] if regions.ndim == 3 else 0
+    return regions.new_empty((images, 2, h, w), dtype=torch.float64)
+
+
+def _place(tensor: Tensor) -> tuple[int, int]:
+    return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream

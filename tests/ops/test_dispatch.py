@@ -1,0 +1,105 @@
+"""The choice of a backend: order, refusals, the environment variable, and what a named backend promises."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+import mixfast
+from mixfast.ops import _dispatch
+
+
+def backend(reason: str | None = None, call: str | None = None, **attributes: Any) -> SimpleNamespace:
+    return SimpleNamespace(unavailable=lambda: reason, why_not=lambda *facts: call, **attributes)
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, SimpleNamespace]]:
+    """Backends of an operation "op", to be filled in by the test."""
+    found: dict[str, SimpleNamespace] = {}
+    monkeypatch.setattr(_dispatch, "load", lambda operation, name: found.get(name))
+    monkeypatch.delenv("MIXFAST_BACKEND", raising=False)
+    _dispatch._choose.cache_clear()
+    _dispatch._warn_once.cache_clear()
+    yield found
+    _dispatch._choose.cache_clear()
+    _dispatch._warn_once.cache_clear()
+
+
+def test_auto_takes_the_first_that_does_not_refuse(modules: dict[str, SimpleNamespace]) -> None:
+    modules.update(cuda=backend("no GPU"), triton=backend(call="not this dtype"), cpu=backend(), reference=backend())
+    assert _dispatch.choose("op", "auto", "cpu") == "cpu"
+
+
+def test_auto_skips_a_backend_that_opts_out(modules: dict[str, SimpleNamespace]) -> None:
+    modules.update(cuda=backend(AUTO=False), cpu=backend(), reference=backend())
+    assert _dispatch.choose("op", "auto") == "cpu"
+    assert _dispatch.choose("op", "cuda") == "cuda"
+
+
+def test_a_named_backend_never_falls_back(modules: dict[str, SimpleNamespace]) -> None:
+    modules.update(cuda=backend("no GPU"), cpu=backend(), reference=backend())
+    with pytest.raises(RuntimeError, match=r"op: no backend can run this call\n  cuda: no GPU"):
+        _dispatch.choose("op", "cuda")
+
+
+def test_an_unknown_name_lists_the_known_ones(modules: dict[str, SimpleNamespace]) -> None:
+    modules.update(cpu=backend(), reference=backend())
+    with pytest.raises(ValueError, match="op: backend must be auto, cpu, reference; got 'gpu'"):
+        _dispatch.choose("op", "gpu")
+
+
+def test_facts_reach_the_backend(modules: dict[str, SimpleNamespace]) -> None:
+    def why_not(device: str, dtype: torch.dtype) -> str | None:
+        return None if dtype == torch.float32 else f"{dtype} on {device}"
+
+    modules.update(cpu=SimpleNamespace(unavailable=lambda: None, why_not=why_not))
+    assert _dispatch.choose("op", "cpu", "cpu", torch.float32) == "cpu"
+    with pytest.raises(RuntimeError, match=r"cpu: torch.float16 on cpu"):
+        _dispatch.choose("op", "cpu", "cpu", torch.float16)
+
+
+def test_the_environment_replaces_auto_only(
+    modules: dict[str, SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modules.update(cpu=backend(), reference=backend())
+    monkeypatch.setenv("MIXFAST_BACKEND", "reference")
+    assert _dispatch.choose("op", "auto") == "reference"
+    assert _dispatch.choose("op", "cpu") == "cpu"
+    monkeypatch.setenv("MIXFAST_BACKEND", "warp")
+    with pytest.raises(ValueError, match="got 'warp'"):
+        _dispatch.choose("op", "auto")
+
+
+def test_falling_to_the_reference_warns_once(modules: dict[str, SimpleNamespace]) -> None:
+    modules.update(cpu=backend("not compiled"), reference=backend())
+    with pytest.warns(UserWarning, match=r"slow reference implementation \(cpu: not compiled\)"):
+        assert _dispatch.choose("op", "auto") == "reference"
+    assert _dispatch.choose("op", "auto", "another call") == "reference"  # warnings are errors here
+
+
+def test_choice_is_a_constant_of_a_compiled_graph() -> None:
+    torch._dynamo.reset()
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        return x * (2 if _dispatch.choose("masked_upsample_pool", "cpu", "cpu", x.dtype) == "cpu" else 3)
+
+    compiled = torch.compile(double, fullgraph=True, backend="eager")
+    assert compiled(torch.ones(2)).tolist() == [2, 2]
+
+
+def test_every_operation_has_a_reference_and_says_why_others_are_missing() -> None:
+    listed = mixfast.backends()
+    assert set(listed) == set(_dispatch.OPERATIONS)
+    for reasons in listed.values():
+        assert reasons["reference"] is None
+        assert list(reasons) == [name for name in _dispatch.FILES if name in reasons]
+        assert all(reason is None or (isinstance(reason, str) and reason) for reason in reasons.values())
+
+
+def test_environment_variable_reaches_an_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MIXFAST_BACKEND", "no such")
+    with pytest.raises(ValueError, match="masked_upsample_pool: backend must be auto"):
+        mixfast.masked_upsample_pool(torch.zeros(1, 1, 2, 2), torch.zeros(4, dtype=torch.int64), (2, 2))

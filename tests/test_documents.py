@@ -1,0 +1,98 @@
+"""Every command and every Python block in the documents runs."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mixfast import doctor, evaluate, train
+from tests.tiny_run import SMALL, process_settings_kept
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Run by what stands beside it, not here.
+ELSEWHERE = {
+    "make train": "tests/test_install.py builds and starts it; its run is the first command of docs/reproduce.md",
+    "make test": "this suite",
+    "python -m benchmarks --smoke": "tests/test_benchmarks_smoke.py",
+    "pip install setuptools wheel pybind11 ninja": "the test extra",
+    'pip install --no-build-isolation -e ".[dev]"': "tests/test_install.py",
+    "python setup.py build_ext --inplace": "tests/test_install.py",
+    "pre-commit install --hook-type pre-commit --hook-type pre-push": "its hooks' commands are in tests/test_repo.py",
+}
+
+
+def blocks(language: str) -> list[tuple[Path, str]]:
+    """(document, text) of each fenced block."""
+    found = []
+    for path in DOCUMENTS:
+        found += [(path, text) for text in re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)]
+    return found
+
+
+def commands() -> list[str]:
+    """Every command line of the shell blocks once, without its comment."""
+    lines = [line.split("  #")[0].strip() for _, text in blocks("bash") for line in text.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with 32 training and 8 test images of two classes under data/."""
+    for split, count in (("train", 16), ("test", 4)):
+        for label, colour in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):
+            place = tmp_path / "data" / split / label
+            place.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (16, 16), tuple(min(255, c + 3 * number) for c in colour)).save(
+                    place / f"{number}.png"
+                )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def shrunk(words: list[str]) -> list[str]:
+    """The words of a training command with the sizes of a run that takes a second, the method and data kept."""
+    if {"--help", "--help-all", "--resume"} & set(words):
+        return words
+    sizes = {f"--{key}": str(value) for key, value in {**SMALL, "train.epochs": 1, "data.limit": 32}.items()}
+    for flag in sizes.keys() & set(words):
+        place = words.index(flag)
+        words = words[:place] + words[place + 2 :]
+    return [*words, *(word for size in sizes.items() for word in size), "--data.no-cache", "--compare"]
+
+
+@pytest.mark.slow
+def test_every_training_and_evaluation_command_runs(folder: Path) -> None:
+    lines = [line for line in commands() if line.startswith("python -m mixfast.")]
+    assert len(lines) >= 8
+    # Evaluating and resuming come after training: their runs are the first of their presets.
+    lines.sort(key=lambda line: "runs/" in line)
+    with process_settings_kept():
+        for line in lines:
+            module, words = line.split()[2], line.split()[3:]
+            if module == "mixfast.doctor":
+                doctor.main()
+            elif module == "mixfast.evaluate":
+                assert evaluate.main(words) == 0, line
+            else:
+                assert train.main(shrunk(words)) == 0, line
+
+
+def test_every_other_command_is_known() -> None:
+    """Make targets exist; pip commands are those that tests/test_install.py performs."""
+    for line in commands():
+        if line.startswith("python -m mixfast.") or line in ELSEWHERE:
+            continue
+        assert line.startswith("make "), f"{line}: no test runs it"
+        subprocess.run(["make", "--dry-run", *line.split()[1:]], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    "path, code", blocks("python"), ids=lambda value: value.name if isinstance(value, Path) else ""
+)
+def test_every_python_block_runs(path: Path, code: str) -> None:
+    exec(compile(code, str(path), "exec"), {"__name__": path.stem})
