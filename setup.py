@@ -47,8 +47,9 @@ def probe(nvcc: str) -> list[str]:
 
 def find_nvcc() -> tuple[str | None, str]:
     """(nvcc, architectures in CMake's notation), or (None, "") and a one-line notice."""
-    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), os.path.join(os.sep, "usr", "local", "cuda")]
-    found = [shutil.which("nvcc"), *(os.path.join(home, "bin", "nvcc") for home in homes if home)]
+    homes = [os.environ[name] for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
+    found = [os.path.join(home, "bin", "nvcc") for home in homes]
+    found += [shutil.which("nvcc"), os.path.join(os.sep, "usr", "local", "cuda", "bin", "nvcc")]
     asked = os.environ.get("CUDACXX")
     reason = "nvcc not found"
     for nvcc in [asked] if asked else found:

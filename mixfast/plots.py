@@ -45,12 +45,16 @@ def term_names(train: Records) -> list[str]:
 
 
 def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
-    """kNN accuracy on z and h against the share of each training that is done; baselines are horizontal lines."""
+    """kNN accuracy on z and h against the share of each training that is done; baselines are horizontal lines.
+
+    All runs start from the same weights, so the untrained network's scores are where each curve begins.
+    """
     page, axes = figure(6.4, 4)
     axis = axes[0][0]
     for colour, (name, records) in zip(("C0", "C1", "C2", "C3", "C4", "C5") * 4, runs.items(), strict=False):
-        scores = [record for record in records if record["kind"] == "eval"]
-        epochs = scores[-1]["epoch"] if scores else 1
+        untrained = [{**record, "epoch": 0} for record in baselines if record["name"] == "untrained"]
+        scores = untrained + [record for record in records if record["kind"] == "eval"]
+        epochs = max([1, *(record["epoch"] for record in scores)])
         for key, style in (("knn_z", "-o"), ("knn_h", "--s")):
             label = f"{name}, {key.removeprefix('knn_')}"
             done = [100 * r["epoch"] / epochs for r in scores]
@@ -58,7 +62,7 @@ def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
     for style, record in zip((":", "-."), baselines, strict=False):
         best = max(record[key] for key in ("knn_z", "knn_h") if key in record)
         axis.axhline(best, color="grey", linestyle=style, label=f"{record['name']}: {best:.1f}")
-    axis.set(xlabel="share of the training, %", ylabel="weighted kNN, %")
+    axis.set(xlabel="share of the training, %", ylabel="weighted kNN, %", xlim=(0, 102))
     axis.legend(fontsize=7)
     page.savefig(path)
 

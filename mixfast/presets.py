@@ -44,7 +44,7 @@ DEMO = Preset(
         "optim.cosine_origin": 0,  # the other quirk would spend the last of few epochs at rate 0
         "train.batch_size": 64,  # activations that fit in the cache: twice the images/s of 256
         "train.epochs": 7,
-        "eval.every": 7,
+        "eval.every": 4,
         "compare": ("moco",),
     },
     cost="3 min on 2 CPU cores",

@@ -117,7 +117,7 @@ def test_recorded_loss_is_the_mean_since_the_last_record(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("poison", "message"),
     [
-        ("loss", r"loss = inf; gradient of weight = inf"),
+        ("loss", r"loss = -?inf; gradient of weight = inf"),
         ("term", "term = nan"),
         ("gradient", "gradient of weight = (nan|inf)"),
     ],

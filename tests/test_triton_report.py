@@ -1,0 +1,61 @@
+"""The report on compiled Triton kernels: a part of it made anew, the rule it applies, what the committed one holds."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts/triton_report.py"
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="the package triton is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("triton_report", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_kernels_neither_spill_nor_overflow(tmp_path: Path) -> None:
+    """The largest kernels in use, on the architecture with least shared memory and on one with its own instruction."""
+    only = (
+        "^(partials fp16 D=128 loss and gradient|partials fp32 bf16x3 D=128 loss|pool boxes bf16 channels_last 14x14)$"
+    )
+    out = tmp_path / "report.md"
+    command = [sys.executable, str(SCRIPT), "--only", only, "--arch", "86", "90", "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITON_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 compiled, 0 at fault" in done.stdout
+    rows = [line.split("|")[1:-1] for line in out.read_text().splitlines() if line.startswith("| p")]
+    assert len(rows) == 3
+    assert rows[0][1].split()[-1] == "mma" and rows[0][2].split()[-1] == "wgmma"
+
+
+def test_what_counts_as_a_fault(report: ModuleType) -> None:
+    variant = report.Variant("name", None, {}, {}, {}, matrix=True)
+    assert report.faults(variant, 86, report.Result(255, 0, 99 << 10, "mma.sync")) == []
+    assert report.faults(variant, 86, report.Result(32, 8, 0, "mma.sync")) == ["spills 8 bytes"]
+    assert report.faults(variant, 86, report.Result(32, 0, 1 + (99 << 10), "mma.sync")) == [
+        "101377 bytes of shared memory, 101376 at most"
+    ]
+    assert report.faults(variant, 90, report.Result(32, 0, 0, "")) == ["no tensor cores"]
+
+
+def test_committed_report_is_complete(report: ModuleType) -> None:
+    lines = (ROOT / "docs/triton-report.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    assert rows[0][1:] == [f"sm_{each}, {limit} KiB" for each, limit in report.SHARED_LIMIT.items()]
+    variants = (*report.infonce_variants(90), *report.pool_variants())
+    assert [row[0] for row in rows[1:]] == [variant.name for variant in variants]
+    assert all(all(row) for row in rows)
