@@ -45,11 +45,16 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(folder: Path) -> Path:
-    """The interpreter of a fresh virtual environment that finds the packages of the present one behind its own."""
+    """The interpreter of a fresh virtual environment that finds the packages of the present one, but no mixfast."""
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder.parent)
     site = next(folder.glob("lib/python3*/site-packages"))
-    outer = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (site / "outer.pth").write_text("\n".join(sorted(outer)))
+    borrowed = folder / "borrowed"
+    borrowed.mkdir()
+    for outer in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(outer).iterdir():
+            if "mixfast" not in entry.name:
+                (borrowed / entry.name).symlink_to(entry)
+    (site / "borrowed.pth").write_text(str(borrowed))
     return folder / "bin" / "python"
 
 
