@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc mixfast -name __pycache__ -prune -o -type f -print) setup.py pyproject.toml CMakeLists.txt
-.PHONY: setup train test lint bench bench-smoke doctor asan clean
+.PHONY: setup train test lint bench bench-smoke doctor clean
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -39,13 +39,6 @@ bench-smoke: $(VENV)/test.stamp
 
 doctor: $(VENV)/train.stamp
 	$(BIN)/python -m mixfast.doctor
-
-# The C++ kernels under the address and undefined-behaviour sanitizers, in a copy of their own.
-asan: $(VENV)/test.stamp
-	MIXFAST_CUDA=off CXXFLAGS="-g -fsanitize=address,undefined -fno-sanitize-recover=undefined" \
-	  $(BIN)/pip install --no-deps --upgrade --target build/asan .
-	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
-	  PYTHONPATH=build/asan $(BIN)/python -m pytest tests/ops $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info _mixfast_*.so .*_cache .hypothesis
