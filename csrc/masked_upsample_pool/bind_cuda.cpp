@@ -6,22 +6,10 @@
 #include <stdexcept>
 #include <string>
 
+#include "masked_upsample_pool/bind.h"
 #include "masked_upsample_pool/cuda.h"
 
 namespace {
-
-using Pointer = uintptr_t;
-
-void* pointer(Pointer address) { return reinterpret_cast<void*>(address); }
-
-mixfast::Maps maps(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last) {
-  return {batch, channels, h, w, static_cast<mixfast::Dtype>(dtype), channels_last};
-}
-
-// `mask_dtype` is negative for boxes.
-mixfast::Regions regions(Pointer data, int64_t images, int64_t height, int64_t width, int mask_dtype) {
-  return {pointer(data), images, height, width, mask_dtype < 0, static_cast<mixfast::Dtype>(mask_dtype)};
-}
 
 void raise_if(const char* error) {
   if (error) throw std::runtime_error(std::string("masked_upsample_pool: CUDA says: ") + error);

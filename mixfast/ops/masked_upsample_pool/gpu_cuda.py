@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _native
-from mixfast.ops.masked_upsample_pool._arguments import DTYPES, dense, empty_maps, plain_regions, sums_dtype
+from mixfast.ops.masked_upsample_pool import _arguments
+from mixfast.ops.masked_upsample_pool._arguments import DTYPES, dense, plain_regions, sums_dtype
 
 AUTO = False  # compiled, but not yet run or measured on a GPU: only when named
 _C: Any = _native.cuda
@@ -38,26 +39,11 @@ def forward(features: Tensor, regions: Tensor, height: int, width: int) -> tuple
 
 
 def backward(grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channels_last: bool) -> Tensor:
-    grad_inside, grad_outside, weights = grad_inside.contiguous(), grad_outside.contiguous(), weights.contiguous()
-    (b, c), (h, w) = grad_inside.shape, weights.shape[2:]
-    grad = empty_maps(grad_inside, h, w, channels_last)
-    _C.spread_weights(
-        *(b, c, h, w, DTYPES[grad.dtype], channels_last, grad_inside.data_ptr(), grad_outside.data_ptr()),
-        *(weights.shape[0], weights.data_ptr(), grad.data_ptr(), *_place(grad)),
-    )
-    return grad
+    return _arguments.spread(_C, _place(grad_inside), grad_inside, grad_outside, weights, channels_last)
 
 
 def pool(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    features, channels_last = dense(features)
-    weights = weights.contiguous()
-    b, c, h, w = features.shape
-    inside, outside = features.new_empty((b, c)), features.new_empty((b, c))
-    _C.pool_weights(
-        *(b, c, h, w, DTYPES[features.dtype], channels_last, features.data_ptr()),
-        *(weights.shape[0], weights.data_ptr(), inside.data_ptr(), outside.data_ptr(), *_place(features)),
-    )
-    return inside, outside
+    return _arguments.pool(_C, _place(features), features, weights)
 
 
 def weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
