@@ -2,6 +2,7 @@
 
 Through CMake where there is one, else by plain compiler calls; csrc/sources.txt lists the sources for both.
 Nothing here needs torch. Environment: MIXFAST_CUDA = auto (default), on (no CUDA is an error) or off;
+MIXFAST_CUDA_ARCHS, for instance "80 90": compute capabilities without their dots;
 CXX, CXXFLAGS, CUDACXX, CUDA_HOME, MAX_JOBS as everywhere.
 """
 
@@ -27,7 +28,7 @@ ROOT = Path(__file__).resolve().parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 MODE = os.environ.get("MIXFAST_CUDA", "auto").lower()
 JOBS = int(os.environ.get("MAX_JOBS") or os.cpu_count() or 2)
-ARCHS = ("80", "86", "89", "90", "100", "120")  # and PTX of the newest of them that nvcc knows
+ARCHS = os.environ.get("MIXFAST_CUDA_ARCHS", "80 86 89 90 100 120").split()  # and PTX of the last that nvcc knows
 BUILDING = {"build", "build_ext", "bdist_wheel", "editable_wheel", "install", "develop"} & set(sys.argv)
 FAILURES = (OSError, subprocess.CalledProcessError)
 

@@ -24,7 +24,6 @@ def main() -> int:
         return subprocess.run([*command, "--benchmark-disable", "-rs"], cwd=FOLDER.parent).returncode
     options.out.parent.mkdir(parents=True, exist_ok=True)
     command += [f"--benchmark-json={options.out.resolve()}", "--benchmark-columns=min,median,rounds", "-rs"]
-    command += ["--benchmark-min-rounds=7", "--benchmark-max-time=2"]
     code = subprocess.run(command, cwd=FOLDER.parent).returncode
     if code == 0:
         report = options.out.with_suffix(".md")

@@ -1,15 +1,21 @@
-"""What every benchmark gets: small shapes for a smoke run, one way to measure, peak memory beside the time."""
+"""What every benchmark gets: small shapes for a smoke run, one way to measure a table, memory beside the times."""
 
+import copy
 import ctypes
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from benchmarks.interleave import interleaved, looped, quantiles
+
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+SECONDS, LEAST, MOST = 4.0, 7, 400  # of sampling one row; its samples
+SHORTEST = 0.5e-3  # seconds of a sample
+Table = Callable[[str, Mapping[str, Callable[[], object]]], None]
 
 
 @pytest.fixture
@@ -39,23 +45,41 @@ def extra_memory_mib(run: Callable[[], object]) -> float | None:
 
 
 @pytest.fixture
-def measure(benchmark: BenchmarkFixture, smoke: bool) -> Callable[[str, str, Callable[[], object]], None]:
-    """measure(group, implementation, run): time and extra memory of `run`, a row of the table `group`.
+def measure(benchmark: BenchmarkFixture, smoke: bool) -> Table:
+    """measure(group, {implementation: run}): a table of times and extra memory, its rows sampled in turn.
 
     Implementations named "mixfast ..." are ours, one named "floor ..." is what no implementation can do without; the
     report prints every other time as a multiple of these.
     """
 
-    def measure_one(group: str, implementation: str, run: Callable[[], object]) -> None:
-        benchmark.group, benchmark.name = group, implementation
-        run()  # compiles, and touches what stays allocated
-        memory = None if smoke else extra_memory_mib(run)
-        benchmark.extra_info.update(
-            implementation=implementation, extra_memory_mib=memory, threads=torch.get_num_threads()
-        )
-        if smoke:
-            benchmark.pedantic(run, rounds=1, iterations=1)
-        else:
-            benchmark(run)
+    def table(group: str, runs: Mapping[str, Callable[[], object]]) -> None:
+        def each_once() -> None:  # compiles, and touches what stays allocated
+            for run in runs.values():
+                run()
 
-    return measure_one
+        if smoke:
+            benchmark.pedantic(each_once)
+            return
+        each_once()
+        memory = {name: extra_memory_mib(run) for name, run in runs.items()}
+        samplers = {name: looped(run, SHORTEST) for name, run in runs.items()}
+        samples = interleaved({name: sampler for name, (sampler, _) in samplers.items()}, SECONDS, LEAST, MOST)
+        for name in runs:
+            add_row(benchmark, group, name, samples[name], samplers[name][1], memory[name])
+
+    return table
+
+
+def add_row(
+    benchmark: BenchmarkFixture, group: str, name: str, samples: list[float], calls: int, memory: float | None
+) -> None:
+    """A row of pytest-benchmark's own table and file, which has no public way to several rows from one test."""
+    row = copy.copy(benchmark)
+    row.group, row.name = group, name
+    low, _, high = quantiles(samples)
+    row.extra_info = {"implementation": name, "extra_memory_mib": memory, "threads": torch.get_num_threads()}
+    row.extra_info |= {"p10": low, "p90": high}
+    stats = row._make_stats(iterations=calls)
+    for sample in samples:
+        stats.update(sample * calls)
+    benchmark._mode = "a table"  # used, that is

@@ -1,9 +1,19 @@
-"""Turns pytest-benchmark's JSON into Markdown: one table per group, times as multiples of ours and of the floor."""
+"""python -m benchmarks.report [FILE.json]: Markdown from pytest-benchmark's file, one table per group.
+
+Without a file: writes the tables of docs/benchmarks.md, and the pictures beside it, from all of benchmarks/results.
+"""
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from benchmarks.gpu import plot
+from benchmarks.gpu import report as gpu
+
+ROOT = Path(__file__).parents[1]
+RESULTS, DOCUMENT, PICTURES = ROOT / "benchmarks/results", ROOT / "docs/benchmarks.md", ROOT / "docs/pictures"
 
 
 def ratio(time: float, base: dict[str, Any] | None) -> str:
@@ -55,9 +65,39 @@ def render(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def cpu_tables() -> str:
+    files = sorted(RESULTS.glob("cpu-*/*.json"))
+    return "\n".join(render(json.loads(path.read_text())) for path in files)
+
+
+def gpu_tables() -> str:
+    sections = []
+    for path in sorted(RESULTS.glob("*/benchmarks.jsonl")):
+        sections.append(gpu.render(gpu.load(path)))
+        pictures = [name for _, name in plot.PICTURES.values() if (PICTURES / path.parent.name / name).exists()]
+        sections += [f"![{name}](pictures/{path.parent.name}/{name})\n" for name in pictures]
+    return "\n".join(sections) or gpu.render([])
+
+
+def filled(text: str) -> str:
+    """The document with its tables as the results say: between <!-- NAME tables ... --> and the next <!-- end."""
+    for name, tables in (("cpu", cpu_tables()), ("gpu", gpu_tables())):
+        pattern = rf"(<!-- {name} tables[^\n]*-->\n).*?(<!-- end)"
+        text, found = re.subn(pattern, lambda match, t=tables: f"{match[1]}\n{t}\n{match[2]}", text, flags=re.DOTALL)
+        if found != 1:
+            raise ValueError(f"the document needs one place for the {name} tables; it has {found}")
+    return text
+
+
 def main() -> None:
-    """python -m benchmarks.report RESULTS.json: the Markdown on standard output."""
-    print(render(json.loads(Path(sys.argv[1]).read_text())))
+    if len(sys.argv) > 1:
+        print(render(json.loads(Path(sys.argv[1]).read_text())))
+        return
+    for path in RESULTS.glob("*/benchmarks.jsonl"):
+        folder = PICTURES / path.parent.name
+        folder.mkdir(parents=True, exist_ok=True)
+        plot.draw(gpu.load(path), folder)
+    DOCUMENT.write_text(filled(DOCUMENT.read_text()))
 
 
 if __name__ == "__main__":

@@ -16,51 +16,57 @@ from mixfast.data import SceneConfig, scenes
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 IMAGES = 256
-Measure = Callable[[str, str, Callable[[], object]], None]
+Measure = Callable[[str, dict[str, Callable[[], list[Tensor]]]], None]
 
 
 def images(smoke: bool) -> Tensor:
     return scenes.generate(8 if smoke else IMAGES, 32, 0, "train", SceneConfig()).images
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("recipe", ["demo", "ref", "vicreg"])
-def test_mixfast(measure: Measure, smoke: bool, recipe: str, threads: int) -> None:
-    given, generator = images(smoke), torch.Generator().manual_seed(0)
+def ours(recipe: str, given: Tensor, threads: int) -> Callable[[], list[Tensor]]:
+    generator = torch.Generator().manual_seed(0)
 
     def run() -> list[Tensor]:
-        return [augment(given, PRESETS[recipe], generator, MEAN, STD) for _ in range(2)]
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return [augment(given, PRESETS[recipe], generator, MEAN, STD) for _ in range(2)]
+        finally:
+            torch.set_num_threads(before)
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        measure(f"augment, {recipe}, two views of {len(given)} images", f"mixfast, {threads} threads", run)
-    finally:
-        torch.set_num_threads(before)
+    return run
 
 
-@pytest.mark.parametrize("kind", ["torchvision v2 on tensors", "torchvision v1 on PIL images"])
-def test_torchvision(measure: Measure, smoke: bool, kind: str) -> None:
+def torchvision(given: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
     v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision is the baseline")
     from torchvision import transforms as v1
 
+    pixels = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
+    pictures = [v1.functional.to_pil_image(image) for image in given]
+    views: dict[str, tuple[Any, list[Any]]] = {
+        "torchvision v2 on tensors": (v2.Compose([*demo(v2, antialias=False), *pixels]), list(given)),
+        "torchvision v1 on PIL images": (
+            v1.Compose([*demo(v1, antialias=True), v1.ToTensor(), v1.Normalize(MEAN, STD)]),
+            pictures,
+        ),
+    }
+
+    def two_views(view: Any, sources: list[Any]) -> Callable[[], list[Tensor]]:
+        return lambda: [torch.stack([view(source) for source in sources]) for _ in range(2)]
+
+    return {name: two_views(*each) for name, each in views.items()}
+
+
+@pytest.mark.parametrize("recipe", ["demo", "ref", "vicreg"])
+def test_views(measure: Measure, smoke: bool, recipe: str) -> None:
     given = images(smoke)
-    if kind.startswith("torchvision v2"):
-        view = v2.Compose(
-            [*recipe(v2, antialias=False), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-        )
-        sources: list[Any] = list(given)
-    else:
-        view = v1.Compose([*recipe(v1, antialias=True), v1.ToTensor(), v1.Normalize(MEAN, STD)])
-        sources = [v1.functional.to_pil_image(image) for image in given]
-
-    def run() -> list[Tensor]:
-        return [torch.stack([view(source) for source in sources]) for _ in range(2)]
-
-    measure(f"augment, demo, two views of {len(given)} images", kind, run)
+    runs = {f"mixfast, {threads} threads": ours(recipe, given, threads) for threads in (1, 2)}
+    if recipe == "demo":
+        runs |= torchvision(given)
+    measure(f"augment, {recipe}, two views of {len(given)} images", runs)
 
 
-def recipe(transforms: Any, antialias: bool) -> list[Any]:
+def demo(transforms: Any, antialias: bool) -> list[Any]:
     """Preset "demo" as torchvision writes it."""
     return [
         transforms.RandomResizedCrop(32, antialias=antialias),

@@ -52,13 +52,7 @@ def encoder(run: Run) -> Callable[[], Any]:
 
 
 @pytest.mark.parametrize("method", PASSES)
-@pytest.mark.parametrize(
-    ("implementation", "what"),
-    [("floor: encoder passes", encoder), ("mixfast step", step)],
-    ids=["encoder", "step"],
-)
-def test_train_step(
-    measure: Any, smoke: bool, method: str, implementation: str, what: Callable[[Run], Any], tmp_path: Path
-) -> None:
-    run = prepare(method, tmp_path, smoke)
-    measure(f"train step, {method}, {run.config.train.batch_size} images", implementation, what(run))
+def test_train_step(measure: Any, smoke: bool, method: str, tmp_path: Path) -> None:
+    runs = [prepare(method, tmp_path / name, smoke) for name in ("floor", "step")]
+    table = {"floor: encoder passes": encoder(runs[0]), "mixfast step": step(runs[1])}
+    measure(f"train step, {method}, {runs[0].config.train.batch_size} images", table)

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 
 import mixfast
-from mixfast.ops import _native
+from mixfast.ops import _dispatch, _native
 
 PACKAGES = ("numpy", "pillow", "tyro", "rich", "safetensors", "matplotlib", "torchvision", "triton")
 
@@ -89,8 +89,23 @@ def environment() -> list[tuple[str, str]]:
 
 
 def operations() -> list[tuple[str, str]]:
-    """("operation backend", "available" or the reason why not), in the order in which "auto" tries them."""
-    return [(f"{op} {name}", why or "available") for op, row in mixfast.backends().items() for name, why in row.items()]
+    """("operation backend", the reason why it cannot be used here, or for which tensors "auto" takes it)."""
+    return [
+        (f"{op} {name}", why or "available" + "".join(f"; {part}" for part in _automatic(op, name, row)))
+        for op, row in mixfast.backends().items()
+        for name, why in row.items()
+    ]
+
+
+def _automatic(operation: str, backend: str, reasons: dict[str, str | None]) -> list[str]:
+    """For which tensors that can exist here "auto" takes a backend that can be used here."""
+    found = []
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        usable = [name for name in _dispatch.automatic(operation, device) if reasons[name] is None]
+        if backend in usable:
+            others = " and ".join(usable[: usable.index(backend)])
+            found.append(f"auto for {device} tensors" + (f", after {others}" if others else ""))
+    return found
 
 
 if __name__ == "__main__":

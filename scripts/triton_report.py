@@ -20,10 +20,14 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from mixfast.ops.enqueue import gpu_triton as enqueue
+from mixfast.ops.enqueue import gpu_triton_kernels as enqueue_kernels
 from mixfast.ops.masked_upsample_pool import gpu_triton as pool
 from mixfast.ops.masked_upsample_pool import gpu_triton_kernels as pool_kernels
 from mixfast.ops.multi_queue_infonce import gpu_triton as infonce
 from mixfast.ops.multi_queue_infonce import gpu_triton_kernels as infonce_kernels
+from mixfast.ops.nt_xent import gpu_triton as nt_xent
+from mixfast.ops.nt_xent import gpu_triton_kernels as nt_xent_kernels
 
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block can have
 # Matrix instructions, as PTX calls them. Triton uses mma.sync where a tile is too small for the others.
@@ -79,6 +83,7 @@ def pool_variants() -> Iterator[Variant]:
 def infonce_variants(architecture: int) -> Iterator[Variant]:
     """Of five terms against three queues, with temperatures as numbers."""
     common: Types = {"tiles": "*i32", "temperature": None, "temperatures": ("fp32",) * 5, "total": "i32"}
+    common |= {"valid_len": "*i64"}
     partial = {each: "*fp32" for each in ("maxima", "sums", "products")}
     for dim in (64, 128, 256):
         for grad in (True, False):
@@ -104,6 +109,48 @@ def infonce_variants(architecture: int) -> Iterator[Variant]:
     types = {"values": "*fp32", "terms": "*i32", "results": "*fp32"}
     constants = {"MEAN": True, "BLOCK_N": 1024}
     yield Variant("reduce_terms", infonce_kernels.reduce_terms, types, constants, infonce._LAUNCH)
+
+
+def nt_xent_variants(architecture: int) -> Iterator[Variant]:
+    common: Types = {"temperature": None, "number": "fp32", "total": "i32", "chunk": "i32", "chunks": "i32"}
+    statistics = ("maxima", "sums", "losses", "denominators", "shares", "upstream", "results", "d_temperatures")
+    common |= {**{name: "*fp32" for name in statistics}, "upstream_stride": "i32"}
+    for dim in (64, 128, 256):
+        for dtype, factors in (("fp16", "fp16"), ("bf16", "bf16"), ("fp32", "cast"), ("fp32", "bf16x3")):
+            if factors == "bf16x3" and dim > nt_xent.LARGEST_EXACT_DIM:
+                continue
+            for excluded in (None, "*i64") if dim == 128 else (None,):
+                types = {**common, "rows": f"*{dtype}", "excluded": excluded}
+                name = factors if factors == dtype else f"{dtype} {factors}"
+                name += f" D={dim}{' excluded' if excluded else ''}"
+                constants, launch = nt_xent.pair_constants(architecture, dim, factors, False)
+                yield Variant(f"nt_xent partials {name}", nt_xent_kernels.partials, types, constants, launch, True)
+                constants, launch = nt_xent.pair_constants(architecture, dim, factors, True)
+                constants["REDUCTION"] = "mean"
+                yield Variant(f"nt_xent products {name}", nt_xent_kernels.products, types, constants, launch, True)
+        types = {**common, "rows": "*fp16", "d_rows": "*fp16"}
+        constants, launch = nt_xent.row_constants(dim), nt_xent._LAUNCH
+        yield Variant(f"nt_xent merge fp16 D={dim}", nt_xent_kernels.merge, types, constants, launch)
+        constants = {**constants, "REDUCTION": "mean"}
+        yield Variant(f"nt_xent combine fp16 D={dim}", nt_xent_kernels.combine, types, constants, launch)
+    types = {"values": "*fp32", "result": "*fp32", "count": "i32"}
+    yield Variant("nt_xent reduce", nt_xent_kernels.reduce, types, {"MEAN": True, "BLOCK_N": 1024}, nt_xent._LAUNCH)
+
+
+def enqueue_variants() -> Iterator[Variant]:
+    """Of three queues."""
+    types = {"queues": ("*fp16",) * 3, "keys": ("*fp32",) * 3, "pointers": ("*i64",) * 3}
+    types |= {"sizes": ("i32",) * 3, "counts": ("i32",) * 3}
+    for dim in (64, 128, 256):
+        constants = enqueue.enqueue_constants(dim, True)
+        yield Variant(f"enqueue fp32 to fp16 D={dim}", enqueue_kernels.enqueue, types, constants, enqueue._LAUNCH)
+
+
+def variants(architecture: int) -> Iterator[Variant]:
+    yield from infonce_variants(architecture)
+    yield from nt_xent_variants(architecture)
+    yield from pool_variants()
+    yield from enqueue_variants()
 
 
 def source(variant: Variant) -> ASTSource:
@@ -181,7 +228,7 @@ def main() -> int:
     results: dict[str, dict[int, Result]] = {}
     bad = 0
     for architecture in options.arch:
-        for variant in (*infonce_variants(architecture), *pool_variants()):
+        for variant in variants(architecture):
             if not re.search(options.only, variant.name):
                 continue
             result = compiled(variant, architecture)

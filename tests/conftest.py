@@ -1,11 +1,14 @@
 """What every test gets: a generator seeded from the test's name, buffers that betray unwritten cells, no network."""
 
+import os
 import socket
 import zlib
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else a matrix product on a GPU warns, as below
 
 
 @pytest.fixture

@@ -3,8 +3,15 @@
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from benchmarks import report
+from benchmarks.gpu import plot
+from benchmarks.gpu import report as gpu_report
+from benchmarks.interleave import interleaved, quantiles
 from benchmarks.report import render
 
 ROOT = Path(__file__).parent.parent
@@ -37,3 +44,55 @@ def test_report_compares_with_ours_and_with_the_floor() -> None:
         "| mixfast cpu | 100 | 50 | 1.00 x | 1.25 x |  |",
         "| eager | 400 | 200 | 4.00 x | 5.00 x | 30.0 |",
     ]
+
+
+def test_document_holds_what_the_results_say() -> None:
+    """`python -m benchmarks.report` writes it."""
+    text = report.DOCUMENT.read_text()
+    assert report.filled(text) == text
+
+
+def test_samples_take_turns_and_slow_ones_are_fewer() -> None:
+    order: list[str] = []
+
+    def sampler(name: str, seconds: float) -> Callable[[], float]:
+        return lambda: order.append(name) or time.sleep(seconds) or seconds
+
+    samples = interleaved({"quick": sampler("quick", 0.0), "slow": sampler("slow", 0.02)}, 0.1, least=2, most=8)
+    assert len(samples["quick"]) == 8 and 2 <= len(samples["slow"]) <= 5
+    assert order[:2] == ["quick", "slow"] and order[-2:].count("slow") == 1  # the slow ones are spread to the end
+    assert quantiles([5.0, 1.0, 2.0, 3.0, 4.0]) == (1.4, 3.0, 4.6)
+
+
+def gpu_row(implementation: str, median: float, **more: Any) -> dict[str, Any]:
+    times = {"median_us": median, "p10_us": median - 1, "p90_us": median + 1, "samples": 100, "calls": 4}
+    facts = {"keys": 64, **({"sweep": "keys", "curve": "5 x 512 rows"} if more.pop("sweep", None) else {})}
+    return {
+        **{"kind": "row", "title": "T; CUDA graph, cold L2", "task": "T", "implementation": implementation},
+        **{"graph": True, "cold": True, "goal_us": 15.0, "facts": facts, "floor_us": 6.0, "peak_mib": 9.5, **times},
+        **more,
+    }
+
+
+GPU_RECORDS: list[dict[str, Any]] = [
+    {
+        **{"kind": "machine", "torch": "2.11", "packages": {"triton": "3.6"}, "cuda_runtime": "13.0"},
+        **{"gpu": {"name": "A GPU", "driver_version": "580"}, "date": "2025-01-02T00:00", "commit": "0123"},
+    },
+    {"kind": "rates", "copy": 4.3e12, "products": {"bfloat16": 7.8e14}, "launch_us": 1.5},
+    gpu_row("mixfast cuda", 12.0),
+    gpu_row("mixfast triton", 24.0, goal_us=25.0),
+    gpu_row("eager", 240.0, goal_us=None),
+    {key: value for key, value in gpu_row("lightly", 0.0, reason="out of memory").items() if key != "median_us"},
+    gpu_row("mixfast cuda", 12.0, sweep=True),
+]
+
+
+def test_gpu_report_and_pictures(tmp_path: Path) -> None:
+    lines = gpu_report.render(GPU_RECORDS).splitlines()
+    assert lines[0] == "A GPU, driver 580, torch 2.11, Triton 3.6, CUDA 13.0, 2025-01-02, commit 0123"
+    assert lines[8] == "| T | 6.00 | 15 / 25 | 12.00 (50%) | 24.00 (25%) | eager 20.0; lightly out of memory | 9.50 |"
+    assert "| 64 | 12.00 |" in lines
+    assert gpu_report.render(GPU_RECORDS[:2]) == gpu_report.NOT_MEASURED + "\n"
+    pictures = plot.draw(GPU_RECORDS, tmp_path)
+    assert [path.name for path in pictures] == ["time_against_keys.png"] and pictures[0].stat().st_size > 5000

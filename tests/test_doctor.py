@@ -22,8 +22,27 @@ def test_table_is_what_backends_says() -> None:
     table = dict(doctor.operations())
     for operation, row in mixfast.backends().items():
         for backend, reason in row.items():
-            assert table[f"{operation} {backend}"] == (reason or "available")
-    assert table["masked_upsample_pool reference"] == table["multi_queue_infonce reference"] == "available"
+            shown = table[f"{operation} {backend}"]
+            assert shown == reason if reason else shown.startswith("available")
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_table_says_what_auto_takes(gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = {"cuda": None, "triton": None, "cpu": None, "reference": None}
+    row |= {} if gpu else {"cuda": "no GPU", "triton": "no GPU"}
+    monkeypatch.setattr(mixfast, "backends", lambda: {"masked_upsample_pool": row})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    shown = [value for _, value in doctor.operations()]
+    reference = "available; auto for cpu tensors, after cpu"
+    if gpu:
+        assert shown == [
+            "available; auto for cuda tensors",
+            "available; auto for cuda tensors, after cuda",
+            "available; auto for cpu tensors",
+            f"{reference}; auto for cuda tensors, after cuda and triton",
+        ]
+    else:
+        assert shown == ["no GPU", "no GPU", "available; auto for cpu tensors", reference]
 
 
 def test_compiled_backend_is_available() -> None:
@@ -44,7 +63,7 @@ def test_environment_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     ("module", "reason"),
     [
         (None, "_mixfast_cuda is not installed"),
-        (types.SimpleNamespace(ABI=_native.ABI - 1, __file__="old.so"), "old.so has interface 0, this source needs 1"),
+        (types.SimpleNamespace(ABI=0, __file__="old.so"), f"old.so has interface 0, this source needs {_native.ABI}"),
     ],
     ids=["absent", "stale"],
 )

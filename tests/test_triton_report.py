@@ -56,6 +56,5 @@ def test_committed_report_is_complete(report: ModuleType) -> None:
     lines = (ROOT / "docs/triton-report.md").read_text().splitlines()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
     assert rows[0][1:] == [f"sm_{each}, {limit} KiB" for each, limit in report.SHARED_LIMIT.items()]
-    variants = (*report.infonce_variants(90), *report.pool_variants())
-    assert [row[0] for row in rows[1:]] == [variant.name for variant in variants]
+    assert [row[0] for row in rows[1:]] == [variant.name for variant in report.variants(90)]
     assert all(all(row) for row in rows)

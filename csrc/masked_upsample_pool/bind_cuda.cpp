@@ -18,7 +18,7 @@ void raise_if(const char* error) {
 void region_weights(Pointer data, int64_t images, int64_t height, int64_t width, int mask_dtype, int64_t h, int64_t w,
                     bool wide, Pointer sums, Pointer weights, int device, Pointer stream) {
   raise_if(mixfast::gpu::region_weights({device, pointer(stream)}, regions(data, images, height, width, mask_dtype), h,
-                                        w, wide, static_cast<double*>(pointer(sums)), pointer(weights)));
+                                        w, wide, pointer(sums), pointer(weights)));
 }
 
 void pool_regions(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last,
@@ -26,7 +26,7 @@ void pool_regions(int64_t batch, int64_t channels, int64_t h, int64_t w, int dty
                   Pointer sums, Pointer weights, Pointer inside, Pointer outside, int device, Pointer stream) {
   raise_if(mixfast::gpu::pool_regions({device, pointer(stream)}, maps(batch, channels, h, w, dtype, channels_last),
                                       pointer(features), regions(data, images, height, width, mask_dtype),
-                                      static_cast<double*>(pointer(sums)), pointer(weights), pointer(inside),
+                                      pointer(sums), pointer(weights), pointer(inside),
                                       pointer(outside)));
 }
 

@@ -1,143 +1,185 @@
 // SPDX-License-Identifier: MIT
-// masked_upsample_pool on CUDA: the weights of one image, made by one block.
-// Numerics  box weights as on the CPU, from the same functions (bilinear.h); mask sums in double, in a fixed order
+// masked_upsample_pool on CUDA: the weights of one image, made by one block in shared memory.
+// Numerics  box weights as on the CPU, from the same functions (bilinear.h), in double up to the last rounding
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-
 #include "common/bilinear.h"
-#include "masked_upsample_pool/cpu.h"
+#include "masked_upsample_pool/cuda_types.cuh"
 
 namespace mixfast::gpu {
 
-constexpr int kThreads = 128;
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-// Where an image's weights come from: boxes, the raw sums of masks, or (both null) they are ready.
+// Where the weights of an image come from: boxes, the sums of masks (cuda_mask.cuh), or weights as they are.
+template <class A>
 struct Source {
   const int64_t* boxes;
-  const double* sums;
+  const A* sums;
+  const A* ready;
   int64_t images, height, width;
+};
+
+// Positions [first, first + count) of a map, and the rows and columns of it that they touch.
+struct Span {
+  int first, count;
+  int row, rows;        // from row `row`
+  int column, columns;  // from column `column`, round to the first column after the last
+};
+
+__device__ inline Span span_of(int first, int positions, int chunk, int w) {
+  Span span;
+  span.first = first;
+  span.count = positions - first < chunk ? positions - first : chunk;
+  span.row = first / w;
+  span.rows = (first + span.count - 1) / w - span.row + 1;
+  span.columns = span.count < w ? span.count : w;
+  span.column = span.columns == w ? 0 : first % w;
+  return span;
+}
+
+struct Scales {
+  double inside, outside;
 };
 
 __device__ inline int64_t clamp(int64_t value, int64_t low, int64_t high) {
   return value < low ? low : (value > high ? high : value);
 }
 
-// The sum of `value` over the block, the same in every thread, added in a fixed order. All threads must call it.
-__device__ inline double block_sum(double value) {
-  __shared__ double partial[kThreads / kWarp];
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kAllLanes, value, step);
-  __syncthreads();
-  if (threadIdx.x % kWarp == 0) partial[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  double total = 0;
-  for (int warp = 0; warp < kThreads / kWarp; ++warp) total += partial[warp];
-  return total;
-}
-
-// Both weights of a position for a box; `total` and `box` are sums over an axis, times 2N (bilinear.h).
-template <class A>
-__device__ void weights_of_box(const Source& source, int64_t image, int64_t h, int64_t w, A* weights) {
-  const int64_t* box = source.boxes + 4 * image;
-  const double height = static_cast<double>(source.height), width = static_cast<double>(source.width);
-  const double x0 = clamp(box[0], 0, source.width), x1 = clamp(box[2], 0, source.width);
-  const double y0 = clamp(box[1], 0, source.height), y1 = clamp(box[3], 0, source.height);
-  const double area = x1 > x0 && y1 > y0 ? (x1 - x0) * (y1 - y0) : 0;
-  const double pixels = height * width;
-  const double scale_inside = area > 0 ? 1 / (4 * pixels * area) : 0;
-  const double scale_outside = area < pixels ? 1 / (4 * pixels * (pixels - area)) : 0;
-  for (int64_t p = threadIdx.x; p < h * w; p += kThreads) {
-    const Hat<double> hat_y = hat_of_cell(p / w, h, source.height), hat_x = hat_of_cell(p % w, w, source.width);
-    const double total_y = interval_sum(hat_y, 0.0, height), total_x = interval_sum(hat_x, 0.0, width);
-    const double box_y = interval_sum(hat_y, y0, y1), box_x = interval_sum(hat_x, x0, x1);
-    const double inside = area > 0 ? box_y * box_x : 0;
-    const double outside = area > 0 ? (total_y - box_y) * total_x + box_y * (total_x - box_x) : total_y * total_x;
-    weights[p] = static_cast<A>(inside * scale_inside);
-    weights[h * w + p] = static_cast<A>(outside * scale_outside);
-  }
-}
-
-template <class A>
-__device__ void weights_of_sums(const Source& source, int64_t image, int64_t positions, A* weights) {
-  for (int side = 0; side < 2; ++side) {
-    const double* sums = source.sums + (2 * image + side) * positions;
-    double mine = 0;
-    for (int64_t p = threadIdx.x; p < positions; p += kThreads) mine += sums[p];
-    const double whole = block_sum(mine);
-    const double scale = whole > 0 ? 1 / whole : 0;
-    for (int64_t p = threadIdx.x; p < positions; p += kThreads)
-      weights[side * positions + p] = static_cast<A>(sums[p] * scale);
-  }
-}
-
-// Writes the weights [2, h, w] of an image. All threads of the block must call it, and wait before they read.
-template <class A>
-__device__ void make_weights(const Source& source, int64_t image, int64_t h, int64_t w, A* weights) {
-  if (source.boxes) {
-    weights_of_box(source, image, h, w, weights);
-  } else {
-    weights_of_sums(source, image, h * w, weights);
-  }
-}
-
-struct Byte {
-  uint8_t value;
+// The sums of an axis over the box's interval and over all pixels, times 2N (bilinear.h).
+struct AxisSum {
+  double box, whole;
 };
-__device__ inline double mask_value(Byte m) { return m.value ? 1.0 : 0.0; }
-__device__ inline double mask_value(float m) { return m; }
-__device__ inline double mask_value(double m) { return m; }
-__device__ inline double mask_value(__half m) { return __half2float(m); }
-__device__ inline double mask_value(__nv_bfloat16 m) { return __bfloat162float(m); }
 
-// One block folds the mask rows that touch cell row i of an image, a tile of columns at a time: threads add up
-// columns, then warps add columns up to cells. sums [images, 2, h, w].
-template <class M>
-__global__ void fold_mask(const M* masks, int64_t height, int64_t width, int64_t h, int64_t w, double* sums) {
-  __shared__ double inside[kThreads], outside[kThreads];
-  const int64_t image = blockIdx.x / h, i = blockIdx.x % h;
-  const M* mask = masks + image * height * width;
-  double* to = sums + (2 * image * h + i) * w;
-  const Hat<double> hat = hat_of_cell(i, h, height);
-  for (int64_t j = threadIdx.x; j < w; j += kThreads) to[j] = to[h * w + j] = 0;
-  for (int64_t tile = 0; tile < width; tile += kThreads) {
-    const int64_t x = tile + threadIdx.x;
-    double in = 0, out = 0;
-    for (int64_t y = static_cast<int64_t>(hat.rise); x < width && y < static_cast<int64_t>(hat.fall); ++y) {
-      const Taps taps = taps_of_pixel(y, h, height);
-      const double part = taps.cell == i ? 2 * height - taps.upper : taps.upper;
-      const double m = mask_value(mask[y * width + x]);
-      in += part * m;
-      out += part * (1 - m);
-    }
-    inside[threadIdx.x] = in;
-    outside[threadIdx.x] = out;
-    __syncthreads();
-    for (int64_t j = threadIdx.x / kWarp; j < w; j += kThreads / kWarp) {
-      const Hat<double> across = hat_of_cell(j, w, width);
-      const int64_t first = clamp(static_cast<int64_t>(across.rise), tile, tile + kThreads);
-      const int64_t last = clamp(static_cast<int64_t>(across.fall), tile, tile + kThreads);
-      double in_cell = 0, out_cell = 0;
-      for (int64_t column = first + threadIdx.x % kWarp; column < last; column += kWarp) {
-        const Taps taps = taps_of_pixel(column, w, width);
-        const double part = taps.cell == j ? 2 * width - taps.upper : taps.upper;
-        in_cell += part * inside[column - tile];
-        out_cell += part * outside[column - tile];
-      }
-      for (int step = kWarp / 2; step > 0; step /= 2) {
-        in_cell += __shfl_xor_sync(kAllLanes, in_cell, step);
-        out_cell += __shfl_xor_sync(kAllLanes, out_cell, step);
-      }
-      if (threadIdx.x % kWarp == 0) {
-        to[j] += in_cell;
-        to[h * w + j] += out_cell;
-      }
-    }
-    __syncthreads();
+// These two are called, not inlined: divisions need registers that the loops over maps should have.
+[[gnu::noinline]] __device__ inline AxisSum axis_sum(int cell, int cells, int64_t pixels, int64_t from, int64_t to) {
+  const Hat<double> hat = hat_of_cell(cell, cells, pixels);
+  const double low = static_cast<double>(clamp(from, 0, pixels)), high = static_cast<double>(clamp(to, 0, pixels));
+  return {interval_sum(hat, low, high), interval_sum(hat, 0.0, static_cast<double>(pixels))};
+}
+
+[[gnu::noinline]] __device__ inline double inverse_or_zero(double value) { return value > 0 ? 1 / value : 0; }
+
+template <class A>
+__device__ Scales scales_of_box(const Source<A>& source, const int64_t* box) {
+  const int64_t wide = clamp(box[2], 0, source.width) - clamp(box[0], 0, source.width);
+  const int64_t high = clamp(box[3], 0, source.height) - clamp(box[1], 0, source.height);
+  const double pixels = static_cast<double>(source.height) * static_cast<double>(source.width);
+  const double area = wide > 0 && high > 0 ? static_cast<double>(wide) * static_cast<double>(high) : 0;
+  return {inverse_or_zero(4 * pixels * area), inverse_or_zero(4 * pixels * (pixels - area))};
+}
+
+// Room for what a span needs of an image before its weights.
+struct Scratch {
+  Scales* scales;
+  AxisSum* axes;  // rows, then columns
+};
+
+__device__ inline Scratch scratch_at(unsigned char* shared) {
+  return {reinterpret_cast<Scales*>(shared), reinterpret_cast<AxisSum*>(shared + sizeof(Scales))};
+}
+
+template <class A>
+__device__ void weights_of_box(const Source<A>& source, const int64_t* box, int h, int w, const Span& span,
+                               const Scratch& scratch, Pair<A>* weights) {
+#pragma unroll 1
+  for (int e = threadIdx.x; e < span.rows + span.columns; e += kThreads) {
+    const int column = (span.column + e - span.rows) % w;
+    scratch.axes[e] = e < span.rows ? axis_sum(span.row + e, h, source.height, box[1], box[3])
+                                    : axis_sum(column, w, source.width, box[0], box[2]);
   }
+  if (threadIdx.x == kThreads - 1) *scratch.scales = scales_of_box(source, box);  // the warp with least to do above
+  __syncthreads();
+  const Scales scales = *scratch.scales;
+  const int start = span.first % w;
+#pragma unroll 1
+  for (int q = threadIdx.x; q < span.count; q += kThreads) {
+    const AxisSum y = scratch.axes[(start + q) / w];
+    const AxisSum x = scratch.axes[span.rows + (span.columns == w ? (start + q) % w : q)];
+    const double inside = scales.inside > 0 ? y.box * x.box : 0;
+    const double outside = scales.inside > 0 ? (y.whole - y.box) * x.whole + y.box * (x.whole - x.box)  //
+                                             : y.whole * x.whole;
+    weights[q] = {static_cast<A>(inside * scales.inside), static_cast<A>(outside * scales.outside)};
+  }
+}
+
+// An image's sums [2, 2, h, w + 1]: inside and outside the mask; what the pixel rows between the centres of cell rows i
+// and i + 1 give to row i, then to row i + 1; last in each row, its total. A warp must call it.
+template <class A>
+__device__ Scales scales_of_sums(const A* sums, int h, int w) {
+  const int64_t stride = w + 1, side = 2 * h * stride;
+  double inside = 0, outside = 0;
+#pragma unroll 1
+  for (int i = threadIdx.x % kWarp; i < 2 * h; i += kWarp) {
+    inside += sums[i * stride + w];
+    outside += sums[side + i * stride + w];
+  }
+  for (int step = kWarp / 2; step > 0; step /= 2) {
+    inside += __shfl_xor_sync(kAllLanes, inside, step);
+    outside += __shfl_xor_sync(kAllLanes, outside, step);
+  }
+  return {inverse_or_zero(inside), inverse_or_zero(outside)};
+}
+
+template <class A>
+__device__ void weights_of_sums(const A* sums, int h, int w, const Span& span, const Scratch& scratch,
+                                Pair<A>* weights) {
+  if (threadIdx.x / kWarp == 0) {
+    const Scales scales = scales_of_sums(sums, h, w);
+    if (threadIdx.x == 0) *scratch.scales = scales;
+  }
+  __syncthreads();
+  const Scales scales = *scratch.scales;
+  const int64_t stride = w + 1, side = 2 * h * stride;
+#pragma unroll 1
+  for (int q = threadIdx.x; q < span.count; q += kThreads) {
+    const int i = (span.first + q) / w, j = (span.first + q) % w;
+    const A *lower = sums + i * stride + j, *upper = lower + (h - 1) * stride;
+    double inside = lower[0], outside = lower[side];
+    if (i > 0) {
+      inside += upper[0];
+      outside += upper[side];
+    }
+    weights[q] = {static_cast<A>(inside * scales.inside), static_cast<A>(outside * scales.outside)};
+  }
+}
+
+// Writes the weights of a span. All threads of the block must call it, and wait before they read.
+template <class A>
+__device__ void make_weights(const Source<A>& source, int64_t image, int h, int w, const Span& span,
+                             const Scratch& scratch, Pair<A>* weights) {
+  if (source.boxes) {
+    weights_of_box(source, source.boxes + 4 * image, h, w, span, scratch, weights);
+  } else if (source.sums) {
+    weights_of_sums(source.sums + image * 4 * h * (w + 1), h, w, span, scratch, weights);
+  } else {
+    const int positions = h * w;
+    const A* ready = source.ready + image * 2 * positions + span.first;
+#pragma unroll 2
+    for (int q = threadIdx.x; q < span.count; q += kThreads) weights[q] = {ready[q], ready[positions + q]};
+  }
+}
+
+// Writes the weights of a span into those of an image [2, h, w].
+template <class A>
+__device__ void save_weights(const Pair<A>* weights, const Span& span, int positions, A* to) {
+#pragma unroll 1
+  for (int q = threadIdx.x; q < span.count; q += kThreads) {
+    to[span.first + q] = weights[q].inside;
+    to[positions + span.first + q] = weights[q].outside;
+  }
+}
+
+// A block for each image and chunk of positions; weights [images, 2, h, w].
+template <class A>
+__global__ void __launch_bounds__(kThreads)
+    weights_only(Source<A> source, int h, int w, int chunk, int64_t scratch_bytes, A* weights) {
+  unsigned char* shared = shared_memory();
+  const Scratch scratch = scratch_at(shared);
+  auto* pairs = reinterpret_cast<Pair<A>*>(shared + scratch_bytes);
+  const int positions = h * w, chunks = (positions - 1) / chunk + 1;
+  const int64_t image = blockIdx.x / chunks;
+  const Span span = span_of(static_cast<int>(blockIdx.x % chunks) * chunk, positions, chunk, w);
+  make_weights(source, image, h, w, span, scratch, pairs);
+  __syncthreads();
+  save_weights(pairs, span, positions, weights + image * 2 * positions);
 }
 
 }  // namespace mixfast::gpu

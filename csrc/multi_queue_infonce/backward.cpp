@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <memory>
 
+#include "common/rows.h"
 #include "multi_queue_infonce/cpu.h"
-#include "multi_queue_infonce/rows.h"
 
 namespace mixfast {
 namespace infonce {

@@ -11,6 +11,7 @@
 namespace {
 
 namespace py = pybind11;
+using namespace mixfast;
 using namespace mixfast::infonce;
 using Address = uintptr_t;
 using Integers = std::vector<int64_t>;

@@ -13,9 +13,8 @@
 #include <memory>
 #include <utility>
 
-#include "common/cpu_features.h"
+#include "common/rows.h"
 #include "multi_queue_infonce/merge.h"
-#include "multi_queue_infonce/rows.h"
 
 namespace mixfast {
 namespace infonce {
@@ -72,7 +71,7 @@ void add_tasks(const Forward& call, int64_t real_bytes, Plan* plan) {
   const int64_t chunks = std::max<int64_t>(1, std::min(ceil_div(kUnits, blocks()), affordable));
   for (Group& group : plan->groups) {
     const int64_t keys = call.queues[group.queue].rows;
-    group.chunks = std::min(chunks, ceil_div(keys, kChunkKeys));
+    group.chunks = std::min(chunks, std::max<int64_t>(1, ceil_div(keys, kChunkKeys)));
     group.first_lane = plan->lanes;
     plan->lanes += group.chunks * group.lanes();
     plan->work += 2.0 * static_cast<double>(group.rows) * static_cast<double>(keys) * static_cast<double>(call.dim);
@@ -82,15 +81,6 @@ void add_tasks(const Forward& call, int64_t real_bytes, Plan* plan) {
       }
     }
   }
-}
-
-bool has_avx512() {
-#if defined(__x86_64__)
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-#else
-  return false;
-#endif
 }
 
 template <class Real>
@@ -184,13 +174,6 @@ void forward_as(const Forward& call) {
 }
 
 }  // namespace
-
-std::vector<Isa> instruction_sets() {
-  std::vector<Isa> sets = {Isa::kBaseline};
-  if (has_avx2()) sets.push_back(Isa::kAvx2);
-  if (has_avx512()) sets.push_back(Isa::kAvx512);
-  return sets;
-}
 
 void forward(const Forward& call) {
   call.terms[0].queries.type == Type::kDouble ? forward_as<double>(call) : forward_as<float>(call);

@@ -8,16 +8,13 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/instruction_sets.h"
 #include "multi_queue_infonce/unit.h"
 
 namespace mixfast {
 namespace infonce {
 
 enum class Reduction : int { kNone, kMean, kSum };
-enum class Isa : int { kBaseline, kAvx2, kAvx512 };
-
-// What this processor can run, from slow to fast.
-std::vector<Isa> instruction_sets();
 
 struct Term {
   Matrix queries, positives;  // [rows][D], adjacent elements, of one type
@@ -27,7 +24,7 @@ struct Term {
 
 struct Forward {
   std::vector<Term> terms;
-  std::vector<Matrix> queues;  // [K][D], of one type
+  std::vector<Matrix> queues;  // [K][D], of one type; K may be 0
   int64_t dim;
   Reduction reduction;
   void* losses;          // Real [N] for kNone, else [T]

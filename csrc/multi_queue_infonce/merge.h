@@ -9,8 +9,8 @@
 #include <cstdint>
 #include <memory>
 
+#include "common/rows.h"
 #include "multi_queue_infonce/cpu.h"
-#include "multi_queue_infonce/rows.h"
 #include "multi_queue_infonce/unit.h"
 
 namespace mixfast {
@@ -102,7 +102,8 @@ struct Merge {
     row_losses[row.index] = static_cast<Real>(std::max(margin, 0.0) + std::log1p(small));
     static_cast<Real*>(call.negative_share)[row.index] = static_cast<Real>(share);
     if (call.grad_queries == nullptr) return;
-    const Real factor = static_cast<Real>(share / row.temperature), inverse = Real(1) / sum;
+    // Without negatives the sum is zero, and so are share and mean; otherwise it is one at least, or a NaN.
+    const Real factor = static_cast<Real>(share / row.temperature), inverse = sum == Real(0) ? sum : Real(1) / sum;
     Real* const grad = static_cast<Real*>(call.grad_queries) + row.index * call.dim;
     for (int64_t d = 0; d < call.dim; ++d) grad[d] = factor * (mean[d * kPanelRows] * inverse - positive[d]);
   }

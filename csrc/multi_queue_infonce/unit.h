@@ -10,20 +10,13 @@
 
 #include <cstdint>
 
+#include "common/matrix.h"
+
 namespace mixfast {
 namespace infonce {
 
 constexpr int64_t kPanelRows = 32;
 constexpr int64_t kTileKeys = 128;  // keys whose scores with a panel lie in the level-1 cache
-
-enum class Type : int { kFloat, kDouble, kHalf, kBFloat16 };
-
-// A matrix in memory; strides count elements.
-struct Matrix {
-  const void* data;
-  int64_t rows, row_stride, column_stride;
-  Type type;
-};
 
 template <class T>
 struct Unit {

@@ -9,60 +9,24 @@
 // within a tile and over tiles, which also keeps the rounding error small.
 #pragma once
 
-#include "multi_queue_infonce/exp2.h"
-#include "multi_queue_infonce/rows.h"
+#include "common/exp2.h"
+#include "common/product.h"
+#include "common/rows.h"
 #include "multi_queue_infonce/unit.h"
 
 namespace mixfast {
 namespace infonce {
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int kBlock = 12;  // 24 of 32 registers hold sums
-#else
-constexpr int kBlock = 6;  // 12 of 16
-#endif
-
 template <class T>
-using Vector = typename Wide<T>::Vector;
-template <class T>
-using Stored = typename Wide<T>::Stored;
-
-template <class T>
-MIXFAST_INLINE Vector<T> get(const T* from) {
-  return *reinterpret_cast<const Stored<T>*>(from);
-}
-template <class T>
-MIXFAST_INLINE void put(T* to, Vector<T> value) {
-  *reinterpret_cast<Stored<T>*>(to) = value;
-}
-
-// sums[i][v] = sum_k a(i, k) b[k][v], a(i, k) = a[k * stride + i] if COLUMNS else a[i * stride + k].
-template <class T, int BLOCK, int VECTORS, bool COLUMNS>
-MIXFAST_INLINE void multiply(const T* a, int64_t stride, const T* b, int64_t depth, Vector<T> (&sums)[BLOCK][VECTORS]) {
-#pragma GCC unroll 16
-  for (int i = 0; i < BLOCK; ++i)
-#pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; ++v) sums[i][v] = Vector<T>{};
-  for (int64_t k = 0; k < depth; ++k) {
-    Vector<T> row[VECTORS];
-#pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; ++v) row[v] = get(b + k * kPanelRows + v * kWidth<T>);
-#pragma GCC unroll 16
-    for (int i = 0; i < BLOCK; ++i) {
-      const T scalar = COLUMNS ? a[k * stride + i] : a[i * stride + k];
-#pragma GCC unroll 2
-      for (int v = 0; v < VECTORS; ++v) sums[i][v] += row[v] * scalar;
-    }
-  }
-}
+using Vector = WideVector<T>;
 
 // A column of the panel: VECTORS vectors of rows. Scores of BLOCK keys, and their maximum so far.
 template <class T, int BLOCK, int VECTORS>
 __attribute__((noinline)) void score(const T* keys, int64_t stride, const T* queries, int64_t dim, T* scores,
                                      Vector<T>* max) {
   Vector<T> sums[BLOCK][VECTORS];
-  multiply<T, BLOCK, VECTORS, false>(keys, stride, queries, dim, sums);
+  multiply<T, BLOCK, VECTORS, false>(keys, stride, queries, kPanelRows, dim, sums);
 #pragma GCC unroll 2
   for (int v = 0; v < VECTORS; ++v) {
     Vector<T> largest = max[v];
@@ -80,7 +44,7 @@ template <class T, int BLOCK, int VECTORS>
 __attribute__((noinline)) void accumulate(const T* keys, int64_t stride, const T* weights, int64_t count, T* mean,
                                           const Vector<T>* rescale) {
   Vector<T> sums[BLOCK][VECTORS];
-  multiply<T, BLOCK, VECTORS, true>(keys, stride, weights, count, sums);
+  multiply<T, BLOCK, VECTORS, true>(keys, stride, weights, kPanelRows, count, sums);
 #pragma GCC unroll 16
   for (int i = 0; i < BLOCK; ++i)
 #pragma GCC unroll 2
@@ -88,22 +52,6 @@ __attribute__((noinline)) void accumulate(const T* keys, int64_t stride, const T
       T* to = mean + i * kPanelRows + v * kWidth<T>;
       put(to, get(to) * rescale[v] + sums[i][v]);
     }
-}
-
-template <int N>
-struct Size {
-  static constexpr int value = N;
-};
-
-// Calls step(Size, done) with the largest block sizes that add up to `count`.
-template <class Step>
-MIXFAST_INLINE void in_blocks(int64_t count, Step step) {
-  int64_t done = 0;
-  for (; done + kBlock <= count; done += kBlock) step(Size<kBlock>{}, done);
-  if (kBlock > 8 && done + 8 <= count) step(Size<8>{}, done), done += 8;
-  if (done + 4 <= count) step(Size<4>{}, done), done += 4;
-  if (done + 2 <= count) step(Size<2>{}, done), done += 2;
-  if (done < count) step(Size<1>{}, done);
 }
 
 // Scores become weights 2^(s - max). Returns their sum over the keys of the tile.

@@ -1,7 +1,17 @@
 """The operations. Each is a folder: the public function, its definition in plain PyTorch, and one file per backend."""
 
 from mixfast.ops._dispatch import backends
+from mixfast.ops.enqueue import enqueue_
 from mixfast.ops.masked_upsample_pool import masked_upsample_pool, region_weights, weighted_pool
 from mixfast.ops.multi_queue_infonce import multi_queue_infonce
+from mixfast.ops.nt_xent import nt_xent
 
-__all__ = ["backends", "masked_upsample_pool", "multi_queue_infonce", "region_weights", "weighted_pool"]
+__all__ = [
+    "backends",
+    "enqueue_",
+    "masked_upsample_pool",
+    "multi_queue_infonce",
+    "nt_xent",
+    "region_weights",
+    "weighted_pool",
+]

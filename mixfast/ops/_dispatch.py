@@ -1,10 +1,10 @@
-"""Which backend runs a call: a named one runs or raises, "auto" takes the first that has no reason to refuse.
+"""Which backend runs a call: a named one runs or raises, "auto" takes the first of ORDER that has no reason to refuse.
 
 A backend of an operation is a module in that operation's folder; it is imported when it is first considered, so that
 Triton, say, is not imported on a machine that never uses it. A backend exists for an operation if its file does.
 
 The module answers `unavailable()`, why this machine cannot run it, and `why_not(*facts)`, why it cannot run this call;
-both None or a reason. `AUTO = False` keeps it out of "auto": it runs only when named.
+both None or a reason.
 """
 
 import functools
@@ -14,8 +14,14 @@ import os
 import warnings
 from types import ModuleType
 
+import torch
+
 FILES = {"cuda": "gpu_cuda", "triton": "gpu_triton", "cpu": "cpu_native", "reference": "reference"}
-OPERATIONS = ("masked_upsample_pool", "multi_queue_infonce")
+# What "auto" tries, by the type of the tensors' device; on any other device the reference. "cpu" is measured, for all
+# operations, shapes and dtypes in docs/benchmarks.md. "cuda" is not yet: its kernels are compared with the reference in
+# an emulator and an interpreter, and CUDA C++ comes first as it launches less and reads tensors where they lie.
+ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+OPERATIONS = ("enqueue", "masked_upsample_pool", "multi_queue_infonce", "nt_xent")
 
 
 @functools.cache
@@ -25,6 +31,7 @@ def load(operation: str, backend: str) -> ModuleType | None:
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
+@functools.cache
 def module(operation: str, backend: str) -> ModuleType:
     """The module of a backend that exists."""
     found = load(operation, backend)
@@ -33,8 +40,13 @@ def module(operation: str, backend: str) -> ModuleType:
 
 
 def names(operation: str) -> list[str]:
-    """The backends that exist for an operation, in the order in which "auto" tries them."""
+    """The backends that exist for an operation."""
     return [name for name in FILES if load(operation, name)]
+
+
+def automatic(operation: str, device_type: str) -> list[str]:
+    """The backends that "auto" tries for tensors on such a device, in this order."""
+    return [name for name in ORDER.get(device_type, ("reference",)) if load(operation, name)]
 
 
 def backends() -> dict[str, dict[str, str | None]]:
@@ -45,12 +57,19 @@ def backends() -> dict[str, dict[str, str | None]]:
 def choose(operation: str, wanted: str, *facts: object) -> str:
     """The name of the backend that runs this call; under torch.compile, chosen once, while tracing.
 
-    `wanted="auto"` is replaced by the environment variable MIXFAST_BACKEND if set. `facts` go to `why_not(*facts)`:
-    hashable constants such as the device's type and dtypes, no sizes and nothing that reads a tensor's values.
+    `wanted="auto"` is replaced by the environment variable MIXFAST_BACKEND if set. `facts` go to `why_not(*facts)`: the
+    type of the device, then other constants such as dtypes, but nothing that reads a tensor's values.
     """
     if wanted == "auto":
         wanted = os.environ.get("MIXFAST_BACKEND", "auto")
     return _choose(operation, wanted, facts)
+
+
+def constant_dim(dim: int) -> int:
+    """The fact D for `choose`: under torch.compile, where it may be a symbol, the largest that is treated alike."""
+    if not torch.compiler.is_compiling():
+        return dim
+    return next((limit for limit in (128, 256) if dim <= limit), 257)
 
 
 # What torch.compiler.assume_constant_result(choose) does, less its import of all of torch._dynamo, which takes seconds.
@@ -63,10 +82,8 @@ def _choose(operation: str, wanted: str, facts: tuple[object, ...]) -> str:
     if wanted != "auto" and wanted not in existing:
         raise ValueError(f"{operation}: backend must be auto, {', '.join(existing)}; got {wanted!r}")
     refused: dict[str, str] = {}
-    for name in existing if wanted == "auto" else [wanted]:
+    for name in automatic(operation, str(facts[0])) if wanted == "auto" else [wanted]:
         backend = module(operation, name)
-        if wanted == "auto" and not getattr(backend, "AUTO", True):
-            continue
         reason = backend.unavailable() or backend.why_not(*facts)
         if reason is None:
             if wanted == "auto" and name == "reference" and refused:

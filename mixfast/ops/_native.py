@@ -9,7 +9,7 @@ from types import ModuleType
 
 import torch  # noqa: F401  before the modules: its OpenMP runtime must be the one in the process
 
-ABI = 1  # raised whenever the signature of a native function changes
+ABI = 2  # raised whenever the signature of a native function changes
 
 
 def _load(name: str) -> tuple[ModuleType | None, str]:

@@ -6,10 +6,14 @@ import torch
 from torch import Tensor
 
 import mixfast
+from tests.backends import device_of, refusal
+
+NAME = "masked_upsample_pool"
 
 
-def device_of(backend: str) -> str:
-    return "cuda" if backend in ("cuda", "triton") else "cpu"
+def widest(backend: str) -> torch.dtype:
+    """float64, or float32 for a backend that has no float64."""
+    return torch.float64 if refusal(NAME, backend, torch.float64) is None else torch.float32
 
 
 def masked_upsample_pool(

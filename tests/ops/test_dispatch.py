@@ -21,22 +21,32 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, SimpleNamespa
     found: dict[str, SimpleNamespace] = {}
     monkeypatch.setattr(_dispatch, "load", lambda operation, name: found.get(name))
     monkeypatch.delenv("MIXFAST_BACKEND", raising=False)
-    _dispatch._choose.cache_clear()
-    _dispatch._warn_once.cache_clear()
+    caches = _dispatch.module, _dispatch._choose, _dispatch._warn_once
+    for cache in caches:
+        cache.cache_clear()
     yield found
-    _dispatch._choose.cache_clear()
-    _dispatch._warn_once.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def test_auto_takes_the_first_that_does_not_refuse(modules: dict[str, SimpleNamespace]) -> None:
-    modules.update(cuda=backend("no GPU"), triton=backend(call="not this dtype"), cpu=backend(), reference=backend())
+    modules.update(cuda=backend("no GPU"), triton=backend(), cpu=backend(), reference=backend())
+    assert _dispatch.choose("op", "auto", "cuda") == "triton"
     assert _dispatch.choose("op", "auto", "cpu") == "cpu"
 
 
-def test_auto_skips_a_backend_that_opts_out(modules: dict[str, SimpleNamespace]) -> None:
-    modules.update(cuda=backend(AUTO=False), cpu=backend(), reference=backend())
-    assert _dispatch.choose("op", "auto") == "cpu"
-    assert _dispatch.choose("op", "cuda") == "cuda"
+def test_auto_stays_with_the_backends_of_the_device(modules: dict[str, SimpleNamespace]) -> None:
+    modules.update(cuda=backend(), triton=backend(), cpu=backend(), reference=backend())
+    chosen = {device: _dispatch.choose("op", "auto", device) for device in ("cuda", "cpu", "meta")}
+    assert chosen == {"cuda": "cuda", "cpu": "cpu", "meta": "reference"}
+    del modules["cuda"]  # an operation without such a backend
+    assert _dispatch.choose("op", "auto", "cuda", "another call") == "triton"
+
+
+def test_auto_falls_to_the_reference_with_the_reasons(modules: dict[str, SimpleNamespace]) -> None:
+    modules.update(cuda=backend("not compiled"), triton=backend(call="no float64"), cpu=backend(), reference=backend())
+    with pytest.warns(UserWarning, match=r"reference implementation \(cuda: not compiled; triton: no float64\)"):
+        assert _dispatch.choose("op", "auto", "cuda", torch.float64) == "reference"
 
 
 def test_a_named_backend_never_falls_back(modules: dict[str, SimpleNamespace]) -> None:
@@ -66,18 +76,18 @@ def test_the_environment_replaces_auto_only(
 ) -> None:
     modules.update(cpu=backend(), reference=backend())
     monkeypatch.setenv("MIXFAST_BACKEND", "reference")
-    assert _dispatch.choose("op", "auto") == "reference"
-    assert _dispatch.choose("op", "cpu") == "cpu"
+    assert _dispatch.choose("op", "auto", "cpu") == "reference"
+    assert _dispatch.choose("op", "cpu", "cpu") == "cpu"
     monkeypatch.setenv("MIXFAST_BACKEND", "warp")
     with pytest.raises(ValueError, match="got 'warp'"):
-        _dispatch.choose("op", "auto")
+        _dispatch.choose("op", "auto", "cpu")
 
 
 def test_falling_to_the_reference_warns_once(modules: dict[str, SimpleNamespace]) -> None:
     modules.update(cpu=backend("not compiled"), reference=backend())
     with pytest.warns(UserWarning, match=r"slow reference implementation \(cpu: not compiled\)"):
-        assert _dispatch.choose("op", "auto") == "reference"
-    assert _dispatch.choose("op", "auto", "another call") == "reference"  # warnings are errors here
+        assert _dispatch.choose("op", "auto", "cpu") == "reference"
+    assert _dispatch.choose("op", "auto", "cpu", "another call") == "reference"  # warnings are errors here
 
 
 def test_choice_is_a_constant_of_a_compiled_graph() -> None:

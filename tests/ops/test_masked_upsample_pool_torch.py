@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import mixfast.ops.masked_upsample_pool  # noqa: F401  registers the operators
-from tests.backends import each_backend
+from tests.backends import device_of, each_backend, skip_if_refused
 from tests.ops.pooling import masked_upsample_pool, region_weights, weighted_pool
 
 BOXES = torch.tensor([[0, 0, 3, 5], [2, 1, 9, 8], [4, 4, 4, 6]])
@@ -23,6 +23,7 @@ def features_like(rng: torch.Generator, *, dtype: torch.dtype = torch.float64) -
 @each_backend("masked_upsample_pool")
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
 def test_first_and_second_derivatives(backend: str, layout: torch.memory_format, rng: torch.Generator) -> None:
+    skip_if_refused("masked_upsample_pool", backend, torch.float64)
     features = features_like(rng).detach().contiguous(memory_format=layout).requires_grad_()
     mask = torch.rand(3, 6, 5, generator=rng, dtype=torch.float64)
     weights = region_weights(mask, None, (3, 2), dtype=torch.float64)
@@ -40,27 +41,29 @@ def test_first_and_second_derivatives(backend: str, layout: torch.memory_format,
         assert torch.autograd.gradgradcheck(nonlinear(pool), (features,))
 
 
-def operator_calls(rng: torch.Generator) -> list[tuple[Any, tuple[Any, ...]]]:
-    features = features_like(rng, dtype=torch.float32)
+def operator_calls(backend: str, rng: torch.Generator) -> list[tuple[Any, tuple[Any, ...]]]:
+    device = device_of(backend)
+    features = torch.randn(3, 4, 3, 2, generator=rng).to(device).requires_grad_()
     last = features.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    grads = [torch.randn(3, 4, generator=rng).requires_grad_() for _ in range(2)]
-    weights = torch.rand(3, 2, 3, 2, generator=rng)
-    ops = torch.ops.mixfast
+    grads = [torch.randn(3, 4, generator=rng).to(device).requires_grad_() for _ in range(2)]
+    weights, mask = torch.rand(3, 2, 3, 2, generator=rng).to(device), torch.rand(3, 8, 9, generator=rng).to(device)
+    boxes, ops = BOXES.to(device), torch.ops.mixfast
     return [
-        (ops.masked_upsample_pool, (features, BOXES, *SIZE, "cpu")),
-        (ops.masked_upsample_pool, (last, torch.rand(3, 8, 9, generator=rng), *SIZE, "cpu")),
-        (ops.masked_upsample_pool_backward, (*grads, weights, False, "cpu")),
-        (ops.masked_upsample_pool_backward, (*grads, weights[:1].contiguous(), True, "cpu")),
-        (ops.weighted_pool, (features, weights, "cpu")),
-        (ops.weighted_pool, (last, weights[:1].contiguous(), "cpu")),
-        (ops.region_weights, (BOXES, *SIZE, 3, 2, torch.float32, "cpu")),
-        (ops.check_regions, (BOXES, *SIZE)),
+        (ops.masked_upsample_pool, (features, boxes, *SIZE, backend)),
+        (ops.masked_upsample_pool, (last, mask, *SIZE, backend)),
+        (ops.masked_upsample_pool_backward, (*grads, weights, False, backend)),
+        (ops.masked_upsample_pool_backward, (*grads, weights[:1].contiguous(), True, backend)),
+        (ops.weighted_pool, (features, weights, backend)),
+        (ops.weighted_pool, (last, weights[:1].contiguous(), backend)),
+        (ops.region_weights, (boxes, *SIZE, 3, 2, torch.float32, backend)),
+        (ops.check_regions, (boxes, *SIZE)),
     ]
 
 
+@each_backend("masked_upsample_pool", but=("reference",))
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own doing
-def test_opcheck(rng: torch.Generator) -> None:
-    for operator, args in operator_calls(rng):
+def test_opcheck(backend: str, rng: torch.Generator) -> None:
+    for operator, args in operator_calls(backend, rng):
         torch.library.opcheck(operator.default, args)
 
 
@@ -143,7 +146,7 @@ def test_autocast_leaves_the_dtype_alone(backend: str, rng: torch.Generator) -> 
     for dtype in (torch.float32, torch.bfloat16):
         features = torch.randn(3, 4, 3, 2, generator=rng).to(dtype).requires_grad_()
         plain = masked_upsample_pool(features, BOXES, SIZE, backend=backend)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autocast(device_of(backend), dtype=torch.bfloat16):
             cast = masked_upsample_pool(features, BOXES, SIZE, backend=backend)
         for ours, theirs in zip(cast, plain, strict=True):
             assert ours.dtype == dtype

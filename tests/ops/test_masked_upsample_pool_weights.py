@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.backends import each_backend
+from tests.backends import each_backend, refusal, skip_if_refused
 from tests.ops.compare import generator
-from tests.ops.pooling import masked_upsample_pool, region_weights, weighted_pool
+from tests.ops.pooling import NAME, masked_upsample_pool, region_weights, weighted_pool, widest
 
 SIDES = st.integers(1, 40)
 
@@ -43,6 +43,11 @@ def exact_weights(box: tuple[int, ...], size: tuple[int, int], cells: tuple[int,
     return torch.tensor([[[float(v) for v in row] for row in side] for side in (inside, outside)], dtype=torch.float64)
 
 
+def rounding_of(backend: str) -> float:
+    """Of float32 weights: half a unit of the last place; Triton's are made in float32."""
+    return 3e-7 if backend == "triton" else 6.1e-8
+
+
 @each_backend("masked_upsample_pool", but=("reference",))
 @settings(max_examples=80, deadline=None, database=None, derandomize=True)
 @given(size=st.tuples(SIDES, SIDES), cells=st.tuples(st.integers(1, 18), st.integers(1, 18)), data=st.data())
@@ -53,7 +58,9 @@ def test_box_weights_are_exact(
     y0, y1 = sorted(data.draw(st.tuples(*[st.integers(0, size[0])] * 2)))
     box = (x0, y0, x1, y1)
     truth = exact_weights(box, size, cells)
-    for dtype, rounding in ((torch.float64, 4e-16), (torch.float32, 6.1e-8)):
+    for dtype, rounding in ((torch.float64, 4e-16), (torch.float32, rounding_of(backend))):
+        if refusal(NAME, backend, dtype) is not None:
+            continue
         ours = region_weights(torch.tensor(box), size, cells, dtype=dtype, backend=backend)
         assert ours.shape == (1, 2, *cells) and ours.dtype == dtype
         assert ((ours[0].double() - truth).abs() <= rounding * truth).all()  # relative, each weight by itself
@@ -65,17 +72,18 @@ def test_outside_of_a_nearly_full_box_does_not_cancel(backend: str) -> None:
     ours = region_weights(torch.tensor(box), size, cells, backend=backend)[0, 1]
     truth = exact_weights(box, size, cells)[1]
     assert (truth > 0).sum() == 7
-    assert ((ours.double() - truth).abs() <= 6.1e-8 * truth).all()
+    assert ((ours.double() - truth).abs() <= rounding_of(backend) * truth).all()
 
 
 @each_backend("masked_upsample_pool", but=("reference",))
 def test_sides_of_2_to_the_24(backend: str) -> None:
     """Far beyond 32 bits: the left half of a huge map, whose weights follow from symmetry."""
-    side = 1 << 24
-    weights = region_weights(torch.tensor([0, 0, side // 2, side]), (side, side), (3, 4), dtype=torch.float64)
-    torch.testing.assert_close(weights[0, 0], weights[0, 1].flip(1), rtol=1e-15, atol=0)
-    torch.testing.assert_close(weights.sum((2, 3)), torch.ones(1, 2, dtype=torch.float64), rtol=1e-15, atol=0)
-    torch.testing.assert_close(weights.sum((1, 3))[0], torch.full((3,), 2 / 3, dtype=torch.float64))
+    side, dtype = 1 << 24, widest(backend)
+    box, rounding = torch.tensor([0, 0, side // 2, side]), 4 * torch.finfo(dtype).eps
+    weights = region_weights(box, (side, side), (3, 4), dtype=dtype, backend=backend)
+    torch.testing.assert_close(weights[0, 0], weights[0, 1].flip(1), rtol=rounding, atol=0)
+    torch.testing.assert_close(weights.sum((2, 3)), torch.ones(1, 2, dtype=dtype), rtol=rounding, atol=0)
+    torch.testing.assert_close(weights.sum((1, 3))[0], torch.full((3,), 2 / 3, dtype=dtype))
 
 
 @each_backend("masked_upsample_pool", but=("reference",))
@@ -89,9 +97,10 @@ def test_mask_weights_match_the_reference(backend: str, shape: tuple[int, ...], 
     mask = torch.rand(2, height, width, dtype=torch.float64, generator=generator(f"{shape} {kind}"))
     mask = mask > 0.6 if kind in ("bool", "uint8") else mask.to(getattr(torch, kind))
     mask = mask.to(torch.uint8) * 3 if kind == "uint8" else mask
-    ours = region_weights(mask, None, (h, w), dtype=torch.float64, backend=backend)
+    dtype = widest(backend)
+    ours = region_weights(mask, None, (h, w), dtype=dtype, backend=backend)
     theirs = region_weights(mask, None, (h, w), dtype=torch.float64, backend="reference")
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-15)
+    torch.testing.assert_close(ours.double(), theirs, rtol=0, atol=9 * torch.finfo(dtype).eps)
 
 
 @each_backend("masked_upsample_pool")
@@ -112,14 +121,16 @@ def test_sums_are_one_or_zero(backend: str, rng: torch.Generator) -> None:
 def test_large_byte_masks_leave_the_float_range(backend: str, rng: torch.Generator) -> None:
     """One cell over 4,000 rows: integer sums pass 2**24, where float would stop being exact."""
     mask = torch.rand(1, 4000, 3, generator=rng) > 0.3
-    ours = region_weights(mask, None, (2, 2), dtype=torch.float64, backend=backend)
+    dtype = widest(backend)
+    ours = region_weights(mask, None, (2, 2), dtype=dtype, backend=backend)
     theirs = region_weights(mask.double(), None, (2, 2), dtype=torch.float64, backend="reference")
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-12 if dtype == torch.float64 else 1e-6, atol=0)
 
 
 @each_backend("masked_upsample_pool")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
 def test_weights_serve_several_maps(backend: str, dtype: torch.dtype, rng: torch.Generator) -> None:
+    skip_if_refused(NAME, backend, dtype)
     boxes = torch.tensor([[0, 0, 9, 7], [2, 3, 20, 16]])
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     for regions in (boxes, boxes[0]):

@@ -6,18 +6,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixfast.ops.multi_queue_infonce import _operators, multi_queue_infonce
-from tests.backends import each_backend
+from tests.backends import device_of, each_backend
+from tests.ops.infonce import place, skip_if_refused
 
 INDEX = [1, 0, 1]
 
 
-def unit(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return F.normalize(torch.randn(*shape, generator=rng, dtype=dtype), dim=-1)
+def unit(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32, backend: str = "reference") -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=rng, dtype=dtype), dim=-1).to(device_of(backend))
 
 
 @each_backend("multi_queue_infonce")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_gradcheck(backend: str, reduction: str, rng: torch.Generator) -> None:
+    skip_if_refused(backend, torch.float64)
     queries = [unit(rng, n, 5, dtype=torch.float64).requires_grad_() for n in (3, 1, 4)]
     positives = [unit(rng, n, 5, dtype=torch.float64).requires_grad_() for n in (3, 1, 4)]
     queues = [unit(rng, k, 5, dtype=torch.float64) for k in (6, 9)]
@@ -34,8 +36,9 @@ def test_gradcheck(backend: str, reduction: str, rng: torch.Generator) -> None:
 
 @each_backend("multi_queue_infonce", but=("reference",))
 def test_second_derivative_raises(backend: str, rng: torch.Generator) -> None:
-    query = unit(rng, 4, 8).requires_grad_()
-    loss = multi_queue_infonce([query], [unit(rng, 4, 8)], [unit(rng, 9, 8)], [0], backend=backend)
+    query = unit(rng, 4, 8, backend=backend).requires_grad_()
+    positive, queue = unit(rng, 4, 8, backend=backend), unit(rng, 9, 8, backend=backend)
+    loss = multi_queue_infonce([query], [positive], [queue], [0], backend=backend)
     (grad,) = torch.autograd.grad(loss.sum(), query, create_graph=True)
     with pytest.raises(NotImplementedError, match=r"second derivatives are not implemented.*backend='reference'"):
         grad.sum().backward()
@@ -53,10 +56,15 @@ def test_reference_has_second_derivatives(rng: torch.Generator) -> None:
 
 @each_backend("multi_queue_infonce")
 def test_a_queue_may_change_before_backward(backend: str, rng: torch.Generator) -> None:
-    query, positive, queue = unit(rng, 4, 8).requires_grad_(), unit(rng, 4, 8), unit(rng, 9, 8)
+    query, positive, queue = (unit(rng, n, 8, backend=backend) for n in (4, 4, 9))
+    query.requires_grad_()
     (expected,) = torch.autograd.grad(multi_queue_infonce([query], [positive], [queue], [0], backend=backend), query)
-    loss = multi_queue_infonce([query], [positive], [queue.clone()], [0], backend=backend)
+    loss = multi_queue_infonce([query], [positive], [queue], [0], backend=backend)
     queue.zero_()
+    if backend == "reference":  # a matrix product of torch's, which saves its factors
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+        return
     loss.backward()
     torch.testing.assert_close(query.grad, expected)
 
@@ -64,7 +72,7 @@ def test_a_queue_may_change_before_backward(backend: str, rng: torch.Generator) 
 @each_backend("multi_queue_infonce")
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compile_whole_graph(backend: str, dynamic: bool, rng: torch.Generator) -> None:
-    queues = [unit(rng, 20, 8), unit(rng, 11, 8)]
+    queues = [unit(rng, k, 8, backend=backend) for k in (20, 11)]
 
     def losses(queries: Tensor, positives: list[Tensor], temperature: Tensor) -> tuple[Tensor, ...]:
         stacked = multi_queue_infonce(queries, positives, queues, INDEX, temperature=temperature, backend=backend)
@@ -73,9 +81,9 @@ def test_compile_whole_graph(backend: str, dynamic: bool, rng: torch.Generator) 
 
     compiled = torch.compile(losses, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     for n in (6, 4):
-        queries = unit(rng, 3, n, 8).requires_grad_()
-        positives = [unit(rng, n, 8).requires_grad_() for _ in range(3)]
-        temperature = torch.tensor([0.1, 0.2, 0.3], requires_grad=True)
+        queries = unit(rng, 3, n, 8, backend=backend).requires_grad_()
+        positives = [unit(rng, n, 8, backend=backend).requires_grad_() for _ in range(3)]
+        temperature = place(backend, torch.tensor([0.1, 0.2, 0.3])).requires_grad_()
         leaves = (queries, *positives, temperature)
         ours = torch.autograd.grad(sum(compiled(queries, positives, temperature)), leaves)
         theirs = torch.autograd.grad(sum(losses(queries, positives, temperature)), leaves)
@@ -83,16 +91,32 @@ def test_compile_whole_graph(backend: str, dynamic: bool, rng: torch.Generator) 
             torch.testing.assert_close(a, b)
 
 
+@each_backend("multi_queue_infonce")
+def test_compile_with_tensors_given_twice(backend: str, rng: torch.Generator) -> None:
+    positive, queue = unit(rng, 4, 8, backend=backend), unit(rng, 9, 8, backend=backend)
+
+    def loss(query: Tensor) -> Tensor:
+        rows = [query, query, query * 2]
+        return multi_queue_infonce(rows, [positive] * 3, [queue, queue], INDEX, backend=backend).square().sum()
+
+    query = unit(rng, 4, 8, backend=backend).requires_grad_()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    ours, theirs = (torch.autograd.grad(each(query), query)[0] for each in (compiled, loss))
+    torch.testing.assert_close(ours, theirs)
+
+
 @each_backend("multi_queue_infonce", but=("reference",))
 @pytest.mark.parametrize("stacked", [False, True])
 def test_opcheck(backend: str, stacked: bool, rng: torch.Generator) -> None:
     def rows() -> list[Tensor]:
-        return [unit(rng, 3, 4, 8)] if stacked else [unit(rng, n, 8) for n in (4, 1, 2)]
+        shapes = [(3, 4, 8)] if stacked else [(n, 8) for n in (4, 1, 2)]
+        return [unit(rng, *shape, backend=backend) for shape in shapes]
 
-    queues, temperature = [unit(rng, 9, 8), unit(rng, 5, 8)], torch.tensor([0.1, 0.2, 0.3])
+    queues = [unit(rng, k, 8, backend=backend) for k in (9, 5)]
+    temperature = place(backend, torch.tensor([0.1, 0.2, 0.3]))
     for reduction in ("none", "mean"):
         queries = rows()
-        forward = (queries, rows(), queues, INDEX, temperature, [], reduction, True, backend)
+        forward = (queries, rows(), queues, INDEX, None, temperature, [], reduction, True, backend)
         torch.library.opcheck(_operators.forward, forward)
         losses, grad_queries, share = _operators.forward(*forward)
         needs = [True, reduction == "mean", True]
@@ -102,7 +126,8 @@ def test_opcheck(backend: str, stacked: bool, rng: torch.Generator) -> None:
 
 @each_backend("multi_queue_infonce", but=("reference",))
 def test_fake_tensors_have_the_real_shapes(backend: str, rng: torch.Generator) -> None:
-    arguments = ([unit(rng, 4, 8).half()] * 3, [unit(rng, 4, 8).half()] * 3, [unit(rng, 9, 8)], [0] * 3)
+    query, queue = unit(rng, 4, 8, backend=backend).half(), unit(rng, 9, 8, backend=backend)
+    arguments = ([query] * 3, [query.clone()] * 3, [queue], [0] * 3)
     real = multi_queue_infonce(*arguments, backend=backend)
     with torch._subclasses.FakeTensorMode() as mode:
         fake_arguments = [[mode.from_tensor(t) for t in tensors] for tensors in arguments[:3]]
@@ -111,18 +136,18 @@ def test_fake_tensors_have_the_real_shapes(backend: str, rng: torch.Generator) -
 
 
 @each_backend("multi_queue_infonce")
-def test_autocast_converts_queries_and_positives_to_float32(backend: str, rng: torch.Generator) -> None:
-    query, positive, queue = (
-        unit(rng, 6, 16).bfloat16().requires_grad_(),
-        unit(rng, 6, 16).bfloat16(),
-        unit(rng, 20, 16),
-    )
-    expected = multi_queue_infonce([query.float()], [positive.float()], [queue], [0], backend=backend)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+def test_autocast_converts_queries_and_positives(backend: str, rng: torch.Generator) -> None:
+    """To float32 like the input of a loss on a CPU, and to float16 like that of a matrix product on a GPU."""
+    query, positive, queue = (unit(rng, n, 16, backend=backend) for n in (6, 6, 20))
+    query, positive, device = query.bfloat16().requires_grad_(), positive.bfloat16(), device_of(backend)
+    converted = torch.float32 if device == "cpu" else torch.float16
+    expected = multi_queue_infonce([query.to(converted)], [positive.to(converted)], [queue], [0], backend=backend)
+    with torch.autocast(device, dtype=torch.bfloat16):
         loss = multi_queue_infonce([query], [positive], [queue], [0], backend=backend)
         both = torch.stack([query, query])
         stacked = multi_queue_infonce(both, torch.stack([positive, positive]), [queue], [0, 0], backend=backend)
-        wide = multi_queue_infonce([query.double()], [positive.double()], [queue.double()], [0], backend=backend)
+        # no backend of a GPU but the reference has float64
+        wide = multi_queue_infonce([query.double()], [positive.double()], [queue.double()], [0], backend="reference")
     assert torch.equal(loss, expected) and loss.dtype == torch.float32 and wide.dtype == torch.float64
     torch.testing.assert_close(stacked, expected.expand(2))
     loss.backward()
@@ -132,8 +157,8 @@ def test_autocast_converts_queries_and_positives_to_float32(backend: str, rng: t
 @each_backend("multi_queue_infonce", but=("reference",))
 @pytest.mark.parametrize("requires_grad", [False, True])
 def test_vmap_is_refused(backend: str, requires_grad: bool, rng: torch.Generator) -> None:
-    queries = unit(rng, 2, 4, 8).requires_grad_(requires_grad)
-    queues = [unit(rng, 9, 8)]
+    queries = unit(rng, 2, 4, 8, backend=backend).requires_grad_(requires_grad)
+    queues = [unit(rng, 9, 8, backend=backend)]
     with pytest.raises(
         NotImplementedError, match=r"vmap is not supported\. Pass the mapped dimension as further terms"
     ):

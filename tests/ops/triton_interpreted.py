@@ -16,18 +16,12 @@ from mixfast.ops.masked_upsample_pool import gpu_triton as pool
 from mixfast.ops.masked_upsample_pool import reference as pool_reference
 from mixfast.ops.multi_queue_infonce import gpu_triton as infonce
 from mixfast.ops.multi_queue_infonce import multi_queue_infonce
-from tests.ops import pooling
+from tests.ops import infonce as infonce_tests
 from tests.ops import test_masked_upsample_pool as pool_tests
-from tests.ops import test_multi_queue_infonce as infonce_tests
+from tests.ops import test_multi_queue_infonce_valid_len as valid_len_tests
 from tests.ops.compare import SLACK, assert_no_worse
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
-
-@pytest.fixture(autouse=True)
-def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests of all backends would move the tensors of this one to a GPU."""
-    monkeypatch.setattr(pooling, "device_of", lambda backend: "cpu")
 
 
 # Kinds of regions, dtypes, layouts and shapes take turns: each pair occurs, but not each combination of all.
@@ -173,6 +167,22 @@ def test_infonce_gives_only_what_is_wanted(rng: torch.Generator) -> None:
     assert [each.grad is not None for each in inputs["positives"]] == [t == 2 for t in range(8)]
 
 
+@pytest.mark.parametrize(("name", "dtype"), [*zip(valid_len_tests.LENGTHS, (*DTYPES, torch.float32), strict=True)])
+def test_infonce_of_the_first_keys(name: str, dtype: torch.dtype, rng: torch.Generator) -> None:
+    valid_len_tests.check_equals_the_sliced_queue("triton", name, dtype, rng)
+
+
+def test_infonce_of_one_temperature_for_all_terms(rng: torch.Generator) -> None:
+    inputs = infonce_tests.draw(([3, 2, 4], [0, 1, 0], [40, 30], 16, [0.2] * 3), torch.float32, rng)
+    expanded = {**inputs, "temperature": torch.tensor([0.2]).expand(3)}
+    assert torch.equal(*(multi_queue_infonce(**each, backend="triton") for each in (inputs, expanded)))
+
+
+def test_infonce_without_negatives(rng: torch.Generator) -> None:
+    valid_len_tests.check_without_negatives("triton", torch.float16, rng)
+    valid_len_tests.check_clamped("triton", rng)
+
+
 @pytest.mark.parametrize("dtypes", [(torch.float32, torch.float16), (torch.float16, torch.bfloat16)], ids=str)
 def test_infonce_queue_of_another_dtype(dtypes: tuple[torch.dtype, torch.dtype], rng: torch.Generator) -> None:
     inputs = infonce_tests.draw(([5, 9], [1, 0], [33, 70], 24, [0.1, 0.2]), dtypes[0], rng, dtypes[1])
@@ -221,7 +231,7 @@ def test_infonce_refuses_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_infonce_plan() -> None:
     """Tiles of 64 rows, in the order of their queues; chunks depend on shapes alone."""
-    plan = infonce._plan((70, 5, 64), (1, 0, 0), (100, 2000), torch.device("cpu"))
+    plan = infonce._plan((70, 5, 64), (1, 0, 0), (100, 2000), 128, torch.device("cpu"))
     assert plan.tiles.tolist() == [
         [0, 100, 512, 70, 5, 1],
         [0, 100, 512, 75, 64, 2],
@@ -230,5 +240,6 @@ def test_infonce_plan() -> None:
     ]
     assert plan.terms.tolist() == [[0, 70], [70, 5], [75, 64]]
     assert plan.chunks == 4
-    assert infonce.chunk_size(65536, 40) == 7296  # nine chunks: 360 programs of at most 384
-    assert infonce.chunk_size(65536, 1000) == 65536
+    assert infonce.chunk_size(65536, 40, 64) == 7296  # nine chunks: 360 programs of at most 384
+    assert infonce.chunk_size(65536, 40, 128) == 10944  # six: 7.5 MiB of partial results of at most 8
+    assert infonce.chunk_size(65536, 1000, 64) == 65536

@@ -48,10 +48,7 @@ def masked_upsample_pool(
     if chosen == "reference":
         _operators.check(regions, height, width)
         return reference.forward(features, regions, height, width)
-    if _operators.is_eager():
-        return _operators.Pool.apply(features, regions, height, width, chosen)
-    inside, outside, _ = _operators.forward(features, regions, height, width, chosen)
-    return inside, outside
+    return _operators.masked_upsample_pool(features, regions, height, width, chosen)
 
 
 def region_weights(

@@ -25,7 +25,7 @@ def forward(features: Tensor, regions: Tensor, height: int, width: int) -> tuple
     regions, mask_dtype = plain_regions(regions)
     b, c, h, w = features.shape
     inside, outside = features.new_empty((b, c)), features.new_empty((b, c))
-    weights = torch.empty((regions.shape[0], 2, h, w), dtype=sums_dtype(features.dtype))
+    weights = features.new_empty((regions.shape[0], 2, h, w), dtype=sums_dtype(features.dtype))
     valid = _C.pool_regions(
         *(b, c, h, w, DTYPES[features.dtype], channels_last, features.data_ptr()),
         *(regions.data_ptr(), regions.shape[0], height, width, mask_dtype),
@@ -46,7 +46,7 @@ def pool(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 def weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
     regions, mask_dtype = plain_regions(regions)
-    weights = torch.empty((regions.shape[0], 2, h, w), dtype=dtype)
+    weights = regions.new_empty((regions.shape[0], 2, h, w), dtype=dtype)
     valid = _C.region_weights(
         *(regions.data_ptr(), regions.shape[0], height, width, mask_dtype, h, w, dtype == torch.float64),
         *(weights.data_ptr(), torch.get_num_threads()),

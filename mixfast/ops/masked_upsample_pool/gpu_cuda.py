@@ -9,7 +9,6 @@ from mixfast.ops import _native
 from mixfast.ops.masked_upsample_pool import _arguments
 from mixfast.ops.masked_upsample_pool._arguments import DTYPES, dense, plain_regions, sums_dtype
 
-AUTO = False  # compiled, but not yet run or measured on a GPU: only when named
 _C: Any = _native.cuda
 
 
@@ -29,7 +28,7 @@ def forward(features: Tensor, regions: Tensor, height: int, width: int) -> tuple
     b, c, h, w = features.shape
     inside, outside = features.new_empty((b, c)), features.new_empty((b, c))
     weights = features.new_empty((regions.shape[0], 2, h, w), dtype=sums_dtype(features.dtype))
-    sums = _mask_sums(regions, h, w)
+    sums = _mask_sums(regions, weights)
     _C.pool_regions(
         *(b, c, h, w, DTYPES[features.dtype], channels_last, features.data_ptr()),
         *(regions.data_ptr(), regions.shape[0], height, width, mask_dtype, sums.data_ptr()),
@@ -49,7 +48,7 @@ def pool(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 def weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
     regions, mask_dtype = plain_regions(regions)
     weights = regions.new_empty((regions.shape[0], 2, h, w), dtype=dtype)
-    sums = _mask_sums(regions, h, w)
+    sums = _mask_sums(regions, weights)
     _C.region_weights(
         *(regions.data_ptr(), regions.shape[0], height, width, mask_dtype, h, w, dtype == torch.float64),
         *(sums.data_ptr(), weights.data_ptr(), *_place(regions)),
@@ -57,10 +56,11 @@ def weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: tor
     return weights
 
 
-def _mask_sums(regions: Tensor, h: int, w: int) -> Tensor:
-    """What the kernel that folds masks writes and the next one reads; nothing for boxes."""
+def _mask_sums(regions: Tensor, weights: Tensor) -> Tensor:
+    """What the kernel that folds masks writes and the next one reads (cuda_weights.cuh); nothing for boxes."""
     images = regions.shape[0] if regions.ndim == 3 else 0
-    return regions.new_empty((images, 2, h, w), dtype=torch.float64)
+    h, w = weights.shape[2:]
+    return weights.new_empty((images, 2, 2, h, w + 1))
 
 
 def _place(tensor: Tensor) -> tuple[int, int]:

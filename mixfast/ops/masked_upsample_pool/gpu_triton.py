@@ -8,9 +8,7 @@ from torch import Tensor
 from mixfast.ops._triton import power_of_two, unavailable, why_not
 from mixfast.ops.masked_upsample_pool._arguments import dense, empty_maps
 
-__all__ = ["AUTO", "backward", "forward", "pool", "unavailable", "weights", "why_not"]
-
-AUTO = False  # compiled and interpreted, but not yet measured on a GPU: only when named
+__all__ = ["backward", "forward", "pool", "unavailable", "weights", "why_not"]
 
 FUSED = 256  # positions up to which each block of channels works out the weights of a box anew
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}

@@ -25,6 +25,7 @@ def multi_queue_infonce(
     queue_index: Sequence[int],
     *,
     temperature: float | Sequence[float] | Tensor = 0.1,
+    valid_len: Tensor | None = None,
     reduction: str = "mean",
     backend: str = "auto",
 ) -> Tensor | list[Tensor]:
@@ -42,6 +43,8 @@ def multi_queue_infonce(
             float64 only). They receive no gradient, and must not require one.
         queue_index: T integers in [0, Q), the queue of each term.
         temperature: tau, a positive number, T numbers, or a floating tensor [T], which may require a gradient.
+        valid_len: None, or [Q] int64 on the device of the queues, whose values a captured graph reads anew: only the
+            first valid_len[q] keys of queue q count, the others may be NaN. 0 gives a loss of 0 without gradients.
         reduction: "mean" or "sum" over the rows of a term, or "none".
         backend: "auto", or a name from `mixfast.backends()`, which then runs or raises.
 
@@ -51,32 +54,34 @@ def multi_queue_infonce(
         NotImplementedError, except in the reference backend.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, dtype, shape or device; on the CPU also a temperature
-            tensor with an entry that is not positive. A GPU would have to wait for these values.
+        TypeError, ValueError: an argument of the wrong kind, dtype, shape or device; on the CPU also an entry
+            of a temperature tensor that is not positive, or of valid_len outside [0, K_q]. A GPU would have to wait for
+            these values: there valid_len is clamped, and a temperature is taken as it is.
         RuntimeError: the named backend cannot run this call.
         NotImplementedError: vmap over the operation, or a second derivative.
     """
-    rows = _checks.check_rows(queries, positives)
+    rows, queue_dtype = _checks.check_tensors(queries, positives, queues)
     terms = len(rows.counts)
-    queue_dtype = _checks.check_queues(queues, rows)
     _checks.check_queue_index(queue_index, terms, len(queues))
     temperature = _checks.check_temperature(temperature, terms, rows)
+    _checks.check_valid_len(valid_len, len(queues), rows)
     _checks.check_reduction(reduction)
-    dtype, device_type = _autocast_dtype(rows), rows.device.type
+    device_type = rows.device.type
+    dtype = _autocast_dtype(rows.dtype, device_type)
     if dtype != rows.dtype:
         queries, positives = _converted(queries, dtype), _converted(positives, dtype)
-    chosen = _dispatch.choose(NAME, backend, device_type, dtype, queue_dtype)
+    chosen = _dispatch.choose(NAME, backend, device_type, dtype, queue_dtype, _dispatch.constant_dim(rows.dim))
     if chosen == "reference":
-        losses = reference.losses(queries, positives, queues, queue_index, temperature, reduction)
+        _operators.check_values(queues, valid_len, temperature)
+        losses = reference.losses(queries, positives, queues, queue_index, valid_len, temperature, reduction)
     else:
-        losses = _operators.losses(queries, positives, queues, queue_index, temperature, reduction, chosen)
-    return list(losses.split(rows.counts)) if reduction == "none" else losses
+        losses = _operators.losses(queries, positives, queues, queue_index, valid_len, temperature, reduction, chosen)
+    return list(losses.split_with_sizes(rows.counts)) if reduction == "none" else losses
 
 
-def _autocast_dtype(rows: _checks.Rows) -> torch.dtype:
-    device_type = rows.device.type
-    if rows.dtype == torch.float64 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
-        return rows.dtype
+def _autocast_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
+    if dtype == torch.float64 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return dtype
     return torch.float32 if device_type == "cpu" else torch.float16
 
 

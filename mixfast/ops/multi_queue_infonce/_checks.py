@@ -15,10 +15,14 @@ FLOAT_NAMES = "float16, bfloat16, float32 or float64"
 class Rows(NamedTuple):
     """What all queries and positives have in common, and how many rows each term has."""
 
-    counts: list[int]
+    counts: tuple[int, ...]
     dim: int
     dtype: torch.dtype
     device: torch.device
+
+
+_accepted: dict[object, tuple[Rows, torch.dtype]] = {}
+MOST_ACCEPTED = 1024
 
 
 def _type_error(message: str) -> NoReturn:
@@ -27,6 +31,38 @@ def _type_error(message: str) -> NoReturn:
 
 def _value_error(message: str) -> NoReturn:
     raise ValueError(f"{NAME}: {message}")
+
+
+def check_tensors(queries: Any, positives: Any, queues: Any) -> tuple[Rows, torch.dtype]:
+    """All tensors; returns the rows and the dtype of the queues. What was accepted once is not looked into again."""
+    key = None if torch.compiler.is_compiling() else _key(queries, positives, queues)
+    found = None if key is None else _accepted.get(key)
+    if found is None:
+        rows = check_rows(queries, positives)
+        found = rows, check_queues(queues, rows)
+        if key is not None:
+            if len(_accepted) == MOST_ACCEPTED:
+                _accepted.clear()
+            _accepted[key] = found
+    return found
+
+
+def _key(*groups: Any) -> object | None:
+    """All that the checks of tensors look at; None for what is none, and for sizes that are symbols."""
+    try:
+        key = tuple([_traits(group) for group in groups])
+        hash(key)
+    except (AttributeError, TypeError):
+        return None
+    return key
+
+
+def _traits(tensors: Any) -> object:
+    if isinstance(tensors, Tensor):
+        return tensors.shape, tensors.dtype, tensors.device, tensors.layout
+    if not isinstance(tensors, (list, tuple)):
+        raise TypeError
+    return tuple([(each.shape, each.dtype, each.device, each.layout, each.requires_grad) for each in tensors])
 
 
 def check_rows(queries: Any, positives: Any) -> Rows:
@@ -38,22 +74,22 @@ def check_rows(queries: Any, positives: Any) -> Rows:
                 "For a single term pass [queries]."
             )
         _check_tensor("queries", queries)
-        first, counts = queries, [queries.shape[1]] * queries.shape[0]
+        first, counts = queries, (queries.shape[1],) * queries.shape[0]
     else:
         _check_sequence("queries", queries, "T tensors [N, D] or one tensor [T, N, D]")
         for t, query in enumerate(queries):
             _check_term("queries", t, query, queries[0])
-        first, counts = queries[0] if queries else torch.empty(0), [query.shape[0] for query in queries]
+        first, counts = queries[0] if queries else torch.empty(0), tuple([query.shape[0] for query in queries])
     if not counts:
         _value_error("queries must hold at least one term; got none.")
     dim = first.shape[-1]
     if dim < 1 or min(counts) < 1:
-        _value_error(f"every term needs at least one row and one dimension; got rows {counts}, D = {dim}.")
+        _value_error(f"every term needs at least one row and one dimension; got rows {list(counts)}, D = {dim}.")
     _check_positives(positives, first, counts, dim)
     return Rows(counts, dim, first.dtype, first.device)
 
 
-def _check_positives(positives: Any, first: Tensor, counts: list[int], dim: int) -> None:
+def _check_positives(positives: Any, first: Tensor, counts: tuple[int, ...], dim: int) -> None:
     if isinstance(positives, Tensor):
         if positives.ndim != 3:
             _value_error(
@@ -163,15 +199,15 @@ def check_temperature(temperature: Any, terms: int, rows: Rows) -> list[float] |
         if temperature.device != rows.device:
             _value_error(f"temperature must be on the device of queries, {rows.device}; got {temperature.device}.")
         return temperature
-    numbers = list(temperature) if isinstance(temperature, (list, tuple)) else [temperature] * terms
-    if len(numbers) != terms:
+    numbers = list(temperature) if isinstance(temperature, (list, tuple)) else [temperature]
+    if isinstance(temperature, (list, tuple)) and len(numbers) != terms:
         _value_error(f"temperature must be one number or {terms}, one per term; got {len(numbers)}.")
     for number in numbers:
         if not isinstance(number, (int, float)) or isinstance(number, bool):
             _type_error(f"temperature must be a number, {terms} numbers or a tensor [{terms}]; got {number!r}.")
         if not 0 < number < math.inf:
             _value_error(f"temperature must be positive and finite; got {number}.")
-    return [float(number) for number in numbers]
+    return [float(number) for number in numbers] * (terms // len(numbers))
 
 
 def check_temperature_values(temperatures: Sequence[float]) -> None:
@@ -179,6 +215,27 @@ def check_temperature_values(temperatures: Sequence[float]) -> None:
     for t, number in enumerate(temperatures):
         if not 0 < number < math.inf:
             _value_error(f"temperature[{t}] must be positive and finite; got {number}.")
+
+
+def check_valid_len(valid_len: Any, queues: int, rows: Rows) -> None:
+    """None, or an int64 tensor [Q]."""
+    if valid_len is None:
+        return
+    if not isinstance(valid_len, Tensor):
+        _type_error(f"valid_len must be None or an int64 tensor [{queues}]; got {type(valid_len).__name__}.")
+    if valid_len.dtype != torch.int64:
+        _type_error(f"valid_len must be int64; got {valid_len.dtype}. Call .long().")
+    if valid_len.shape != (queues,):
+        _value_error(f"valid_len must be [Q] = [{queues}], one number per queue; got {list(valid_len.shape)}.")
+    if valid_len.device != rows.device:
+        _value_error(f"valid_len must be on the device of queries, {rows.device}; got {valid_len.device}.")
+
+
+def check_valid_len_values(lengths: Sequence[int], keys: Sequence[int]) -> None:
+    """The values of valid_len, where reading them is free."""
+    for q, (length, most) in enumerate(zip(lengths, keys, strict=True)):
+        if not 0 <= length <= most:
+            _value_error(f"valid_len[{q}] must be in [0, {most}], as queues[{q}] has {most} keys; got {length}.")
 
 
 def check_reduction(reduction: Any) -> None:

@@ -6,13 +6,16 @@ term after term; statistics are float32, or float64 for float64.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mixfast.ops import _dispatch
+from mixfast.ops._derivatives import no_second
+from mixfast.ops._eager import is_plain
 from mixfast.ops._register import LIBRARY, define
+from mixfast.ops.multi_queue_infonce import _checks
 
 NAME = "multi_queue_infonce"
 Three = tuple[Tensor, Tensor, Tensor]
@@ -26,10 +29,11 @@ def row_counts(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def _forward(
-    queries: list[Tensor],
-    positives: list[Tensor],
-    queues: list[Tensor],
-    queue_index: list[int],
+    queries: Sequence[Tensor],
+    positives: Sequence[Tensor],
+    queues: Sequence[Tensor],
+    queue_index: Sequence[int],
+    valid_len: Tensor | None,
     temperature: Tensor | None,
     temperatures: list[float],
     reduction: str,
@@ -37,14 +41,15 @@ def _forward(
     backend: str,
 ) -> Three:
     run = _dispatch.module(NAME, backend).forward
-    return run(queries, positives, queues, queue_index, temperature, temperatures, reduction, need_grad)
+    return run(queries, positives, queues, queue_index, valid_len, temperature, temperatures, reduction, need_grad)
 
 
 def _forward_fake(
-    queries: list[Tensor],
-    positives: list[Tensor],
-    queues: list[Tensor],
-    queue_index: list[int],
+    queries: Sequence[Tensor],
+    positives: Sequence[Tensor],
+    queues: Sequence[Tensor],
+    queue_index: Sequence[int],
+    valid_len: Tensor | None,
     temperature: Tensor | None,
     temperatures: list[float],
     reduction: str,
@@ -91,6 +96,17 @@ def _backward_fake(
     return d_queries, d_positives, grad_queries.new_empty(len(row_counts(queries)) if needs[2] else 0)
 
 
+def _check(valid_len: Tensor | None, temperature: Tensor | None, keys: list[int]) -> None:
+    if valid_len is not None and valid_len.device.type == "cpu":
+        _checks.check_valid_len_values(valid_len.tolist(), keys)
+    if temperature is not None and temperature.device.type == "cpu":
+        _checks.check_temperature_values(temperature.tolist())
+
+
+def _check_fake(valid_len: Tensor | None, temperature: Tensor | None, keys: list[int]) -> None:
+    pass
+
+
 def _no_vmap(*_: Any) -> tuple[Any, Any]:
     raise NotImplementedError(
         f"{NAME}: vmap is not supported. Pass the mapped dimension as further terms: queries and positives are "
@@ -101,8 +117,9 @@ def _no_vmap(*_: Any) -> tuple[Any, Any]:
 # -> losses [N] for reduction "none", else [T]; grad_queries [N, D], the derivative of each row's own loss with respect
 # to its query ([0, D] unless need_grad); negative_share [N], the probability that falls on the negatives.
 forward = define(
-    f"{NAME}_forward(Tensor[] queries, Tensor[] positives, Tensor[] queues, int[] queue_index, Tensor? temperature, "
-    "float[] temperatures, str reduction, bool need_grad, str backend) -> (Tensor, Tensor, Tensor)",
+    f"{NAME}_forward(Tensor[] queries, Tensor[] positives, Tensor[] queues, int[] queue_index, Tensor? valid_len, "
+    "Tensor? temperature, float[] temperatures, str reduction, bool need_grad, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
@@ -113,37 +130,31 @@ backward = define(
     _backward,
     _backward_fake,
 )
-for operator in (forward, backward):
+check = define(f"{NAME}_check(Tensor? valid_len, Tensor? temperature, SymInt[] keys) -> ()", _check, _check_fake)
+for operator in (forward, backward, check):
     torch.library.register_vmap(operator, _no_vmap, lib=LIBRARY)
 
 
-class _NoSecondDerivative(torch.autograd.Function):
-    """Passes first derivatives on. They are made of saved numbers, so a second one would silently lack terms."""
+class _Call(NamedTuple):
+    """What a call is made of besides the tensors that autograd follows."""
 
-    @staticmethod
-    def forward(ctx: Any, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensor.detach() for tensor in tensors[:count])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        raise NotImplementedError(
-            f"{NAME}: second derivatives are not implemented. Use backend='reference', which has them, or drop "
-            "create_graph=True."
-        )
+    queues: Sequence[Tensor]
+    queue_index: Sequence[int]
+    valid_len: Tensor | None
+    temperatures: list[float]  # empty if there is a tensor of them
+    reduction: str
+    backend: str
 
 
 class _Infonce(torch.autograd.Function):
-    """Differentiable in queries, positives and a tensor temperature. `queues` are a tuple, and stay out of autograd."""
+    """Differentiable in queries, positives and a tensor temperature."""
 
     @staticmethod
-    def forward(ctx: Any, call: tuple[Any, ...], temperature: Tensor | None, terms: int, *tensors: Tensor) -> Tensor:
-        queues, queue_index, temperatures, reduction, backend = call
-        queries = tensors[:terms]
-        losses, grad_queries, negative_share = forward(
-            queries, tensors[terms:], queues, queue_index, temperature, temperatures, reduction, True, backend
-        )
+    def forward(ctx: Any, call: _Call, temperature: Tensor | None, terms: int, *tensors: Tensor) -> Tensor:
+        queries, positives = tensors[:terms], tensors[terms:]
+        losses, grad_queries, negative_share = _run(call, queries, positives, temperature, True)
         ctx.save_for_backward(grad_queries, negative_share, temperature, *queries)
-        ctx.options = temperatures, reduction, backend
+        ctx.options = call.temperatures, call.reduction, call.backend
         return losses
 
     @staticmethod
@@ -152,25 +163,42 @@ class _Infonce(torch.autograd.Function):
         temperatures, reduction, backend = ctx.options
         terms, wanted = len(queries), ctx.needs_input_grad
         needs = [any(wanted[3 : 3 + terms]), any(wanted[3 + terms :]), wanted[1]]
-        with torch.no_grad():
-            d_queries, d_positives, d_temperature = backward(
-                grad_losses, grad_queries, negative_share, queries, temperature, temperatures, reduction, needs, backend
-            )
+        arguments = (grad_losses, grad_queries, negative_share, queries, temperature, temperatures, reduction, needs)
+        if torch.is_grad_enabled() or not is_plain((grad_losses, grad_queries, *queries)):
+            with torch.no_grad():
+                d_queries, d_positives, d_temperature = backward(*arguments, backend)
+        else:
+            d_queries, d_positives, d_temperature = _backward(*arguments, backend)
         grads: list[Tensor | None] = [d_temperature.to(temperature.dtype) if needs[2] else None]
-        for need, grad in ((needs[0], d_queries), (needs[1], d_positives)):
-            grads += _split(grad, queries) if need else [None] * terms
-        if torch.is_grad_enabled():
-            present = [grad for grad in grads if grad is not None]
-            blocked = iter(_NoSecondDerivative.apply(len(present), *present, grad_losses, *queries))
-            grads = [None if grad is None else next(blocked) for grad in grads]
+        grads += _split(d_queries, queries) if needs[0] else [None] * terms
+        grads += _split(d_positives, queries) if needs[1] else [None] * (len(wanted) - 3 - terms)
+        grads = no_second(NAME, grads, (grad_losses, *queries))
         return None, grads[0], None, *grads[1:]
 
 
-def _split(rows: Tensor, like: Sequence[Tensor]) -> list[Tensor | None]:
+def _run(
+    call: _Call, queries: Sequence[Tensor], positives: Sequence[Tensor], temperature: Tensor | None, need_grad: bool
+) -> Three:
+    queues, queue_index, valid_len, temperatures, reduction, backend = call
+    plain = is_plain((*queries, *positives, *queues)) and (temperature is None or is_plain((temperature,)))
+    run = _forward if plain else forward
+    return run(
+        *(queries, positives, queues, queue_index, valid_len, temperature, temperatures, reduction, need_grad, backend)
+    )
+
+
+def _distinct(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Under torch.compile, which refuses a tensor that is given twice: views of it."""
+    if not torch.compiler.is_compiling():
+        return tensors
+    return tuple(t.view_as(t) if any(t is before for before in tensors[:i]) else t for i, t in enumerate(tensors))
+
+
+def _split(rows: Tensor, like: Sequence[Tensor]) -> Sequence[Tensor]:
     """[N, D] as tensors of the shapes of `like`."""
     if like[0].dim() == 3:
         return [rows.view_as(like[0])]
-    return list(rows.split([tensor.shape[0] for tensor in like]))
+    return rows.split_with_sizes([tensor.shape[0] for tensor in like])
 
 
 def losses(
@@ -178,6 +206,7 @@ def losses(
     positives: Sequence[Tensor] | Tensor,
     queues: Sequence[Tensor],
     queue_index: Sequence[int],
+    valid_len: Tensor | None,
     temperature: list[float] | Tensor,
     reduction: str,
     backend: str,
@@ -186,12 +215,17 @@ def losses(
     if isinstance(queries, Tensor) and isinstance(positives, Tensor):
         queries, positives = (queries,), (positives,)  # read in place as T terms
     tensor, numbers = (temperature, []) if isinstance(temperature, Tensor) else (None, temperature)
-    inputs = (*queries, *positives)
+    call = _Call(queues, queue_index, valid_len, numbers, reduction, backend)
+    inputs = _distinct((*queries, *positives))
     if torch.is_grad_enabled() and (
         any(each.requires_grad for each in inputs) or (tensor is not None and tensor.requires_grad)
     ):
-        call = (queues, queue_index, numbers, reduction, backend)
         return _Infonce.apply(call, tensor, len(queries), *inputs)  # type: ignore[no-any-return]
-    arguments = (tuple(queries), tuple(positives), queues, queue_index, tensor, numbers, reduction, False, backend)
-    result: Tensor = forward(*arguments)[0]
-    return result
+    return _run(call, inputs[: len(queries)], inputs[len(queries) :], tensor, False)[0]
+
+
+def check_values(queues: Sequence[Tensor], valid_len: Tensor | None, temperature: list[float] | Tensor) -> None:
+    """On the CPU, raises if valid_len or a temperature tensor holds what it must not."""
+    tensor = temperature.detach() if isinstance(temperature, Tensor) else None
+    if valid_len is not None or tensor is not None:
+        check(valid_len, tensor, [queue.shape[0] for queue in queues])

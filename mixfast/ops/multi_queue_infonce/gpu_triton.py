@@ -7,17 +7,31 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mixfast.ops._triton import architecture, interpreted, power_of_two, unavailable, why_not
+from mixfast.ops import _triton
+from mixfast.ops._triton import architecture, interpreted, power_of_two, unavailable
 
-__all__ = ["AUTO", "backward", "forward", "unavailable", "why_not"]
-
-AUTO = False  # compiled and interpreted, but not yet measured on a GPU: only when named
+__all__ = ["backward", "forward", "unavailable", "why_not"]
 
 LARGEST_DIM, LARGEST_EXACT_DIM = 256, 128  # registers hold a tile of products [BLOCK_ROWS, D]
 BLOCK_ROWS = 64  # rows of a tile; four warps need them for the matrix instruction of sm_90
 PROGRAMS = 384  # chunks are cut for at most so many programs, three for each multiprocessor of a large GPU
+PARTIAL_BYTES = 8 << 20  # and for at most so much memory, unless one chunk needs more
 SHORTEST_CHUNK = 512  # keys
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
+
+
+def why_not(device_type: str, dtype: torch.dtype, queue_dtype: torch.dtype, dim: int) -> str | None:
+    reason = _triton.why_not(device_type, dtype, queue_dtype)
+    if reason is not None:
+        return reason
+    if dim > LARGEST_DIM:
+        return f"it takes D up to {LARGEST_DIM}; got {dim}"
+    if factors(dtype, queue_dtype) == "bf16x3" and dim > LARGEST_EXACT_DIM:
+        return (
+            f"it takes D up to {LARGEST_EXACT_DIM} for float32 or mixed dtypes; got {dim}. Convert all to float16, or "
+            "allow torch.backends.cuda.matmul.fp32_precision = 'tf32'"
+        )
+    return None
 
 
 def forward(
@@ -25,6 +39,7 @@ def forward(
     positives: Sequence[Tensor],
     queues: Sequence[Tensor],
     queue_index: list[int],
+    valid_len: Tensor | None,
     temperature: Tensor | None,
     temperatures: list[float],
     reduction: str,
@@ -35,23 +50,23 @@ def forward(
 
     anchors, matches, counts = _rows(queries), _rows(positives), _counts(queries)
     queues = tuple(queue.contiguous() for queue in queues)
+    valid_len = None if valid_len is None else valid_len.contiguous()
     total, dim = anchors.shape
     kind = factors(anchors.dtype, queues[0].dtype)
-    _check_dim(dim, kind)
-    plan = _plan(counts, tuple(queue_index), tuple(queue.shape[0] for queue in queues), anchors.device)
+    plan = _plan(counts, tuple(queue_index), tuple(queue.shape[0] for queue in queues), dim, anchors.device)
     constants, launch = partials_constants(architecture(anchors.device), dim, kind, need_grad)
-    scales = (temperature, tuple(temperatures) or None)
+    scales = _scales(temperature, temperatures)
     maxima, sums = anchors.new_empty((2, plan.chunks, total), dtype=torch.float32)
     products = anchors.new_empty((plan.chunks, total, dim), dtype=torch.float32) if need_grad else None
     losses, shares = anchors.new_empty((2, total), dtype=torch.float32).unbind()
     grads = anchors.new_empty((total if need_grad else 0, dim), dtype=torch.float32)
     with torch.cuda.device_of(anchors):
         kernels.partials[(plan.tiles.shape[0], plan.chunks)](
-            plan.tiles, anchors, queues, *scales, maxima, sums, products, total, **constants, **launch
+            plan.tiles, anchors, queues, valid_len, *scales, maxima, sums, products, total, **constants, **launch
         )
         constants = row_constants(dim)
         kernels.merge[(plan.tiles.shape[0], BLOCK_ROWS // constants["BLOCK_N"])](
-            *(plan.tiles, anchors, matches, *scales, maxima, sums, products),
+            *(plan.tiles, anchors, matches, valid_len, *scales, maxima, sums, products),
             *(losses, shares, grads if need_grad else None, total),
             GRAD=need_grad,
             **constants,
@@ -75,7 +90,7 @@ def backward(
 
     (total, dim), counts = grad_queries.shape, _counts(queries)
     anchors = _rows(queries) if needs[1] or needs[2] else None
-    plan = _plan(counts, (0,) * len(counts), (1,), grad_queries.device)
+    plan = _plan(counts, (0,) * len(counts), (1,), dim, grad_queries.device)
     d_queries, d_positives = (queries[0].new_empty((total if need else 0, dim)) for need in needs[:2])
     d_temperatures = grad_queries.new_empty(total if needs[2] else 0)
     wanted = d_queries, d_positives, d_temperatures
@@ -83,7 +98,7 @@ def backward(
     with torch.cuda.device_of(grad_queries):
         kernels.scale_rows[(plan.tiles.shape[0], BLOCK_ROWS // constants["BLOCK_N"])](
             *(plan.tiles, plan.terms, grad_losses, grad_losses.stride(0), grad_queries, negative_share, anchors),
-            *(temperature, tuple(temperatures) or None),
+            *_scales(temperature, temperatures),
             *(each if need else None for each, need in zip(wanted, needs, strict=True)),
             REDUCTION=reduction,
             **constants,
@@ -92,16 +107,8 @@ def backward(
     return d_queries, d_positives, _reduced(d_temperatures, plan, "sum") if needs[2] else d_temperatures
 
 
-def _check_dim(dim: int, factors: str) -> None:
-    if dim > LARGEST_DIM:
-        raise RuntimeError(
-            f"multi_queue_infonce: backend triton takes D up to {LARGEST_DIM}; got {dim}. Use backend='reference'."
-        )
-    if factors == "bf16x3" and dim > LARGEST_EXACT_DIM:
-        raise RuntimeError(
-            f"multi_queue_infonce: backend triton takes D up to {LARGEST_EXACT_DIM} for float32 or mixed dtypes; got "
-            f"{dim}. Convert all to float16, or allow torch.backends.cuda.matmul.fp32_precision = 'tf32'."
-        )
+def _scales(temperature: Tensor | None, temperatures: list[float]) -> tuple[Tensor | None, tuple[float, ...] | None]:
+    return None if temperature is None else temperature.contiguous(), tuple(temperatures) or None
 
 
 def _rows(tensors: Sequence[Tensor]) -> Tensor:
@@ -139,9 +146,11 @@ class Plan(NamedTuple):
 # Kept for good: a captured graph reads the tables for as long as it lives. They follow from shapes, of which a training
 # run has few; copying them to the device waits for it, once.
 @functools.cache
-def _plan(counts: tuple[int, ...], queue_index: tuple[int, ...], keys: tuple[int, ...], device: torch.device) -> Plan:
+def _plan(
+    counts: tuple[int, ...], queue_index: tuple[int, ...], keys: tuple[int, ...], dim: int, device: torch.device
+) -> Plan:
     tiles = sum(-(-count // BLOCK_ROWS) for count in counts)
-    sizes = [chunk_size(each, tiles) for each in keys]
+    sizes = [chunk_size(each, tiles, dim) for each in keys]
     starts = [sum(counts[:t]) for t in range(len(counts))]
     table = []
     for t in sorted(range(len(counts)), key=lambda t: queue_index[t]):
@@ -155,9 +164,9 @@ def _plan(counts: tuple[int, ...], queue_index: tuple[int, ...], keys: tuple[int
     return Plan(next(tables), next(tables), chunks)
 
 
-def chunk_size(keys: int, tiles: int) -> int:
+def chunk_size(keys: int, tiles: int, dim: int) -> int:
     """Keys of a chunk. From shapes alone, not from the device: the number of chunks decides the last bits."""
-    chunks = max(PROGRAMS // tiles, 1)
+    chunks = max(min(PROGRAMS // tiles, PARTIAL_BYTES // (tiles * BLOCK_ROWS * dim * 4)), 1)
     return max(-(-keys // (64 * chunks)) * 64, SHORTEST_CHUNK)
 
 

@@ -35,11 +35,18 @@ def _temperature(tensor, numbers, term):
     return _pick(numbers, term) if tensor is None else tl.load(tensor + term).to(tl.float32)
 
 
+@triton.jit
+def _counted(keys, valid_len, queue):
+    """Of the keys of a queue, how many count: all, or the first valid_len[queue], clamped."""
+    return keys if valid_len is None else tl.minimum(tl.maximum(tl.load(valid_len + queue), 0), keys).to(tl.int32)
+
+
 @triton.jit(do_not_specialize=["total"])
 def partials(
     tiles,
     queries,
     queues,
+    valid_len,
     temperature,
     temperatures,
     maxima,
@@ -56,10 +63,11 @@ def partials(
 ):
     """Program (tile, chunk). PRODUCT is the type of both factors of both products, and one tile of keys serves both.
 
-    A chunk beyond the end of a short queue writes (-inf, 0, 0), which nothing reads.
+    A chunk beyond the end of a short queue, or of the keys that count, writes (-inf, 0, 0).
     """
     tiles += 6 * tl.program_id(0)
-    index, keys, chunk = tl.load(tiles), tl.load(tiles + 1), tl.load(tiles + 2)
+    index, chunk = tl.load(tiles), tl.load(tiles + 2)
+    keys = _counted(tl.load(tiles + 1), valid_len, index)
     first, rows, term = tl.load(tiles + 3), tl.load(tiles + 4), tl.load(tiles + 5)
     scale = LOG2_E / _temperature(temperature, temperatures, term)
     queue = _pick(queues, index)
@@ -113,6 +121,7 @@ def merge(
     tiles,
     queries,
     positives,
+    valid_len,
     temperature,
     temperatures,
     maxima,
@@ -127,13 +136,14 @@ def merge(
     BLOCK_D: tl.constexpr,
     GRAD: tl.constexpr,
 ):
-    """Program (tile, BLOCK_N of its rows): merges the chunks in order, then adds the positive.
+    """Program (tile, BLOCK_N of its rows): merges the chunks that hold keys in order, then adds the positive.
 
     loss = softplus(l - s) and the negatives' share p = sigmoid(l - s) for l = log sum_j e^{q.x_j/tau}, s = q.k/tau;
-    grad = p / tau (O - k) with the mean negative O.
+    grad = p / tau (O - k) with the mean negative O. Without negatives l = -inf, and all three are zero.
     """
     tiles += 6 * tl.program_id(0)
-    keys, chunk, first = tl.load(tiles + 1), tl.load(tiles + 2), tl.load(tiles + 3)
+    chunk, first = tl.load(tiles + 2), tl.load(tiles + 3)
+    keys = _counted(tl.load(tiles + 1), valid_len, tl.load(tiles))
     n, d = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     valid = n < tl.load(tiles + 4)
     inverse = 1 / _temperature(temperature, temperatures, tl.load(tiles + 5))
@@ -156,6 +166,7 @@ def merge(
             o = o * shrink[:, None] + o_next * shrink_next[:, None]
         m = highest
 
+    z = tl.where(z == 0, 1.0, z)  # no negatives: m = -inf does the rest
     q = tl.load(queries + cells, mask, 0.0).to(tl.float32)
     k = tl.load(positives + cells, mask, 0.0).to(tl.float32)
     difference = (m + tl.log2(z)) * LN_2 - tl.sum(q * k, 1) * inverse

@@ -5,7 +5,6 @@
 #include <cstdint>
 
 namespace mixfast {
-namespace infonce {
 namespace {
 
 #if defined(__AVX512F__)
@@ -67,5 +66,4 @@ static inline __attribute__((always_inline)) typename Wide<T>::Vector exp2_of(ty
 }
 
 }  // namespace
-}  // namespace infonce
 }  // namespace mixfast

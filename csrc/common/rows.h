@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Reading and writing rows of any stored type. Internal linkage, as in common/simd.h.
+// Reading and writing rows of any stored type. Internal linkage, as in simd.h.
 #pragma once
 
 #include <cstdint>
 
+#include "common/matrix.h"
 #include "common/simd.h"
-#include "multi_queue_infonce/unit.h"
 
 namespace mixfast {
-namespace infonce {
 namespace {
 
 // `count` values from `from` on, `stride` apart, converted.
@@ -76,5 +75,4 @@ MIXFAST_INLINE const void* row_address(const Matrix& matrix, int64_t row) {
 }
 
 }  // namespace
-}  // namespace infonce
 }  // namespace mixfast

@@ -1,0 +1,55 @@
+"""A group of implementations that are measured in turn on the same inputs: a table of the report."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.gpu.floors import Work
+from benchmarks.gpu.timing import Call
+
+
+@dataclass(frozen=True)
+class Peer:
+    prepare: Callable[[Any], Call]  # from one set of inputs
+    graph: bool = True  # whether a graph can capture it
+    comparable: bool = True  # whether it returns what the others return
+
+
+@dataclass(frozen=True)
+class Group:
+    task: str  # operation, pass, shape, dtype
+    draw: Callable[[torch.Generator], Any]  # one set of inputs, on the generator's device
+    peers: Mapping[str, Peer]
+    work: Work
+    truth: Callable[[Any], Any]  # what the peers return, in float32
+    graph: bool = True  # else eager calls
+    cold: bool = True  # else the same inputs again and again
+    goals_us: Mapping[str, float] = field(default_factory=dict)  # by implementation, on an H200
+    facts: Mapping[str, Any] = field(default_factory=dict)  # for plots
+    compiles: bool = False
+
+    @property
+    def title(self) -> str:
+        conditions = f"{'CUDA graph' if self.graph else 'eager'}, {'cold' if self.cold else 'hot'} L2"
+        return f"{self.task}; {conditions}" + ("; compiled code" if self.compiles else "")
+
+    def among(self, *, graph: bool, cold: bool) -> "Group":
+        """The same under other conditions, without the peers that cannot be captured if there is a graph."""
+        peers = {name: peer for name, peer in self.peers.items() if peer.graph or not graph}
+        return replace(self, graph=graph, cold=cold, peers=peers)
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested tuples and lists."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for each in value for tensor in tensors(each)] if isinstance(value, (tuple, list)) else []
+
+
+def deviation(ours: Any, truth: Any) -> float:
+    """|ours - truth| / |truth| over all numbers."""
+    flat = [torch.cat([tensor.detach().float().flatten() for tensor in tensors(value)]) for value in (ours, truth)]
+    return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()

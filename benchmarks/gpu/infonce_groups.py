@@ -1,0 +1,225 @@
+"""multi_queue_infonce and nt_xent on a GPU: the cases of training runs, a sweep of the queue's length."""
+
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import mixfast
+from benchmarks import infonce
+from benchmarks.gpu.floors import Work
+from benchmarks.gpu.group import Group, Peer
+from benchmarks.gpu.timing import Call
+from benchmarks.infonce import Case, Inputs
+
+FIVE = (0, 1, 2, 0, 1)
+STEP, LONG = Case(FIVE, 512, 4096), Case(FIVE, 512, 65536)
+ONE, LARGE = Case((0,), 4096, 65536), Case(FIVE, 4096, 65536)
+# Microseconds on an H200: (cuda, triton). Float32 may take three and five times the goal of 16 bits.
+GOALS = {STEP: (15, 25), LONG: (140, 200), ONE: (215, 320), LARGE: (1060, 1600)}
+LOSS_GOALS, SIMCLR_GOALS = (80, 120), (90, 130)
+KEYS = [1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072]
+IMAGES = 4096  # of the in-batch loss: 8,192 rows
+LIGHTLY = {"graph": False, "comparable": False}  # it waits for the GPU; it normalises rows, and derives that too
+EXACT = 3  # products of 16 bits in one of float32
+
+
+class Views(NamedTuple):
+    first: Tensor  # [N, D], requiring gradients
+    second: Tensor
+
+
+def ours(operation: str) -> list[str]:
+    """Our backends that a GPU's tensors take; where there is none, the one that smoke runs."""
+    usable = [name for name, reason in mixfast.backends()[operation].items() if reason is None]
+    return [name for name in ("cuda", "triton") if name in usable and torch.cuda.is_available()] or ["cpu"]
+
+
+def small(case: Case, smoke: bool) -> Case:
+    return Case(case.index, case.rows // 64, case.keys // 64, 16) if smoke else case
+
+
+def in_float32(given: Inputs) -> Inputs:
+    queries = [query.detach().float().requires_grad_() for query in given.queries]
+    return Inputs(queries, *([x.float() for x in rows] for rows in (given.positives, given.queues)), given.index)
+
+
+def group(case: Case, dtype: torch.dtype, *, gradients: bool = True, sweep: bool = False) -> Group:
+    name = str(dtype).removeprefix("torch.")
+    run = infonce.with_gradients if gradients else infonce.without_gradients
+    rows = case.rows * len(case.index)
+    queues = max(case.index) + 1
+    factor = (4 if gradients else 2) * (EXACT if dtype == torch.float32 else 1)
+    values = queues * case.keys * case.dim + rows * case.dim * (3 if gradients else 2)
+    goals = LOSS_GOALS if not gradients else GOALS.get(case)
+    if goals and dtype == torch.float32:
+        goals = (3 * goals[0], 5 * goals[0])
+    fast = ours("multi_queue_infonce")
+    peers = {f"mixfast {each}": Peer(lambda given, each=each: run(infonce.ours(each), given)) for each in fast}
+    peers |= rivals(dtype, run, gradients)
+    if sweep:
+        peers = {key: peer for key, peer in peers.items() if key.startswith("mixfast") or "each queue" in key}
+    return Group(
+        task=("time against K: " if sweep else "")
+        + f"multi_queue_infonce, {'loss and gradients' if gradients else 'loss'}: {case}, {name}",
+        draw=lambda generator: infonce.inputs(case, dtype, generator=generator),
+        peers=peers,
+        work=Work(values * dtype.itemsize, factor * rows * case.keys * case.dim),
+        truth=lambda given: run(infonce.eager, in_float32(given))(),
+        goals_us=dict(zip(("mixfast cuda", "mixfast triton"), goals, strict=True)) if goals and not sweep else {},
+        facts={"terms": len(case.index), "queues": queues, "rows": case.rows, "keys": case.keys, "dim": case.dim}
+        | {"dtype": name, **({"sweep": "keys", "curve": f"{len(case.index)} x {case.rows} rows"} if sweep else {})},
+    )
+
+
+def rivals(dtype: torch.dtype, run: Callable[..., Call], gradients: bool) -> dict[str, Peer]:
+    kind = "memory-efficient" if dtype == torch.float32 else "flash"
+    pick = 1 if gradients else 0
+    found = {
+        f"{kind} attention, V = K, each queue": Peer(lambda given: lambda: infonce.attention(given, share=True)[pick]),
+        f"{kind} attention, V = K, each term": Peer(lambda given: lambda: infonce.attention(given)[pick]),
+        "eager": Peer(lambda given: run(infonce.eager, given)),
+    }
+    if gradients:
+        found["two matrix products"] = Peer(lambda given: lambda: infonce.products(given), comparable=False)
+    if importlib.util.find_spec("inf_cl"):
+        found["Inf-CL"] = Peer(lambda given: run(infonce.inf_cl, given))
+    if importlib.util.find_spec("lightly") and dtype == torch.float32:
+        found["lightly NTXentLoss"] = Peer(lambda given: run(infonce.lightly(given), given), **LIGHTLY)
+    return found
+
+
+def step(smoke: bool) -> Iterator[Group]:
+    for case in (STEP, LONG, ONE, LARGE):
+        yield group(small(case, smoke), torch.bfloat16).among(graph=True, cold=True)
+    yield group(small(LONG, smoke), torch.bfloat16, gradients=False).among(graph=True, cold=True)
+    yield simclr(smoke).among(graph=True, cold=True)
+    yield pushes(smoke)
+    for case in (STEP, LONG):
+        yield group(small(case, smoke), torch.float32).among(graph=True, cold=True)
+
+
+def eager(smoke: bool) -> Iterator[Group]:
+    """What a training step calls, without a graph; first so little that the host's part is what shows."""
+    yield group(Case(FIVE, 1, 1), torch.bfloat16).among(graph=False, cold=False)
+    for case in (STEP, LONG):
+        for dtype in (torch.float32, torch.bfloat16):
+            yield group(small(case, smoke), dtype).among(graph=False, cold=False)
+    yield simclr(smoke).among(graph=False, cold=False)
+
+
+def sweep(smoke: bool) -> Iterator[Group]:
+    """Time against the number of keys."""
+    for keys in KEYS[:2] if smoke else KEYS:
+        yield group(small(Case(FIVE, 512, keys), smoke), torch.bfloat16, sweep=True)
+
+
+def compiled(smoke: bool) -> Iterator[Group]:
+    """Against torch.compile of eager code."""
+    cases = [
+        (STEP, torch.bfloat16, True),
+        (LONG, torch.bfloat16, True),
+        (ONE, torch.bfloat16, True),
+        (LONG, torch.bfloat16, False),
+        (LONG, torch.float32, True),
+    ]
+    for case, dtype, gradients in cases[: 1 if smoke else None]:
+        whole = group(small(case, smoke), dtype, gradients=gradients)
+        run = infonce.with_gradients if gradients else infonce.without_gradients
+        yield with_compiled(whole, infonce.eager, run, smoke)
+    yield with_compiled(simclr(smoke), in_batch, both_gradients, smoke)
+
+
+def with_compiled(whole: Group, eager: Callable[..., Tensor], run: Callable[..., Call], smoke: bool) -> Group:
+    function = torch.compile(eager, fullgraph=True, backend="aot_eager" if smoke else "inductor")
+    peers: Mapping[str, Peer] = {name: peer for name, peer in whole.peers.items() if name.startswith("mixfast")}
+    return replace(
+        whole, compiles=True, peers={**peers, "torch.compile of eager": Peer(lambda given: run(function, given))}
+    )
+
+
+def in_batch(given: Views) -> Tensor:
+    """NT-Xent of two views as training loops write it: all similarities, the diagonal filled, cross entropy."""
+    rows = torch.cat([given.first, given.second])
+    logits = (rows @ rows.T / infonce.TEMPERATURE).float()
+    logits = logits.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), float("-inf"))
+    positive = torch.arange(len(rows), device=rows.device).roll(len(given.first))
+    return F.cross_entropy(logits, positive)
+
+
+def both_gradients(loss: Callable[[Views], Tensor], given: Views) -> Call:
+    return lambda: torch.autograd.grad(loss(given), given)
+
+
+def simclr(smoke: bool) -> Group:
+    images, dim, dtype = (16, 16, torch.bfloat16) if smoke else (IMAGES, 128, torch.bfloat16)
+
+    def draw(generator: torch.Generator) -> Views:
+        rows = torch.randn(2, images, dim, generator=generator, device=generator.device)
+        return Views(*(view.to(dtype).requires_grad_() for view in F.normalize(rows, dim=-1)))
+
+    def loss(backend: str) -> Callable[[Views], Tensor]:
+        return lambda given: mixfast.nt_xent(
+            given.first, given.second, temperature=infonce.TEMPERATURE, backend=backend
+        )
+
+    rows = 2 * images
+    fast = {name: loss(name) for name in ours("nt_xent")}
+    peers: dict[str, Any] = {
+        f"mixfast {name}": Peer(lambda given, f=f: both_gradients(f, given)) for name, f in fast.items()
+    }
+    peers["eager"] = Peer(lambda given: both_gradients(in_batch, given))
+    if importlib.util.find_spec("lightly"):
+        peers["lightly NTXentLoss"] = Peer(lambda given: both_gradients(infonce.lightly_in_batch(), given), **LIGHTLY)
+    return Group(
+        task=f"nt_xent, loss and gradients: 2N = {rows}, D = {dim}, bfloat16",
+        draw=draw,
+        peers=peers,
+        work=Work(2 * rows * dim * dtype.itemsize, 6 * rows**2 * dim),
+        truth=lambda given: both_gradients(in_batch, Views(*(x.detach().float().requires_grad_() for x in given)))(),
+        goals_us=dict(zip(("mixfast cuda", "mixfast triton"), SIMCLR_GOALS, strict=True)),
+        facts={"rows": rows, "dim": dim, "dtype": "bfloat16"},
+    )
+
+
+class Rings(NamedTuple):
+    queues: list[Tensor]  # [K, D]
+    keys: list[Tensor]  # [B, D]
+    pointers: Tensor  # [Q]
+
+
+def push(given: Rings) -> None:
+    """enqueue_ as training loops write it, the pointers on the device."""
+    for queue, keys, pointer in zip(given.queues, given.keys, given.pointers, strict=True):
+        places = (pointer + torch.arange(len(keys), device=keys.device)) % len(queue)
+        queue[places] = F.normalize(keys, dim=1).to(queue.dtype)
+        pointer.copy_((pointer + len(keys)) % len(queue))
+
+
+def pushes(smoke: bool) -> Group:
+    queues, rows, length, dim = (3, 8, 64, 16) if smoke else (3, 512, 4096, 128)
+
+    def draw(generator: torch.Generator) -> Rings:
+        def random(count: int) -> Tensor:
+            return torch.randn(count, dim, generator=generator, device=generator.device)
+
+        rings = [F.normalize(random(length), dim=1).half() for _ in range(queues)]
+        pointers = torch.zeros(queues, dtype=torch.int64, device=generator.device)
+        return Rings(rings, [random(rows) for _ in range(queues)], pointers)
+
+    def ours_by(backend: str) -> Peer:
+        return Peer(lambda given: lambda: mixfast.enqueue_(*given, backend=backend), comparable=False)
+
+    peers = {f"mixfast {name}": ours_by(name) for name in ours("enqueue")}
+    return Group(
+        task=f"enqueue_, {queues} queues of {length}, {rows} keys each, D = {dim}, float32 to float16",
+        draw=draw,
+        peers={**peers, "eager": Peer(lambda given: lambda: push(given), comparable=False)},
+        work=Work(queues * rows * dim * (4 + 2)),
+        truth=lambda given: None,
+        facts={"queues": queues, "rows": rows, "keys": length, "dim": dim, "dtype": "float16"},
+    )

@@ -1,0 +1,107 @@
+"""masked_upsample_pool on a GPU: the shapes of training runs, all layouts and kinds of region, and a sweep of sizes."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+import mixfast
+from benchmarks import pooling
+from benchmarks.gpu.floors import Work
+from benchmarks.gpu.group import Group, Peer
+from benchmarks.gpu.timing import Call
+from benchmarks.pooling import Inputs, Pooled, Shape
+
+SHAPES = [Shape(512, 128, 4, 32), Shape(512, 512, 4, 32), Shape(256, 2048, 7, 224), Shape(64, 2048, 14, 448)]
+SMOKE = [Shape(4, 16, 4, 32), Shape(4, 32, 4, 32), Shape(2, 32, 7, 28), Shape(2, 16, 14, 28)]
+PIXELS = [14, 28, 56, 112, 224, 448]  # sides, of the sweep
+# Microseconds that each pass should take on an H200; of masks, and of the last two shapes channels last too.
+GOALS = {"bfloat16": (3.5, 4.8, 14.6, 14.2), "float32": (4.0, 7.5, 28.0, 27.1)}
+MASK_GOAL = 20.0
+LARGEST_MAP = 1 << 30  # elements of an upsampled map that the reference is asked to make
+Task = Callable[[Callable[[Inputs], Pooled], Inputs], Call]
+
+
+def group(shape: Shape, dtype: torch.dtype, task: Task, *, sweep: bool = False, **options: Any) -> Group:
+    images, channels, side, pixels = shape
+    name, passes = str(dtype).removeprefix("torch."), task.__name__
+    regions = options.get("regions", "boxes")
+    kind = ", channels last" if options.get("channels_last") else "" if regions == "boxes" else f", {regions} masks"
+    outputs = 2 * images * channels
+    masks = images * pixels**2 * getattr(torch, regions).itemsize if regions != "boxes" else 0
+    values = images * channels * side**2 + outputs
+    work = Work(values * dtype.itemsize + (masks if passes == "forward" else 0))
+    if passes == "both":
+        work = Work(2 * values * dtype.itemsize + masks)
+    pools: dict[str, Callable[[Inputs], Pooled]] = {f"mixfast {each}": pooling.ours(each) for each in ours()}
+    pools["weights and bmm"] = pooling.weights_and_bmm
+    if images * channels * pixels**2 <= LARGEST_MAP and not sweep:
+        pools["eager reference"] = pooling.interpolated
+    peers = {each: Peer(lambda given, pool=pool: task(pool, given)) for each, pool in pools.items()}
+    peers["copy of the map"] = Peer(lambda given: given.features.detach().clone, comparable=False)
+    goal = dict(zip(SHAPES, GOALS[name], strict=True)).get(shape)
+    goal = MASK_GOAL if goal and masks else goal
+    goals = {each: goal for each in peers if each.startswith("mixfast")} if goal and passes != "both" else {}
+    return Group(
+        task=("time against H x W: " if sweep else "") + f"masked_upsample_pool, {passes}: {shape}, {name}{kind}",
+        draw=lambda generator: pooling.inputs(shape, dtype, generator=generator, **options),
+        peers=peers,
+        work=work,
+        truth=lambda given: task(pooling.weights_and_bmm, in_float32(given))(),
+        goals_us=goals,
+        facts={**shape._asdict(), "dtype": name, **({"sweep": "pixels", "curve": regions} if sweep else {})},
+    )
+
+
+def ours() -> list[str]:
+    """Our backends that a GPU's tensors take; where there is none, the one that smoke runs."""
+    usable = [name for name, reason in mixfast.backends()["masked_upsample_pool"].items() if reason is None]
+    return [name for name in ("cuda", "triton") if name in usable and torch.cuda.is_available()] or ["cpu"]
+
+
+def in_float32(given: Inputs) -> Inputs:
+    features = given.features.detach().float().requires_grad_()
+    return given._replace(features=features, grads=(given.grads[0].float(), given.grads[1].float()))
+
+
+def boxes(smoke: bool) -> Iterator[Group]:
+    for dtype in (torch.bfloat16, torch.float32):
+        for shape in SMOKE if smoke else SHAPES:
+            for task in (pooling.forward, pooling.backward):
+                yield group(shape, dtype, task)
+
+
+def variants(smoke: bool) -> Iterator[Group]:
+    """Masks and channels last, at the two large shapes."""
+    for options in ({"channels_last": True}, {"regions": "bool"}, {"regions": "uint8"}, {"regions": "float32"}):
+        for shape in (SMOKE if smoke else SHAPES)[2:]:
+            yield group(shape, torch.bfloat16, pooling.forward, **options)
+            if "channels_last" in options:
+                yield group(shape, torch.bfloat16, pooling.backward, **options)
+
+
+def eager(smoke: bool) -> Iterator[Group]:
+    """What a training step calls, forward and backward, without a graph; first so little that the host's part shows."""
+    for shape in [Shape(1, 1, 1, 1), *(SMOKE if smoke else SHAPES)[:3]]:
+        yield group(shape, torch.bfloat16, pooling.both).among(graph=False, cold=False)
+
+
+def sweep(smoke: bool) -> Iterator[Group]:
+    """Time against the number of pixels."""
+    images, channels = (2, 8) if smoke else (64, 512)
+    for pixels in PIXELS[:2] if smoke else PIXELS:
+        for regions in ("boxes", "bool"):
+            shape = Shape(images, channels, 7, pixels)
+            yield group(shape, torch.bfloat16, pooling.forward, sweep=True, regions=regions)
+
+
+def compiled(smoke: bool) -> Iterator[Group]:
+    """Against torch.compile of the reference, which makes no map in its forward pass, but needs one backward."""
+    for at, shape in enumerate(SMOKE[:1] if smoke else SHAPES):
+        for task in (pooling.forward, pooling.backward) if at < 2 else (pooling.forward,):
+            whole = group(shape, torch.bfloat16, task)
+            pool = torch.compile(pooling.interpolated, fullgraph=True, backend="eager" if smoke else "inductor")
+            peers = {name: peer for name, peer in whole.peers.items() if name.startswith("mixfast")}
+            peers["torch.compile of the reference"] = Peer(lambda given, pool=pool, task=task: task(pool, given))
+            yield replace(whole, peers=peers, compiles=True)

@@ -1,0 +1,54 @@
+"""Samples of several implementations taken in turn: a machine that slows down for a while slows all of them down."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+Sampler = Callable[[], float]  # takes one sample, returns seconds for one call
+
+
+def interleaved(samplers: Mapping[str, Sampler], seconds: float, least: int, most: int) -> dict[str, list[float]]:
+    """The samples of each implementation, in rounds of one sample each; every other round runs backwards.
+
+    Args:
+        samplers: by implementation.
+        seconds: for the samples of one implementation. What is slow gets fewer samples, spread over all rounds.
+        least, most: samples of an implementation, whatever they cost.
+    """
+    costs = {}
+    for name, sample in samplers.items():
+        start = time.perf_counter()
+        sample()
+        costs[name] = time.perf_counter() - start
+    counts = {name: max(least, min(most, int(seconds / max(cost, 1e-9)))) for name, cost in costs.items()}
+    rounds = max(counts.values())
+    samples: dict[str, list[float]] = {name: [] for name in samplers}
+    for number in range(rounds):
+        names = list(samplers) if number % 2 == 0 else list(reversed(samplers))
+        for name in names:
+            if (number + 1) * counts[name] // rounds > number * counts[name] // rounds:
+                samples[name].append(samplers[name]())
+    return samples
+
+
+def quantiles(samples: list[float]) -> tuple[float, float, float]:
+    """10 %, median, 90 %."""
+    if len(samples) == 1:
+        return samples[0], samples[0], samples[0]
+    tenths = statistics.quantiles(samples, n=10, method="inclusive")
+    return tenths[0], statistics.median(samples), tenths[8]
+
+
+def looped(run: Callable[[], object], shortest: float) -> tuple[Sampler, int]:
+    """A sampler by the wall clock, of as many calls as last `shortest` seconds; and that number of calls."""
+    start = time.perf_counter()
+    run()
+    calls = max(1, int(shortest / max(time.perf_counter() - start, 1e-9)))
+
+    def sample() -> float:
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        return (time.perf_counter() - start) / calls
+
+    return sample, calls

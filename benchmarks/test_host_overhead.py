@@ -1,0 +1,78 @@
+"""What a call costs on the host: eager, forward and backward, on shapes whose kernels take next to no time.
+
+The floor of a table is an autograd.Function of the same tensors around allocations alone, which is what torch asks for
+any differentiable call; the first row is one of torch's own operators.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import mixfast
+
+INDEX, DIM = [0, 1, 2, 0, 1], 16  # five terms, three queues
+
+
+def function(results: list[tuple[int, ...]], gradients: list[tuple[int, ...]]) -> Callable[..., Any]:
+    """Differentiable in all arguments; allocates results and gradients of these shapes, and does no more."""
+
+    class Allocate(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+            return tuple([torch.empty(shape) for shape in results])
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
+            return tuple([torch.empty(shape) for shape in gradients])
+
+    return Allocate.apply
+
+
+def both(call: Callable[[], Any], inputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> Callable[[], object]:
+    """Forward and backward. The gradients of the results are given: making them is not the call's."""
+
+    def run() -> object:
+        results = call()
+        return torch.autograd.grad([results] if isinstance(results, Tensor) else results, inputs, upstream)
+
+    return run
+
+
+def test_pool_boxes(measure: Any) -> None:
+    features, boxes = torch.randn(2, 4, 2, 2, requires_grad=True), torch.tensor([[0, 0, 4, 4], [2, 2, 8, 8]])
+    upstream, floor = [torch.ones(2, 4)] * 2, function([(2, 4)] * 2, [(2, 4, 2, 2)])
+    runs = {
+        "torch.exp": both(features.exp, [features], [features.detach()]),
+        "floor: an autograd.Function": both(lambda: floor(features), [features], upstream),
+        "mixfast cpu": both(
+            lambda: mixfast.masked_upsample_pool(features, boxes, (8, 8), backend="cpu"), [features], upstream
+        ),
+    }
+    measure("host overhead, masked_upsample_pool of two boxes", runs)
+
+
+def infonce(queries: Any, positives: Any) -> Callable[[], Any]:
+    queues = [torch.ones(8, DIM) for _ in range(3)]
+    return lambda: mixfast.multi_queue_infonce(queries, positives, queues, INDEX, backend="cpu")
+
+
+def test_infonce_single_tensor(measure: Any) -> None:
+    queries, positives = (torch.randn(5, 3, DIM, requires_grad=True) for _ in range(2))
+    inputs, upstream, floor = [queries, positives], [torch.ones(5)], function([(5,)], [(5, 3, DIM)] * 2)
+    runs = {
+        "floor: an autograd.Function": both(lambda: floor(*inputs), inputs, upstream),
+        "mixfast cpu": both(infonce(*inputs), inputs, upstream),
+    }
+    measure("host overhead, multi_queue_infonce of a tensor of five terms", runs)
+
+
+def test_infonce_lists(measure: Any) -> None:
+    queries, positives = ([torch.randn(3, DIM, requires_grad=True) for _ in INDEX] for _ in range(2))
+    inputs, upstream, floor = [*queries, *positives], [torch.ones(5)], function([(5,)], [(3, DIM)] * 10)
+    runs = {
+        "floor: an autograd.Function": both(lambda: floor(*inputs), inputs, upstream),
+        "mixfast cpu": both(infonce(queries, positives), inputs, upstream),
+    }
+    measure("host overhead, multi_queue_infonce of lists of five terms", runs)

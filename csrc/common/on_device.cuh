@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: MIT
+// What every call of CUDA kernels does around its launches.
+#pragma once
+
+#include "common/launch.cuh"
+
+namespace mixfast::gpu {
+
+// Makes a device current, and the former one again.
+class OnDevice {
+ public:
+  explicit OnDevice(int device) : device_(device) {
+    cudaGetDevice(&former_);
+    if (former_ != device_) cudaSetDevice(device_);
+  }
+  ~OnDevice() {
+    if (former_ != device_) cudaSetDevice(former_);
+  }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+ private:
+  int former_ = 0, device_;
+};
+
+inline const char* description(cudaError_t error) { return error == cudaSuccess ? nullptr : cudaGetErrorString(error); }
+
+}  // namespace mixfast::gpu

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT
+// The functions of csrc/multi_queue_infonce/cuda.h for tests/cuda/test_emulated_infonce.py.
+#include "driver.h"
+#include "multi_queue_infonce/cuda.h"
+
+namespace {
+
+using namespace mixfast::gpu::infonce;
+using mixfast::emulator::Call;
+
+constexpr mixfast::gpu::Place kPlace{0, nullptr};
+
+// rows, columns, row stride, column stride and the data.
+Matrix matrix(Call& call, Type type) {
+  const int64_t rows = call.integer(), row_stride = call.integer(), column_stride = call.integer();
+  return {call.buffer(), rows, row_stride, column_stride, type};
+}
+
+// Each term: queries, positives (rows 0 if there are none), queue, temperature.
+std::vector<Term> terms(Call& call, Type type) {
+  std::vector<Term> read(call.integer());
+  for (Term& term : read) {
+    term.queries = matrix(call, type);
+    term.positives = matrix(call, type);
+    term.queue = static_cast<int>(call.integer());
+    term.temperature = call.real();
+  }
+  return read;
+}
+
+Temperatures temperatures(Call& call) {
+  const int64_t stride = call.integer(), type = call.integer();
+  return {call.buffer(), stride, static_cast<Type>(type)};
+}
+
+const char* run_forward(Call& call) {
+  Forward to = {};
+  to.dim = call.integer();
+  to.reduction = static_cast<Reduction>(call.integer());
+  to.factors = static_cast<Factors>(call.integer());
+  to.terms = terms(call, static_cast<Type>(call.integer()));
+  const auto queue_type = static_cast<Type>(call.integer());
+  to.queues.resize(call.integer());
+  for (Matrix& queue : to.queues) queue = matrix(call, queue_type);
+  to.valid_len = call.buffer<int64_t>();
+  to.temperatures = temperatures(call);
+  to.losses = call.buffer<float>();
+  to.grad_queries = call.buffer<float>();
+  to.negative_share = call.buffer<float>();
+
+  std::vector<int64_t> rows, index, keys;
+  for (const Term& term : to.terms) rows.push_back(term.queries.rows), index.push_back(term.queue);
+  for (const Matrix& queue : to.queues) keys.push_back(queue.rows);
+  const int64_t floats =
+      workspace_floats(rows, index, keys, to.dim, to.factors, to.grad_queries != nullptr, to.reduction);
+  mixfast::emulator::Buffer workspace(floats * sizeof(float), 256, 0);
+  to.workspace = reinterpret_cast<float*>(workspace.data());
+  return forward(kPlace, to);
+}
+
+const char* run_backward(Call& call) {
+  Backward to = {};
+  to.dim = call.integer();
+  to.reduction = static_cast<Reduction>(call.integer());
+  to.terms = terms(call, static_cast<Type>(call.integer()));
+  to.temperatures = temperatures(call);
+  to.grad_losses = call.buffer<float>();
+  to.grad_stride = call.integer();
+  to.grad_queries = call.buffer<float>();
+  to.negative_share = call.buffer<float>();
+  to.d_queries = call.buffer();
+  to.d_positives = call.buffer();
+  to.d_temperature = call.buffer<float>();
+  return backward(kPlace, to);
+}
+
+}  // namespace
+
+int main() { return mixfast::emulator::serve({{"forward", run_forward}, {"backward", run_backward}}); }

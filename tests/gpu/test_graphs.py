@@ -1,0 +1,107 @@
+"""Captured graphs: replays see new features, boxes, keys, queue lengths and ring pointers in the same memory."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import mixfast
+from tests.backends import each_backend
+from tests.gpu.device import (
+    CPU_BACKENDS,
+    DEVICE,
+    INDEX,
+    boxes,
+    each_infonce_backend,
+    each_pool_backend,
+    infonce,
+    pool,
+    unit,
+)
+
+
+def captured(run: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+    """A graph of the call, and the tensors that its replays write."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = run()
+    return graph, results
+
+
+@each_pool_backend
+@pytest.mark.parametrize("kind", ["boxes", "bool"])
+def test_pooling(backend: str, kind: str, rng: torch.Generator) -> None:
+    def draw() -> tuple[Tensor, Tensor, Tensor]:
+        features = torch.randn(6, 40, 7, 7, generator=rng).to(DEVICE)
+        mask = torch.rand(6, 56, 56, generator=rng).to(DEVICE) > 0.7
+        regions = boxes(6, 56, rng) if kind == "boxes" else mask
+        return features, regions, torch.randn(2, 6, 40, generator=rng).to(DEVICE)
+
+    features, regions, grads = draw()
+    graph, results = captured(lambda: pool(features, regions, (56, 56), grads, backend))
+    for _ in range(3):
+        new = draw()
+        for static, fresh in zip((features, regions, grads), new, strict=True):
+            static.copy_(fresh)
+        graph.replay()
+        expected = pool(new[0].double(), new[1], (56, 56), new[2].double(), "reference")
+        for ours, theirs in zip(results, expected, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-6)
+
+
+@each_infonce_backend
+def test_infonce_with_a_queue_that_fills(backend: str, rng: torch.Generator) -> None:
+    """What lies beyond the valid length is NaN, so that reading it would show."""
+    queries = [unit(rows, 64, rng=rng) for rows in (33, 64, 5)]
+    positives = [unit(len(each), 64, rng=rng) for each in queries]
+    queues = [torch.full((keys, 64), float("nan"), device=DEVICE) for keys in (300, 1100)]
+    valid_len = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    graph, results = captured(lambda: infonce(queries, positives, queues, backend, valid_len))
+    for lengths in ((0, 0), (1, 700), (299, 0), (300, 1100)):
+        for queue, length in zip(queues, lengths, strict=True):
+            queue[:length] = unit(length, 64, rng=rng)
+        for static in (*queries, *positives):
+            static.copy_(unit(*static.shape, rng=rng))
+        valid_len.copy_(torch.tensor(lengths))
+        graph.replay()
+        full = [queue[: max(length, 1)].nan_to_num(0) for queue, length in zip(queues, lengths, strict=True)]
+        expected = infonce(queries, positives, full, "reference")
+        terms = len(INDEX)
+        for place, (ours, theirs) in enumerate(zip(results, expected, strict=True)):
+            if place == 0:
+                theirs = theirs * torch.tensor([lengths[queue] > 0 for queue in INDEX], device=DEVICE)
+            elif lengths[INDEX[(place - 1) % terms]] == 0:
+                theirs = torch.zeros_like(theirs)
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+@each_backend("enqueue", but=CPU_BACKENDS)
+def test_ring_pointers_move_with_every_replay(backend: str, rng: torch.Generator) -> None:
+    """Past the end of both rings, against plain loops."""
+    queues = [unit(keys, 64, rng=rng, dtype=torch.float16) for keys in (50, 64)]
+    keys = [torch.randn(rows, 64, generator=rng).to(DEVICE) for rows in (20, 32)]
+    pointers = torch.tensor([0, 32], device=DEVICE)
+
+    def run() -> tuple[Tensor, ...]:
+        mixfast.enqueue_(queues, keys, pointers, backend=backend)
+        return ()
+
+    graph, _ = captured(run)
+    expected, places = [queue.cpu().clone() for queue in queues], pointers.tolist()
+    for _ in range(4):
+        for static in keys:
+            static.copy_(torch.randn(*static.shape, generator=rng))
+        graph.replay()
+        for q, fresh in enumerate(keys):
+            for row in fresh.cpu():
+                expected[q][places[q]] = (row / row.norm()).half()
+                places[q] = (places[q] + 1) % len(expected[q])
+        assert pointers.tolist() == places
+        for ours, theirs in zip(queues, expected, strict=True):
+            torch.testing.assert_close(ours.cpu(), theirs, rtol=2**-10, atol=2**-24)

@@ -1,0 +1,48 @@
+"""A thousand calls give the same bits, while other work keeps the GPU's schedule changing: no race, no atomics."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.gpu.device import DEVICE, boxes, each_infonce_backend, each_pool_backend, infonce, pool, unit
+
+REPEATS = 1000
+
+
+def assert_always_the_same(run: Callable[[], tuple[Tensor, ...]]) -> None:
+    first = run()
+    assert all(torch.isfinite(each).all() for each in first)
+    same = torch.ones((), dtype=torch.bool, device=DEVICE)
+    noise, other = torch.randn(512, 512, device=DEVICE), torch.cuda.Stream()
+    other.wait_stream(torch.cuda.current_stream())
+    for number in range(REPEATS):
+        if number % 7 == 0:
+            with torch.cuda.stream(other):
+                noise.mm(noise)
+        for again, expected in zip(run(), first, strict=True):
+            same &= (again == expected).all()
+    assert same.item()
+
+
+@each_pool_backend
+@pytest.mark.parametrize("kind", ["boxes", "bool", "float32"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_pooling(backend: str, dtype: torch.dtype, kind: str, rng: torch.Generator) -> None:
+    features = torch.randn(64, 300, 7, 7, generator=rng).to(DEVICE, dtype)
+    grads = torch.randn(2, 64, 300, generator=rng).to(DEVICE, dtype)
+    regions, size = boxes(64, 56, rng), (56, 56)
+    if kind != "boxes":
+        regions = torch.rand(64, 56, 56, generator=rng).to(DEVICE)
+        regions = regions > 0.6 if kind == "bool" else regions
+    assert_always_the_same(lambda: pool(features, regions, size, grads, backend))
+
+
+@each_infonce_backend
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_infonce(backend: str, dtype: torch.dtype, rng: torch.Generator) -> None:
+    queries = [unit(rows, 128, rng=rng, dtype=dtype) for rows in (200, 64, 77)]
+    positives = [unit(len(each), 128, rng=rng, dtype=dtype) for each in queries]
+    queues = [unit(keys, 128, rng=rng, dtype=dtype) for keys in (3000, 4096)]
+    assert_always_the_same(lambda: infonce(queries, positives, queues, backend))

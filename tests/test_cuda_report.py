@@ -1,0 +1,71 @@
+"""The report on compiled CUDA kernels: a part of it made anew, the rule it applies, what the committed one holds."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "scripts/cuda_report.py"
+
+
+@pytest.fixture(scope="module")
+def report() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("cuda_report", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.slow
+def test_kernels_neither_spill_nor_overflow(report: ModuleType, tmp_path: Path) -> None:
+    """All of them, for the architecture with least shared memory."""
+    if report.program("nvcc") is None:
+        pytest.skip("nvcc not found")
+    out = tmp_path / "report.md"
+    command = [sys.executable, str(SCRIPT), "--arch", "86", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    count = re.search(r"^(\d+) compiled, 0 at fault$", done.stdout, re.MULTILINE)
+    rows = [line for line in out.read_text().splitlines() if line.startswith("| ")][1:]
+    assert count and len(rows) == int(count[1]) >= 60
+
+
+def test_what_counts_as_a_fault(report: ModuleType) -> None:
+    name = "infonce::partials<0, 128, true>"
+    assert report.faults(name, 86, report.Result(255, 0, 99 << 10, "HMMA")) == []
+    assert report.faults(name, 86, report.Result(255, 0, 0, None)) == []  # nothing to read the machine code with
+    assert report.faults(name, 86, report.Result(255, 8, 0, "HMMA")) == ["spills 8 bytes"]
+    assert report.faults(name, 86, report.Result(32, 0, 1 + (99 << 10), "HMMA")) == [
+        "101377 bytes of shared memory, 101376 at most"
+    ]
+    assert report.faults(name, 90, report.Result(32, 0, 0, "")) == ["no tensor cores"]
+    assert report.faults("pool<float, 1, 8>", 90, report.Result(32, 0, 0, "")) == []
+
+
+def test_what_the_assembler_says_is_read(report: ModuleType) -> None:
+    log = """ptxas info    : Compiling entry function '_Z4poolv' for 'sm_86'
+ptxas info    : Function properties for _Z4poolv
+    8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
+ptxas info    : Used 56 registers, used 1 barriers, 512 bytes smem, 400 bytes cmem[0]
+"""
+    assert report.ptxas_says(log) == {"_Z4poolv": (56, 16, 512)}
+    with pytest.raises(RuntimeError, match="otherwise than expected"):
+        report.ptxas_says(log.replace("Used", "Uses"))
+
+
+def test_committed_report_names_every_kernel(report: ModuleType) -> None:
+    lines = (ROOT / "docs/cuda-report.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    assert rows[0][1:] == [f"sm_{each}" for each in report.SHARED_LIMIT] and all(all(row) for row in rows)
+    reported = {re.split(r"[<:]+", row[0].removeprefix("infonce::"))[0] for row in rows[1:]}
+    headers = [path for path in (ROOT / "csrc").rglob("*.cu*") if path.suffix in (".cu", ".cuh")]
+    declared = set()
+    for path in headers:
+        declared |= set(re.findall(r"__global__[^;{]*?(\w+)\((?:const|Source|T|M)\b", path.read_text()))
+    assert declared == {name.split("::")[-1] for name in reported}
