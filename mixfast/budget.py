@@ -43,7 +43,7 @@ def step_cost(config: RunConfig[Any], side: int) -> StepCost:
 
     for module in method.modules():
         if isinstance(module, Encoder):
-            module.register_forward_pre_hook(count_pass)
+            module.backbone.conv1.register_forward_pre_hook(count_pass)  # it sees every image of every pass
     views = method.views(images, lambda batch: batch.float() / 255, generators)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = method.step(views, generators)
@@ -53,12 +53,17 @@ def step_cost(config: RunConfig[Any], side: int) -> StepCost:
     return StepCost(passes // count, activations // count)
 
 
-def state_bytes(method: nn.Module) -> dict[str, int]:
-    """Bytes by what holds them as long as the run lasts: weights, gradients and momentum, queues and statistics."""
+def state_bytes(method: nn.Module, moments: int = 1) -> dict[str, int]:
+    """Bytes by what holds them as long as the run lasts: weights, gradients and momentum, queues and statistics.
+
+    Args:
+        method: the module.
+        moments: numbers that the optimiser keeps per trained weight: 1, or 2 for Adam.
+    """
     weights = sum(p.numel() * p.element_size() for p in method.parameters())
     trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
     buffers = sum(b.numel() * b.element_size() for b in method.buffers())
-    return {"weights": weights, "gradients and momentum": 2 * trained, "queues and statistics": buffers}
+    return {"weights": weights, "gradients and momentum": (1 + moments) * trained, "queues and statistics": buffers}
 
 
 def explain_out_of_memory(
@@ -66,7 +71,7 @@ def explain_out_of_memory(
 ) -> str:
     """Where the memory went, the largest batch that would fit by that reckoning, and the options that help."""
     cost = step_cost(config, images.shape[-1])
-    state = {"images": images.numel(), **state_bytes(method)}
+    state = {"images": images.numel(), **state_bytes(method, 2 if config.optim.name == "adam" else 1)}
     batch, micro = config.train.batch_size, config.train.accumulate
     parts = {**state, f"activations of {batch // micro} images": cost.saved_bytes * batch // micro}
     unit = config.model.bn_splits

@@ -3,6 +3,7 @@
 import difflib
 import textwrap
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,7 @@ usage: python -m mixfast.train [preset] [modifier] [--method NAME] [--section.ke
 Costs are relative to `moco`: a ResNet-18 on CIFAR-10. All presets take all options.
 
 modifier              {modifiers}
-method                {methods}; or my_lab.my_method from your own module
+method                {methods}
 
 --out DIR             run folder (default runs/<preset>-NNNN); an existing one is refused
 --overwrite           replace an existing run folder
@@ -187,12 +188,16 @@ After it: python -m mixfast.evaluate knn RUN. What this machine can run: python 
 
 def short_help() -> str:
     """What --help prints; it fits on a screen."""
-    known = presets()
-    rows = [("preset", "cost", "expected score (kNN on z, %)"), *((n, p.cost, p.score) for n, p in known.items())]
+    rows = [("preset", "cost", "expected score (kNN on z, %)")]
+    rows += [(name, preset.cost, preset.score) for name, preset in presets().items()]
     names, costs, _ = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
     table = "\n".join(f"{name:<{names}}{cost:<{costs}}{score}" for name, cost, score in rows)
-    modifiers = textwrap.fill(", ".join(modifiers_by_name()), 76, subsequent_indent=" " * 22)
-    return HELP.format(presets=table, modifiers=modifiers, methods=", ".join(methods.names()))
+    known = [*methods.names(), "or my_lab.my_method from your own module"]
+    return HELP.format(presets=table, modifiers=_listed(modifiers_by_name()), methods=_listed(known))
+
+
+def _listed(words: Iterable[str]) -> str:
+    return textwrap.fill(", ".join(words), 76, subsequent_indent=" " * 22)
 
 
 def full_help(words: list[str]) -> None:

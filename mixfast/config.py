@@ -21,16 +21,20 @@ MethodConfig = TypeVar("MethodConfig")
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """SGD without Nesterov, and its schedule; the defaults are the MoCo recipe on CIFAR."""
+    """The optimiser (without Nesterov) and its schedule; the defaults are the MoCo recipe on CIFAR."""
 
+    name: Literal["sgd", "adam", "lars"] = "sgd"
     lr: float = 0.06  # at batch 512; never rescaled silently
-    momentum: float = 0.9
-    weight_decay: float = 5e-4  # on every trainable tensor, norms and biases too
-    schedule: Literal["cosine", "step"] = "cosine"  # the rate is constant inside an epoch
+    momentum: float = 0.9  # of SGD and LARS; the first beta of Adam, whose second is 0.999
+    weight_decay: float = 5e-4  # added to the gradient, of every trainable tensor: norms and biases too
+    lars_trust: float = 1e-3  # LARS: length of a step of rate 1 as a share of the tensor's length
+    lars_exclude: bool = True  # LARS: norms and biases take SGD steps without decay (as SimCLR does)
+    schedule: Literal["cosine", "step"] = "cosine"  # constant inside an epoch but for warmup_steps
     cosine_origin: Literal[0, 1] = 1  # number of the first epoch; 1: the last epoch runs at rate 0, as in the MoCo demo
     steps: tuple[float, ...] = (0.6, 0.9)  # shares of the training after which `step` multiplies the rate
     step_factor: float = 0.1
     warmup_epochs: int = 0  # linear increase over the first epochs, on top of the schedule
+    warmup_steps: int = 0  # the same over the first optimiser steps; where both are given, the lower rate counts
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ class EvalConfig:
     temperature: float = 0.1
     batch_size: int = 512  # images per forward pass
     baselines: bool = True  # score raw pixels and the untrained network before training
+    diagnostics: bool = True  # also collapse, alignment, uniformity, and what the positives give away
 
 
 @dataclass(frozen=True)
@@ -88,8 +93,10 @@ _AT_LEAST: dict[str, float] = {
     "optim.lr": 0,
     "optim.momentum": 0,
     "optim.weight_decay": 0,
+    "optim.lars_trust": 0,
     "optim.step_factor": 0,
     "optim.warmup_epochs": 0,
+    "optim.warmup_steps": 0,
     "train.epochs": 1,
     "train.batch_size": 1,
     "train.accumulate": 1,
@@ -168,6 +175,8 @@ def validate(config: RunConfig[Any]) -> None:
     ]
     if not config.eval.temperature > 0:
         problems.append(f"--eval.temperature must be above 0; got {config.eval.temperature}")
+    if config.optim.name == "adam" and not config.optim.momentum < 1:
+        problems.append(f"--optim.momentum must be below 1 for adam; got {config.optim.momentum}")
     if not all(0 < share < 1 for share in config.optim.steps):
         problems.append(f"--optim.steps must be shares of the training between 0 and 1; got {config.optim.steps}")
     if not problems:

@@ -32,10 +32,10 @@ def train(run: Run) -> None:
 
 def train_epoch(run: Run) -> None:
     """What is left of the epoch in hand."""
-    set_learning_rate(run.optimizer, learning_rate(run.config.optim, run.epoch, run.config.train.epochs))
     run.clock.skip()
     for images in run.batches.epoch():  # uint8 [B, 3, H, W], already on the device
         run.clock.lap("data")
+        set_learning_rate(run.optimizer, learning_rate(run.config.optim, run.epoch, run.config.train.epochs, run.step))
         log_now = (run.step + 1) % run.config.train.log_every == 0 or (run.step + 1) % len(run.batches) == 0
         run.meter.add(optimiser_step(run, images, check=log_now))
         run.step += 1
@@ -55,7 +55,7 @@ def optimiser_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
     method, parts = run.method, images.chunk(run.config.train.accumulate)
     before = run.generators.state_dict() if check else {}
     carries, values = [], []
-    method.begin()
+    method.begin(run.step / run.steps)
     for part in parts:
         views = run.views(part)
         run.clock.lap("augment")

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixfast.ops import multi_queue_infonce
+from mixfast.ops import multi_queue_infonce, nt_xent
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,37 @@ def infonce_sum(
     )
     means = rows.detach().mean(dim=1).unbind()
     return (weights * rows).mean(dim=1).sum(), {term.name: mean for term, mean in zip(terms, means, strict=True)}
+
+
+@dataclass(frozen=True)
+class PairTerm:
+    """One NT-Xent term of a loss: two views whose rows look for each other among all rows of both."""
+
+    name: str  # key of the term in `Step.parts`
+    first: Tensor  # [B, D] unit rows
+    second: Tensor  # [B, D] unit rows; row n shows the image of first's row n
+    weight: Tensor | float = 1.0  # number, or [B]: applied to both anchors of each row before the mean
+    excluded: Tensor | None = None  # int64 [2 B]: per anchor one more row that is no negative, or -1
+
+
+def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of NT-Xent terms, each a mean over its 2 B anchors (`mixfast.nt_xent`).
+
+    Returns:
+        (loss, parts): a scalar, and by term the detached mean over anchors *before* weighting, to be compared with
+        the loss of guessing, ln(2 B - 1).
+    """
+    losses, parts = [], {}
+    for term in terms:
+        rows = nt_xent(
+            term.first, term.second, temperature=temperature, excluded=term.excluded, reduction="none"
+        )  # [2 B]
+        weight = term.weight.to(rows.dtype).repeat(2) if isinstance(term.weight, Tensor) else term.weight
+        losses.append((weight * rows).mean())
+        parts[term.name] = rows.detach().mean()
+    return torch.stack(losses).sum(), parts
+
+
+def minus_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
+    """-cos of each row of [B, D] with the same row of `targets`: [B], in [-1, 1] (BYOL, Grill et al. 2020, eq. 2)."""
+    return -(unit(predictions) * unit(targets)).sum(dim=1)

@@ -7,7 +7,10 @@ from typing import Any
 
 from torch import nn
 
+from mixfast import methods
+from mixfast.config import RunConfig
 from mixfast.console import duration
+from mixfast.diagnosis import diagnose, warning
 from mixfast.eval.baselines import calibrated, pixels
 from mixfast.eval.features import extract
 from mixfast.eval.knn import knn_score, knn_scores
@@ -16,17 +19,23 @@ from mixfast.run import Run
 HEADER = f"{'':<16} epoch     loss   knn_z   knn_h    img/s  data wait     left"
 
 
-def chance_loss(config: Any) -> float | None:
-    """ln(1 + K): the InfoNCE of a network that cannot tell the positive from K negatives; None without a queue."""
-    queue = getattr(config.method, "queue_size", None)
-    return None if queue is None else math.log1p(queue)
+def candidates(config: RunConfig[Any]) -> int | None:
+    """Among how many rows a loss term of the run's method looks for the positive; None if it does not choose."""
+    batch = config.train.batch_size // config.train.accumulate
+    return methods.load(config.method_name).candidates(config.method, batch)
+
+
+def chance_loss(config: RunConfig[Any]) -> float | None:
+    """The loss of a network that cannot tell the positive from the other rows; None if the method does not choose."""
+    count = candidates(config)
+    return None if count is None else math.log(count)
 
 
 def introduce(run: Run) -> None:
     """Lines above the table: what the numbers in it are to be compared with."""
     config, console = run.config, run.console
     if (chance := chance_loss(config)) is not None:
-        console.line(f"loss of guessing, per term: ln(1 + {config.method.queue_size}) = {chance:.2f}")
+        console.line(f"loss of guessing, per term: ln({candidates(config)}) = {chance:.2f}")
     if not scorable(run):
         console.line("kNN is off: not every image has a class.")
     elif config.eval.k > len(run.splits.train):
@@ -86,6 +95,10 @@ def end_epoch(run: Run) -> None:
             row(run, "untrained", _evaluate(run, "baseline", "untrained", lambda: score_untrained(run)))
         elif run.epoch > 0 and due:
             scores = _evaluate(run, "eval", config.method_name, lambda: score(run, run.method.encoder))
+    if config.eval.diagnostics and run.epoch > 0 and due:
+        numbers = _evaluate(run, "diagnostics", config.method_name, lambda: diagnose(run))
+        if note := warning(numbers):
+            run.console.line(f"warning: {note}")
     run.evaluated = run.epoch
     if run.epoch:
         row(run, config.method_name, scores, *_speed(run))

@@ -1,33 +1,44 @@
-"""The optimiser and the learning rate of an epoch."""
+"""The optimiser, and the learning rate of every step."""
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from mixfast.config import OptimConfig
+from mixfast.lars import LARS
 
 
-def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.SGD:
-    """SGD over the parameters that require a gradient; the multi-tensor form, one launch per operation."""
+def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of the parameters that require a gradient, in its multi-tensor form."""
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
-    return torch.optim.SGD(
-        trainable, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, foreach=True
-    )
+    lr, momentum, decay = config.lr, config.momentum, config.weight_decay
+    if config.name == "sgd":
+        return torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=decay, foreach=True)
+    if config.name == "adam":
+        return torch.optim.Adam(trainable, lr=lr, betas=(momentum, 0.999), weight_decay=decay, foreach=True)
+    plain = [parameter for parameter in trainable if config.lars_exclude and parameter.ndim <= 1]
+    adapted = [parameter for parameter in trainable if not config.lars_exclude or parameter.ndim > 1]
+    groups: list[dict[str, Any]] = [{"params": adapted}, {"params": plain, "weight_decay": 0.0, "adapt": False}]
+    return LARS([group for group in groups if group["params"]], lr, momentum, decay, config.lars_trust)
 
 
-def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
-    """The rate of an epoch, counted from 0, of `epochs`.
+def learning_rate(config: OptimConfig, epoch: int, epochs: int, step: int) -> float:
+    """The rate of a step of an epoch of `epochs`, everything counted from 0; steps are those of the whole run.
 
     cosine: lr/2 (1 + cos(pi e / epochs)) with e = epoch + cosine_origin; step: lr step_factor^(steps passed).
-    A warm-up multiplies it by (epoch + 1) / (warmup_epochs + 1) in its epochs.
+    A warm-up multiplies it by (epoch + 1) / (warmup_epochs + 1) in its epochs, or by (step + 1) / warmup_steps in its
+    steps; the smaller factor counts.
     """
     if config.schedule == "cosine":
         rate = config.lr * (1 + math.cos(math.pi * (epoch + config.cosine_origin) / epochs)) / 2
     else:
         rate = config.lr * config.step_factor ** sum(epoch >= share * epochs for share in config.steps)
-    return rate * min(1.0, (epoch + 1) / (config.warmup_epochs + 1))
+    by_epoch = (epoch + 1) / (config.warmup_epochs + 1)
+    by_step = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
+    return rate * min(1.0, by_epoch, by_step)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -33,7 +33,7 @@ def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> No
             axis.plot([r["step"] / steps for r in train], [r[term] for r in train], label=term.replace("_", " "))
         if chance is not None:
             axis.axhline(chance, color="grey", linestyle=":", label=f"guessing: {chance:.2f}")
-        axis.set(title=name, xlabel="epoch", ylabel="InfoNCE of a term")
+        axis.set(title=name, xlabel="epoch", ylabel="loss of a term")
         axis.legend(fontsize=7)
     page.savefig(path)
 
@@ -65,6 +65,28 @@ def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
     axis.set(xlabel="share of the training, %", ylabel="weighted kNN, %", xlim=(0, 102))
     axis.legend(fontsize=7)
     page.savefig(path)
+
+
+def diagnostics(path: Path, runs: dict[str, Records]) -> None:
+    """A row per run: how many directions are used; alignment and uniformity; which positives are found, and how."""
+    page, axes = figure(12, 3.2 * len(runs), len(runs), 3)
+    for row, (name, records) in zip(axes, runs.items(), strict=True):
+        found = [record for record in records if record["kind"] == "diagnostics"]
+        epochs = [record["epoch"] for record in found]
+        panels = (("effective_rank_h",), ("alignment", "uniformity"), _terms_found(found))
+        for axis, keys in zip(row, panels, strict=True):
+            for key in keys:
+                style = "--x" if key.startswith("shortcut") else "-o"
+                axis.plot(epochs, [record[key] for record in found], style, ms=4, label=key.replace("_", " "))
+            axis.set(title=name, xlabel="epoch")
+            if keys:
+                axis.legend(fontsize=7)
+    page.savefig(path)
+
+
+def _terms_found(found: Records) -> tuple[str, ...]:
+    names = found[0] if found else {}
+    return tuple(name for name in names if name.startswith(("found_", "shortcut_")))
 
 
 def time_by_part(path: Path, runs: dict[str, dict[str, float]]) -> None:

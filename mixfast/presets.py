@@ -1,7 +1,7 @@
 """Named starting points: a method, and the options in which it differs from the defaults.
 
-The recipes of a method stand in its own file (PRESETS there); here are what they share, the first run, and what the
-help says about cost and expected score.
+The recipes of a method stand in its own file: PRESETS by name, and in HELP what each costs relative to `moco` and what
+score to expect. Here are what they share, and the first run.
 """
 
 import difflib
@@ -11,7 +11,7 @@ from typing import Any
 
 from mixfast import methods
 from mixfast.augment import PRESETS as AUGMENTATIONS
-from mixfast.augment import AugmentConfig
+from mixfast.augment import recipe_options
 from mixfast.config import RunConfig, flatten, replace
 from mixfast.errors import ConfigError
 
@@ -53,35 +53,22 @@ DEMO = Preset(
 
 CIFAR: dict[str, Any] = {"data.kind": "cifar10"}
 
-# Costs are of 200 epochs with a ResNet-18 on CIFAR-10; scores are the published ones and their source.
-_HELP = {
-    "moco": ("1x", "82.6 after 200 epochs (MoCo's CIFAR demo)"),
-    "moco_sym": ("2x", "85.3 after 200 epochs (MoCo's CIFAR demo)"),
-    "approach1": ("2x", "90.15 after 1000 epochs (paper)"),
-    "approach2": ("2x", "89.97 after 1000 epochs (paper)"),
-    "approach2_reference": ("2x", "the paper's code, exact objective"),
-}
-
 
 def presets() -> dict[str, Preset]:
     """Every preset by name: the first run, then those of the methods' files."""
     found = {DEFAULT: DEMO}
     for name in methods.names():
-        for preset, values in getattr(importlib.import_module(f"mixfast.methods.{name}"), "PRESETS", {}).items():
-            cost, score = _HELP.get(preset, ("", ""))
+        module = importlib.import_module(f"mixfast.methods.{name}")
+        for preset, values in getattr(module, "PRESETS", {}).items():
+            cost, score = getattr(module, "HELP", {}).get(preset, ("", ""))
             found[preset] = Preset(name, {**CIFAR, **values}, cost, score)
     return found
 
 
 def modifiers_by_name() -> dict[str, dict[str, Any]]:
     """What may follow a preset: changes to any of them, such as `augment_v2`, the augmentation of MoCo v2."""
-    default = flatten(AugmentConfig())
-    recipes = {
-        f"augment_{name}": {f"augment.{key}": value for key, value in flatten(recipe).items() if value != default[key]}
-        for name, recipe in AUGMENTATIONS.items()
-        if recipe != AugmentConfig()
-    }
-    return {**methods.MODIFIERS, **recipes}
+    recipes = {f"augment_{name}": recipe_options(name) for name in AUGMENTATIONS}
+    return {**methods.MODIFIERS, **{name: values for name, values in recipes.items() if values}}
 
 
 def build(preset: str, modifiers: list[str], method: str | None) -> tuple[RunConfig[Any], dict[str, str]]:

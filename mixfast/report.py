@@ -97,6 +97,8 @@ def draw(run: Run, runs: dict[str, Records]) -> None:
     plots.time_by_part(folder / "time.png", {name: time_by_part(records) for name, records in runs.items()})
     if any(record["kind"] == "eval" for records in runs.values() for record in records):
         plots.knn_curve(folder / "knn.png", runs, baselines)
+    if any(record["kind"] == "diagnostics" for records in runs.values() for record in records):
+        plots.diagnostics(folder / "diagnostics.png", runs)
 
 
 def draw_views(run: Run, count: int = 8) -> None:
@@ -121,10 +123,23 @@ def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, 
     return summary
 
 
+_HEALTH = """## Health
+
+![diagnostics](plots/diagnostics.png)
+
+Effective rank: directions that h uses, 1 if it has collapsed. Alignment: squared distance of two views of a test \
+image, lower is closer; uniformity: lower is more even. found: share of positives that beat all keys of their queue; \
+shortcut: share of *another image's* positives that do, by what a batch has in common, such as its box; without a \
+shortcut it is 1 in the number of keys.
+
+"""
+
+
 def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companions: list[str]) -> str:
     config, splits = run.config, run.splits
     changed = "\n".join(f"- `{key}`: {origin}" for key, origin in origins.items())
     knn = "![kNN](plots/knn.png)\n\n" if (run.folder.plots / "knn.png").exists() else ""
+    health = _HEALTH if (run.folder.plots / "diagnostics.png").exists() else ""
     beside = f" Compared with {', '.join(companions)} at equal encoder cost (folder `compare/`)." if companions else ""
     return f"""# {config.method_name} on {splits.name} (preset {preset}, seed {config.seed})
 
@@ -144,7 +159,7 @@ the same network before training, with BatchNorm statistics of the data. Trainin
 
 ![loss](plots/loss.png)
 
-## What the method sees
+{health}## What the method sees
 
 ![views](plots/views.png)
 

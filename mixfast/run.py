@@ -5,6 +5,7 @@ import zlib
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mixfast import checkpoint, machine, methods
-from mixfast.augment import augment, normalise
+from mixfast.augment import augment, normalise, second_view
 from mixfast.clock import Clock
 from mixfast.config import RunConfig, differences, flatten
 from mixfast.console import Console, Task
@@ -62,9 +63,10 @@ class Run:
     def views(self, images: Tensor, generators: Generators | None = None) -> dict[str, Tensor]:
         """The method's views of uint8 images [B, 3, H, W] on the device, by the run's generators or others."""
         draws = self.generators if generators is None else generators
+        recipes = chain([self.config.augment], repeat(second_view(self.config.augment)))
 
         def view(batch: Tensor) -> Tensor:
-            one = augment(batch, self.config.augment, draws["augment"], self.splits.mean, self.splits.std)
+            one = augment(batch, next(recipes), draws["augment"], self.splits.mean, self.splits.std)
             return one.contiguous(memory_format=self.memory_format)
 
         return self.method.views(images, view, draws)

@@ -8,7 +8,7 @@ from torch import nn
 
 from mixfast.budget import explain_out_of_memory, state_bytes, step_cost
 from mixfast.config import replace
-from mixfast.presets import build, switch_method
+from mixfast.presets import build, presets, switch_method
 
 SMALL: dict[str, Any] = {"model.depth": 8, "model.width": 4, "model.dim": 8, "method.queue_size": 256}
 
@@ -26,12 +26,36 @@ def test_encoder_passes(method: str, symmetric: bool, expected: int) -> None:
     assert cost.saved_bytes > 3 * 16 * 16 * 4  # at least the input of the first convolution
 
 
+@pytest.mark.parametrize(
+    ("preset", "options", "expected"),
+    [
+        ("simclr", {}, 6),
+        ("simclr_wmse", {}, 6),
+        ("simclr_unmix", {}, 9),
+        ("simclr_unmix", {"method.naive_calls": True}, 18),
+        ("byol", {}, 8),
+        ("byol_unmix", {}, 12),
+        ("byol_unmix", {"method.mix_online_only": True}, 11),
+    ],
+)
+def test_encoder_passes_without_a_queue(preset: str, options: dict[str, Any], expected: int) -> None:
+    config = replace(build(preset, [], None)[0], {"model.depth": 8, "model.width": 4, **options})
+    assert step_cost(config, side=16).encoder == expected
+
+
+@pytest.mark.parametrize("preset", [name for name, values in presets().items() if values.cost.endswith("x")])
+def test_costs_in_the_help_are_relative_to_moco(preset: str) -> None:
+    config = replace(build(preset, [], None)[0], {"model.depth": 8, "model.width": 4})
+    assert presets()[preset].cost == f"{step_cost(config, side=16).encoder / 4:g}x"
+
+
 def test_state_bytes_by_hand() -> None:
     module = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 2).requires_grad_(False))
     module.register_buffer("queue", torch.zeros(5, 2))
     assert state_bytes(module) == {
         "weights": 4 * (8 + 6), "gradients and momentum": 2 * 4 * 8, "queues and statistics": 40
     }  # fmt: skip
+    assert state_bytes(module, moments=2)["gradients and momentum"] == 3 * 4 * 8
 
 
 def test_explanation_grows_with_memory_and_names_options() -> None:

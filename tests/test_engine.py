@@ -37,13 +37,14 @@ class Plain(Method):
         for parameter in self.encoder.parameters():
             parameter.requires_grad_(False)
         self.weight = nn.Parameter(torch.ones(()))
-        self.begun, self.updates = 0, []  # type: ignore[var-annotated]
+        self.begun, self.updates, self.progress = 0, [], []  # type: ignore[var-annotated]
 
     def views(self, images: Tensor, augment: Any, generators: Any) -> dict[str, Tensor]:
         return {"query": images.float() / 255}
 
-    def begin(self) -> None:
+    def begin(self, progress: float) -> None:
         self.begun += 1
+        self.progress.append(progress)
 
     def step(self, views: dict[str, Tensor], generators: Any) -> Step:
         mean = views["query"].mean()
@@ -92,9 +93,23 @@ def test_rate_follows_the_schedule_and_records_count(tmp_path: Path) -> None:
     ]  # fmt: skip
     rates = [0.25 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (1, 1, 2, 2, 3, 3)]
     assert [record["lr"] for record in train] == pytest.approx(rates)
-    scored = [(record["kind"], record.get("name")) for record in records(tmp_path) if record["kind"] != "train"]
-    assert scored == [("baseline", "raw pixels"), ("baseline", "untrained"), ("eval", "tests.test_engine")]
+    scored = [record["kind"] for record in records(tmp_path) if record["kind"] != "train"]
+    assert scored == ["baseline", "baseline", "eval", "diagnostics"]
     assert (run.step, run.epoch, run.steps) == (12, 3, 12)
+
+
+def test_rate_rises_with_every_step_of_a_warm_up(tmp_path: Path) -> None:
+    run = plain(tmp_path, optim__warmup_steps=6, optim__schedule="step", optim__steps=(0.5,), eval__every=0)
+    engine.train(run)
+    rates = [record["lr"] for record in records(tmp_path) if record["kind"] == "train"]
+    # three epochs of four steps; half of the training ends inside the second epoch, so the third has a tenth
+    assert rates == pytest.approx([0.5 * min(1, step / 6) for step in range(1, 9)] + [0.05] * 4)
+
+
+def test_method_is_told_the_share_of_the_steps_that_are_done(tmp_path: Path) -> None:
+    run = plain(tmp_path)
+    engine.train(run)
+    assert run.method.progress == pytest.approx([step / 12 for step in range(12)])
 
 
 def test_recorded_loss_is_the_mean_since_the_last_record(tmp_path: Path) -> None:
@@ -135,15 +150,29 @@ def test_non_finite_stops_before_the_weights_move(poison: str, message: str, tmp
     assert saved["images"].shape == (16, 3, 16, 16) and saved["step"] == 5
 
 
-@pytest.mark.parametrize("method", ["moco", "approach1", "approach2"])
-@pytest.mark.parametrize("stop_at", [1, 4, 7])
-def test_stopped_and_continued_in_process_is_the_same_run(method: str, stop_at: int, tmp_path: Path) -> None:
-    changes = {"train__accumulate": 2, "train__epochs": 2}
+ADAM = {"optim__name": "adam", "optim__lr": 3e-3, "optim__warmup_steps": 6, "optim__schedule": "step"}
+LARS = {"optim__name": "lars", "method__ema_schedule": "cosine", "method__ema_when": "after"}
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "stop_at"),
+    [(method, {}, step) for method in ("moco", "approach1", "approach2") for step in (1, 4, 7)]
+    + [("simclr_unmix", ADAM, 3), ("byol_unmix", LARS, 5)],
+)
+def test_stopped_and_continued_in_process_is_the_same_run(
+    method: str, options: dict[str, Any], stop_at: int, tmp_path: Path
+) -> None:
+    changes = {"train__accumulate": 2, "train__epochs": 2, **options}
     whole = open_tiny(tmp_path / "whole", method, **changes)
     engine.train(whole)
     first = open_tiny(tmp_path / "parts", method, **changes)
-    step = first.method.begin
-    first.method.begin = lambda: (setattr(first.stop, "number", signal.SIGTERM * (first.step + 1 == stop_at)), step())
+    begin = first.method.begin
+
+    def begin_and_stop(progress: float) -> None:
+        first.stop.number = signal.SIGTERM * (first.step + 1 == stop_at)
+        begin(progress)
+
+    first.method.begin = begin_and_stop
     with pytest.raises(Stopped) as stopped:
         engine.train(first)
     assert stopped.value.exit_code == 143 and first.step == stop_at

@@ -1,11 +1,16 @@
 """Learning rates against hand numbers, and what the optimiser is made of."""
 
+import io
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 from mixfast.config import OptimConfig
 from mixfast.optim import build_optimizer, learning_rate, set_learning_rate
+from mixfast.presets import build
 
 
 @pytest.mark.parametrize(
@@ -23,12 +28,37 @@ from mixfast.optim import build_optimizer, learning_rate, set_learning_rate
     ],
 )
 def test_learning_rate(config: OptimConfig, epochs: int, expected: list[float]) -> None:
-    assert [learning_rate(config, epoch, epochs) for epoch in range(epochs)] == pytest.approx(expected, abs=1e-7)
+    rates = [learning_rate(config, epoch, epochs, step=0) for epoch in range(epochs)]
+    assert rates == pytest.approx(expected, abs=1e-7)
 
 
 def test_published_recipe_at_the_200th_epoch_and_half_way() -> None:
-    assert learning_rate(OptimConfig(), 199, 200) == 0.0
-    assert learning_rate(OptimConfig(), 99, 200) == pytest.approx(0.03)
+    assert learning_rate(OptimConfig(), 199, 200, step=19_400) == 0.0
+    assert learning_rate(OptimConfig(), 99, 200, step=9_700) == pytest.approx(0.03)
+
+
+def test_warm_up_by_steps_reaches_the_full_rate_at_its_last_step() -> None:
+    config = OptimConfig(lr=1.0, schedule="step", steps=(0.5,), warmup_steps=4)
+    # four epochs of two steps; the schedule divides by ten after the second
+    rates = [learning_rate(config, step // 2, 4, step) for step in range(8)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 0.1, 0.1, 0.1, 0.1])
+    both = OptimConfig(lr=1.0, schedule="step", steps=(), warmup_steps=4, warmup_epochs=1)
+    rates = [learning_rate(both, step // 2, 4, step) for step in range(8)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0, 1.0])
+
+
+def test_the_wmse_recipe_over_its_thousand_epochs() -> None:
+    config = build("simclr_wmse", [], None)[0].optim
+    points = {
+        (0, 0): 6e-6,
+        (0, 49): 3e-4,
+        (5, 499): 3e-3,
+        (949, 92_052): 3e-3,
+        (950, 92_150): 6e-4,
+        (975, 94_575): 1.2e-4,
+    }
+    found = {point: learning_rate(config, point[0], 1000, point[1]) for point in points}
+    assert found == pytest.approx(points, rel=1e-12)
 
 
 def test_sgd_step_with_momentum_and_decay_by_hand() -> None:
@@ -43,3 +73,102 @@ def test_sgd_step_with_momentum_and_decay_by_hand() -> None:
     optimizer.step()  # velocity 0.5 * 3.2 + 1 + 0.2 * 0.68 = 2.736
     assert weight.item() == pytest.approx(0.68 - 0.02736)
     assert frozen.item() == 5.0
+
+
+def lars_by_hand(
+    weights: list[float], gradients: list[float], velocity: list[float], lr: float, adapt: bool
+) -> tuple[list[float], list[float]]:
+    """One step with momentum 0.5, decay 0.25 and trust 0.125, in loops; decay and adaptation together or not at all."""
+    directions = [g + 0.25 * w for w, g in zip(weights, gradients, strict=True)] if adapt else gradients
+    lengths = [math.sqrt(sum(x * x for x in values)) for values in (weights, directions)]
+    rate = lr * 0.125 * lengths[0] / lengths[1] if adapt and all(lengths) else lr
+    velocity = [0.5 * v + rate * d for v, d in zip(velocity, directions, strict=True)]
+    return [w - v for w, v in zip(weights, velocity, strict=True)], velocity
+
+
+LARS_OPTIONS: dict[str, Any] = {"name": "lars", "momentum": 0.5, "weight_decay": 0.25, "lars_trust": 0.125}
+
+
+@pytest.mark.parametrize("exclude", [True, False])
+def test_lars_steps_by_hand(exclude: bool, rng: torch.Generator) -> None:
+    shapes = [(3, 2), (4,), (2, 3, 1, 1), ()]
+    weights = [nn.Parameter(torch.randn(shape, generator=rng, dtype=torch.float64)) for shape in shapes]
+    with torch.no_grad():
+        weights[2].zero_()  # no length to compare with: the plain rate
+    optimizer = build_optimizer(OptimConfig(lr=2.0, lars_exclude=exclude, **LARS_OPTIONS), weights)
+    expected = [(w.flatten().tolist(), [0.0] * w.numel()) for w in weights]
+    for rate in (2.0, 0.5, 1.0):  # the rate is inside the velocity, so a change does not scale what is in it
+        set_learning_rate(optimizer, rate)
+        for n, weight in enumerate(weights):
+            weight.grad = torch.randn(weight.shape, generator=rng, dtype=torch.float64)
+            adapt = not exclude or weight.ndim > 1
+            values, velocity = expected[n]
+            expected[n] = lars_by_hand(values, weight.grad.flatten().tolist(), velocity, rate, adapt)
+        optimizer.step()
+        for weight, (values, _) in zip(weights, expected, strict=True):
+            assert weight.flatten().tolist() == pytest.approx(values, rel=1e-12)
+
+
+def test_lars_without_gradient_or_with_none_of_length(rng: torch.Generator) -> None:
+    still, moving = (nn.Parameter(torch.ones(2, 2)) for _ in range(2))
+    optimizer = build_optimizer(OptimConfig(name="lars", lr=1.0, weight_decay=0.0), [still, moving])
+    moving.grad = torch.zeros(2, 2)
+    optimizer.step()
+    assert torch.equal(still, torch.ones(2, 2)) and torch.equal(moving, torch.ones(2, 2))
+    assert len(optimizer.state) == 1  # of the one that has a gradient
+
+
+def test_lars_norms_and_biases_are_a_group_of_their_own() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
+    groups = build_optimizer(OptimConfig(name="lars"), module.parameters()).param_groups
+    assert [[tuple(p.shape) for p in group["params"]] for group in groups] == [[(2, 1, 3, 3)], [(2,), (2,), (2,)]]
+    assert [(group["weight_decay"], group["adapt"]) for group in groups] == [(5e-4, True), (0.0, False)]
+    (alone,) = build_optimizer(OptimConfig(name="lars", lars_exclude=False), module.parameters()).param_groups
+    assert len(alone["params"]) == 4 and alone["adapt"] and alone["weight_decay"] == 5e-4
+
+
+def test_adam_steps_by_hand() -> None:
+    """Decay is added to the gradient, as in W-MSE's code, not to the step."""
+    weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
+    optimizer = build_optimizer(OptimConfig(name="adam", lr=0.1, momentum=0.8, weight_decay=0.5), [weight])
+    value = first = second = 0.0
+    value = 1.0
+    for step, gradient in enumerate((3.0, -1.0, 0.25), start=1):
+        weight.grad = torch.tensor([gradient], dtype=torch.float64)
+        optimizer.step()
+        direction = gradient + 0.5 * value
+        first, second = 0.8 * first + 0.2 * direction, 0.999 * second + 0.001 * direction**2
+        value -= 0.1 * first / (1 - 0.8**step) / (math.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        assert weight.item() == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "lars"])
+def test_a_saved_optimiser_continues_with_the_same_bits(name: str, rng: torch.Generator) -> None:
+    gradients = [[torch.randn(shape, generator=rng) for shape in ((3, 2), (4,))] for _ in range(4)]
+    config = OptimConfig(name=name, lr=0.1)  # type: ignore[arg-type]
+
+    def fresh() -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+        weights = [nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.ones(4))]
+        return weights, build_optimizer(config, weights)
+
+    def step(weights: list[nn.Parameter], optimizer: torch.optim.Optimizer, number: int) -> None:
+        for weight, gradient in zip(weights, gradients[number], strict=True):
+            weight.grad = gradient.clone()
+        optimizer.step()
+
+    weights, optimizer = fresh()
+    for number in range(4):
+        if number == 2:
+            file = io.BytesIO()
+            torch.save({"weights": [w.detach() for w in weights], "optimizer": optimizer.state_dict()}, file)
+        step(weights, optimizer, number)
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    others, other = fresh()
+    with torch.no_grad():
+        for weight, value in zip(others, saved["weights"], strict=True):
+            weight.copy_(value)
+    other.load_state_dict(saved["optimizer"])
+    for number in (2, 3):
+        step(others, other, number)
+    assert all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))

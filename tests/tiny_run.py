@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixfast import cli, machine
+from mixfast import cli, machine, methods
 from mixfast.console import Console
 from mixfast.data import load
 from mixfast.run import Run, build
@@ -44,7 +44,10 @@ def process_settings_kept() -> Iterator[None]:
 def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **changes: Any) -> list[str]:
     """Command-line words of a tiny run; in `changes`, `__` stands for the dot of an option's name."""
     values = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
-    flags = [str(word) for key, value in values.items() for word in (f"--{key}", value)]
+    if "queue_size" not in methods.load(method).Config.__dataclass_fields__:
+        del values["method.queue_size"]
+    groups = [(f"--{key}", *(value if isinstance(value, tuple) else (value,))) for key, value in values.items()]
+    flags = [str(word) for group in groups for word in group]
     return ["--out", str(out), "--method", method, *flags, "--compare", *compare]
 
 

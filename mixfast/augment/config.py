@@ -1,6 +1,6 @@
 """What is done to an image to make a view of it, and the recipes of the literature as presets."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from mixfast.errors import ConfigError
@@ -10,6 +10,7 @@ from mixfast.errors import ConfigError
 class AugmentConfig:
     """One random view: crop, flip, colour jitter, grey, blur, solarise, normalise, in this order.
 
+    A pair of views may differ in blur and solarise, the keys that end in "second".
     The defaults are the recipe of MoCo's CIFAR-10 demo (preset "demo"). Probabilities are per image and view.
     """
 
@@ -26,12 +27,15 @@ class AugmentConfig:
     blur: float = 0.0  # probability of a Gaussian blur
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # in pixels of the view
     solarise: float = 0.0  # probability of inverting the pixels above one half
+    blur_second: float | None = None  # blur in the second view of a pair (BYOL); none: as in the first
+    solarise_second: float | None = None  # solarise in the second view; none: as in the first
     grey_first: bool = False  # grey before the jitter (MoCo v1)
     colour_first: bool = False  # jitter and grey before the crop, thus with the whole image's mean (W-MSE)
 
     def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grey", "blur", "solarise"):
-            if not 0 <= (value := getattr(self, name)) <= 1:
+        for name in ("flip", "jitter", "grey", "blur", "solarise", "blur_second", "solarise_second"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
                 raise ConfigError(
                     f"augment.{name} must be a probability in [0, 1]; got {value}. Use 0 to leave it out."
                 )
@@ -53,18 +57,33 @@ class AugmentConfig:
             raise ConfigError(f"augment.interpolation must be 'bilinear' or 'bicubic'; got {self.interpolation!r}.")
 
 
+def second_view(cfg: AugmentConfig) -> AugmentConfig:
+    """The recipe of the second view of a pair."""
+    return replace(
+        cfg,
+        blur=cfg.blur if cfg.blur_second is None else cfg.blur_second,
+        solarise=cfg.solarise if cfg.solarise_second is None else cfg.solarise_second,
+        blur_second=None,
+        solarise_second=None,
+    )
+
+
 _DEMO = AugmentConfig()
 _VICREG = replace(_DEMO, interpolation="bicubic", saturation=0.2, blur=0.5, solarise=0.5)
-_BYOL = replace(_DEMO, saturation=0.2)
 
-# Names follow the papers; "byol_view2" is the second view of BYOL's asymmetric pair.
+# Names follow the papers.
 PRESETS: dict[str, AugmentConfig] = {
     "demo": _DEMO,
     "ref": replace(_DEMO, interpolation="bicubic"),
     "vicreg": _VICREG,
     "wmse": replace(_DEMO, crop_scale=(0.2, 1.0), interpolation="bicubic", grey=0.1, colour_first=True),
-    "byol": _BYOL,
-    "byol_view2": replace(_BYOL, solarise=0.2),
+    "byol": replace(_DEMO, saturation=0.2, solarise_second=0.2),
     "v1": replace(_DEMO, crop_scale=(0.2, 1.0), hue=0.4, jitter=1.0, grey_first=True),
     "v2": replace(_DEMO, crop_scale=(0.2, 1.0), blur=0.5),
 }
+
+
+def recipe_options(name: str) -> dict[str, object]:
+    """The values in which a recipe differs from the defaults, by the key that sets them: {"augment.blur": 0.5}."""
+    values = ((field.name, getattr(PRESETS[name], field.name)) for field in fields(AugmentConfig))
+    return {f"augment.{key}": value for key, value in values if value != getattr(_DEMO, key)}

@@ -1,16 +1,19 @@
 """What methods with a momentum encoder and queues share: the follower, the queues, and when they move."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mixfast.errors import ConfigError
-from mixfast.methods.base import Method
+from mixfast.losses import Term, infonce_sum, unit
+from mixfast.methods.base import Method, Step
 from mixfast.models import Encoder
 from mixfast.models.ema import follower, update_ema_
-from mixfast.models.queue import FeatureQueue
+from mixfast.models.queue import FeatureQueue, push_all_
+from mixfast.models.shuffle import encode_shuffled
 from mixfast.rng import Generators
 
 
@@ -61,14 +64,37 @@ class MomentumMethod(Method):
                 f"{max(1, round(config.queue_size / rows)) * rows} would do."
             )
 
-    def begin(self) -> None:
+    @classmethod
+    def candidates(cls, config: Any, batch: int) -> int:
+        return 1 + int(config.queue_size)
+
+    def begin(self, progress: float) -> None:
         """Move the key encoder, before the forward passes of the step (as in MoCo's code)."""
         update_ema_(self.key_encoder, self.encoder, self.config.ema)
 
     def update(self, carry: dict[str, Tensor]) -> None:
         """Enqueue this step's keys. Earlier, a query would meet its own positive among its negatives."""
-        for name, keys in carry.items():
-            self._queue(name).push_(keys)
+        if carry:
+            push_all_([self._queue(name) for name in carry], list(carry.values()))
+
+    def directions(self) -> list[tuple[str, str, str]]:
+        """(suffix of the terms' names, view of the queries, view of the keys) of each direction of the loss."""
+        return [("", "query", "key"), ("_swapped", "key", "query")][: 2 if self.config.symmetric else 1]
+
+    def query(self, view: Tensor) -> Tensor:
+        """Unit embeddings [B, D] of a view [B, 3, H, W], with gradient."""
+        return unit(self.encoder(view).z)
+
+    def key(self, view: Tensor, generator: torch.Generator) -> Tensor:
+        """The same by the key encoder, in shuffled order and without gradient."""
+        return unit(encode_shuffled(self.key_encoder, view, generator).z)
+
+    def total(self, terms: Sequence[Term], keys: Sequence[Mapping[str, Tensor]], lam: Tensor | None = None) -> Step:
+        """The step's result, from its terms and what every direction enqueues by queue; lam [B] is for the log."""
+        loss, parts = infonce_sum(terms, self.negatives(), self.config.temperature)
+        if lam is not None:
+            parts["lam"] = lam.mean()
+        return Step(loss, parts, {name: torch.cat([side[name] for side in keys]) for name in self.queues}, terms)
 
     def negatives(self) -> dict[str, Tensor]:
         """Each queue's keys [K, D], by name."""

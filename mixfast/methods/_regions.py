@@ -1,7 +1,6 @@
-"""What Approaches 1 and 2 share: mixtures on both branches, region vectors, queues. Their files hold the losses."""
+"""What methods with region terms share: region vectors of mixtures, and their queues. Their files hold the losses."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -9,42 +8,56 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.errors import ConfigError
-from mixfast.losses import Term, infonce_sum, unit
-from mixfast.methods._momentum import MomentumConfig, MomentumMethod, check
+from mixfast.losses import Term, unit
+from mixfast.methods._mixing import MixingConfig, Partner, donor
+from mixfast.methods._momentum import MomentumMethod, check
+from mixfast.methods._unmix import mixed_statistics
 from mixfast.methods.base import Step
-from mixfast.mix import paste, sample_boxes
+from mixfast.mix import draw, paste_in, place
 from mixfast.models import Encoder
 from mixfast.models.ema import follower, update_ema_
 from mixfast.models.heads import region_vectors
 from mixfast.models.initialise import initialise_
 from mixfast.models.shuffle import encode_shuffled
-from mixfast.models.split_bn import frozen_statistics
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
-class RegionConfig(MomentumConfig):
-    alpha: float = 1.0  # lam0 ~ Beta(alpha, alpha) sizes the boxes; 1 is uniform
+class RegionConfig(MixingConfig):
+    region_head: Literal["own", "shared_live", "fc"] = "own"  # follower for keys; one live head (code); encoder's head
+    region_layer: int | None = None  # stage whose map is pooled, 1 is the first; none: the last
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixture == "mixup":
+            raise ConfigError(
+                "method.mixture mixup blends whole images, so no box has an inside and an outside for the region terms "
+                "to compare; use cutmix, saliency or none, or the method moco_unmix"
+            )
+
+
+@dataclass(frozen=True)
+class TwoBranchConfig(RegionConfig):
+    lam: Literal["ratio", "mean"] | float = "ratio"  # share outside the query's box, mean of both boxes', or a constant
     box_mode: Literal["independent", "shared"] = (
         "independent"  # key box: own centre (the paper's figures), or the query's
     )
-    box_per_sample: bool = False  # a box and a lam for every image instead of one for the batch
-    lam: Literal["ratio", "mean"] | float = "ratio"  # share outside the query's box, mean of both boxes', or a constant
     mixed_key: Literal["clean", "mixed"] = "clean"  # key of the mixed term: clean view (eq. 3) or mixture (the figures)
     gg_key: Literal["region", "whole"] = (
         "region"  # key of the global term: outside vector (eq. 4), or clean image (code)
     )
     queues: Literal[3, 2] = 3  # 2: no queue of global keys, their terms read the whole images' (published code)
-    region_head: Literal["own", "shared_live", "fc"] = "own"  # follower for keys; one live head (code); encoder's head
-    region_layer: int | None = None  # stage whose map is pooled, 1 is the first; none: the last
     shuffle_mixed: bool = True  # encode the key mixtures in shuffled order too (published code: no)
-    bn_stats: Literal["all", "clean_only"] = "all"  # passes that move the running statistics used in evaluation
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self.alpha > 0, "alpha", "above 0", self.alpha)
-        fixed = isinstance(self.lam, int | float) and 0 <= self.lam <= 1
-        check(self.lam in ("ratio", "mean") or fixed, "lam", "ratio, mean, or a number in [0, 1]", self.lam)
+        check_lam(self.lam, "ratio", "mean")
+
+
+def check_lam(lam: str | float, *names: str) -> None:
+    """Raise ConfigError unless `lam` is one of `names` or a share."""
+    fixed = isinstance(lam, int | float) and 0 <= lam <= 1
+    check(lam in names or fixed, "lam", f"{', '.join(names)}, or a number in [0, 1]", lam)
 
 
 class Vectors(NamedTuple):
@@ -60,6 +73,7 @@ class RegionMethod(MomentumMethod):
     """Subclasses say what is pasted (`partner`) and which vectors meet (`terms`)."""
 
     config: Any
+    partner: Partner
 
     def __init__(
         self, config: Any, make_encoder: Callable[[], Encoder], generators: Generators, queue_names: list[str]
@@ -84,69 +98,66 @@ class RegionMethod(MomentumMethod):
             )
         return layer
 
-    def partner(self, view: Tensor, other: Tensor) -> Tensor:
-        """What is pasted into `view` [B, 3, H, W], whose other view of the same images is `other`."""
-        raise NotImplementedError
+    @property
+    def mixed_branches(self) -> tuple[str, ...]:
+        """Views that get a mixture."""
+        return ("query", "key")
+
+    @property
+    def shared_box(self) -> bool:
+        """Whether both mixtures have the query's box."""
+        return bool(self.config.box_mode == "shared")
 
     def terms(self, query: Vectors, key: Vectors, lam: Tensor) -> list[Term]:
         """The loss of one direction; lam [B] is the weight of the query mixture's own image."""
         raise NotImplementedError
 
     def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
-        config, first, second = self.config, augment(images), augment(images)
-        count = 1 if config.box_mode == "shared" else 2
-        pairs = sample_boxes(
-            len(first),
-            (first.shape[2], first.shape[3]),
-            generators["mix"],
-            alpha=config.alpha,
-            per_sample=config.box_per_sample,
-            count=count,
-        )
-        (query_boxes, query_lam), (key_boxes, key_lam) = pairs[0], pairs[-1]
-        return {
-            "query": first,
-            "query_mixed": paste(first, self.partner(first, second), query_boxes),
-            "boxes_query_mixed": query_boxes,
-            "lam_query_mixed": query_lam,
-            "key": second,
-            "key_mixed": paste(second, self.partner(second, first), key_boxes),
-            "boxes_key_mixed": key_boxes,
-            "lam_key_mixed": key_lam,
-        }
+        sides = {"query": augment(images), "key": augment(images)}
+        how = draw(len(images), generators["mix"], self.config)
+        views: dict[str, Tensor] = {}
+        for name, other in (("query", "key"), ("key", "query")):
+            views[name] = sides[name]
+            if name not in self.mixed_branches:
+                continue
+            patch = donor(self.partner, sides[name], sides[other])
+            if name == "query" or not self.shared_box:
+                boxes, outside = place(patch, how.lam0, generators["mix"], self.config)
+            mixture = paste_in(sides[name], patch, boxes, outside, how.mixed)
+            views[f"{name}_mixed"] = mixture.images
+            views[f"boxes_{name}_mixed"] = boxes  # also where nothing is pasted: the regions stay
+            # A patch of the same image leaves nothing to label; the box alone says how large its two parts are.
+            views[f"lam_{name}_mixed"] = outside if self.partner == "other_view" else mixture.lam
+        return views
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
-        directions = [("", "query", "key")]
-        if self.config.symmetric:
-            directions.append(("_swapped", "key", "query"))
         terms: list[Term] = []
         keys: list[Vectors] = []
-        for suffix, query, key in directions:
+        for suffix, query, key in self.directions():
             query_vectors = self._queries(views, query)
             keys.append(self._keys(views, key, generators["shuffle"]))
-            lam = self._weight(views[f"lam_{query}_mixed"], views[f"lam_{key}_mixed"])
-            for term in self.terms(query_vectors, keys[-1], lam):
+            for term in self.terms(query_vectors, keys[-1], self._weight(views, query, key)):
                 terms.append(replace(term, name=term.name + suffix))
-        loss, parts = infonce_sum(terms, self.negatives(), self.config.temperature)
-        parts["lam"] = self._weight(views["lam_query_mixed"], views["lam_key_mixed"]).mean()
         held = {"whole": "whole", "global": "outside", "local": "inside"}  # queue: vector
-        carry = {name: torch.cat([getattr(side, held[name]) for side in keys]) for name in self.queues}
-        return Step(loss, parts, carry)
+        carries = [{name: getattr(side, held[name]) for name in self.queues} for side in keys]
+        return self.total(terms, carries, self._weight(views, "query", "key"))
 
-    def begin(self) -> None:
-        super().begin()
+    def begin(self, progress: float) -> None:
+        super().begin(progress)
         if self.config.region_head == "own":
             update_ema_(self.key_region_head, self.region_head, self.config.ema)
 
-    def _weight(self, own: Tensor, other: Tensor) -> Tensor:
+    def _weight(self, views: dict[str, Tensor], query: str, key: str) -> Tensor:
+        own = views[f"lam_{query}_mixed"]
         if self.config.lam == "ratio":
             return own
-        return (own + other) / 2 if self.config.lam == "mean" else torch.full_like(own, self.config.lam)
+        if self.config.lam == "mean":
+            return (own + views[f"lam_{key}_mixed"]) / 2
+        return torch.where(own < 1, self.config.lam, own)  # where nothing is mixed, 1 is no choice
 
     def _queries(self, views: dict[str, Tensor], name: str) -> Vectors:
         clean = self.encoder(views[name]).z
-        frozen = frozen_statistics(self.encoder) if self.config.bn_stats == "clean_only" else nullcontext()
-        with frozen:
+        with mixed_statistics(self.config, self.encoder):
             mixture = self.encoder(views[f"{name}_mixed"], self.config.region_layer)
         return self._vectors(views, name, clean, mixture.z, mixture.map, self._heads()[0])
 

@@ -22,7 +22,9 @@ Where the options come from (defaults follow the paper's text):
     eq7_pdf     the printed equation has the local term twice and no global one
     lg_both     adds the mirror image of the local-global term, I(qG, kL, local); ours
     gg_key, queues, region_head, shuffle_mixed    second value: the published code of Approach 2
-    symmetric, box_per_sample, alpha, region_layer, bn_stats    ours
+    mixture     cutmix; saliency centres each box on its own donor (the paper's future work); none pastes nothing and
+                keeps boxes, regions and weights, which stay right. mixup has no regions and is refused
+    symmetric, box_per_sample, alpha, region_layer, saliency_*, bn_stats    ours
 """
 
 from collections.abc import Callable
@@ -32,13 +34,13 @@ from torch import Tensor
 
 from mixfast.errors import ConfigError
 from mixfast.losses import Term
-from mixfast.methods._regions import RegionConfig, RegionMethod, Vectors
+from mixfast.methods._regions import RegionMethod, TwoBranchConfig, Vectors
 from mixfast.models import Encoder
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
-class Approach1Config(RegionConfig):
+class Approach1Config(TwoBranchConfig):
     lg_both: bool = False  # also compare the query's global with the key's local vector
     eq7_pdf: bool = False  # twice the local term instead of the global one, as printed
 
@@ -52,13 +54,11 @@ class Approach1(RegionMethod):
     Config = Approach1Config
     summary = "CutMix between the two views of an image, on both branches, with region terms (eq. 7)"
     config: Approach1Config
+    partner = "other_view"
 
     def __init__(self, config: Approach1Config, make_encoder: Callable[[], Encoder], generators: Generators):
         queues = ["whole", "global", "local"] if config.queues == 3 else ["whole", "local"]
         super().__init__(config, make_encoder, generators, queues)
-
-    def partner(self, view: Tensor, other: Tensor) -> Tensor:
-        return other
 
     def terms(self, query: Vectors, key: Vectors, lam: Tensor) -> list[Term]:
         config, rest = self.config, 1 - lam
@@ -81,3 +81,4 @@ class Approach1(RegionMethod):
 
 METHOD = Approach1
 PRESETS: dict[str, dict[str, object]] = {"approach1": {}}
+HELP = {"approach1": ("2x", "90.15 after 1000 epochs (paper)")}

@@ -1,11 +1,12 @@
 """What every method is: a module that turns images into views, views into a loss, and keys into state."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from mixfast.losses import Term
 from mixfast.models import Encoder
 from mixfast.rng import Generators
 
@@ -17,12 +18,13 @@ class Step:
     loss: Tensor  # scalar to differentiate
     parts: dict[str, Tensor]  # detached scalars for the log, on the device
     carry: dict[str, Tensor]  # [n, ...] each: what `Method.update` takes once the gradient has been computed
+    terms: Sequence[Term] = ()  # of a loss with queues, for diagnostics
 
 
 class Method(nn.Module):
     """A self-supervised method. A file that defines a subclass and names it METHOD is all it takes to add one.
 
-    The training loop calls, per optimiser step: `begin()`; then for each (micro-)batch `views`, `step` and backward of
+    The training loop calls, per optimiser step: `begin`; then for each (micro-)batch `views`, `step` and backward of
     the loss; then the optimiser, and `update` with the carries of all micro-batches, concatenated along dimension 0.
     None of them waits for the device. `state_dict()` holds all state but the generators.
     """
@@ -41,20 +43,38 @@ class Method(nn.Module):
     def check(cls, config: Any, batch: int) -> None:
         """Raise ConfigError if `config` cannot work with `batch` images per optimiser step."""
 
+    @classmethod
+    def candidates(cls, config: Any, batch: int) -> int | None:
+        """Among how many rows a term of the loss looks for the positive, if it does: guessing costs the logarithm.
+
+        Args:
+            batch: images per call of `step`.
+        """
+        return None
+
     def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
         """uint8 images [B, 3, H, W] to everything a step needs, without parameters; draws from generators["mix"].
 
-        `augment` makes one random, normalised float32 view of each image per call. Entries [B, 3, H, W] are what the
-        report shows; boxes of a mixture "name" are int64 [B, 4] under "boxes_name".
+        `augment` makes one random, normalised float32 view of each image per call: the first call by the recipe of
+        the first view, later ones by that of the second (the same unless options say otherwise). Entries [B, 3, H, W]
+        are what the report shows; boxes of a mixture "name" are int64 [B, 4] under "boxes_name".
         """
         raise NotImplementedError
 
-    def begin(self) -> None:
-        """Called once before each optimiser step; a follower moves here."""
+    def begin(self, progress: float) -> None:
+        """Called once before each optimiser step; a follower moves here.
+
+        Args:
+            progress: share of the run's optimiser steps that are done, in [0, 1); for what changes as training goes on.
+        """
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
         """The loss of these views. Changes nothing but batch-norm statistics; draws from generators["shuffle"]."""
         raise NotImplementedError
+
+    def negatives(self) -> Mapping[str, Tensor]:
+        """The keys [K, D] of each queue that the terms of a `Step` name."""
+        return {}
 
     def update(self, carry: dict[str, Tensor]) -> None:
         """Called once after each optimiser step with what `step` returned as `carry`; queues move here."""

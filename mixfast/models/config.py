@@ -7,7 +7,7 @@ import torch
 
 from mixfast.errors import ConfigError
 from mixfast.models.encoder import Encoder
-from mixfast.models.heads import build_head
+from mixfast.models.heads import Head, build_head
 from mixfast.models.initialise import initialise_
 from mixfast.models.resnet import LAYOUTS, ResNet
 
@@ -18,21 +18,23 @@ class ModelConfig:
     width: int = 64  # channels of the first stage; each further stage doubles them
     stem: Literal["cifar", "cifar_s2", "imagenet"] = "cifar"  # 3x3 stride 1, 3x3 stride 2, or 7x7 stride 2 + max-pool
     dim: int = 128  # size of the embedding z
-    head: Literal["linear", "mlp"] = "linear"  # backbone's average pool -> z; mlp: one hidden layer, no batch norm
-    bn_splits: int = 8  # groups of samples with separate batch statistics; 1: ordinary batch norm
+    head: Head = "linear"  # average pool -> z; mlp: with a hidden layer; bn: batch norm after it; bn2: after z too
+    hidden: int | None = None  # size of the head's hidden layer; none: the features'
+    bn_splits: int = 8  # groups of samples with separate batch statistics in the backbone; 1: ordinary batch norm
 
     def __post_init__(self) -> None:
         if self.depth not in LAYOUTS:
             raise ConfigError(f"model.depth must be one of {', '.join(map(str, LAYOUTS))}; got {self.depth}")
-        for name in ("width", "dim", "bn_splits"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("width", "dim", "hidden", "bn_splits"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"model.{name} must be at least 1; got {value}")
 
 
 def build_encoder(config: ModelConfig, generator: torch.Generator) -> Encoder:
     """A freshly initialised encoder on the generator's device; the weights depend on nothing but the generator."""
     with torch.device(generator.device):
         backbone = ResNet(config.depth, config.width, config.stem, config.bn_splits)
-        encoder = Encoder(backbone, build_head(config.head, backbone.out_channels, config.dim))
+        encoder = Encoder(backbone, build_head(config.head, backbone.out_channels, config.dim, config.hidden))
     initialise_(encoder, generator)
     return encoder

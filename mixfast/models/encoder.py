@@ -33,6 +33,11 @@ class Encoder(nn.Module):
         """D, the size of the embedding."""
         return [m for m in self.head.modules() if isinstance(m, nn.Linear)][-1].out_features
 
+    def pool(self, images: Tensor) -> Tensor:
+        """h alone, [B, C], for a head that sees several views at once."""
+        features: Tensor = self.backbone(images)
+        return features.mean(dim=(2, 3))
+
     def forward(self, images: Tensor, layer: int | None = None) -> Encoding:
         """[B, 3, H, W] normalised images to their `Encoding`; `layer` (1 ... `layers`) chooses the map."""
         last = self.layers

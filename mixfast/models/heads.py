@@ -1,17 +1,40 @@
 """Heads: from a backbone's features to the embedding in which vectors are compared."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
 from mixfast.losses import unit
 from mixfast.ops import masked_upsample_pool
 
+Head = Literal["linear", "mlp", "mlp_bn", "mlp_bn2"]
 
-def build_head(kind: str, in_features: int, dim: int) -> nn.Module:
-    """ "linear": one layer. "mlp": in_features, ReLU, dim. No batch norm in either."""
+
+def build_head(kind: Head, in_features: int, dim: int, hidden: int | None = None) -> nn.Module:
+    """A projector of features [B, in_features] to [B, dim].
+
+        linear     Linear
+        mlp        Linear, ReLU, Linear
+        mlp_bn     Linear, BN, ReLU, Linear         projector and predictor of BYOL
+        mlp_bn2    Linear, BN, ReLU, Linear, BN     projector of SimCLR
+
+    The batch norms are ordinary ones over the whole batch; a layer before one has no bias, which it would take away.
+
+    Args:
+        kind: one of the above.
+        in_features, dim: sizes of input and output.
+        hidden: size of the layer between; `in_features` if None.
+    """
+    width = in_features if hidden is None else hidden
     if kind == "linear":
         return nn.Linear(in_features, dim)
-    return nn.Sequential(nn.Linear(in_features, in_features), nn.ReLU(), nn.Linear(in_features, dim))
+    if kind == "mlp":
+        return nn.Sequential(nn.Linear(in_features, width), nn.ReLU(), nn.Linear(width, dim))
+    layers = [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+    if kind == "mlp_bn":
+        return nn.Sequential(*layers, nn.Linear(width, dim))
+    return nn.Sequential(*layers, nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim))
 
 
 def region_vectors(features: Tensor, boxes: Tensor, size: tuple[int, int], head: nn.Module) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,13 @@
 """A ring of past keys: the negatives of InfoNCE."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from mixfast.errors import ConfigError
 from mixfast.losses import unit
+from mixfast.ops import enqueue_
 
 
 class FeatureQueue(nn.Module):
@@ -27,12 +30,15 @@ class FeatureQueue(nn.Module):
         self.register_buffer("keys", unit(noise))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64, device=generator.device))
 
-    @torch.no_grad()
     def push_(self, keys: Tensor) -> None:
         """Overwrite the oldest rows with `keys` [B, D]. Call it after the backward pass, which reads the queue."""
-        size, rows = len(self.keys), len(keys)
-        if rows == 0 or size % rows:
-            raise ConfigError(f"FeatureQueue: its size must be a multiple of the rows pushed; got {size} and {rows}.")
-        places = self.pointer + torch.arange(rows, device=self.pointer.device)
-        self.keys.index_copy_(0, places, keys.to(self.keys.dtype))
-        self.pointer.add_(rows).remainder_(size)
+        push_all_([self], [keys])
+
+
+def push_all_(queues: Sequence[FeatureQueue], keys: Sequence[Tensor]) -> None:
+    """`push_` of keys[q] [B, D], unit rows, to queues[q], in one call for all: on a GPU, one launch."""
+    for queue, rows in zip(queues, keys, strict=True):
+        size, count = len(queue.keys), len(rows)
+        if count == 0 or size % count:
+            raise ConfigError(f"FeatureQueue: its size must be a multiple of the rows pushed; got {size} and {count}.")
+    enqueue_([queue.keys for queue in queues], keys, [queue.pointer for queue in queues], normalize=False)

@@ -127,7 +127,8 @@ def batch_norm(num_features: int, num_splits: int) -> nn.BatchNorm2d:
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within the block, batch norms still use their batch's statistics but leave the running ones as they are."""
-    norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d)
+    norms = [m for m in module.modules() if isinstance(m, kinds) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
     try:

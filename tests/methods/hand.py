@@ -21,10 +21,15 @@ TEMPERATURE = 0.2
 def build(method: type[Method], model: ModelConfig, seed: int = 0, **options: Any) -> tuple[Method, Generators]:
     """A method on the CPU and its generators; a method with queues gets short ones unless told otherwise."""
     generators = Generators(seed)
-    if any(field.name == "queue_size" for field in dataclasses.fields(method.Config)):
+    if has(method, "queue_size"):
         options = {"queue_size": 4 * BATCH, **options}
     built = method(method.Config(**options), lambda: build_encoder(model, generators["weights"]), generators)
     return built.train(), generators
+
+
+def has(method: type[Method], option: str) -> bool:
+    """Whether a method has an option of this name."""
+    return any(field.name == option for field in dataclasses.fields(method.Config))
 
 
 def double(method: type[Method], head: str = "linear", **options: Any) -> tuple[Method, Generators, dict[str, Tensor]]:
@@ -33,7 +38,9 @@ def double(method: type[Method], head: str = "linear", **options: Any) -> tuple[
     One BN group: the order in which keys are encoded then changes nothing but rounding.
     """
     model = ModelConfig(depth=8, width=4, dim=6, head=head, bn_splits=1)  # type: ignore[arg-type]
-    built, generators = build(method, model, temperature=TEMPERATURE, **options)
+    if has(method, "temperature"):
+        options = {"temperature": TEMPERATURE, **options}
+    built, generators = build(method, model, **options)
     built.double()
     noise = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -56,6 +63,39 @@ def augmentation(generators: Generators, dtype: torch.dtype = torch.float32) -> 
 def rows(vectors: Tensor) -> Rows:
     """[B, D] as lists of unit length."""
     return [[v / math.sqrt(sum(w * w for w in row)) for v in row] for row in vectors.tolist()]
+
+
+def cosine(a: list[float], b: list[float]) -> float:
+    """Of two vectors of any length."""
+    lengths = math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
+    return sum(x * y for x, y in zip(a, b, strict=True)) / lengths
+
+
+def nt_xent(first: Rows, second: Rows, *, without_reverse: bool = False) -> list[float]:
+    """-log( e^{cos(a, b)/T} / sum_c e^{cos(a, c)/T} ) for the rows a of both views, in this order: b is the same row of
+    the other view and c every row but a itself; `without_reverse`, nor row N-1-n of the other view unless that is b."""
+    vectors, count = first + second, len(first)
+    losses = []
+    for a, anchor in enumerate(vectors):
+        good = (a + count) % (2 * count)
+        left_out = {a, 2 * count - 1 - a} - {good} if without_reverse else {a}
+        others = [math.exp(cosine(anchor, v) / TEMPERATURE) for c, v in enumerate(vectors) if c not in left_out]
+        losses.append(-math.log(math.exp(cosine(anchor, vectors[good]) / TEMPERATURE) / sum(others)))
+    return losses
+
+
+def head_rows(head: nn.Module, features: Tensor) -> Rows:
+    """A head on [N, C] features, which give its batch norms' statistics: linear layers by torch, the rest here."""
+    vectors = features.detach()
+    for layer in head if isinstance(head, nn.Sequential) else [head]:
+        if isinstance(layer, nn.BatchNorm1d):
+            centred = vectors - vectors.sum(dim=0) / len(vectors)
+            variance = (centred**2).sum(dim=0) / len(vectors)
+            vectors = centred / (variance + layer.eps).sqrt() * layer.weight.detach() + layer.bias.detach()
+        else:
+            vectors = vectors.clamp(min=0) if isinstance(layer, nn.ReLU) else layer(vectors).detach()
+    rows_: Rows = vectors.tolist()
+    return rows_
 
 
 def infonce(queries: Rows, positives: Rows, queue: Tensor) -> list[float]:

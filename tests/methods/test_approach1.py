@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mixfast.errors import ConfigError
 from mixfast.methods import load
-from mixfast.mix import box_mask
+from mixfast.mix import box_mask, peaks
 from mixfast.models import ModelConfig
 from tests.methods.hand import BATCH, SIDE, branch, build, double, infonce, mean
 
@@ -32,6 +32,9 @@ OPTIONS: list[dict[str, Any]] = [
     {"lg_both": True},
     {"eq7_pdf": True},
     {"queues": 2, "gg_key": "whole", "lg_both": True},
+    {"mixture": "none", "symmetric": True},
+    {"mixture": "saliency", "saliency_prob": 1.0},
+    {"mixture": "saliency", "saliency_prob": 1.0, "saliency_box": "first", "box_mode": "shared"},
 ]
 
 
@@ -101,6 +104,28 @@ def test_shared_boxes_make_complementary_mixtures() -> None:
     assert torch.equal(views["query_mixed"] + views["key_mixed"], views["query"] + views["key"])
 
 
+@pytest.mark.parametrize(
+    "options", [{"mixture": "none"}, {"mixture": "saliency", "saliency_prob": 0.0}], ids=lambda o: o["mixture"]
+)
+def test_unmixed_views_keep_their_regions_and_weights(options: dict[str, Any]) -> None:
+    """All of both views shows image i, mixed or not: every term stays right, and lam stays the share outside."""
+    _, _, views = double(load("approach1"), **options)
+    for name in ("query", "key"):
+        assert torch.equal(views[f"{name}_mixed"], views[name])
+        share = 1 - box_mask(views[f"boxes_{name}_mixed"], (SIDE, SIDE)).double().mean(dim=(1, 2))
+        torch.testing.assert_close(views[f"lam_{name}_mixed"].double(), share, atol=1e-6, rtol=0)
+        assert (views[f"lam_{name}_mixed"] < 1).all()
+
+
+def test_each_salient_box_is_around_the_peak_of_its_own_donor() -> None:
+    _, _, views = double(load("approach1"), mixture="saliency", saliency_prob=1.0)
+    for name, donor in (("query", "key"), ("key", "query")):
+        rows, columns = peaks(views[donor]).T
+        inside = box_mask(views[f"boxes_{name}_mixed"], (SIDE, SIDE))[torch.arange(BATCH), rows, columns]
+        assert inside.all()
+    assert not torch.equal(views["boxes_query_mixed"], views["boxes_key_mixed"])
+
+
 def test_without_boxes_original_and_mixed_term_are_left() -> None:
     """lam = 1 and empty boxes: x1M = x1, and no region term counts."""
     method, generators, views = double(load("approach1"))
@@ -125,6 +150,8 @@ def test_without_boxes_original_and_mixed_term_are_left() -> None:
         ({"lam": 1.2}, r"method.lam must be ratio, mean, or a number in \[0, 1\]; got 1.2"),
         ({"lam": "median"}, r"method.lam must be ratio, mean"),
         ({"eq7_pdf": True, "gg_key": "whole"}, r"method.gg_key: with eq7_pdf there is no global term"),
+        ({"mixture": "mixup"}, r"method.mixture mixup blends whole images.*use cutmix, saliency or none"),
+        ({"saliency_prob": 2.0}, r"method.saliency_prob must be in \[0, 1\]; got 2.0"),
         ({"region_layer": 4}, r"method.region_layer must be in 1 ... 3 for this backbone; got 4"),
         ({"region_layer": 0}, r"method.region_layer must be in 1 ... 3 for this backbone; got 0"),
         (

@@ -9,7 +9,7 @@ from torch import Tensor
 from mixfast.methods import load
 from mixfast.methods.approach2 import PRESETS
 from mixfast.mix import box_mask
-from tests.methods.hand import BATCH, SIDE, branch, double, infonce, mean, region_rows, rows
+from tests.methods.hand import BATCH, SIDE, augmentation, branch, double, infonce, mean, region_rows, rows
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -36,6 +36,10 @@ OPTIONS: list[dict[str, Any]] = [
     {"bn_stats": "clean_only"},
     {"symmetric": True},
     {"symmetric": True, "reverse_regions": "cross", "queues": 2},
+    {"mixture": "saliency", "saliency_prob": 1.0},
+    {"mixture": "saliency", "saliency_prob": 1.0, "saliency_box": "first", "reverse_regions": "cross"},
+    {"mixture": "saliency", "saliency_prob": 0.0, "lam": 0.375},
+    {"mixture": "none", "lam": "mean"},
 ]
 
 
@@ -47,7 +51,7 @@ def direction(method: Any, views: dict[str, Tensor], query: str, key: str) -> fl
     own_global = whole if config.queues == 2 or "global" not in method.queues else method.queues["global"].keys
     own, other = views[f"lam_{query}_mixed"].tolist(), views[f"lam_{key}_mixed"].tolist()
     lam = {"ratio": own, "mean": [(a + b) / 2 for a, b in zip(own, other, strict=True)]}.get(
-        config.lam, [config.lam] * BATCH
+        config.lam, [config.lam if a < 1 else 1 for a in own]
     )
     rest = [1 - share for share in lam]
     reversed_rest = rest[::-1]
@@ -115,6 +119,33 @@ def test_views_exchange_patches_with_the_reversed_batch() -> None:
             expected = torch.where(mask[i], views[name][BATCH - 1 - i], views[name][i])
             assert torch.equal(views[f"{name}_mixed"][i], expected)
     assert not torch.equal(views["boxes_query_mixed"], views["boxes_key_mixed"])
+
+
+@pytest.mark.parametrize("options", [{}, {"lam": 0.375}, {"ll_weight": "lam"}], ids=str)
+@pytest.mark.parametrize("reverse", ["paired", "cross", "literal"])
+def test_unmixed_views_leave_the_forward_terms(reverse: str, options: dict[str, Any]) -> None:
+    """No mixture holds a second image, so lam = 1 whatever the options, and no reversed term may count."""
+    method, generators, views = double(load("approach2"), mixture="none", reverse_regions=reverse, **options)
+    assert torch.equal(views["query_mixed"], views["query"]) and torch.equal(views["key_mixed"], views["key"])
+    q, k = branch(method, "query", "query", views), branch(method, "key", "key", views)
+    queues = {name: queue.keys for name, queue in method.queues.items()}
+    expected = 2 * mean(infonce(q["whole"], k["whole"], queues["whole"]))
+    expected += mean(infonce(q["outside"], k["outside"], queues["global"]))
+    expected += mean(infonce(q["inside"], k["inside"], queues["local"]))
+    assert method.step(views, generators).loss.item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_both_branches_of_a_step_are_mixed_or_neither() -> None:
+    """A patch of image N-1-i on one side alone would be compared with image i."""
+    method, generators, views = double(load("approach2"), mixture="saliency")
+    images = torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8, generator=generators["images"])
+    mixed = []
+    for _ in range(30):
+        views = method.views(images, augmentation(generators), generators)
+        mixed.append([not torch.equal(views[f"{name}_mixed"], views[name]) for name in ("query", "key")])
+        assert mixed[-1][0] == mixed[-1][1]
+        assert [bool((views[f"lam_{name}_mixed"] < 1).all()) for name in ("query", "key")] == mixed[-1]
+    assert {True, False} == {query for query, _ in mixed}
 
 
 def test_only_queues_that_are_read_exist() -> None:

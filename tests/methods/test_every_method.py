@@ -1,6 +1,7 @@
 """What must hold for every method and every preset: learning, gradients, determinism, resume, no waiting."""
 
 import copy
+import dataclasses
 import importlib
 from typing import Any
 
@@ -21,12 +22,24 @@ CASES = [
     for name in names()
     for preset, options in importlib.import_module(f"mixfast.methods.{name}").PRESETS.items()
 ]
+CASES += [  # mixtures that are no default
+    pytest.param(name, {f"method.{key}": value for key, value in options.items()}, id=f"{name} {options['mixture']}")
+    for name, options in [
+        ("moco_cutmix", {"mixture": "mixup"}),
+        ("moco_unmix", {"mixture": "saliency"}),
+        ("approach2", {"mixture": "saliency", "saliency_prob": 1.0, "saliency_box": "first", "box_per_sample": True}),
+        ("one_branch", {"mixture": "saliency", "partner": "batch_reverse"}),
+    ]
+]
 every_method = pytest.mark.parametrize(("name", "overrides"), CASES)
 
 
 def prepared(name: str, overrides: dict[str, Any], seed: int = 0) -> tuple[Method, Generators]:
-    options = {k.removeprefix("method."): v for k, v in overrides.items() if k.startswith("method.")}
-    return build(load(name), MODEL, seed, **options)
+    model, options = (
+        {key.removeprefix(section): value for key, value in overrides.items() if key.startswith(section)}
+        for section in ("model.", "method.")
+    )
+    return build(load(name), dataclasses.replace(MODEL, **model), seed, **options)
 
 
 def images() -> Tensor:
@@ -34,15 +47,15 @@ def images() -> Tensor:
     return torch.randint(0, 256, (BATCH, 3, SIDE, SIDE), generator=rng, dtype=torch.uint8)
 
 
-def optimiser(method: Method) -> torch.optim.Optimizer:
-    return torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
+def optimiser(method: Method, rate: float = 0.05, momentum: float = 0.9) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in method.parameters() if p.requires_grad], lr=rate, momentum=momentum)
 
 
-def train(method: Method, generators: Generators, sgd: torch.optim.Optimizer, steps: int) -> list[float]:
-    """The engine's order of calls."""
+def train(method: Method, generators: Generators, sgd: torch.optim.Optimizer, steps: range) -> list[float]:
+    """The engine's order of calls, for some steps of a run of ten."""
     losses = []
-    for _ in range(steps):
-        method.begin()
+    for step_number in steps:
+        method.begin(step_number / 10)
         step = method.step(method.views(images(), augmentation(generators), generators), generators)
         step.loss.backward()
         sgd.step()
@@ -61,12 +74,11 @@ def assert_same_state(first: Method, second: Method) -> None:
 @every_method
 def test_a_step_lowers_the_loss_of_the_same_views(name: str, overrides: dict[str, Any]) -> None:
     method, generators = prepared(name, overrides)
-    sgd = optimiser(method)
+    sgd = optimiser(method, 0.01, momentum=0)
     views = method.views(images(), augmentation(generators), generators)
-    draws = generators.state_dict()
     losses = []
     for _ in range(3):
-        generators.load_state_dict(draws)  # the same order of keys
+        generators["shuffle"].manual_seed(1)  # the same order of keys
         step = method.step(views, generators)
         step.loss.backward()
         sgd.step()
@@ -81,8 +93,10 @@ def test_trainable_parameters_get_a_gradient_and_the_key_side_none(name: str, ov
     step = method.step(method.views(images(), augmentation(generators), generators), generators)
     step.loss.backward()
     for parameter_name, parameter in method.named_parameters():
-        if parameter_name.startswith("key_"):
+        if parameter_name.startswith(FOLLOWERS):
             assert not parameter.requires_grad and parameter.grad is None, parameter_name
+        elif name.startswith("byol") and parameter_name == "encoder.head.3.bias":
+            assert not parameter.requires_grad and not parameter.any()  # the predictor's batch norm would take it away
         else:
             assert parameter.grad is not None and parameter.grad.any(), parameter_name
     assert not any(value.requires_grad for value in [*step.carry.values(), *step.parts.values()])
@@ -99,12 +113,14 @@ def test_bfloat16_autocast_gives_nearly_the_same_gradient(name: str, overrides: 
             step = method.step(views, generators)
         step.loss.backward()
         assert all(keys.dtype == torch.float32 for keys in step.carry.values())
-        grads.append({key: p.grad for key, p in method.named_parameters() if p.requires_grad})
+        grads.append({key: p.grad.flatten() for key, p in method.named_parameters() if p.requires_grad})
         losses.append(step.loss.item())
     assert losses[1] == pytest.approx(losses[0], rel=0.02, abs=0.01)
-    for key, exact in grads[0].items():
-        cosine = torch.cosine_similarity(exact.flatten(), grads[1][key].flatten(), dim=0).item()
-        assert cosine > 0.9, f"{key}: cosine {cosine:.3f}"
+    whole = torch.cosine_similarity(*(torch.cat(list(grad.values())) for grad in grads), dim=0).item()
+    assert whole > 0.97
+    for key, exact in grads[0].items():  # of eight numbers some nearly cancel over the batch, and rounding shows
+        cosine = torch.cosine_similarity(exact, grads[1][key], dim=0).item()
+        assert cosine > 0.7, f"{key}: cosine {cosine:.3f}"
 
 
 @every_method
@@ -113,7 +129,7 @@ def test_same_seed_same_bits(name: str, overrides: dict[str, Any]) -> None:
     for _ in range(2):
         torch.manual_seed(len(runs))  # the global generator must not matter
         method, generators = prepared(name, overrides)
-        runs.append((method, train(method, generators, optimiser(method), 3)))
+        runs.append((method, train(method, generators, optimiser(method), range(3))))
     assert runs[0][1] == runs[1][1]
     assert_same_state(runs[0][0], runs[1][0])
 
@@ -122,15 +138,15 @@ def test_same_seed_same_bits(name: str, overrides: dict[str, Any]) -> None:
 def test_resume_continues_with_the_same_bits(name: str, overrides: dict[str, Any]) -> None:
     method, generators = prepared(name, overrides)
     sgd = optimiser(method)
-    train(method, generators, sgd, 3)
+    train(method, generators, sgd, range(3))
     saved = copy.deepcopy((method.state_dict(), sgd.state_dict(), generators.state_dict()))
-    expected = train(method, generators, sgd, 3)
+    expected = train(method, generators, sgd, range(3, 6))
     other, other_generators = prepared(name, overrides, seed=9)
     other_sgd = optimiser(other)
     other.load_state_dict(saved[0])
     other_sgd.load_state_dict(saved[1])
     other_generators.load_state_dict(saved[2])
-    assert train(other, other_generators, other_sgd, 3) == expected
+    assert train(other, other_generators, other_sgd, range(3, 6)) == expected
     assert_same_state(method, other)
 
 
@@ -144,6 +160,7 @@ def test_step_changes_nothing_but_batch_norm_statistics(name: str, overrides: di
     assert moved and all(key.rpartition(".")[2] in BATCH_NORM_BUFFERS for key in moved)
 
 
+FOLLOWERS = ("key_", "target_")
 BATCH_NORM_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -160,18 +177,27 @@ def test_queues_take_the_keys_when_told(name: str, overrides: dict[str, Any]) ->
 
 
 @every_method
-def test_the_key_side_follows_by_the_average_and_only_in_begin(name: str, overrides: dict[str, Any]) -> None:
+def test_the_key_side_follows_by_the_average_and_only_when_it_should(name: str, overrides: dict[str, Any]) -> None:
+    """In `begin`, or where the options say so in `update`, once the optimiser has moved."""
     method, _ = prepared(name, overrides)
-    pairs = {key: key.removeprefix("key_") for key, _ in method.named_parameters() if key.startswith("key_")}
     parameters = dict(method.named_parameters())
+    pairs = {key: key.partition("_")[2] for key in parameters if key.startswith(FOLLOWERS)}
     assert all(torch.equal(parameters[key], parameters[query]) for key, query in pairs.items())
     with torch.no_grad():
         for query in pairs.values():
             parameters[query].add_(1)
     before = {key: parameters[key].clone() for key in pairs}
-    method.begin()
+    calls = [lambda: method.begin(0.0), lambda: method.update({})]
+    if getattr(method.config, "ema_when", "before") == "after":
+        calls[0]()
+        assert all(torch.equal(parameters[key], before[key]) for key in pairs)
+        calls.reverse()
+    calls[0]()
     for key in pairs:
         torch.testing.assert_close(parameters[key], before[key] + 0.01, atol=1e-6, rtol=0)
+    after = {key: parameters[key].clone() for key in pairs}
+    calls[1]()
+    assert all(torch.equal(parameters[key], after[key]) for key in pairs)
 
 
 class _NoWaiting(TorchDispatchMode):
@@ -202,7 +228,7 @@ def test_no_call_of_a_training_step_waits_for_the_device(
     with _NoWaiting():
         with pytest.raises(AssertionError, match="waits for the device"):
             torch.ones(1).item()
-        method.begin()
+        method.begin(0.5)
         step = method.step(method.views(batch, augment, generators), generators)
         method.update(step.carry)
 
@@ -220,6 +246,8 @@ def test_parts_and_carry_are_fit_for_the_log_and_the_queue(name: str, overrides:
 def test_batches_that_do_not_fit_the_queue_are_refused_before_training(name: str, overrides: dict[str, Any]) -> None:
     method, _ = prepared(name, overrides)
     method.check(method.config, BATCH)
+    if not hasattr(method.config, "queue_size"):
+        return method.check(method.config, 24)
     rows = 24 * (2 if method.config.symmetric else 1)
     with pytest.raises(
         ConfigError, match=rf"method.queue_size must be a multiple of the {rows} keys .* got 32. {rows} "

@@ -51,7 +51,7 @@ def test_names_are_the_files() -> None:
 
 
 def test_unknown_name_is_met_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"no 'aproach1'; did you mean approach1 or approach2\? Known: .*moco"):
+    with pytest.raises(ConfigError, match=r"no 'aproach1'; did you mean approach1 or approach2 or .*\? Known: .*moco"):
         load("aproach1")
     with pytest.raises(ConfigError, match=r"no 'xyzzy'; Known: "):
         load("xyzzy")
@@ -65,7 +65,7 @@ def test_a_method_from_outside_the_package(tmp_path: Path, monkeypatch: pytest.M
     model = ModelConfig(depth=8, width=4, dim=4, bn_splits=1)
     method = method_class(method_class.Config(), lambda: build_encoder(model, generators["weights"]), generators)
     method_class.check(method.config, 3)
-    method.begin()
+    method.begin(0.0)
     step = method.step(method.views(torch.zeros(4, 3, 8, 8), lambda x: x + 1, generators), generators)
     step.loss.backward()
     method.update(step.carry)

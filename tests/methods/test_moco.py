@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from mixfast.config import OptimConfig
 from mixfast.methods import load
+from mixfast.methods.moco import PRESETS
 from tests.methods.hand import double, infonce, mean, rows
 
 
@@ -37,3 +39,16 @@ def test_an_mlp_head_works_too() -> None:
     q, k = rows(method.encoder(views["query"]).z.detach()), rows(method.key_encoder(views["key"]).z)
     wanted = mean(infonce(q, k, method.queues["whole"].keys))
     assert method.step(views, generators).loss.item() == pytest.approx(wanted, rel=1e-10)
+
+
+def test_v1_differs_in_temperature_schedule_and_augmentation() -> None:
+    """The rate falls at 60 % and 90 % (the default of `step`); strong jitter of every image, after the grey."""
+    assert PRESETS["moco_v1"] == {
+        "method.temperature": 0.07,
+        "optim.schedule": "step",
+        "augment.crop_scale": (0.2, 1.0),
+        "augment.hue": 0.4,
+        "augment.jitter": 1.0,
+        "augment.grey_first": True,
+    }
+    assert OptimConfig().steps == (0.6, 0.9) and OptimConfig().step_factor == 0.1

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.losses import Term
-from mixfast.methods import _regions, load, moco
+from mixfast.methods import _momentum, load
 from mixfast.models import Encoding
 from mixfast.rng import Generators
+from tests.methods.hand import has
 
 COUNT = 16
 ANGLES = torch.arange(COUNT) * (2 * math.pi / COUNT)
@@ -28,8 +29,11 @@ class IndexEncoder(nn.Module):
         self.backbone = SimpleNamespace(channels=[3])
         self.head = identity(nn.Linear(3, 3))
 
+    def pool(self, images: Tensor) -> Tensor:
+        return images.mean(dim=(2, 3))
+
     def forward(self, images: Tensor, layer: int | None = None) -> Encoding:
-        h = images.mean(dim=(2, 3))
+        h = self.pool(images)
         return Encoding(self.head(h), h, images)
 
 
@@ -40,27 +44,36 @@ def identity(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-def collected(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[list[Term], dict[str, Tensor]]:
-    """The terms of one step on index-valued images, and its views."""
+def index_method(name: str, **options: Any) -> tuple[Any, Generators, dict[str, Tensor]]:
+    """A method whose vectors are averages of codes, its generators, and views of index-valued images."""
     method_class = load(name)
     generators = Generators(3)
-    method = method_class(method_class.Config(queue_size=4 * COUNT, **options), IndexEncoder, generators)
+    if has(method_class, "queue_size"):
+        options = {"queue_size": 4 * COUNT, **options}
+    method = method_class(method_class.Config(**options), IndexEncoder, generators)
     for head in ("region_head", "key_region_head"):
         if hasattr(method, head):
             identity(getattr(method, head))
+    if hasattr(method, "predictor"):
+        method.predictor = nn.Identity()
+    images = torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(COUNT, 3, 12, 12)
+    views = method.views(
+        images, lambda x: CODES[x[:, :1, 0, 0].long()][:, 0, :, None, None].expand(-1, 3, 12, 12), generators
+    )
+    return method, generators, views
+
+
+def collected(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[list[Term], dict[str, Tensor]]:
+    """The terms of one step on index-valued images, and its views."""
     terms: list[Term] = []
-    module = moco if name == "moco" else _regions
-    real = module.infonce_sum
+    real = _momentum.infonce_sum
 
     def spy(given: list[Term], *rest: Any) -> Any:
         terms.extend(given)
         return real(given, *rest)
 
-    monkeypatch.setattr(module, "infonce_sum", spy)
-    images = torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(COUNT, 3, 12, 12)
-    views = method.views(
-        images, lambda x: CODES[x[:, :1, 0, 0].long()][:, 0, :, None, None].expand(-1, 3, 12, 12), generators
-    )
+    monkeypatch.setattr(_momentum, "infonce_sum", spy)
+    method, generators, views = index_method(name, **options)
     method.step(views, generators)
     return terms, views
 
@@ -94,6 +107,23 @@ def image(vectors: Tensor) -> list[int]:
         ("approach2", {"box_per_sample": True, "reverse_regions": "cross"}),
         ("approach2", {"symmetric": True, "box_per_sample": True}),
         ("approach2", {"gg_key": "whole", "queues": 2, "region_head": "fc"}),
+        *[("approach1", {"mixture": kind, "saliency_prob": 0.0}) for kind in ("saliency", "none")],
+        ("approach1", {"mixture": "saliency", "saliency_prob": 1.0}),
+        *[("approach2", {"mixture": "saliency", "saliency_prob": p, "reverse_regions": "cross"}) for p in (0.0, 1.0)],
+        ("approach2", {"mixture": "none", "reverse_regions": "literal"}),
+        ("moco_cutmix", {}),
+        ("moco_cutmix", {"partner": "other_view", "symmetric": True}),
+        ("moco_cutmix", {"reverse_term": True, "box_per_sample": True}),
+        ("moco_cutmix", {"reverse_term": True, "mixture": "saliency", "saliency_prob": 1.0}),
+        ("moco_cutmix", {"reverse_term": True, "mixture": "none"}),
+        ("moco_unmix", {"p_global": 0.0}),
+        ("moco_unmix", {"p_global": 1.0, "box_per_sample": True, "symmetric": True}),
+        ("moco_unmix", {"mixture": "mixup"}),
+        ("one_branch", {}),
+        ("one_branch", {"symmetric": True, "region_head": "fc"}),
+        ("one_branch", {"partner": "batch_reverse"}),
+        ("one_branch", {"partner": "batch_reverse", "box_per_sample": True, "symmetric": True}),
+        ("one_branch", {"partner": "batch_reverse", "mixture": "none"}),
     ],
     ids=str,
 )
@@ -101,15 +131,16 @@ def test_every_positive_pair_shows_one_image(
     name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terms, _ = collected(name, monkeypatch, **options)
+    partner = options.get("partner", "other_view" if name in ("approach1", "one_branch") else "batch_reverse")
     for term in terms:
         positive = image(term.positive)
-        if name == "approach2" and term.name.startswith("mixed"):
+        if not torch.as_tensor(term.weight).any():
+            continue  # nothing is mixed, and a reversed term asks for nothing
+        if partner == "batch_reverse" and term.name.startswith("mixed"):
             # Two images in one query: the positive's share must be the term's weight.
             share = torch.as_tensor(term.weight)[:, None]
-            partner = CODES[[COUNT - 1 - i for i in positive]]
-            torch.testing.assert_close(
-                content(term.query), share * CODES[positive] + (1 - share) * partner, atol=1e-5, rtol=0
-            )
+            wanted = share * CODES[positive] + (1 - share) * CODES[[COUNT - 1 - i for i in positive]]
+            torch.testing.assert_close(content(term.query), wanted, atol=1e-5, rtol=0)
         else:
             assert image(term.query) == positive, term.name
         assert sorted(positive) == list(range(COUNT))
@@ -141,7 +172,7 @@ def test_paired_reverse_terms_equal_their_forward_terms(monkeypatch: pytest.Monk
         term = by_name[name]
         flipped = Term(name, term.query.flip(0), term.positive.flip(0), term.queue)
         forward = Term(name, term.query, term.positive, term.queue)
-        losses = [_regions.infonce_sum([t], queues, 0.5)[0].item() for t in (forward, flipped)]
+        losses = [_momentum.infonce_sum([t], queues, 0.5)[0].item() for t in (forward, flipped)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 

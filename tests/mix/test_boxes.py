@@ -4,8 +4,19 @@ import math
 
 import pytest
 import torch
+from torch import Tensor
 
-from mixfast.mix import sample_boxes
+from mixfast.mix import MixtureConfig, boxes_around, draw, place, sample_centres, sample_lam
+
+
+def boxes_of(
+    batch: int, size: tuple[int, int], seed: int, count: int = 1, *, alpha: float = 1.0, per_sample: bool = True
+) -> list[tuple[Tensor, Tensor]]:
+    """`count` draws of (boxes, share outside) from one lam0, as a method makes them."""
+    config, rng = MixtureConfig(alpha=alpha, box_per_sample=per_sample), torch.Generator().manual_seed(seed)
+    donor = torch.empty(batch, 0, *size)  # cutmix looks at its size alone
+    how = draw(batch, rng, config)
+    return [place(donor, how.lam0, rng, config) for _ in range(count)]
 
 
 def interval(extent: int, lam0: float, centre: int) -> tuple[int, int]:
@@ -21,7 +32,7 @@ def test_boxes_follow_the_rule_for_the_numbers_drawn(size: tuple[int, int], per_
     height, width = size
     draws = 50 if per_sample else 1
     for seed in range(20):
-        pairs = sample_boxes(50, size, torch.Generator().manual_seed(seed), per_sample=per_sample, count=2)
+        pairs = boxes_of(50, size, seed, 2, per_sample=per_sample)
         rng = torch.Generator().manual_seed(seed)
         lam0 = torch.rand(draws, generator=rng)
         for boxes, lam in pairs:
@@ -37,9 +48,7 @@ def test_boxes_follow_the_rule_for_the_numbers_drawn(size: tuple[int, int], per_
 
 def test_moments_and_limits_at_32_pixels() -> None:
     """E[lam] = 0.701, sd 0.183; two boxes of one lam0 differ in area by 0.096 on average (numerical integration)."""
-    (boxes, lam), (_, other) = sample_boxes(
-        400_000, (32, 32), torch.Generator().manual_seed(0), per_sample=True, count=2
-    )
+    (boxes, lam), (_, other) = boxes_of(400_000, (32, 32), 0, 2)
     x0, y0, x1, y1 = boxes.unbind(dim=1)
     width, height = x1 - x0, y1 - y0
     inside = (x0 > 0) & (y0 > 0) & (x1 < 32) & (y1 < 32)
@@ -54,13 +63,13 @@ def test_moments_and_limits_at_32_pixels() -> None:
 
 
 def test_rows_and_columns_are_not_exchanged() -> None:
-    boxes, _ = sample_boxes(20_000, (8, 64), torch.Generator().manual_seed(1), per_sample=True)[0]
+    boxes, _ = boxes_of(20_000, (8, 64), 1)[0]
     assert int(boxes[:, 2].max()) == 64 and int(boxes[:, 3].max()) == 8
     assert (boxes[:, :2] >= 0).all()
 
 
 def test_one_box_per_batch_by_default_and_two_centres() -> None:
-    (first, lam), (second, _) = sample_boxes(6, (32, 32), torch.Generator().manual_seed(2), count=2)
+    (first, lam), (second, _) = boxes_of(6, (32, 32), 2, 2, per_sample=False)
     assert first.dtype == torch.int64 and lam.dtype == torch.float32
     assert (first == first[0]).all() and (lam == lam[0]).all()
     assert not torch.equal(first, second)
@@ -70,18 +79,23 @@ def test_one_box_per_batch_by_default_and_two_centres() -> None:
 def test_alpha_is_the_concentration_of_lam0(alpha: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Beta(a, a) has mean 1/2 and deviation 1 / (2 sqrt(2 a + 1)); centred boxes are not clipped and show lam0."""
     monkeypatch.setattr(torch, "randint", lambda extent, shape, **_: torch.full(shape, extent // 2))
-    _, lam = sample_boxes(100_000, (4096, 4096), torch.Generator().manual_seed(3), alpha=alpha, per_sample=True)[0]
+    _, lam = boxes_of(100_000, (4096, 4096), 3, alpha=alpha)[0]
     assert lam.mean().item() == pytest.approx(0.5, abs=0.01)
     assert lam.std().item() == pytest.approx(1 / (2 * math.sqrt(2 * alpha + 1)), abs=0.005)
 
 
-def test_the_outside_is_never_empty_even_for_lam0_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.zeros(count))
-    boxes, lam = sample_boxes(4000, (4, 6), torch.Generator().manual_seed(4), per_sample=True)[0]
+def test_the_outside_is_never_empty_even_for_lam0_zero() -> None:
+    centres = sample_centres(4000, (4, 6), torch.Generator().manual_seed(4))
+    boxes, lam = boxes_around(centres, torch.zeros(1), (4, 6))
     assert lam.min().item() == pytest.approx(1 - 2 * 4 / 24)
     assert ((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])).max() == 8
 
 
 def test_same_generator_state_same_boxes() -> None:
-    draw = [sample_boxes(8, (32, 32), torch.Generator().manual_seed(5), alpha=0.7)[0] for _ in range(2)]
-    assert torch.equal(draw[0][0], draw[1][0]) and torch.equal(draw[0][1], draw[1][1])
+    first, second = (boxes_of(8, (32, 32), 5, alpha=0.7)[0] for _ in range(2))
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+def test_lam0_is_uniform_for_alpha_1() -> None:
+    rng = torch.Generator().manual_seed(6)
+    assert torch.equal(sample_lam(5, rng), torch.rand(5, generator=torch.Generator().manual_seed(6)))

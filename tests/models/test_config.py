@@ -1,6 +1,7 @@
 """models.config and models.initialise: what is built, and that its weights depend on the generator alone."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -56,6 +57,28 @@ def test_heads() -> None:
     assert mlp.head[0].weight.shape == (64, 64) and mlp.dim == 32
 
 
+@pytest.mark.parametrize(
+    ("kind", "layers", "biased"),
+    [
+        ("mlp", [nn.Linear, nn.ReLU, nn.Linear], [True, True]),
+        ("mlp_bn", [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear], [False, True]),
+        ("mlp_bn2", [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d], [False, False]),
+    ],
+)
+def test_hidden_layers_batch_norms_and_biases(kind: Any, layers: list[type], biased: list[bool]) -> None:
+    encoder = build(config=ModelConfig(depth=8, width=16, dim=32, head=kind, hidden=24))
+    assert [type(m) for m in encoder.head] == layers and encoder.dim == 32
+    linear = [m for m in encoder.head if isinstance(m, nn.Linear)]
+    assert [tuple(m.weight.shape) for m in linear] == [(24, 64), (32, 24)]
+    assert [m.bias is not None for m in linear] == biased
+
+
+def test_parameters_of_the_published_simclr_head() -> None:
+    """512 -> 512 BN ReLU -> 128 BN, without biases beside the norms' own."""
+    head = build(config=ModelConfig(head="mlp_bn2")).head
+    assert sum(p.numel() for p in head.parameters()) == 512 * 512 + 2 * 512 + 512 * 128 + 2 * 128
+
+
 def test_encoder_gives_the_map_of_a_layer(rng: torch.Generator) -> None:
     encoder = build().eval()
     x = torch.randn(2, 3, 16, 16, generator=rng)
@@ -65,6 +88,8 @@ def test_encoder_gives_the_map_of_a_layer(rng: torch.Generator) -> None:
     assert default.map.shape == (2, 64, 4, 4) and second.map.shape == (2, 32, 8, 8)
     assert torch.equal(default.z, second.z) and torch.equal(default.h, second.h)
     torch.testing.assert_close(default.h, default.map.mean(dim=(2, 3)))
+    with torch.no_grad():
+        assert torch.equal(encoder.pool(x), default.h)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +98,7 @@ def test_encoder_gives_the_map_of_a_layer(rng: torch.Generator) -> None:
         ({"depth": 19}, r"model.depth must be one of 8, 18, 20, 34, 50; got 19"),
         ({"width": 0}, "model.width"),
         ({"dim": -1}, "model.dim"),
+        ({"hidden": 0}, "model.hidden must be at least 1; got 0"),
         ({"bn_splits": 0}, "model.bn_splits must be at least 1; got 0"),
     ],
 )

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from mixfast.losses import unit
-from mixfast.mix import box_mask, sample_boxes
+from mixfast.mix import box_mask, boxes_around, sample_centres, sample_lam
 from mixfast.models import heads
 from mixfast.models.heads import region_vectors
 from mixfast.models.initialise import initialise_
@@ -13,7 +13,7 @@ from mixfast.models.initialise import initialise_
 
 def setting(rng: torch.Generator, dtype: torch.dtype, size: tuple[int, int] = (32, 24)):  # type: ignore[no-untyped-def]
     features = torch.randn(6, 10, 4, 3, generator=rng).to(dtype)
-    boxes, lam = sample_boxes(6, size, rng, per_sample=True)[0]
+    boxes, lam = boxes_around(sample_centres(6, size, rng), sample_lam(6, rng), size)
     head = nn.Linear(10, 7)
     initialise_(head, rng)
     return features, boxes, lam.to(dtype), head.to(dtype)

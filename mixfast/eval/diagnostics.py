@@ -1,0 +1,61 @@
+"""Signs of health that need no labels: has the encoder collapsed, and what do its positives give away?"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mixfast.losses import Term
+
+STRANGER = 2  # rows; an even shift never meets a batch's reversal in an even batch (see `found`)
+
+
+def spread(rows: Tensor) -> Tensor:
+    """Mean standard deviation of the coordinates of unit rows [N, D], times sqrt(D): 1 if they fill the sphere, 0 if
+    all are the same."""
+    return rows.std(dim=0, correction=0).mean() * rows.shape[1] ** 0.5
+
+
+def effective_rank(rows: Tensor) -> Tensor:
+    """exp of the entropy of the singular values of rows [N, C] less their mean, as shares of their sum.
+
+    C if all directions are equally strong, 1 if there is one; 0 if all rows are the same (Roy & Vetterli 2007).
+    """
+    values = torch.linalg.svdvals((rows - rows.mean(dim=0)).double())
+    shares = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny)
+    return torch.special.entr(shares).sum().exp() * (values.sum() > 0)
+
+
+def alignment(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared distance of unit rows [N, D] to the same rows of other views: 0 if views of an image agree, 2 if
+    they are at right angles (Wang & Isola 2020, section 4.1.1, alpha = 2)."""
+    return (first - second).square().sum(dim=1).mean()
+
+
+def uniformity(rows: Tensor) -> Tensor:
+    """log of the mean of exp(-2 |u - v|^2) over pairs of different unit rows [N, D], N >= 2.
+
+    0 if all rows are the same; lower is more uniform, about -4 on a sphere in many dimensions (Wang & Isola 2020,
+    section 4.1.2, t = 2).
+    """
+    return torch.nn.functional.pdist(rows).square().mul(-2).exp().mean().log()
+
+
+def found(terms: Sequence[Term], queues: Mapping[str, Tensor], shift: int = 0) -> dict[str, Tensor]:
+    """By term, the share of queries that are nearer to their positive than to every key of the term's queue.
+
+    With a `shift`, the positive of row n is that of row n - shift: another image's. What is still found then, above
+    1 / (K + 1), the batch gives away without the image: positives are the only keys that were made with this step's
+    box and this step's encoder. A mixture holds image B - 1 - n as well as n; `STRANGER` rows away is neither, if the
+    batch B is even and above 2.
+
+    Args:
+        terms: of one step.
+        queues: by name, [K, D].
+    """
+    shares = {}
+    for term in terms:
+        query, positive = term.query.float(), term.positive.float().roll(shift, 0)
+        nearest = (query @ queues[term.queue].float().T).amax(dim=1)
+        shares[term.name] = ((query * positive).sum(dim=1) > nearest).float().mean()
+    return shares

@@ -1,0 +1,137 @@
+"""Mixtures of two batches of images: the one place where methods decide what is mixed, where, and how much.
+
+    kind       mixture                                      lam, the base's share
+    cutmix     base outside a random box, donor inside      share of the pixels outside
+    saliency   the same, box around the donor's salient     the same; 1 for a batch that stays unmixed
+               pixel (SaliencyMix, Uddin et al. 2021)
+    mixup      lam0 base + (1 - lam0) donor                 lam0
+    none       base                                         1
+
+Un-Mix (Shen et al. 2022) mixes whole images in a share `p_global` of the steps and regions in the others.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixfast.errors import ConfigError
+from mixfast.mix.boxes import boxes_around, sample_centres, sample_lam
+from mixfast.mix.cutmix import paste
+from mixfast.mix.saliency import peaks
+
+
+@dataclass(frozen=True)
+class MixtureConfig:
+    """Options that every mixing method has."""
+
+    mixture: Literal["cutmix", "mixup", "saliency", "none"] = "cutmix"  # box anywhere | whole images | box on the donor
+    alpha: float = 1.0  # lam0 ~ Beta(alpha, alpha) is the base image's share; 1 is uniform
+    box_per_sample: bool = False  # a lam0 and a box for every image instead of one for the batch
+    saliency_box: Literal["per_sample", "first"] = "per_sample"  # first: the first donor's box for all (published code)
+    saliency_prob: float = 0.5  # share of the steps that saliency mixes; the others stay unmixed
+
+    def __post_init__(self) -> None:
+        if not self.alpha > 0:
+            raise ConfigError(f"method.alpha must be above 0; got {self.alpha!r}")
+        if not 0 <= self.saliency_prob <= 1:
+            raise ConfigError(f"method.saliency_prob must be in [0, 1]; got {self.saliency_prob!r}")
+
+
+@dataclass(frozen=True)
+class UnMixConfig(MixtureConfig):
+    """Options of Un-Mix."""
+
+    p_global: float = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.p_global <= 1:
+            raise ConfigError(f"method.p_global must be in [0, 1]; got {self.p_global!r}")
+
+
+class Mixture(NamedTuple):
+    """B mixed images. In a mixture of x with x.flip(0), row N-1-i holds image i with share 1 - lam of that row."""
+
+    images: Tensor  # [B, 3, H, W]
+    boxes: Tensor  # int64 [B, 4] (x0, y0, x1, y1), half-open: where the donor shows; zeros where it has no box
+    lam: Tensor  # float32 [B], share of the base
+
+
+class Draw(NamedTuple):
+    """What is random about a step but the place of its boxes."""
+
+    lam0: Tensor  # float32 [1] or [B], share of the base before a box is clipped
+    mixed: Tensor  # bool [1], whether regions are mixed at all
+
+
+def mix(
+    base: Tensor, donor: Tensor, generator: torch.Generator, config: MixtureConfig, *, p_global: float = 0.0
+) -> Mixture:
+    """Mix every image of `base` with the same row of `donor`, both [B, 3, H, W] normalised views.
+
+    Draws, in the order of Un-Mix's code: whole images or regions (only if `p_global` > 0; one choice per batch), lam0,
+    then the centre of the box. The choice stays on the device: both mixtures are made and one is taken.
+
+    Args:
+        base, donor: same shape, dtype and device.
+        generator: on their device.
+        config: the kind, and how lam0 and boxes are drawn.
+        p_global: probability of mixing whole images, whatever the region would be; kind "none" stays unmixed.
+    """
+    if config.mixture == "none":
+        return Mixture(base, *_no_box(base))
+    if config.mixture == "mixup":
+        return _blend(base, donor, draw(len(base), generator, config).lam0)
+    whole = torch.rand(1, generator=generator, device=generator.device) < p_global if p_global else None
+    how = draw(len(base), generator, config)
+    boxes, outside = place(donor, how.lam0, generator, config)
+    region = paste_in(base, donor, boxes, outside, how.mixed)
+    if whole is None:
+        return region
+    blend = _blend(base, donor, how.lam0)
+    return Mixture(
+        torch.where(whole[:, None, None, None], blend.images, region.images),
+        torch.where(whole[:, None], blend.boxes, region.boxes),
+        torch.where(whole, blend.lam, region.lam),
+    )
+
+
+def draw(batch: int, generator: torch.Generator, config: MixtureConfig) -> Draw:
+    """lam0, and whether this step mixes regions; two mixtures of one step share both."""
+    lam0 = sample_lam(batch if config.box_per_sample else 1, generator, config.alpha)
+    if config.mixture == "saliency":
+        return Draw(lam0, torch.rand(1, generator=generator, device=generator.device) < config.saliency_prob)
+    return Draw(lam0, torch.full((1,), config.mixture == "cutmix", device=generator.device))
+
+
+def place(donor: Tensor, lam0: Tensor, generator: torch.Generator, config: MixtureConfig) -> tuple[Tensor, Tensor]:
+    """Boxes of the size that lam0 gives, and the share outside of each: int64 [B, 4], float32 [B].
+
+    Around uniform pixels, or with kind "saliency" around the donor's most salient pixel.
+    """
+    size = (donor.shape[2], donor.shape[3])
+    if config.mixture == "saliency":
+        centres = peaks(donor if config.saliency_box == "per_sample" else donor[:1])
+    else:
+        centres = sample_centres(len(lam0), size, generator)
+    boxes, outside = boxes_around(centres, lam0, size)
+    return boxes.expand(len(donor), 4), outside.expand(len(donor))
+
+
+def paste_in(base: Tensor, donor: Tensor, boxes: Tensor, outside: Tensor, mixed: Tensor) -> Mixture:
+    """`donor` in `boxes`, whose share outside is given, or `base` alone where `mixed` is false."""
+    boxes = boxes * mixed[:, None]
+    return Mixture(paste(base, donor, boxes), boxes, torch.where(mixed, outside, 1.0))
+
+
+def _blend(base: Tensor, donor: Tensor, lam0: Tensor) -> Mixture:
+    """Mixup: lam0 base + (1 - lam0) donor."""
+    images = torch.lerp(donor, base, lam0.to(base.dtype)[:, None, None, None])
+    return Mixture(images, _no_box(base)[0], lam0.expand(len(base)))
+
+
+def _no_box(base: Tensor) -> tuple[Tensor, Tensor]:
+    """(boxes, lam) of images without a donor."""
+    return base.new_zeros(len(base), 4, dtype=torch.int64), base.new_ones(len(base), dtype=torch.float32)
