@@ -38,7 +38,8 @@ def test_knn_gives_the_scores_that_training_wrote(finished: Path, tmp_path: Path
     assert "epoch 3, step 12; k = 5, temperature 0.1" in printed
     scores = json.loads((out / "evaluations.jsonl").read_text())["scores"]
     keys = ("knn_z", "knn_h")
-    expected = {line["name"]: {k: line[k] for k in keys if k in line} for line in before if line["kind"] != "train"}
+    scored = [line for line in before if line["kind"] in ("baseline", "eval")]
+    expected = {line["name"]: {k: line[k] for k in keys if k in line} for line in scored}
     assert scores == expected  # the dictionary keeps the last evaluation of each name
     assert records(out) == before  # nothing of the run is touched
 
@@ -71,7 +72,7 @@ def test_replay_names_the_place_where_a_nan_begins(tmp_path: Path, capsys: Any) 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["know", "x"], 2, "unknown command 'know'; known: knn, replay"),
+        (["know", "x"], 2, "unknown command 'know'; known: knn, linear"),
         (["knn", "nowhere"], 4, "no checkpoint in nowhere"),
         (["replay", "nowhere"], 4, "nowhere is not the folder of a run"),
         (["knn"], 2, "run"),

@@ -1,4 +1,4 @@
-"""What a score has to beat: raw pixels, and the same network without training."""
+"""What a score has to beat: raw pixels, the same network without training, edges, a box in the centre."""
 
 import copy
 from collections.abc import Callable
@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.eval.features import evaluation_mode
+
+CELLS = (4, 8)  # pixels over which edges are averaged
+SHAPES = (1.0, 4 / 3, 3 / 4)  # width over height of centred boxes, in units of the image's
 
 
 def pixels(images: Tensor, normalise: Callable[[Tensor], Tensor], side: int = 32, batch_size: int = 512) -> Tensor:
@@ -52,3 +55,39 @@ def calibrated(
     for norm, statistics in seen.items():
         norm.running_mean, norm.running_var = (torch.stack(values).mean(0) for values in zip(*statistics, strict=True))
     return encoder
+
+
+def edge_maps(images: Tensor) -> dict[str, Tensor]:
+    """Saliency without a network: the length of the image's own gradient, averaged over cells of 4 or of 8 pixels.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+
+    Returns:
+        {"edges 4": [N, h, w], "edges 8": ...}, float32: central differences of the mean of the channels.
+    """
+    grey = nn.functional.pad(images.float().mean(1, keepdim=True) / 255, (1, 1, 1, 1), mode="replicate")
+    across = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2
+    down = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
+    length = torch.hypot(across, down)
+    height, width = images.shape[2:]
+    sizes = {cell: (max(1, height // cell), max(1, width // cell)) for cell in CELLS}
+    return {f"edges {cell}": nn.functional.adaptive_avg_pool2d(length, size)[:, 0] for cell, size in sizes.items()}
+
+
+def centre_maps(images: Tensor) -> dict[str, Tensor]:
+    """Maps that fall off from the centre in boxes: thresholded, the centred box of every size, of three shapes.
+
+    Args:
+        images: uint8 [N, 3, H, W]; only the shape is read.
+
+    Returns:
+        {"centre 1.00": [N, H, W], ...}, float32 in [0, 1], 1 at the centre; the number is width over height.
+    """
+    count, _, height, width = images.shape
+    y, x = (((torch.arange(side, device=images.device) + 0.5) / side * 2 - 1).abs() for side in (height, width))
+    maps = {}
+    for shape in SHAPES:
+        far = torch.maximum(y[:, None] / min(1.0, 1 / shape), x / min(1.0, shape))
+        maps[f"centre {shape:.2f}"] = (1 - far).clamp(min=0).expand(count, height, width)
+    return maps

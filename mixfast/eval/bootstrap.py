@@ -1,0 +1,62 @@
+"""Intervals that say how far a score would move with other images, and spreads over seeds."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixfast.rng import Generators
+
+RESAMPLES = 1000
+LEVEL = 0.95
+Score = Callable[[Tensor], Tensor]
+
+
+def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Tensor:
+    """float32 [number, count]: how often each of `count` images is drawn in each of `number` draws of `count`."""
+    draw = Generators(seed)["bootstrap"]
+    index = torch.randint(count, (number, count), generator=draw)
+    return torch.zeros(number, count).scatter_add_(1, index, torch.ones(1).expand(number, count))
+
+
+def interval(values: Tensor) -> tuple[float, float]:
+    """The central `LEVEL` of values [R]."""
+    tail = (1 - LEVEL) / 2
+    low, high = torch.quantile(values.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    return low, high
+
+
+def summary(per_run: Sequence[Tensor], score: Score, draws: Tensor) -> dict[str, Any]:
+    """A score of several runs (seeds) on the same images.
+
+    Args:
+        per_run: what each run says of each image, [N, ...] each.
+        score: from sums over images [R, ...] to R scores; the weights of a sum add up to N.
+        draws: [R, N] from `resamples`.
+
+    Returns:
+        mean over the runs; std over the runs (None for one); low, high: bootstrap interval of the mean, images drawn
+        with replacement and the same for all runs; values: of each run.
+    """
+    values = [_scores(one, score, torch.ones(1, draws.shape[1])).item() for one in per_run]
+    low, high = interval(_mean_scores(per_run, score, draws))
+    std = torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else None
+    return {"mean": sum(values) / len(values), "std": std, "low": low, "high": high, "values": values}
+
+
+def margin(ours: Sequence[Tensor], theirs: Sequence[Tensor], score: Score, draws: Tensor) -> dict[str, float]:
+    """Mean score of `ours` minus that of `theirs`, both as in `summary`: {"mean", "low", "high"}."""
+    even = torch.ones(1, draws.shape[1])
+    mean = (_mean_scores(ours, score, even) - _mean_scores(theirs, score, even)).item()
+    low, high = interval(_mean_scores(ours, score, draws) - _mean_scores(theirs, score, draws))
+    return {"mean": mean, "low": low, "high": high}
+
+
+def _mean_scores(per_run: Sequence[Tensor], score: Score, draws: Tensor) -> Tensor:
+    return torch.stack([_scores(one, score, draws) for one in per_run]).mean(0)
+
+
+def _scores(values: Tensor, score: Score, weights: Tensor) -> Tensor:
+    """[R]: the score of sums over images of values [N, ...] under weights [R, N]."""
+    return score((weights @ values.reshape(len(values), -1)).view(len(weights), *values.shape[1:]))

@@ -1,0 +1,92 @@
+"""Finer maps from a trained ResNet: the last stages keep their weights, lose their stride and spread their kernels."""
+
+import copy
+
+from torch import nn
+
+from mixfast.models import Encoder
+from mixfast.models.resnet import ResNet
+
+CELLS = 14  # of a map along a side: 224 pixels at stride 16
+
+
+def total_stride(backbone: ResNet, layer: int | None = None) -> int:
+    """Pixels of the image per cell of the map after stage `layer` (1 is the first; None: the last)."""
+    stride = backbone.conv1.stride[0] * (1 if backbone.maxpool is None else 2)
+    for number in range(1, (layer or len(backbone.channels)) + 1):
+        stride *= _stride(getattr(backbone, f"layer{number}"))
+    return stride
+
+
+def dilated(encoder: Encoder, stride: int | None, layer: int | None = None) -> Encoder:
+    """A copy of `encoder` whose map after `layer` has the given total stride.
+
+    From that layer downwards, stages step by 1 instead of 2 until the stride is reached; the kernels behind a removed
+    step are dilated, so that they see what they saw in training. Every second (fourth, ...) cell of the new map, from
+    the first, is therefore a cell of the old one (as `replace_stride_with_dilation` of torchvision's ResNets).
+
+    Args:
+        encoder: left as it is; returned itself if it has the stride already.
+        stride: pixels per cell; None for the encoder's own.
+        layer: 1 is the first stage; None: the last.
+
+    Raises:
+        ValueError: a stride that removing whole stages' steps cannot give.
+    """
+    backbone = encoder.backbone
+    own = total_stride(backbone, layer)
+    if stride is None or stride == own:
+        return encoder
+    last = layer or len(backbone.channels)
+    reachable, steps = [own], {}
+    for number in range(last, 0, -1):
+        step = _stride(getattr(backbone, f"layer{number}"))
+        if step > 1 and reachable[-1] != stride:
+            reachable.append(reachable[-1] // step)
+            steps[number] = step
+    if reachable[-1] != stride:
+        raise ValueError(
+            f"stride: this network's map has {own} pixels per cell after layer {last}, and dilation can make that "
+            f"{' or '.join(map(str, reachable[1:])) or 'nothing else'}; got {stride}"
+        )
+    encoder = copy.deepcopy(encoder)
+    dilation = 1
+    for number in range(min(steps), len(backbone.channels) + 1):
+        dilation = _dilate(getattr(encoder.backbone, f"layer{number}"), dilation, steps.get(number, 1))
+    return encoder
+
+
+def fine_stride(backbone: ResNet, side: int, layer: int | None = None, cells: int = CELLS) -> int:
+    """The largest stride that dilation can give with at least `cells` cells along `side` pixels, or else the smallest.
+
+    128 pixels and a total stride of 8 give the 16 x 16 cells of the paper's figure.
+    """
+    stride = total_stride(backbone, layer)
+    for number in range(layer or len(backbone.channels), 0, -1):
+        if side // stride >= cells:
+            break
+        stride //= _stride(getattr(backbone, f"layer{number}"))
+    return stride
+
+
+def _stride(stage: nn.Module) -> int:
+    return max(m.stride[0] for m in stage.modules() if isinstance(m, nn.Conv2d))
+
+
+def _dilate(stage: nn.Module, before: int, step: int) -> int:
+    """Divide the stride of a stage by `step`; `before` is the dilation of its input. Returns that of its output.
+
+    The convolution that had the stride still sees its input's grid; those after it see a grid `step` times finer than
+    in training.
+    """
+    dilation = before
+    for conv in (m for m in stage.modules() if isinstance(m, nn.Conv2d)):  # in the order of the forward pass
+        strided = conv.stride[0] > 1 and step > 1
+        if strided:
+            conv.stride = (1, 1)
+        if conv.kernel_size[0] > 1:
+            conv.dilation = (dilation, dilation)
+            conv.padding = (dilation * (conv.kernel_size[0] // 2),) * 2
+            if strided:
+                dilation = before * step
+    return dilation
