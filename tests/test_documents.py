@@ -7,22 +7,29 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mixfast import doctor, evaluate, train
+from mixfast import cli, compare, doctor, evaluate, train
+from mixfast.config import flatten
 from tests.tiny_run import SMALL, process_settings_kept
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Run by what stands beside it, not here.
 ELSEWHERE = {
     "make train": "tests/test_install.py builds and starts it; its run is the first command of docs/reproduce.md",
     "make test": "this suite",
     "python -m benchmarks --smoke": "tests/test_benchmarks_smoke.py",
+    "python -m benchmarks.report": "tests/test_benchmarks_smoke.py",
+    "bash scripts/gpu_check.sh runs/gpu": "needs a GPU",
+    "bash scripts/gpu_check.sh runs/dry --dry-run": "tests/test_gpu_check.py",
     "pip install setuptools wheel pybind11 ninja": "the test extra",
     'pip install --no-build-isolation -e ".[dev]"': "tests/test_install.py",
     "python setup.py build_ext --inplace": "tests/test_install.py",
     "pre-commit install --hook-type pre-commit --hook-type pre-push": "its hooks' commands are in tests/test_repo.py",
 }
+
+
+FEW = ["--count", "8", "--validation", "8"]
 
 
 def blocks(language: str) -> list[tuple[Path, str]]:
@@ -41,7 +48,7 @@ def commands() -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working directory with 32 training and 8 test images of two classes under data/."""
+    """A working directory with 32 training and 8 test images of two classes under data/, and the documents' modules."""
     for split, count in (("train", 16), ("test", 4)):
         for label, colour in (("red", (200, 40, 40)), ("blue", (40, 40, 200))):
             place = tmp_path / "data" / split / label
@@ -50,7 +57,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 Image.new("RGB", (16, 16), tuple(min(255, c + 3 * number) for c in colour)).save(
                     place / f"{number}.png"
                 )
+    for _, text in blocks("python"):
+        if (name := re.match(r"# (\S+\.py)\n", text)) is not None:
+            module = tmp_path / name[1]
+            module.parent.mkdir(exist_ok=True)
+            module.write_text(text)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)  # `python -m` looks in the working directory first
     return tmp_path
 
 
@@ -58,7 +71,9 @@ def shrunk(words: list[str]) -> list[str]:
     """The words of a training command with the sizes of a run that takes a second, the method and data kept."""
     if {"--help", "--help-all", "--resume"} & set(words):
         return words
-    sizes = {f"--{key}": str(value) for key, value in {**SMALL, "train.epochs": 1, "data.limit": 32}.items()}
+    known = flatten(cli.parse(words).config)
+    sizes = {**SMALL, "train.epochs": 1, "data.limit": 32}
+    sizes = {f"--{key}": str(value) for key, value in sizes.items() if key in known}
     for flag in sizes.keys() & set(words):
         place = words.index(flag)
         words = words[:place] + words[place + 2 :]
@@ -77,7 +92,9 @@ def test_every_training_and_evaluation_command_runs(folder: Path) -> None:
             if module == "mixfast.doctor":
                 doctor.main()
             elif module == "mixfast.evaluate":
-                assert evaluate.main(words) == 0, line
+                assert evaluate.main([*words, *(FEW if words[0] == "localise" else [])]) == 0, line
+            elif module == "mixfast.compare":
+                assert compare.main([*words, *FEW]) == 0, line
             else:
                 assert train.main(shrunk(words)) == 0, line
 

@@ -21,7 +21,7 @@ LAYERS = (
     ("methods",),
     ("eval",),
 )
-COMMAND_LINES = ("train", "evaluate", "doctor")
+COMMAND_LINES = ("train", "evaluate", "doctor", "compare")
 
 
 def module_of(path: Path) -> str:
