@@ -26,8 +26,7 @@ void pool_regions(int64_t batch, int64_t channels, int64_t h, int64_t w, int dty
                   Pointer sums, Pointer weights, Pointer inside, Pointer outside, int device, Pointer stream) {
   raise_if(mixfast::gpu::pool_regions({device, pointer(stream)}, maps(batch, channels, h, w, dtype, channels_last),
                                       pointer(features), regions(data, images, height, width, mask_dtype),
-                                      pointer(sums), pointer(weights), pointer(inside),
-                                      pointer(outside)));
+                                      pointer(sums), pointer(weights), pointer(inside), pointer(outside)));
 }
 
 void pool_weights(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last,

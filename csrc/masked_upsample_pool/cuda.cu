@@ -25,12 +25,15 @@ cudaError_t with_type(Dtype dtype, const F& f) {
   }
 }
 
+// A grid of that many blocks; one that no launch accepts if they are too many.
+unsigned grid_of(int64_t blocks) { return static_cast<unsigned>(std::min<int64_t>(blocks, int64_t{1} << 31)); }
+
 template <class M, class A>
 cudaError_t launch_fold(const Regions& regions, int64_t h, int64_t w, A* sums, cudaStream_t stream) {
   const int64_t quads = divided_up(regions.width, kFoldColumns);
   const int threads = static_cast<int>(std::min<int64_t>(kFoldThreads, divided_up(quads, kWarp) * kWarp));
   const size_t bytes = ColumnSums<M>::kKinds * held_at(threads * kFoldColumns) * sizeof(double);
-  return launch(fold_mask<M, A>, static_cast<unsigned>(regions.images * h), threads, bytes, stream,
+  return launch(fold_mask<M, A>, grid_of(regions.images * h), threads, bytes, stream,
                 static_cast<const M*>(regions.data), regions.height, regions.width, h, w, sums);
 }
 
@@ -54,7 +57,7 @@ cudaError_t launch_weights(const Source<A>& source, int64_t h, int64_t w, A* wei
   const int64_t positions = h * w;
   if (positions == 0) return cudaSuccess;
   const int64_t chunk = std::min(positions, kWeightsChunk), scratch = scratch_bytes(chunk, h, w);
-  return launch(weights_only<A>, static_cast<unsigned>(source.images * divided_up(positions, chunk)), kThreads,
+  return launch(weights_only<A>, grid_of(source.images * divided_up(positions, chunk)), kThreads,
                 static_cast<size_t>(scratch) + chunk * sizeof(Pair<A>), stream, source, h, w, chunk, scratch, weights);
 }
 
@@ -82,8 +85,7 @@ cudaError_t launch_pool(const Maps& maps, const void* features, const Source<Sum
                       : plan.vector < kFull  ? pool<T, kHalf, kLanes>
                       : plan.lanes == kLanes ? pool<T, kFull, kLanes>
                                              : pool<T, kFull, short_lanes(sizeof(T))>;
-  return launch(kernel, static_cast<unsigned>(maps.batch * plan.tiles), kThreads, static_cast<size_t>(plan.used_bytes),
-                stream, call);
+  return launch(kernel, grid_of(maps.batch * plan.tiles), kThreads, static_cast<size_t>(plan.used_bytes), stream, call);
 }
 
 template <class T>
@@ -104,7 +106,7 @@ cudaError_t launch_spread(const Maps& maps, const void* grad_inside, const void*
   const bool full = plan.vector == kFull;
   const auto kernel = maps.channels_last ? (full ? spread_last<T, kFull> : spread_last<T, 1>)
                                          : (full ? spread<T, kFull> : spread<T, 1>);
-  return launch(kernel, static_cast<unsigned>(maps.batch * plan.tiles), kSpreadThreads, 0, stream, call);
+  return launch(kernel, grid_of(maps.batch * plan.tiles), kSpreadThreads, 0, stream, call);
 }
 
 template <class A>
@@ -118,6 +120,7 @@ cudaError_t make_weights(const Regions& regions, int64_t h, int64_t w, void* sum
 
 const char* region_weights(const Place& place, const Regions& regions, int64_t h, int64_t w, bool wide, void* sums,
                            void* weights) {
+  if (!can_plan(h, w)) return description(cudaErrorInvalidValue);
   const OnDevice on(place.device);
   const auto stream = static_cast<cudaStream_t>(place.stream);
   return description(wide ? make_weights<double>(regions, h, w, sums, weights, stream)
@@ -126,7 +129,7 @@ const char* region_weights(const Place& place, const Regions& regions, int64_t h
 
 const char* pool_regions(const Place& place, const Maps& maps, const void* features, const Regions& regions, void* sums,
                          void* weights, void* inside, void* outside) {
-  if (!can_plan(maps)) return description(cudaErrorInvalidValue);
+  if (!can_plan(maps.h, maps.w, maps.channels)) return description(cudaErrorInvalidValue);
   const OnDevice on(place.device);
   const auto stream = static_cast<cudaStream_t>(place.stream);
   return description(with_type(maps.dtype, [&](auto type) {
@@ -139,7 +142,7 @@ const char* pool_regions(const Place& place, const Maps& maps, const void* featu
 
 const char* pool_weights(const Place& place, const Maps& maps, const void* features, int64_t images,
                          const void* weights, void* inside, void* outside) {
-  if (!can_plan(maps)) return description(cudaErrorInvalidValue);
+  if (!can_plan(maps.h, maps.w, maps.channels)) return description(cudaErrorInvalidValue);
   const OnDevice on(place.device);
   const auto stream = static_cast<cudaStream_t>(place.stream);
   return description(with_type(maps.dtype, [&](auto type) {
@@ -151,7 +154,7 @@ const char* pool_weights(const Place& place, const Maps& maps, const void* featu
 
 const char* spread_weights(const Place& place, const Maps& maps, const void* grad_inside, const void* grad_outside,
                            int64_t images, const void* weights, void* grad_features) {
-  if (!can_plan(maps)) return description(cudaErrorInvalidValue);
+  if (!can_plan(maps.h, maps.w, maps.channels)) return description(cudaErrorInvalidValue);
   const OnDevice on(place.device);
   const auto stream = static_cast<cudaStream_t>(place.stream);
   return description(with_type(maps.dtype, [&](auto type) {

@@ -22,9 +22,8 @@ constexpr int64_t kMostChannels = (1 << 30) - 1;
 constexpr int kScalarChannels = 4, kVectorChannels = 2;
 constexpr int kAhead = 8;  // channels last: vectors that a thread has under way
 
-inline bool can_plan(const Maps& maps) {
-  return maps.h <= kMostPositions && maps.w <= kMostPositions && maps.h * maps.w <= kMostPositions &&
-         maps.channels <= kMostChannels;
+inline bool can_plan(int64_t h, int64_t w, int64_t channels = 0) {
+  return h <= kMostPositions && w <= kMostPositions && h * w <= kMostPositions && channels <= kMostChannels;
 }
 
 inline int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

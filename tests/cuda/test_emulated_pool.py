@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixfast.ops.masked_upsample_pool import reference
 from tests.cuda import pooling
-from tests.cuda.emulated import FORWARD, ORDERS, Emulated, emulated
+from tests.cuda.emulated import FORWARD, ORDERS, Emulated, EmulationError, emulated
 from tests.ops.compare import SLACK, assert_no_worse
 
 SOURCES = ("tests/cuda/pool_driver.cpp", "csrc/masked_upsample_pool/cuda.cu")
@@ -155,6 +155,13 @@ def test_an_empty_side_is_zero(kernels: Emulated, kind: str, channels_last: bool
     for name, means in (("inside", (0.5, 0.0)), ("outside", (0.0, 0.5))):
         torch.testing.assert_close(results[name], torch.tensor(means)[:, None].expand(2, 9), rtol=3e-7, atol=0)
     assert not results["weights"][0, 1].any() and not results["weights"][1, 0].any()
+
+
+@pytest.mark.parametrize("h, w, batch, what", [(1 << 14, 1 << 14, 1, "argument"), (1, 1, 1 << 41, "configuration")])
+def test_too_large_is_refused(kernels: Emulated, h: int, w: int, batch: int, what: str) -> None:
+    for name, after in (("pool_weights", (None, 1, None, None, None)), ("spread_weights", (None, None, 1, None, None))):
+        with pytest.raises(EmulationError, match=f"invalid {what}"):
+            kernels(name, batch, 3, h, w, 2, False, *after)
 
 
 @pytest.mark.parametrize(

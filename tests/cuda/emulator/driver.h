@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The program that tests/emulated.py talks to: reads calls of named operations from stdin, answers on stdout.
+// The program that tests/cuda/emulated.py talks to: reads calls of named operations from stdin, answers on stdout.
 //   call     name order operands\n, then each operand: i 3\n, r 0x1p-3\n, n\n (null) or b bytes offset\n and the bytes
 //   answer   ok\n and the bytes of every buffer, or one line that says what went wrong
 #pragma once

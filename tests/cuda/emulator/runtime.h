@@ -14,7 +14,7 @@ cudaError_t cudaGetDevice(int* device) {
 cudaError_t cudaSetDevice(int device) { return device == 0 ? cudaSuccess : cudaErrorInvalidDevice; }
 
 const char* cudaGetErrorString(cudaError_t error) {
-  return error == cudaErrorInvalidConfiguration ? "invalid configuration argument" : "error";
+  return error == cudaErrorInvalidConfiguration ? "invalid configuration argument" : "invalid argument";
 }
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
