@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             module = tmp_path / name[1]
             module.parent.mkdir(exist_ok=True)
             module.write_text(text)
+            for loaded in [each for each in sys.modules if each.partition(".")[0] == module.parent.name]:
+                monkeypatch.delitem(sys.modules, loaded)  # another test's module of that name
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # `python -m` looks in the working directory first
     return tmp_path

@@ -1,6 +1,7 @@
 """methods: names, loading, and methods from outside the package."""
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,8 @@ def test_unknown_name_is_met_with_the_nearest() -> None:
 
 
 def test_a_method_from_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("my_lab", "my_lab.my_method"):  # other tests have modules of these names too
+        monkeypatch.delitem(sys.modules, name, raising=False)
     (tmp_path / "my_lab").mkdir()
     (tmp_path / "my_lab" / "my_method.py").write_text(OUTSIDE)
     monkeypatch.syspath_prepend(tmp_path)
