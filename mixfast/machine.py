@@ -12,6 +12,7 @@ import torch
 
 import mixfast
 from mixfast.errors import ConfigError, PlatformError
+from mixfast.ops import _dispatch
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -107,8 +108,10 @@ def pick_memory_format(wanted: str) -> torch.memory_format:
 
 def kernels(device: torch.device) -> str:
     """For each operation the backend that "auto" would take first on `device`, as one phrase."""
-    fitting = ("cpu", "reference") if device.type == "cpu" else ("cuda", "triton", "reference")
-    chosen = {op: [b for b in fitting if found.get(b, "") is None] for op, found in mixfast.backends().items()}
+    chosen = {
+        op: [name for name in _dispatch.automatic(op, device.type) if found[name] is None]
+        for op, found in mixfast.backends().items()
+    }
     return ", ".join(f"{op} {names[0] if names else 'none'}" for op, names in chosen.items())
 
 

@@ -7,9 +7,13 @@ installed package, and a module inside the package would not be found there.
 import importlib
 from types import ModuleType
 
-import torch  # noqa: F401  before the modules: its OpenMP runtime must be the one in the process
+import torch  # before the modules: its OpenMP runtime must be the one in the process
+from torch import Tensor
 
 ABI = 2  # raised whenever the signature of a native function changes
+# The numbers by which all native functions call dtypes and reductions (csrc/common/matrix.h and the headers of csrc).
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
 def _load(name: str) -> tuple[ModuleType | None, str]:
@@ -25,3 +29,20 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
 
 cpu, cpu_error = _load("_mixfast_C")
 cuda, cuda_error = _load("_mixfast_cuda")
+
+
+def cpu_unavailable() -> str | None:
+    """Why the C++ backends cannot be used on this machine; None if they can."""
+    return None if cpu else cpu_error
+
+
+def cuda_unavailable() -> str | None:
+    """The same of the CUDA C++ backends."""
+    if cuda is None:
+        return cuda_error
+    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+
+
+def place(tensor: Tensor) -> tuple[int, int]:
+    """Where a GPU call runs: the tensor's device and its current stream."""
+    return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream

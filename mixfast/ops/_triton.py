@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+from typing import Any
 
 import torch
 
@@ -44,3 +45,26 @@ def architecture(device: torch.device) -> int:
 def power_of_two(number: int, least: int = 1) -> int:
     """The smallest power of two that is neither below `number` nor below `least`."""
     return max(least, 1 << (number - 1).bit_length())
+
+
+def factors(dtype: torch.dtype, queue_dtype: torch.dtype) -> str:
+    """How matrix products are made, by what they multiply.
+
+    "fp16", "bf16": operands that are so already. "cast": float32 as float16, where torch's settings allow products of
+    float32 in TF32, to which float16 is equal for entries below 65504; those of unit rows are below one. "bf16x3": all
+    others, both operands as a sum of two bfloat16, in three products. "ieee": in place of the last two of these in the
+    interpreter, which multiplies no bfloat16.
+    """
+    if dtype == queue_dtype == torch.float16:
+        return "fp16"
+    if dtype == queue_dtype == torch.bfloat16 and not interpreted():
+        return "bf16"
+    if torch.float32 in (dtype, queue_dtype) and torch.backends.cuda.matmul.fp32_precision == "tf32":
+        return "cast"
+    return "ieee" if interpreted() else "bf16x3"
+
+
+def row_constants(dim: int) -> dict[str, Any]:
+    """Of the kernels that stream rows: tiles of 1024 numbers."""
+    block_d = power_of_two(dim, least=16)
+    return {"D": dim, "BLOCK_N": max(1024 // block_d, 1), "BLOCK_D": block_d}

@@ -4,12 +4,9 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _native
+from mixfast.ops.enqueue._arguments import arguments
 
-TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/common/matrix.h
-
-
-def unavailable() -> str | None:
-    return None if _native.cpu else _native.cpu_error
+unavailable = _native.cpu_unavailable
 
 
 def why_not(device_type: str, dtype: torch.dtype, queue_dtype: torch.dtype) -> str | None:
@@ -19,14 +16,5 @@ def why_not(device_type: str, dtype: torch.dtype, queue_dtype: torch.dtype) -> s
 def enqueue(queues: list[Tensor], keys: list[Tensor], pointers: list[Tensor], normalize: bool) -> None:
     """Writes in place; `keys` are contiguous, `pointers` Q tensors []."""
     _native.cpu.enqueue(  # type: ignore[union-attr]
-        [queue.data_ptr() for queue in queues],
-        [queue.size(0) for queue in queues],
-        TYPES[queues[0].dtype],
-        [rows.data_ptr() for rows in keys],
-        [rows.size(0) for rows in keys],
-        TYPES[keys[0].dtype],
-        [pointer.data_ptr() for pointer in pointers],
-        queues[0].size(1),
-        normalize,
-        torch.get_num_threads(),
+        *arguments(queues, keys, pointers, normalize), torch.get_num_threads()
     )

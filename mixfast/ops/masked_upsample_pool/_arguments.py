@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixfast.ops._native import DTYPES
+
 # The numbers of csrc/masked_upsample_pool/kernels.h; -1 stands for boxes.
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _MASK_DTYPES = {**DTYPES, torch.bool: 4, torch.uint8: 4}
 
 

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _native
+from mixfast.ops._native import DTYPES
 from mixfast.ops.masked_upsample_pool import _arguments, _checks
-from mixfast.ops.masked_upsample_pool._arguments import DTYPES, dense, plain_regions, sums_dtype
+from mixfast.ops.masked_upsample_pool._arguments import dense, plain_regions, sums_dtype
 
 _C: Any = _native.cpu
 
 
-def unavailable() -> str | None:
-    return None if _native.cpu else _native.cpu_error
+unavailable = _native.cpu_unavailable
 
 
 def why_not(device_type: str, dtype: torch.dtype) -> str | None:

@@ -6,16 +6,14 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _native
+from mixfast.ops._native import DTYPES
 from mixfast.ops.masked_upsample_pool import _arguments
-from mixfast.ops.masked_upsample_pool._arguments import DTYPES, dense, plain_regions, sums_dtype
+from mixfast.ops.masked_upsample_pool._arguments import dense, plain_regions, sums_dtype
 
 _C: Any = _native.cuda
 
 
-def unavailable() -> str | None:
-    if _native.cuda is None:
-        return _native.cuda_error
-    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+unavailable = _native.cuda_unavailable
 
 
 def why_not(device_type: str, dtype: torch.dtype) -> str | None:
@@ -32,17 +30,17 @@ def forward(features: Tensor, regions: Tensor, height: int, width: int) -> tuple
     _C.pool_regions(
         *(b, c, h, w, DTYPES[features.dtype], channels_last, features.data_ptr()),
         *(regions.data_ptr(), regions.shape[0], height, width, mask_dtype, sums.data_ptr()),
-        *(weights.data_ptr(), inside.data_ptr(), outside.data_ptr(), *_place(features)),
+        *(weights.data_ptr(), inside.data_ptr(), outside.data_ptr(), *_native.place(features)),
     )
     return inside, outside, weights
 
 
 def backward(grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channels_last: bool) -> Tensor:
-    return _arguments.spread(_C, _place(grad_inside), grad_inside, grad_outside, weights, channels_last)
+    return _arguments.spread(_C, _native.place(grad_inside), grad_inside, grad_outside, weights, channels_last)
 
 
 def pool(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    return _arguments.pool(_C, _place(features), features, weights)
+    return _arguments.pool(_C, _native.place(features), features, weights)
 
 
 def weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
@@ -51,7 +49,7 @@ def weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: tor
     sums = _mask_sums(regions, weights)
     _C.region_weights(
         *(regions.data_ptr(), regions.shape[0], height, width, mask_dtype, h, w, dtype == torch.float64),
-        *(sums.data_ptr(), weights.data_ptr(), *_place(regions)),
+        *(sums.data_ptr(), weights.data_ptr(), *_native.place(regions)),
     )
     return weights
 
@@ -61,7 +59,3 @@ def _mask_sums(regions: Tensor, weights: Tensor) -> Tensor:
     images = regions.shape[0] if regions.ndim == 3 else 0
     h, w = weights.shape[2:]
     return weights.new_empty((images, 2, 2, h, w + 1))
-
-
-def _place(tensor: Tensor) -> tuple[int, int]:
-    return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream

@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
-
-TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/common/matrix.h
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # csrc/multi_queue_infonce/cpu.h
 
 
 class Terms(NamedTuple):

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _native
+from mixfast.ops._native import DTYPES, REDUCTIONS
 from mixfast.ops.multi_queue_infonce import _checks
-from mixfast.ops.multi_queue_infonce._arguments import REDUCTIONS, TYPES, terms
+from mixfast.ops.multi_queue_infonce._arguments import terms
 
-
-def unavailable() -> str | None:
-    return None if _native.cpu else _native.cpu_error
+unavailable = _native.cpu_unavailable
 
 
 def why_not(device_type: str, dtype: torch.dtype, queue_dtype: torch.dtype, dim: int) -> str | None:
@@ -68,12 +67,12 @@ def forward(
         matches.strides,
         queue_index,
         _per_term(temperature, temperatures),
-        TYPES[dtype],
+        DTYPES[dtype],
         [queue.data_ptr() for queue in queues],
         _keys(queues, valid_len),
         [queue.stride(0) for queue in queues],
         [queue.stride(1) for queue in queues],
-        TYPES[queues[0].dtype],
+        DTYPES[queues[0].dtype],
         dim,
         REDUCTIONS[reduction],
         losses.data_ptr(),
@@ -105,7 +104,7 @@ def backward(
         anchors.addresses,
         anchors.strides,
         _per_term(temperature, temperatures),
-        TYPES[first.dtype],
+        DTYPES[first.dtype],
         dim,
         REDUCTIONS[reduction],
         grad_losses.data_ptr(),

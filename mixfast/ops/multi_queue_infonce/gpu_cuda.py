@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _native
-from mixfast.ops.multi_queue_infonce._arguments import REDUCTIONS, TYPES, terms
+from mixfast.ops._native import DTYPES, REDUCTIONS
+from mixfast.ops.multi_queue_infonce._arguments import terms
 
 LARGEST_DIM = 256  # registers hold a tile of products [rows, D]
 HALF, BFLOAT16, SPLIT = 0, 1, 2  # csrc/multi_queue_infonce/cuda.h
 _C: Any = _native.cuda
 
 
-def unavailable() -> str | None:
-    if _native.cuda is None:
-        return _native.cuda_error
-    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+unavailable = _native.cuda_unavailable
 
 
 def why_not(device_type: str, dtype: torch.dtype, queue_dtype: torch.dtype, dim: int = 1) -> str | None:
@@ -71,11 +69,11 @@ def forward(
     lengths = None if valid_len is None else valid_len.contiguous()
     _C.infonce_forward(
         *(anchors.rows, anchors.addresses, anchors.strides, matches.addresses, matches.strides, queue_index),
-        *(temperatures, *_scale(temperature), TYPES[first.dtype]),
+        *(temperatures, *_scale(temperature), DTYPES[first.dtype]),
         *([queue.data_ptr() for queue in queues], keys, [queue.stride(0) for queue in queues]),
-        *([queue.stride(1) for queue in queues], TYPES[queues[0].dtype], _address(lengths)),
+        *([queue.stride(1) for queue in queues], DTYPES[queues[0].dtype], _address(lengths)),
         *(dim, REDUCTIONS[reduction], kind, losses.data_ptr(), grad_queries.data_ptr() if need_grad else 0),
-        *(negative_share.data_ptr(), workspace.data_ptr(), *_place(first)),
+        *(negative_share.data_ptr(), workspace.data_ptr(), *_native.place(first)),
     )
     return losses, grad_queries, negative_share
 
@@ -97,8 +95,8 @@ def backward(
     wanted = (each if need else None for each, need in zip((d_queries, d_positives, d_temperature), needs, strict=True))
     _C.infonce_backward(
         *(anchors.rows, anchors.addresses, anchors.strides, temperatures, *_scale(temperature)),
-        *(TYPES[queries[0].dtype], dim, REDUCTIONS[reduction], grad_losses.data_ptr(), grad_losses.stride(0)),
-        *(grad_queries.data_ptr(), negative_share.data_ptr(), *map(_address, wanted), *_place(grad_queries)),
+        *(DTYPES[queries[0].dtype], dim, REDUCTIONS[reduction], grad_losses.data_ptr(), grad_losses.stride(0)),
+        *(grad_queries.data_ptr(), negative_share.data_ptr(), *map(_address, wanted), *_native.place(grad_queries)),
     )
     return d_queries, d_positives, d_temperature
 
@@ -110,9 +108,5 @@ def _address(tensor: Tensor | None) -> int:
 def _scale(temperature: Tensor | None) -> tuple[int, int, int]:
     """A tensor of temperatures, the distance of its entries, and its type."""
     return (
-        (0, 0, 0) if temperature is None else (temperature.data_ptr(), temperature.stride(0), TYPES[temperature.dtype])
+        (0, 0, 0) if temperature is None else (temperature.data_ptr(), temperature.stride(0), DTYPES[temperature.dtype])
     )
-
-
-def _place(tensor: Tensor) -> tuple[int, int]:
-    return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _triton
-from mixfast.ops._triton import architecture, interpreted, power_of_two, unavailable
+from mixfast.ops._triton import architecture, factors, power_of_two, row_constants, unavailable
 
 __all__ = ["backward", "forward", "unavailable", "why_not"]
 
@@ -173,23 +173,6 @@ def chunk_size(keys: int, tiles: int, dim: int) -> int:
 # The constants of each kernel. scripts/triton_report.py compiles with the same.
 
 
-def factors(dtype: torch.dtype, queue_dtype: torch.dtype) -> str:
-    """How matrix products are made, by what they multiply.
-
-    "fp16", "bf16": operands that are so already. "cast": float32 as float16, where torch's settings allow products of
-    float32 in TF32, to which float16 is equal for entries below 65504; those of unit rows are below one. "bf16x3": all
-    others, both operands as a sum of two bfloat16, in three products. "ieee": in place of the last two of these in the
-    interpreter, which multiplies no bfloat16.
-    """
-    if dtype == queue_dtype == torch.float16:
-        return "fp16"
-    if dtype == queue_dtype == torch.bfloat16 and not interpreted():
-        return "bf16"
-    if torch.float32 in (dtype, queue_dtype) and torch.backends.cuda.matmul.fp32_precision == "tf32":
-        return "cast"
-    return "ieee" if interpreted() else "bf16x3"
-
-
 def partials_constants(
     architecture: int, dim: int, factors: str, need_grad: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -213,9 +196,3 @@ def partials_constants(
         "enable_fp_fusion": True,
     }
     return constants, launch
-
-
-def row_constants(dim: int) -> dict[str, Any]:
-    """Of the kernels that stream rows: tiles of 1024 numbers."""
-    block_d = power_of_two(dim, least=16)
-    return {"D": dim, "BLOCK_N": min(max(1024 // block_d, 1), BLOCK_ROWS), "BLOCK_D": block_d}

@@ -6,14 +6,10 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _native
+from mixfast.ops._native import DTYPES, REDUCTIONS
 from mixfast.ops.nt_xent import _checks
 
-TYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}  # csrc/common/matrix.h
-REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}  # csrc/nt_xent/cpu.h
-
-
-def unavailable() -> str | None:
-    return None if _native.cpu else _native.cpu_error
+unavailable = _native.cpu_unavailable
 
 
 def why_not(device_type: str, dtype: torch.dtype, dim: int) -> str | None:
@@ -37,7 +33,7 @@ def _arguments(
     places = [place for view in views for place in (view.data_ptr(), view.stride(0))]
     rows, dim = first.shape
     address = 0 if excluded is None else excluded.data_ptr()
-    return (*views, excluded), (*places, TYPES[first.dtype], rows, dim, address, number, REDUCTIONS[reduction])
+    return (*views, excluded), (*places, DTYPES[first.dtype], rows, dim, address, number, REDUCTIONS[reduction])
 
 
 def forward(

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _triton
-from mixfast.ops._triton import architecture, power_of_two, unavailable
-from mixfast.ops.multi_queue_infonce.gpu_triton import factors
+from mixfast.ops._triton import architecture, factors, power_of_two, row_constants, unavailable
 
 __all__ = ["backward", "forward", "unavailable", "why_not"]
 
@@ -143,9 +142,3 @@ def pair_constants(architecture: int, dim: int, factors: str, need_grad: bool) -
         "enable_fp_fusion": True,
     }
     return constants, launch
-
-
-def row_constants(dim: int) -> dict[str, Any]:
-    """Of the kernels that stream rows: tiles of 1024 numbers."""
-    block_d = power_of_two(dim, least=16)
-    return {"D": dim, "BLOCK_N": min(max(1024 // block_d, 1), BLOCK_ROWS), "BLOCK_D": block_d}
