@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixfast.ops.enqueue.cpu_native import TYPES
+from mixfast.ops import _native
 from tests.cuda.emulated import FORWARD, ORDERS, Emulated, emulated
 from tests.ops.enqueueing import CASES, DTYPES, check, draw
 
@@ -16,7 +16,7 @@ def run(kernels: Emulated, given: dict, normalize: bool, order: int = FORWARD) -
     pointers = [pointer.clone() for pointer in given["pointers"]]
     rings = zip(queues, given["keys"], pointers, strict=True)
     operands = [each for queue, keys, pointer in rings for each in (len(queue), len(keys), queue, keys, pointer)]
-    types = TYPES[queues[0].dtype], TYPES[given["keys"][0].dtype]
+    types = _native.DTYPES[queues[0].dtype], _native.DTYPES[given["keys"][0].dtype]
     kernels("enqueue", len(queues), *types, normalize, queues[0].shape[1], *operands, order=order)
     return queues, [int(pointer) for pointer in pointers]
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mixfast.ops._native import DTYPES, REDUCTIONS
 from mixfast.ops.multi_queue_infonce import gpu_cuda
-from mixfast.ops.multi_queue_infonce._arguments import REDUCTIONS, TYPES
 from tests.cuda.emulated import ORDERS, Emulated, EmulationError, emulated
 from tests.ops.infonce import draw, truth
 
@@ -58,7 +58,7 @@ def scales(inputs: dict) -> list[Any]:
     tau = inputs["temperature"]
     if not isinstance(tau, Tensor):
         return [0, 0, None]
-    return [tau.stride(0), TYPES[tau.dtype], memory_of(tau)]
+    return [tau.stride(0), DTYPES[tau.dtype], memory_of(tau)]
 
 
 def forward(
@@ -79,8 +79,8 @@ def forward(
     kind = gpu_cuda.factors(queries[0].dtype, queues[0].dtype) if kind is None else kind
     run(
         "forward",
-        *(dim, REDUCTIONS[reduction], kind, TYPES[queries[0].dtype], *terms(inputs, positives=True)),
-        *(TYPES[queues[0].dtype], len(queues), *(operand for queue in queues for operand in matrix(queue))),
+        *(dim, REDUCTIONS[reduction], kind, DTYPES[queries[0].dtype], *terms(inputs, positives=True)),
+        *(DTYPES[queues[0].dtype], len(queues), *(operand for queue in queues for operand in matrix(queue))),
         *(options.pop("valid_len", None), *scales(inputs), losses, grads, shares),
         **options,
     )
@@ -223,7 +223,7 @@ def backward(
     shape, dtype = forwarded[1].shape, queries[0].dtype
     wanted = [torch.full(shape, torch.nan, dtype=dtype) if name in needs else None for name in "qp"]
     wanted.append(torch.full((len(queries),), torch.nan) if "t" in needs else None)
-    operands = [shape[1], REDUCTIONS[reduction], TYPES[dtype], *terms(inputs, positives=False), *scales(inputs)]
+    operands = [shape[1], REDUCTIONS[reduction], DTYPES[dtype], *terms(inputs, positives=False), *scales(inputs)]
     stride = grads.stride(0)
     operands += [memory_of(grads), stride, *forwarded[1:], *wanted]
     run("backward", *operands, **options)
