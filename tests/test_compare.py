@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from mixfast.compare import main
-from mixfast.comparison import objects, verdict
+from mixfast.comparison import objects, tables, verdict
 from mixfast.comparison.gather import Group, Section, gather
 from mixfast.comparison.statistics import Difference, difference, spread
 from mixfast.train import main as train
@@ -172,6 +172,22 @@ def test_other_data_or_networks_are_other_sections_and_variants_other_rows(runs:
     places = {published.method: group for published, group in verdict.rows(found[0]) if group}
     assert places["approach1"].name == "approach1 box_mode=independent"
     assert "width 8" in found[1].title
+
+
+def test_forms_of_a_method_stand_beside_the_one_nearest_to_its_defaults(runs: Path, tmp_path: Path) -> None:
+    shared = copied(runs, tmp_path, "b0", "b1")
+    for folder in shared:
+        config = json.loads((folder / "config.json").read_text())
+        config["values"]["method"] |= {"box_mode": "shared"}
+        (folder / "config.json").write_text(json.dumps(config))
+    (section,) = gather([*shared, runs / "b0", runs / "b1"])
+    plain, other = (f"approach1 box_mode={mode}" for mode in ("independent", "shared"))
+    ((base, forms),) = verdict.variants(_scored(section, {plain: [40.0, 44.0], other: [43.0, 46.0]}))
+    assert base.name == plain and [group.name for group in forms] == [other, plain], "the others, best first"
+    half = 12.706 * 0.5  # of the differences 3 and 2: deviation sqrt(1/2) over sqrt(2)
+    row = [f"`{other}`", "+2.5", f"{2.5 - half:+.1f} to {2.5 + half:+.1f}"]
+    assert row_of(tables.to_base(base, forms), row[0])[:3] == row
+    assert tables.to_base(base, [base]) == ""
 
 
 def _scored(section: Section, scores: dict[str, list[float]]) -> Section:

@@ -10,8 +10,18 @@ from mixfast.commands.localise import Result
 from mixfast.comparison import objects, tables
 from mixfast.comparison.gather import Group, Member, Section, differing
 from mixfast.comparison.published import SOURCE, TABLE
-from mixfast.comparison.statistics import KEYS, baselines, scores, spread
-from mixfast.comparison.verdict import changed, comparable, differences, rows, verdict
+from mixfast.comparison.statistics import KEYS, Difference, baselines, scores, spread
+from mixfast.comparison.verdict import (
+    above,
+    changed,
+    comparable,
+    differences,
+    ranked,
+    reference,
+    rows,
+    variants,
+    verdict,
+)
 
 SCHEMA = 1
 _HEALTH = """Of the last epoch, means over seeds. std of z: 0 if it has collapsed, 1 if directions are used \
@@ -26,6 +36,9 @@ _SCORES = """Weighted kNN (k = {k}, temperature {t}) in percent of the test imag
 standard deviation over seeds; z is the head's output, h the pooled features. **max** is the best of \
 all evaluations: chosen on the test images, so it is no result. "untrained" is the network before \
 training with BatchNorm statistics of the data (z of the first run's head)."""
+_GAPS = """Means of the differences seed by seed, with Student's t; each interval stands for itself, none is widened \
+for the number of rows. Runs of one seed share images, order and first weights. Where a method was \
+run in several forms, the others stand beside the one nearest to its defaults."""
 _COST = """Encoder passes count a pass with gradient as three, forward and backward; training is the wall time without \
 evaluations, mean over seeds, on the machines below."""
 _PLACES = """Percent of {images} images ({data}); map and threshold are chosen on {validation} others. ± over \
@@ -70,12 +83,11 @@ def _section(chapter: Chapter, prefix: str) -> str:
     parts += [f"Origin of the paper's numbers ({SOURCE}):\n\n{tables.remarks()}"]
     if missing := [*tables.unfinished(section), *chapter.notes]:
         parts += ["\n".join(f"- {line}" for line in missing)]
-    if gaps := tables.to_moco(section):
-        parts += ["### Differences to plain MoCo", gaps]
-        parts += [
-            "Means of the differences seed by seed, with Student's t; each interval stands for itself, none is widened "
-            "for the number of methods. Runs of one seed share images, order and first weights."
-        ]
+    base = reference(section)
+    tables_of_gaps = [tables.to_base(base, ranked(section)) if base else ""]
+    tables_of_gaps += [tables.to_base(plain, forms) for plain, forms in variants(section)]
+    if gaps := [table for table in tables_of_gaps if table]:
+        parts += ["### Differences", *gaps, _GAPS]
     parts += ["### What it cost", tables.cost(section), _COST]
     pictures = [(chapter.knn, "kNN"), (chapter.loss, "loss")]
     drawn = [f"![{title}]({prefix}{name})" for name, title in pictures if name]
@@ -161,14 +173,19 @@ def _numbers(chapter: Chapter) -> dict[str, Any]:
             name: {key: {"values": found, **_spread(found)} for key, found in row.items()}
             for name, row in baselines(section).items()
         },
-        "above_moco": {
-            key: {name: dataclasses.asdict(gap) for name, gap in differences(section, key).items()} for key in KEYS
+        "above_moco": {key: _gaps(differences(section, key)) for key in KEYS},
+        "above_plain_form": {
+            key: {plain.name: _gaps(above(plain, forms, key)) for plain, forms in variants(section)} for key in KEYS
         },
         "differing_options": differing(section),
         "maps": chapter.map_scores or None,
         "localise": chapter.place_facts,
         "notes": [*tables.unfinished(section), *chapter.notes],
     }
+
+
+def _gaps(found: dict[str, Difference]) -> dict[str, Any]:
+    return {name: dataclasses.asdict(gap) for name, gap in found.items()}
 
 
 def _spread(values: dict[int, float]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from mixfast.comparison.gather import Group, Section, differing
 from mixfast.comparison.published import TABLE
 from mixfast.comparison.statistics import KEYS, baselines, scores, spread
-from mixfast.comparison.verdict import changed, differences, ranked, reference, rows
+from mixfast.comparison.verdict import above, changed, rows
 from mixfast.console import duration
 from mixfast.monitor import candidates
 
@@ -73,23 +73,18 @@ def cost(section: Section) -> str:
     return markdown(head, body)
 
 
-def to_moco(section: Section) -> str:
-    """Differences to plain MoCo, paired over seeds; "" without any."""
-    both = {key: differences(section, key) for key in KEYS}
-    base = reference(section)
-    if base is None or not both["knn_h"]:
-        return ""
+def to_base(base: Group, groups: Sequence[Group]) -> str:
+    """What the others of some groups are above `base`, paired over seeds; "" if none has a seed in common."""
+    both = {key: above(base, groups, key) for key in KEYS}
     body = []
-    for group in ranked(section):
-        if group.name not in both["knn_h"]:
-            continue
+    for name, first in both["knn_h"].items():
         cells = []
-        for key in ("knn_h", "knn_z"):
-            gap = both[key].get(group.name)
+        for gap in (first, both["knn_z"].get(name)):
             interval = "-" if gap is None or gap.low is None else f"{gap.low:+.1f} to {gap.high:+.1f}"
             cells += ["-" if gap is None else f"{gap.mean:+.1f}", interval]
-        body.append([f"`{group.name}`", *cells, str(both["knn_h"][group.name].n)])
-    return markdown([f"minus `{base.name}`", "h", "95 % interval", "z", "95 % interval", "seeds"], body)
+        body.append([f"`{name}`", *cells, str(first.n)])
+    head = [f"minus `{base.name}`", "h", "95 % interval", "z", "95 % interval", "seeds"]
+    return markdown(head, body) if body else ""
 
 
 _HEALTH = (

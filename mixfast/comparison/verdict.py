@@ -1,6 +1,7 @@
 """Who wins, by how much, and whether the seeds carry it: sentences made from the numbers."""
 
 import statistics
+from collections.abc import Sequence
 
 from mixfast.comparison.gather import Group, Section
 from mixfast.comparison.published import SETTING, TABLE, Published
@@ -39,16 +40,25 @@ def ranked(section: Section) -> list[Group]:
     return sorted(with_scores, key=lambda group: -statistics.fmean(scores(group, "knn_h").values()))
 
 
+def above(base: Group, groups: Sequence[Group], key: str) -> dict[str, Difference]:
+    """By group, what it is above `base` over the seeds that both have; none without such seeds."""
+    gaps = {group.name: difference(scores(group, key), scores(base, key)) for group in groups if group is not base}
+    return {name: gap for name, gap in gaps.items() if gap}
+
+
 def differences(section: Section, key: str) -> dict[str, Difference]:
-    """By group, what it is above plain MoCo over the seeds that both have; none without such seeds."""
+    """The same above plain MoCo; none without it."""
     base = reference(section)
-    if base is None:
-        return {}
-    found = {}
+    return above(base, ranked(section), key) if base else {}
+
+
+def variants(section: Section) -> list[tuple[Group, list[Group]]]:
+    """Of each recipe that was run in several forms, the form nearest to the defaults and the others, best first."""
+    found: dict[str, list[Group]] = {}
     for group in ranked(section):
-        if group is not base and (gap := difference(scores(group, key), scores(base, key))):
-            found[group.name] = gap
-    return found
+        found.setdefault(group.recipe, []).append(group)
+    bases = {recipe: min(groups, key=lambda group: len(changed(group))) for recipe, groups in found.items()}
+    return [(bases[recipe], groups) for recipe, groups in found.items() if len(groups) > 1]
 
 
 def verdict(section: Section) -> list[str]:
