@@ -100,6 +100,15 @@ def sources(target: str) -> list[tuple[str, list[str]]]:
     return listed
 
 
+def cuda_sources() -> list[tuple[str, list[str]]]:
+    """(path, extra flags) of each source of the CUDA module, with those that name its architectures."""
+    codes = GPU_CODES.split(";")
+    listed = [(path, flags + (gencode(codes) if path.endswith(".cu") else [])) for path, flags in sources("cuda")]
+    if {"90-real", "90a-real"} & set(codes):
+        listed += [(path, flags + gencode(["90a-real"])) for path, flags in sources("cuda_sm_90a")]
+    return listed
+
+
 class CleanBuildPy(build_py):
     """Empties the staging folder first: it may hold a module that this build leaves out."""
 
@@ -175,24 +184,25 @@ def without_cmake(name: str) -> Path:
         target = str(folder / (path.replace("/", "-") + ".o"))
         if path.endswith(".cu"):
             host = "-fPIC,-fvisibility=hidden,-ffp-contract=off"
-            command = [str(NVCC), "-O3", "-std=c++17", "--threads=0", "-Xcompiler", host, *gencode()]
+            command = [str(NVCC), "-O3", "-std=c++17", "--threads=0", "-Xcompiler", host]
         else:
             command = compiler + flags + openmp + (python if Path(path).name.startswith("bind_") else [])
         subprocess.run([*command, *extra, "-Icsrc", "-c", path, "-o", target], check=True, cwd=ROOT)
         return target
 
     with ThreadPoolExecutor(JOBS) as pool:
-        objects = list(pool.map(compiled, *zip(*sources("cpu" if name == "_mixfast_C" else "cuda"), strict=True)))
+        listed = sources("cpu") if name == "_mixfast_C" else cuda_sources()
+        objects = list(pool.map(compiled, *zip(*listed, strict=True)))
     libraries = openmp or [f"-L{cudart()}", "-lcudart_static", "-lrt", "-lpthread", "-ldl"]
     library = folder / (name + SUFFIX)
     subprocess.run([*compiler, *flags, "-shared", "-o", str(library), *objects, *libraries], check=True)
     return library
 
 
-def gencode() -> list[str]:
-    """nvcc's flags for GPU_CODES."""
-    codes = [code.split("-") for code in GPU_CODES.split(";")]
-    return [f"-gencode=arch=compute_{a},code={'sm' if kind == 'real' else 'compute'}_{a}" for a, kind in codes]
+def gencode(codes: list[str]) -> list[str]:
+    """nvcc's flags for architectures in CMake's notation."""
+    named = [code.split("-") for code in codes]
+    return [f"-gencode=arch=compute_{a},code={'sm' if kind == 'real' else 'compute'}_{a}" for a, kind in named]
 
 
 def cudart() -> Path:

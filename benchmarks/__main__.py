@@ -1,7 +1,8 @@
-"""python -m benchmarks [--smoke] [--out FILE.json] [-k EXPRESSION]: runs the benchmarks, writes JSON and Markdown."""
+"""python -m benchmarks [--smoke] [--busy] [--out FILE.json] [-k EXPRESSION]: runs the benchmarks, writes a report."""
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/benchmarks.json"), help="results (default: %(default)s); FILE.md beside"
     )
+    parser.add_argument("--busy", action="store_true", help="processor seconds on one thread: the machine is shared")
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only the benchmarks that match, as in pytest")
     options = parser.parse_args()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER), "-k", options.k]
@@ -24,7 +26,8 @@ def main() -> int:
         return subprocess.run([*command, "--benchmark-disable", "-rs"], cwd=FOLDER.parent).returncode
     options.out.parent.mkdir(parents=True, exist_ok=True)
     command += [f"--benchmark-json={options.out.resolve()}", "--benchmark-columns=min,median,rounds", "-rs"]
-    code = subprocess.run(command, cwd=FOLDER.parent).returncode
+    shared = {"MIXFAST_BENCH_BUSY": "1", "OMP_NUM_THREADS": "1"} if options.busy else {}
+    code = subprocess.run(command, cwd=FOLDER.parent, env={**os.environ, **shared}).returncode
     if code == 0:
         report = options.out.with_suffix(".md")
         report.write_text(render(json.loads(options.out.read_text())) + "\n")

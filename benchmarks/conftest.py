@@ -10,7 +10,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from benchmarks.interleave import interleaved, looped, quantiles
+from benchmarks.interleave import BUSY, interleaved, looped, quantiles
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 SECONDS, LEAST, MOST = 4.0, 7, 400  # of sampling one row; its samples
@@ -78,6 +78,7 @@ def add_row(
     row.group, row.name = group, name
     low, _, high = quantiles(samples)
     row.extra_info = {"implementation": name, "extra_memory_mib": memory, "threads": torch.get_num_threads()}
+    row.extra_info["clock"] = "processor" if BUSY else "wall"
     row.extra_info |= {"p10": low, "p90": high}
     stats = row._make_stats(iterations=calls)
     for sample in samples:

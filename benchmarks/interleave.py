@@ -1,10 +1,14 @@
 """Samples of several implementations taken in turn: a machine that slows down for a while slows all of them down."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
 
 Sampler = Callable[[], float]  # takes one sample, returns seconds for one call
+# Processor seconds of this process, all threads together, where a shared machine leaves the wall's clock no meaning.
+BUSY = bool(os.environ.get("MIXFAST_BENCH_BUSY"))
+now = time.process_time if BUSY else time.perf_counter
 
 
 def interleaved(samplers: Mapping[str, Sampler], seconds: float, least: int, most: int) -> dict[str, list[float]]:
@@ -40,15 +44,15 @@ def quantiles(samples: list[float]) -> tuple[float, float, float]:
 
 
 def looped(run: Callable[[], object], shortest: float) -> tuple[Sampler, int]:
-    """A sampler by the wall clock, of as many calls as last `shortest` seconds; and that number of calls."""
-    start = time.perf_counter()
+    """A sampler by the clock `now`, of as many calls as last `shortest` seconds; and that number of calls."""
+    start = now()
     run()
-    calls = max(1, int(shortest / max(time.perf_counter() - start, 1e-9)))
+    calls = max(1, int(shortest / max(now() - start, 1e-9)))
 
     def sample() -> float:
-        start = time.perf_counter()
+        start = now()
         for _ in range(calls):
             run()
-        return (time.perf_counter() - start) / calls
+        return (now() - start) / calls
 
     return sample, calls

@@ -54,10 +54,12 @@ def render(results: dict[str, Any]) -> str:
     machine, benchmarks = results["machine_info"], results["benchmarks"]
     cpu = machine.get("cpu", {})
     threads = sorted({row["extra_info"].get("threads") for row in benchmarks})
+    busy = ", processor seconds" if benchmarks[0]["extra_info"].get("clock") == "processor" else ""
     lines = [
         f"{cpu.get('brand_raw', machine.get('processor', 'unknown processor'))}, "
-        f"{cpu.get('count', '?')} cores, {'/'.join(map(str, threads))} threads, {results['datetime'][:10]}, "
-        f"commit {results['commit_info'].get('id', 'unknown')[:10]}",
+        f"{cpu.get('count', '?')} cores, {'/'.join(map(str, threads))} threads{busy}, {results['datetime'][:10]}, "
+        f"commit {results['commit_info'].get('id', 'unknown')[:10]}"
+        + (" with changes" if results["commit_info"].get("dirty") else ""),
         "",
     ]
     for group in dict.fromkeys(row["group"] for row in benchmarks):

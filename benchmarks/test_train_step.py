@@ -1,9 +1,11 @@
-"""A whole optimiser step of each method beside the bare encoder passes that it needs by definition.
+"""A whole optimiser step of each method beside the bare encoder passes that it needs, and beside steps of others.
 
-"encoder" runs the same passes on ready-made inputs, with a plain sum as the loss: what is above it is augmentation,
-mixing, pooling, losses, queues, EMA, optimiser.
+Ours begins with the images, so it augments and mixes as well. The peers (benchmarks/plain_steps.py) get views and
+mixtures ready-made, but for the one whose loader makes two views of each image with torchvision in the same process.
+On a machine with a GPU the shapes are those of trainings, elsewhere of a size that a CPU can measure.
 """
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,48 +13,92 @@ from typing import Any
 import pytest
 import torch
 
-from mixfast import cli, engine
-from mixfast.console import Console
-from mixfast.data import load
-from mixfast.run import Run, build
-from mixfast.run_folder import RunFolder
-from mixfast.signals import StopRequest
+from benchmarks.plain_steps import PlainStep, lightly_moco
+from benchmarks.test_augment import torchvision
+from mixfast import engine
+from mixfast.budget import step_cost
+from mixfast.config import flatten, replace
+from mixfast.presets import build
+from mixfast.profile import SHAPES
+from mixfast.profiling.measure import bare_encoder, prepare
+from mixfast.run import Run
 
-# method: encoder passes with gradient, passes without
-PASSES = {"moco": (1, 1), "approach1": (2, 2), "approach2": (2, 2)}
-FULL = {"model.depth": 18, "model.width": 16, "model.stem": "cifar_s2", "train.batch_size": 256, "data.scenes": 512}
-SMALL = {"model.depth": 8, "model.width": 4, "model.stem": "cifar_s2", "train.batch_size": 16, "data.scenes": 32}
-
-
-def prepare(method: str, folder: Path, smoke: bool) -> Run:
-    values = {**(SMALL if smoke else FULL), "data.test_scenes": 10}
-    words = [word for key, value in values.items() for word in (f"--{key}", str(value))]
-    config = cli.parse(["--method", method, *words]).config
-    parts = (load(config.data, seed=0), RunFolder(folder), Console(), StopRequest(), torch.device("cpu"))
-    return build(config, *parts)
+METHODS = ("moco", "moco_unmix", "approach1", "approach2", "simclr", "byol")
+SMALL = {"model.depth": 8, "model.width": 4, "model.stem": "cifar_s2", "data.size": 32, "train.batch_size": 16}
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+CASES = ("cifar", "imagenet") if DEVICE.type == "cuda" else ("small",)
 
 
-def step(run: Run) -> Callable[[], Any]:
+def start(method: str, shape: str, folder: Path, smoke: bool, **changes: Any) -> Run:
+    config = build(method, [], None)[0]
+    sizes = {key: value for key, value in (SMALL if smoke else SHAPES[shape]).items() if key in flatten(config)}
+    return prepare(replace(config, {**sizes, **changes}), DEVICE, folder)
+
+
+def waited(run: Callable[[], object]) -> Callable[[], None]:
+    """Until the device is done."""
+
+    def call() -> None:
+        run()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
+
+    return call
+
+
+def with_loader(step: PlainStep, loader: Callable[[], list[Any]]) -> Callable[[], None]:
+    """The step after two views by torchvision, one image at a time, as a loader in the same process makes them."""
+    names = [name for name, view in step.views.items() if view.ndim == 4][:1]
+
+    def run() -> None:
+        first, *_ = loader()
+        step.views[names[0]] = first.to(DEVICE)
+        step()
+
+    return run
+
+
+@pytest.mark.parametrize("shape", CASES)
+@pytest.mark.parametrize("method", METHODS)
+def test_train_step(measure: Any, smoke: bool, method: str, shape: str, tmp_path: Path) -> None:
+    run = start(method, shape, tmp_path, smoke)
     images = run.batches.images[: run.config.train.batch_size]
-    return lambda: engine.optimiser_step(run, images, check=False)
+    table = {
+        "floor: encoder passes": bare_encoder(run, step_cost(run.config, side=32)),
+        "mixfast step": lambda: engine.optimiser_step(run, images, check=False),
+        "plain PyTorch, views ready-made": PlainStep(run, images),
+    }
+    if shape != "imagenet":  # whose loaders decode as well
+        loader = torchvision(images.cpu())["torchvision v1 on PIL images"]
+        table["plain PyTorch, views by torchvision"] = with_loader(PlainStep(run, images), loader)
+    if method == "moco" and importlib.util.find_spec("lightly"):  # which pip install mixfast[bench] brings
+        table["lightly, views ready-made"] = lightly_moco(run, images)
+    shown = f"ResNet-{run.config.model.depth} of width {run.config.model.width}, {run.config.data.size} px"
+    title = f"train step, {method}, {shown}, batch {len(images)}"
+    measure(title, {name: waited(call) for name, call in table.items()})
 
 
-def encoder(run: Run) -> Callable[[], Any]:
-    with_gradient, without = PASSES[run.config.method_name]
-    images = run.normalise(run.batches.images[: run.config.train.batch_size])
+@pytest.mark.parametrize("method", METHODS)
+def test_plain_steps_compute_the_same_loss(method: str, tmp_path: Path) -> None:
+    """With one batch norm group, as the groups of shuffled keys are random."""
+    run = start(method, "small", tmp_path, smoke=True, **{"model.bn_splits": 1})
+    images = run.batches.images[:16]
+    step = PlainStep(run, images)
+    loss, keys = step.loss(step.views)
+    ours = run.method.step(step.views, run.generators)
+    torch.testing.assert_close(loss.detach(), ours.loss.detach(), rtol=2e-5, atol=2e-5)
+    assert set(keys) == set(ours.carry)
+    for name, rows in keys.items():
+        torch.testing.assert_close(rows, ours.carry[name], rtol=1e-4, atol=1e-5)
 
-    def passes() -> None:
-        with torch.no_grad():
-            for _ in range(without):
-                run.method.key_encoder(images)
-        sum(run.method.encoder(images).z.sum() for _ in range(with_gradient)).backward()
-        run.optimizer.zero_grad(set_to_none=True)
 
-    return passes
-
-
-@pytest.mark.parametrize("method", PASSES)
-def test_train_step(measure: Any, smoke: bool, method: str, tmp_path: Path) -> None:
-    runs = [prepare(method, tmp_path / name, smoke) for name in ("floor", "step")]
-    table = {"floor: encoder passes": encoder(runs[0]), "mixfast step": step(runs[1])}
-    measure(f"train step, {method}, {runs[0].config.train.batch_size} images", table)
+@pytest.mark.skipif(not importlib.util.find_spec("lightly"), reason="lightly is not installed")
+def test_lightly_computes_the_same_loss(tmp_path: Path) -> None:
+    run = start("moco", "small", tmp_path, smoke=True, **{"model.bn_splits": 1})
+    images = run.batches.images[:16]
+    run.views(images)  # the streams of the views exist from here on
+    before = run.generators.state_dict()
+    value = lightly_moco(run, images)()
+    run.generators.load_state_dict(before)
+    step = PlainStep(run, images)
+    torch.testing.assert_close(value, step.loss(step.views)[0].detach(), rtol=2e-5, atol=2e-5)

@@ -1,7 +1,9 @@
 """Fast operations for self-supervised learning with mixed images, and a trainer that uses them."""
 
 from mixfast.ops import (
+    augment_views,
     backends,
+    draw_views,
     enqueue_,
     masked_upsample_pool,
     multi_queue_infonce,
@@ -13,7 +15,9 @@ from mixfast.ops import (
 __version__ = "0.1.0"
 __all__ = [
     "__version__",
+    "augment_views",
     "backends",
+    "draw_views",
     "enqueue_",
     "masked_upsample_pool",
     "multi_queue_infonce",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from mixfast import methods
 from mixfast.config import RunConfig
+from mixfast.data import Images
 from mixfast.models import Encoder, build_encoder
 from mixfast.rng import Generators
 
@@ -19,8 +20,14 @@ BACKWARD_COST = 2  # forward passes that the backward pass of a pass costs
 class StepCost:
     """Per image of a batch."""
 
-    encoder: int  # forward passes of the encoder, a pass with its backward counted as 1 + BACKWARD_COST
+    trained: int  # forward passes of encoders with a backward pass
+    followed: int  # forward passes without one
     saved_bytes: int  # of tensors kept between forward and backward, in float32
+
+    @property
+    def encoder(self) -> int:
+        """Forward passes of encoders, a pass with its backward counted as 1 + BACKWARD_COST."""
+        return self.followed + self.trained * (1 + BACKWARD_COST)
 
 
 def step_cost(config: RunConfig[Any], side: int) -> StepCost:
@@ -30,12 +37,11 @@ def step_cost(config: RunConfig[Any], side: int) -> StepCost:
     method = methods.load(config.method_name)(config.method, make_encoder, generators).train()
     count = 2 * config.model.bn_splits
     images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generators["probe"])
-    passes = 0
+    passes = {True: 0, False: 0}  # with gradient: images that entered an encoder
     saved: dict[int, int] = {}  # storage address: bytes
 
     def count_pass(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        nonlocal passes
-        passes += len(inputs[0]) * (1 + BACKWARD_COST if torch.is_grad_enabled() else 1)
+        passes[torch.is_grad_enabled()] += len(inputs[0])
 
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -44,13 +50,13 @@ def step_cost(config: RunConfig[Any], side: int) -> StepCost:
     for module in method.modules():
         if isinstance(module, Encoder):
             module.backbone.conv1.register_forward_pre_hook(count_pass)  # it sees every image of every pass
-    views = method.views(images, lambda batch: batch.float() / 255, generators)
+    views = method.views(images, lambda batch, count=2: [batch.float() / 255 for _ in range(count)], generators)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = method.step(views, generators)
     held = {tensor.untyped_storage().data_ptr() for tensor in (*method.parameters(), *method.buffers())}
     activations = sum(size for address, size in saved.items() if address not in held)
     del out
-    return StepCost(passes // count, activations // count)
+    return StepCost(passes[True] // count, passes[False] // count, activations // count)
 
 
 def state_bytes(method: nn.Module, moments: int = 1) -> dict[str, int]:
@@ -67,11 +73,11 @@ def state_bytes(method: nn.Module, moments: int = 1) -> dict[str, int]:
 
 
 def explain_out_of_memory(
-    config: RunConfig[Any], method: nn.Module, images: Tensor, total_bytes: int, part: str
+    config: RunConfig[Any], method: nn.Module, images: Images, total_bytes: int, part: str
 ) -> str:
     """Where the memory went, the largest batch that would fit by that reckoning, and the options that help."""
     cost = step_cost(config, images.shape[-1])
-    state = {"images": images.numel(), **state_bytes(method, 2 if config.optim.name == "adam" else 1)}
+    state = {"images": images.nbytes, **state_bytes(method, 2 if config.optim.name == "adam" else 1)}
     batch, micro = config.train.batch_size, config.train.accumulate
     parts = {**state, f"activations of {batch // micro} images": cost.saved_bytes * batch // micro}
     unit = config.model.bn_splits

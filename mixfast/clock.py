@@ -1,12 +1,15 @@
 """Where the time of a run goes, without waiting for the device inside a step."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
 
 class Clock:
-    """Seconds by part: `lap(name)` charges the time since the last lap to `name`.
+    """Seconds by part: `lap(name)` charges the time since the last lap to `name`, less what was spent `inside` others.
 
     On a GPU the laps are events on the stream, read when `seconds()` is called (at a record, where the host waits
     anyway); elsewhere they are the host's clock.
@@ -16,10 +19,11 @@ class Clock:
         self._cuda = device.type == "cuda"
         self._parts: dict[str, float] = {}
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
+        self._unnamed: list[tuple[Any, Any]] = []  # stretches that a part inside has ended: the next lap names them
         self.part = "start"  # the last part that ended: says where an error came from
         self.skip()
 
-    def _now(self) -> float | torch.cuda.Event:
+    def _now(self) -> Any:
         if not self._cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -28,16 +32,32 @@ class Clock:
 
     def skip(self) -> None:
         """Charge the time since the last lap to nobody."""
-        self._last = self._now()
+        self._last, self._unnamed = self._now(), []
 
     def lap(self, name: str) -> None:
         """Charge the time since the last lap to `name`."""
         now = self._now()
-        if isinstance(now, float):
-            self._parts[name] = self._parts.get(name, 0.0) + now - self._last  # type: ignore[operator]
+        for begin, end in (*self._unnamed, (self._last, now)):
+            self._charge(name, begin, end)
+        self._last, self._unnamed, self.part = now, [], name
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """Charge the time of the block to `name`, and not to the lap or block around it."""
+        begin = self._now()
+        around = [*self._unnamed, (self._last, begin)]
+        self._last, self._unnamed = begin, []
+        try:
+            yield
+        finally:
+            self.lap(name)
+            self._unnamed = around
+
+    def _charge(self, name: str, begin: Any, end: Any) -> None:
+        if self._cuda:
+            self._events.append((name, begin, end))
         else:
-            self._events.append((name, self._last, now))  # type: ignore[arg-type]
-        self._last, self.part = now, name
+            self._parts[name] = self._parts.get(name, 0.0) + end - begin
 
     def seconds(self) -> dict[str, float]:
         """Seconds by part since the last call, which are then forgotten. Waits for the device."""

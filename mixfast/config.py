@@ -46,6 +46,8 @@ class TrainConfig:
     accumulate: int = 1  # micro-batches per optimiser step; EMA and enqueueing happen once per optimiser step
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on GPUs from Ampere on, fp32 elsewhere
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"  # auto: channels_last
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the encoder in training; auto: said at start
+    graph: Literal["auto", "on", "off"] = "auto"  # the step as CUDA graphs, the same bits; auto: said at start
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     threads: int = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota of this process
     deterministic: bool = False  # only deterministic kernels; needed on a GPU for a bit-exact resume
@@ -61,6 +63,7 @@ class EvalConfig:
 
     every: int = 10  # epochs between evaluations; 0: only after the last epoch
     k: int = 200  # neighbours
+    bank: int = 0  # training images among which neighbours are looked for, class-balanced; 0: all
     temperature: float = 0.1
     batch_size: int = 512  # images per forward pass
     baselines: bool = True  # score raw pixels and the untrained network before training
@@ -85,8 +88,10 @@ class RunConfig(Generic[MethodConfig]):
 
 # Keys that a resumed run may change: they move a run to another place or machine, or change when it is saved.
 FREE_ON_RESUME = frozenset(
-    {"train.device", "train.threads", "train.tensorboard", "train.checkpoint_every", "train.checkpoint_seconds"}
-    | {"data.path", "data.test_path", "data.cache", "data.cache_dir", "data.workers", "data.download", "compare"}
+    {"train.device", "train.threads", "train.graph", "train.tensorboard"}
+    | {"train.checkpoint_every", "train.checkpoint_seconds"}
+    | {"data.path", "data.test_path", "data.in_memory", "data.cache", "data.cache_dir", "data.workers", "data.download"}
+    | {"compare"}
 )
 
 _AT_LEAST: dict[str, float] = {
@@ -106,6 +111,7 @@ _AT_LEAST: dict[str, float] = {
     "train.checkpoint_seconds": 0,
     "eval.every": 0,
     "eval.k": 1,
+    "eval.bank": 0,
     "eval.batch_size": 1,
 }
 

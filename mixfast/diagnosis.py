@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from mixfast.augment import augment
 from mixfast.eval import diagnostics
 from mixfast.eval.features import extract
 from mixfast.losses import unit
@@ -27,8 +26,10 @@ def diagnose(run: Run) -> dict[str, float]:
     draws = Generators(run.config.seed, run.device)  # of its own: the same views at every evaluation
     images, size = run.splits.test.images[:IMAGES].to(run.device), run.config.eval.batch_size
 
+    augment = run.augmenter(draws)
+
     def view(batch: Tensor) -> Tensor:
-        return augment(batch, run.config.augment, draws["augment"], run.splits.mean, run.splits.std)
+        return augment(batch, 1)[0]
 
     plain = extract(run.method.encoder, images, run.normalise, size)
     first, second = (unit(extract(run.method.encoder, images, view, size).z) for _ in range(2))

@@ -35,7 +35,8 @@ def train_epoch(run: Run) -> None:
     run.clock.skip()
     for images in run.batches.epoch():  # uint8 [B, 3, H, W], already on the device
         run.clock.lap("data")
-        set_learning_rate(run.optimizer, learning_rate(run.config.optim, run.epoch, run.config.train.epochs, run.step))
+        run.rate = learning_rate(run.config.optim, run.epoch, run.config.train.epochs, run.step)
+        set_learning_rate(run.optimizer, run.rate)
         log_now = (run.step + 1) % run.config.train.log_every == 0 or (run.step + 1) % len(run.batches) == 0
         run.meter.add(optimiser_step(run, images, check=log_now))
         run.step += 1
@@ -46,35 +47,47 @@ def train_epoch(run: Run) -> None:
 
 
 def optimiser_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
-    """One update of the weights from a batch; the loss and its terms, still on the device.
+    """One update of the weights from a batch; the loss and its terms, still on the device."""
+    before = run.generators.state_dict() if check else {}
+    run.progress.fill_(run.step / run.steps)
+    means, carry = run.play(gradients, images)
+    if check:
+        check_finite(run, means, images, before)
+    run.play(update, carry)
+    return means
+
+
+def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The first half of a step, up to the gradients: the loss and its terms, and what the queues are to take.
 
     With accumulation the gradients of the micro-batches are averaged, all of them read the same queue, and their keys
     are enqueued together after the update: to the queue it is one step. Batch statistics, boxes and permutations are
     each micro-batch's own.
     """
-    method, parts = run.method, images.chunk(run.config.train.accumulate)
-    before = run.generators.state_dict() if check else {}
+    parts = images.chunk(run.config.train.accumulate)
     carries, values = [], []
-    method.begin(run.step / run.steps)
+    run.method.begin(run.progress)
     for part in parts:
         views = run.views(part)
         run.clock.lap("augment")
         with run.autocast():
-            out = method.step(views, run.generators)
+            out = run.method.step(views, run.generators)
         run.clock.lap("forward")
         (out.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
         run.clock.lap("backward")
         carries.append(out.carry)
         values.append({"loss": out.loss.detach(), **out.parts})
-    means = {name: sum(value[name] for value in values) / len(parts) for name in values[0]}
-    if check:
-        check_finite(run, means, images, before)
+    means = {name: torch.stack([value[name] for value in values]).mean(dim=0) for name in values[0]}
+    return means, {name: torch.cat([carry[name] for carry in carries]) for name in carries[0]}
+
+
+def update(run: Run, carry: dict[str, Tensor]) -> None:
+    """The second half: the optimiser, and the queues."""
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.clock.lap("optimizer")
-    method.update({name: torch.cat([carry[name] for carry in carries]) for name in carries[0]})
+    run.method.update(carry)
     run.clock.lap("queue")
-    return means  # type: ignore[return-value]
 
 
 def check_finite(run: Run, values: dict[str, Any], images: Tensor, generators: dict[str, Tensor]) -> None:

@@ -19,7 +19,7 @@ class LARS(torch.optim.Optimizer):
 
     Args:
         params: parameters or groups; a group may set any of the options for itself.
-        lr: learning rate.
+        lr: learning rate; a scalar tensor on the parameters' device, or a number.
         momentum: share of the velocity that survives a step.
         weight_decay: of all tensors of a group.
         trust: the paper's eta.
@@ -29,7 +29,7 @@ class LARS(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
-        lr: float,
+        lr: float | Tensor,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         trust: float = 1e-3,

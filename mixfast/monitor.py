@@ -5,11 +5,14 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mixfast import methods
 from mixfast.config import RunConfig
 from mixfast.console import duration
+from mixfast.data import Images, Streamed, take
+from mixfast.data.sets import first_balanced
+from mixfast.data.streamed import Library
 from mixfast.diagnosis import diagnose, warning
 from mixfast.eval.baselines import calibrated, pixels
 from mixfast.eval.features import extract
@@ -38,8 +41,8 @@ def introduce(run: Run) -> None:
         console.line(f"loss of guessing, per term: ln({candidates(config)}) = {chance:.2f}")
     if not scorable(run):
         console.line("kNN is off: not every image has a class.")
-    elif config.eval.k > len(run.splits.train):
-        console.line(f"kNN: --eval.k {config.eval.k} is cut to the {len(run.splits.train)} training images.")
+    elif config.eval.k > bank_size(run):
+        console.line(f"kNN: --eval.k {config.eval.k} is cut to the {bank_size(run)} training images.")
     console.line(HEADER)
 
 
@@ -48,16 +51,32 @@ def scorable(run: Run) -> bool:
     return run.splits.train.labelled and run.splits.test.labelled
 
 
+def bank_size(run: Run) -> int:
+    """Among how many training images kNN looks for neighbours."""
+    return min(run.config.eval.bank or len(run.splits.train), len(run.splits.train))
+
+
+def bank(run: Run) -> tuple[Images, Tensor]:
+    """These images, and their classes on the device."""
+    images, labels = run.batches.images, run.splits.train.labels
+    if bank_size(run) < len(labels):
+        chosen = first_balanced(labels, bank_size(run))
+        images, labels = take(images, chosen.to(images.device)), labels[chosen]
+    return images, labels.to(run.device)
+
+
 def record(run: Run) -> None:
     """Write the means since the last record, and where the time went."""
     means, parts = run.meter.means(), run.clock.seconds()
     elapsed = sum(parts.values())
+    if not run.last and isinstance(run.batches.images, Streamed):
+        run.console.line(loader_and_step(run.batches.images.library, run.images / (elapsed - parts["data"])))
     run.seconds += elapsed
     run.last = {
         "kind": "train",
         "step": run.step,
         "epoch": (run.step - 1) // len(run.batches) + 1,
-        "lr": run.optimizer.param_groups[0]["lr"],
+        "lr": run.rate,
         **means,
         "images_per_s": run.images / elapsed,
         "time": run.seconds,
@@ -70,6 +89,15 @@ def record(run: Run) -> None:
     run.task.update(run.step, note)
     if run.console.silent_for_long():
         run.console.line(f"  step {run.step} of {run.steps}   {note}   left {left}")
+
+
+def loader_and_step(library: Library, step: float) -> str:
+    """What decoding reaches alone beside what the step reaches without waiting, in images/s, and which is the limit."""
+    alone = library.images_per_s or 0.0
+    rates = f"decoding alone {alone:,.0f} images/s, a step without waiting for images {step:,.0f}"
+    if alone >= step:
+        return f"{rates}: training does not wait for its images"
+    return f"{rates}: decoding is the limit; more cores, a smaller --data.size or a faster disk would help"
 
 
 def _speed(run: Run) -> tuple[str, str, str, str]:
@@ -114,21 +142,20 @@ def row(
 
 def score(run: Run, encoder: nn.Module) -> dict[str, float]:
     """Weighted kNN of an encoder on the run's data: {"knn_z": percent, "knn_h": percent}."""
-    train, test, options = run.splits.train, run.splits.test, run.config.eval
-    bank, queries = (
-        extract(encoder, images, run.normalise, options.batch_size, run.obey_signal)
-        for images in (run.batches.images, test.images)
+    test, options = run.splits.test, run.config.eval
+    images, labels = bank(run)
+    rows, queries = (
+        extract(encoder, some, run.normalise, options.batch_size, run.obey_signal) for some in (images, test.images)
     )
-    labels, answers = train.labels.to(run.device), test.labels.to(run.device)
-    return knn_scores(bank, labels, queries, answers, options.k, options.temperature)
+    return knn_scores(rows, labels, queries, test.labels.to(run.device), options.k, options.temperature)
 
 
 def score_pixels(run: Run) -> dict[str, float]:
     """The same of normalised pixels, as {"knn_h": percent}."""
-    train, test, options = run.splits.train, run.splits.test, run.config.eval
-    bank, queries = (pixels(images, run.normalise) for images in (run.batches.images, test.images))
-    labels, answers = train.labels.to(run.device), test.labels.to(run.device)
-    return {"knn_h": knn_score(bank, labels, queries, answers, options.k, options.temperature)}
+    test, options = run.splits.test, run.config.eval
+    images, labels = bank(run)
+    rows, queries = (pixels(some, run.normalise) for some in (images, test.images))
+    return {"knn_h": knn_score(rows, labels, queries, test.labels.to(run.device), options.k, options.temperature)}
 
 
 def score_untrained(run: Run) -> dict[str, float]:

@@ -5,30 +5,54 @@ import hashlib
 import torch
 from torch import Tensor
 
+COUNTER = "counter/"  # before the name of such a stream in a saved state
+
 
 class Generators:
     """One independent `torch.Generator` per purpose, all derived from a single seed.
 
     Purposes are named by their first use, so that a draw added to one part of a run does not change the
-    stream of another: `generators["augment"]`, `["mix"]`, `["shuffle"]`, `["order"]`, `["weights"]`, `["queue"]`.
+    stream of another: `generators["mix"]`, `["shuffle"]`, `["order"]`, `["weights"]`, `["queue"]`, and
+    `generators.counter("augment")`.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
         self.seed = seed
         self.device = torch.device(device)
         self._streams: dict[str, torch.Generator] = {}
+        self._counters: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> torch.Generator:
         if name not in self._streams:
-            digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-            self._streams[name] = torch.Generator(self.device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+            self._streams[name] = torch.Generator(self.device).manual_seed(self._seed_of(name))
         return self._streams[name]
 
+    def counter(self, name: str) -> Tensor:
+        """A stream of draws by counter: int64 [2] on the device, (key, next draw), which each draw moves on in place.
+
+        `mixfast.draw_views` draws from it. A CUDA graph needs nothing else: the tensor stays the same one.
+        """
+        if name not in self._counters:
+            self._counters[name] = torch.tensor([self._seed_of(f"{COUNTER}{name}"), 0], device=self.device)
+        return self._counters[name]
+
+    def streams(self) -> list[torch.Generator]:
+        """The `torch.Generator` of every purpose so far: what a CUDA graph has to be told of."""
+        return list(self._streams.values())
+
+    def _seed_of(self, name: str) -> int:
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
+
     def state_dict(self) -> dict[str, Tensor]:
-        """The state of every stream used so far (uint8 tensors on the CPU)."""
-        return {name: stream.get_state() for name, stream in self._streams.items()}
+        """The state of every stream used so far, on the CPU: uint8 tensors, and int64 ones of draws by counter."""
+        counters = {f"{COUNTER}{name}": counter.to("cpu", copy=True) for name, counter in self._counters.items()}
+        return {name: stream.get_state() for name, stream in self._streams.items()} | counters
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue every stream where `state_dict` left it."""
         for name, value in state.items():
-            self[name].set_state(value)
+            if name.startswith(COUNTER):
+                self.counter(name.removeprefix(COUNTER)).copy_(value)
+            else:
+                self[name].set_state(value)

@@ -1,31 +1,34 @@
 """A run: its configuration turned into objects, and the state that a checkpoint holds."""
 
 import time
-import zlib
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain, repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from mixfast import checkpoint, machine, methods
-from mixfast.augment import augment, normalise, second_view
+from mixfast.augment import Augment, AugmentConfig, augment, normalise
 from mixfast.clock import Clock
 from mixfast.config import RunConfig, differences, flatten
 from mixfast.console import Console, Task
 from mixfast.data import Batches, Splits
 from mixfast.errors import CheckpointError, ConfigError
+from mixfast.graph import CudaRecorder, StepGraph
 from mixfast.log import Meter
 from mixfast.methods import Method
-from mixfast.models import build_encoder
-from mixfast.optim import build_optimizer
+from mixfast.models import Encoder, build_encoder
+from mixfast.optim import build_optimizer, load_optimizer
 from mixfast.rng import Generators
 from mixfast.run_folder import RunFolder
 from mixfast.signals import Stopped, StopRequest
+
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
 
 
 @dataclass
@@ -44,6 +47,9 @@ class Run:
     optimizer: torch.optim.Optimizer
     batches: Batches
     memory_format: torch.memory_format
+    progress: Tensor  # float64 scalar on the device: share of the steps done
+    graph: StepGraph | None  # through which the halves of a step are called; None: as they are
+    choices: list[str]  # what was chosen where the options say auto, and why
     clock: Clock
     task: Task
     meter: Meter = field(default_factory=Meter)
@@ -51,6 +57,7 @@ class Run:
     epoch: int = 0  # epochs done
     evaluated: int = -1  # epoch of the last evaluation; -1: not even the baselines
     seconds: float = 0.0  # of training, up to the last record, over all starts
+    rate: float = 0.0  # learning rate of the last step
     images: int = 0  # trained on since the last record
     last: dict[str, Any] = field(default_factory=dict)  # that record
     saved_at: float = field(default_factory=time.monotonic)
@@ -60,16 +67,20 @@ class Run:
         """Optimiser steps of the whole run."""
         return self.config.train.epochs * len(self.batches)
 
+    def augmenter(self, generators: Generators, recipe: AugmentConfig | None = None) -> Augment:
+        """What makes random views of images on the device, by the run's recipe or another."""
+        cfg, state = recipe or self.config.augment, generators.counter("augment")
+        given = (cfg, state, self.splits.mean, self.splits.std)
+
+        def views(images: Tensor, count: int = 2) -> list[Tensor]:
+            return augment(images, *given, count, memory_format=self.memory_format)
+
+        return views
+
     def views(self, images: Tensor, generators: Generators | None = None) -> dict[str, Tensor]:
         """The method's views of uint8 images [B, 3, H, W] on the device, by the run's generators or others."""
         draws = self.generators if generators is None else generators
-        recipes = chain([self.config.augment], repeat(second_view(self.config.augment)))
-
-        def view(batch: Tensor) -> Tensor:
-            one = augment(batch, next(recipes), draws["augment"], self.splits.mean, self.splits.std)
-            return one.contiguous(memory_format=self.memory_format)
-
-        return self.method.views(images, view, draws)
+        return self.method.views(images, self.augmenter(draws), draws)
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 images [B, 3, H, W] from anywhere, as the encoder takes them, without randomness."""
@@ -82,11 +93,23 @@ class Run:
         enabled = self.precision == "bf16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
 
+    def play(self, half: Callable[["Run", Argument], Result], argument: Argument) -> Result:
+        """half(run, argument), or its replay as a CUDA graph, which the clock sees as one part."""
+        if self.graph is None:
+            return half(self, argument)
+        clock, self.clock = self.clock, Clock(torch.device("cpu"))  # a graph would keep the events of another
+        try:
+            result: Result = self.graph(half, self, argument)
+        finally:
+            self.clock = clock
+        self.clock.lap(half.__name__)
+        return result
+
     def state_dict(self) -> dict[str, Any]:
         """All that a continued run needs to end in the same bits."""
         return {
             "config": flatten(self.config),
-            "data": fingerprint(self.splits),
+            "data": self.splits.fingerprint,
             "step": self.step,
             "epoch": self.epoch,
             "evaluated": self.evaluated,
@@ -134,12 +157,12 @@ class Run:
         state = checkpoint.load(path)
         if unlike := differences(state["config"], flatten(self.config)):
             raise CheckpointError(f"{path} belongs to another configuration:\n  " + "\n  ".join(unlike))
-        if state["data"] != fingerprint(self.splits):
+        if state["data"] != self.splits.fingerprint:
             raise CheckpointError(
-                f"{path} was trained on other images: saved {state['data']}, found {fingerprint(self.splits)}."
+                f"{path} was trained on other images: saved {state['data']}, found {self.splits.fingerprint}."
             )
         self.load_method(state, path)
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, state["optimizer"])
         self.generators.load_state_dict(state["generators"])
         _set_torch_generators(state["torch_generators"])
         self.batches.load_state_dict(state["batches"])
@@ -159,6 +182,10 @@ def build(
     make_encoder = partial(build_encoder, config.model, generators["weights"])
     method: Method = methods.load(config.method_name)(config.method, make_encoder, generators)
     method = method.to(memory_format=memory_format).train()  # type: ignore[call-overload]
+    compiled, why_compiled = machine.pick_compile(config.train.compile, device)
+    graphed, why_graphed = machine.pick_graph(config.train.graph, device)
+    for encoder in (module for module in method.modules() if compiled and isinstance(module, Encoder)):
+        encoder.compile_training()
     if config.train.batch_size > len(splits.train):
         wanted, there = config.train.batch_size, len(splits.train)
         raise ConfigError(f"--train.batch_size must be at most the {there} training images; got {wanted}.")
@@ -175,16 +202,12 @@ def build(
         optimizer=build_optimizer(config.optim, method.parameters()),
         batches=Batches(splits.train.images.to(device), config.train.batch_size, generators["order"]),
         memory_format=memory_format,
+        progress=torch.zeros((), dtype=torch.float64, device=device),
+        graph=StepGraph(method.parameters(), CudaRecorder(device, generators.streams)) if graphed else None,
+        choices=[why_compiled, why_graphed],
         clock=Clock(device),
         task=console.task(config.method_name, config.train.epochs * (len(splits.train) // config.train.batch_size)),
     )
-
-
-def fingerprint(splits: Splits) -> dict[str, Any]:
-    """Number of training images, and a checksum of about 100 of them: tells other data from moved data."""
-    images = splits.train.images
-    sample = images[:: max(1, len(images) // 100)].contiguous()
-    return {"name": splits.name, "images": len(images), "crc32": zlib.crc32(sample.numpy().tobytes())}
 
 
 def _torch_generators(device: torch.device) -> dict[str, Tensor]:

@@ -82,7 +82,7 @@ def launch(invocation: cli.Invocation, console: Console) -> None:
         f"kernels: {machine.kernels(device)}   seed {config.seed}"
     )
     console.line(f"preset {preset}: {config.method_name} on {config.data.kind}   folder {folder.path}")
-    splits = load(config.data, config.seed, say=console.line)
+    splits = load(config.data, config.seed, console.line, **machine.room(device))
     with console, StopRequest() as stop:
         run = train_one(config, splits, folder, console, stop, device, invocation.checkpoint())
         companions = {}
@@ -106,6 +106,7 @@ def train_one(
     """Train one method, from the checkpoint `start` if there is one; export its backbone."""
     run = build(config, splits, folder, console, stop, device)
     report.draw_views(run)
+    console.line("   ".join(run.choices))
     if start:
         run.load(start)
         console.line(f"continuing {config.method_name} after step {run.step} of {run.steps} (epoch {run.epoch})")

@@ -3,9 +3,9 @@
     python scripts/cuda_report.py --out docs/cuda-report.md          the whole report, minutes
     python scripts/cuda_report.py --only "^pool<" --arch 90          some of it, on the console
 
-Exits with 1 if a kernel spills registers, asks for more static shared memory than a block can have, or multiplies
-matrices without tensor cores. Machine code is read where a disassembler is at hand: in the CUDA toolkit or in the
-package triton. Sources and flags are those of csrc/sources.txt.
+Exits with 1 if a kernel spills registers, asks for more static shared memory than a block can have, multiplies
+matrices without tensor cores, or waits for each wgmma before the next one. Machine code is read where a disassembler is
+at hand: in the CUDA toolkit or in the package triton. Sources and flags are those of csrc/sources.txt.
 """
 
 import argparse
@@ -23,8 +23,11 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block can have
-MATRIX = r"^infonce::partials<"  # kernels that multiply matrices
-TENSOR_CORES = re.compile(r"\b([HQ]?GMMA|[HI]MMA|UTC\w*MMA)\b")  # as the machine code calls them
+OWN = {"cuda_sm_90a": 90}  # targets of csrc/sources.txt that are built for one architecture's own instructions
+# What the machine code of a kernel must have, by its name.
+NEEDED = {r"^infonce::partials<": "MMA", r"^infonce::hopper_partials<": "HGMMA UTMALDG"}
+# Products on tensor cores, and copies of a tensor's boxes, as the machine code calls them.
+INSTRUCTIONS = (re.compile(r"\b([HQ]?GMMA|[HI]MMA|UTC\w*MMA)\b"), re.compile(r"\b(UTMALDG)\b"))
 FLAGS = ("-O3", "-std=c++17", "-Icsrc", "-Xptxas", "-v", "-cubin")  # the first three as in setup.py
 
 
@@ -33,6 +36,7 @@ class Result(NamedTuple):
     spilled: int  # bytes stored and loaded
     shared: int  # bytes of a block, without what a launch adds
     instruction: str | None  # None: nothing to read the machine code with
+    serialized: bool = False  # asynchronous products of matrices, one after another
 
 
 def program(name: str) -> str | None:
@@ -45,12 +49,12 @@ def program(name: str) -> str | None:
     return next((found for folder in folders if (found := shutil.which(name, path=str(folder)))), None)
 
 
-def sources() -> Iterator[tuple[str, list[str]]]:
-    """(path, flags of its own) of each CUDA source."""
+def sources() -> Iterator[tuple[str, list[str], int | None]]:
+    """(path, flags of its own, the only architecture) of each CUDA source."""
     for line in (ROOT / "csrc/sources.txt").read_text().splitlines():
         words = line.split()
-        if words and words[0] == "cuda" and words[1].endswith(".cu"):
-            yield words[1], words[2:]
+        if words and words[0] in ("cuda", *OWN) and words[1].endswith(".cu"):
+            yield words[1], words[2:], OWN.get(words[0])
 
 
 def short(mangled: list[str]) -> list[str]:
@@ -77,28 +81,38 @@ def ptxas_says(log: str) -> dict[str, tuple[int, int, int]]:
     return found
 
 
+def serialized(log: str) -> set[str]:
+    """Mangled names of the kernels whose wgmma the assembler could not leave asynchronous."""
+    return set(re.findall(r"wgmma\.mma_async instructions are serialized.*?'(\w+)'", log))
+
+
 def instructions(cubin: Path) -> dict[str, str]:
-    """The tensor-core instruction, or "", of each kernel, by its mangled name; nothing without a disassembler."""
+    """The instructions of INSTRUCTIONS in each kernel, by its mangled name; nothing without a disassembler."""
     tool = program("nvdisasm")
     if tool is None:
         return {}
     text = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"\.section\s+\.text\.(\w+)", text)
-    hits = ((name, TENSOR_CORES.search(body)) for name, body in zip(parts[1::2], parts[2::2], strict=True))
-    return {name: hit[1] if hit else "" for name, hit in hits}
+    found = {}
+    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        found[name] = " ".join(hit[1] for each in INSTRUCTIONS if (hit := each.search(body)))
+    return found
 
 
-def compiled(nvcc: str, source: str, flags: list[str], architecture: int) -> dict[str, Result]:
+def compiled(nvcc: str, source: str, flags: list[str], own: int | None, architecture: int) -> dict[str, Result]:
     """Every kernel of a source."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernels.cubin")
-        command = [nvcc, *FLAGS, f"-arch=sm_{architecture}", *flags, source, "-o", str(cubin)]
+        target = f"{architecture}a" if own else str(architecture)
+        code = f"-gencode=arch=compute_{target},code=sm_{target}"
+        command = [nvcc, *FLAGS, code, *flags, source, "-o", str(cubin)]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")
-        said, found = ptxas_says(done.stderr + done.stdout), instructions(cubin)
+        log = done.stderr + done.stdout
+        said, found, slow = ptxas_says(log), instructions(cubin), serialized(log)
     return {
-        name: Result(*said[mangled], found.get(mangled))
+        name: Result(*said[mangled], found.get(mangled), mangled in slow)
         for mangled, name in sorted(zip(said, short(list(said)), strict=True), key=lambda pair: pair[1])
     }
 
@@ -109,8 +123,11 @@ def faults(name: str, architecture: int, result: Result) -> list[str]:
         found.append(f"spills {result.spilled} bytes")
     if result.shared > SHARED_LIMIT[architecture] << 10:
         found.append(f"{result.shared} bytes of shared memory, {SHARED_LIMIT[architecture] << 10} at most")
-    if re.search(MATRIX, name) and result.instruction == "":
-        found.append("no tensor cores")
+    if result.serialized:
+        found.append("waits for each wgmma")
+    needed = next((needed for pattern, needed in NEEDED.items() if re.search(pattern, name)), "")
+    if result.instruction is not None and needed not in result.instruction:
+        found.append(f"no {needed}")
     return found
 
 
@@ -120,15 +137,19 @@ def table(results: dict[str, dict[int, Result]], architectures: list[int], versi
         "# CUDA kernels as compiled",
         "",
         f"Written by `scripts/cuda_report.py` with nvcc {version}, without a GPU: no time is measured.",
-        "Cells: registers of a thread, and the tensor-core instruction where there is one. No kernel spills registers;",
-        "the script fails on one that does. All shared memory is given at the launch, in sizes that the plans on the",
-        "host (`csrc/*/cuda_plan.h`) bound and `tests/cuda` checks.",
+        "Cells: registers of a thread at its start, and the instructions of tensor cores and of the copy engine where",
+        "there are some. No kernel spills registers or waits for each `wgmma`; the script fails on one that does. All",
+        "shared memory is given at the launch, in sizes that the plans on the host (`csrc/*/*_plan.h`) bound and",
+        "`tests/cuda` checks. `hopper_partials` is built for sm_90a alone, where warps trade registers: 24 and 240.",
         "",
         "| Kernel | " + " | ".join(f"sm_{each}" for each in architectures) + " |",
         "|---" * (len(architectures) + 1) + "|",
     ]
     for name, row in results.items():
-        cells = [f"{row[each].registers} {row[each].instruction or ''}".strip() for each in architectures]
+        cells = [
+            f"{row[each].registers} {row[each].instruction or ''}".strip() if each in row else "-"
+            for each in architectures
+        ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -145,7 +166,7 @@ def main() -> int:
         print("nvcc not found", file=sys.stderr)
         return 1
     chosen = [each for each in sources() if re.search(options.source, each[0])]
-    jobs = [(nvcc, *each, architecture) for each in chosen for architecture in options.arch]
+    jobs = [(nvcc, *each, arch) for each in chosen for arch in options.arch if each[2] in (None, arch)]
     results: dict[str, dict[int, Result]] = {}
     bad = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:

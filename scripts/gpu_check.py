@@ -1,9 +1,10 @@
-"""One call on a machine with a GPU: build, doctor, parity, sanitizer, benchmarks, summary. The evidence goes to OUT.
+"""One call on a machine with a GPU: build, doctor, parity, sanitizer, profile, benchmarks, summary, all kept in OUT.
 
 The sources are copied to build/gpu-check and everything happens there: nothing is installed, and modules of an editable
-install in the checkout are neither used nor touched. OUT gets environment.json, parts.json, tests.jsonl,
+install in the checkout are neither used nor touched. OUT gets environment.json, parts.json, tests.jsonl, profile/,
 benchmarks.jsonl, summary.md and check.log. A part that has finished for the same sources is not repeated, unless --part
-names it. Needs torch, setuptools, pybind11, nvcc and pytest with hypothesis; --wheels brings what is missing.
+names it. Needs torch, setuptools, pybind11, nvcc and pytest with hypothesis, and mixfast's own requirements for the
+profile; --wheels brings what is missing.
 
 Exit codes: 0 all is well, 1 something failed, 2 bad arguments, 3 nothing failed but parts are unfinished: call again.
 """

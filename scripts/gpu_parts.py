@@ -33,7 +33,13 @@ TRIES = 5  # of either, after an error that a GPU does not recover from
 TOOLS = ("memcheck", "racecheck", "initcheck")
 BACKENDS = ("cuda", "triton")
 LONGEST = 170.0  # seconds of the tests
+LONGEST_PROFILE = 120.0  # of the whole steps; the rest comes with the next call
 SHOWN = 20  # failed tests
+PROFILED = {  # shape: presets; torch.compile would take longer than the measurement
+    "cifar": ("approach1", "moco", "approach2", "moco_unmix", "simclr", "byol"),
+    "imagenet": ("approach1", "moco"),
+}
+TINY = ("--model.depth", "8", "--model.width", "4", "--train.batch_size", "16", "--seconds", "0")
 
 
 def build(machine: Machine) -> Outcome:
@@ -160,6 +166,54 @@ def verdict(done: Done) -> str:
     return "stopped at its limit" if done.code is None else found[-1] if found else last_line(done)
 
 
+def profile(machine: Machine) -> Outcome:
+    """Whole steps by part, and beside those of others; a file for each, and what is there is not measured again."""
+    folder = machine.out / "profile"
+    if machine.dry:
+        done = machine.run(machine.python("-m", "mixfast.profile", *TINY, "--out", str(folder)), 120)
+        return Outcome("passed" if done.code == 0 else "failed", f"on the CPU: {ratios(folder.parent)}")
+    source = folder / "source.txt"
+    if not source.exists() or source.read_text() != machine.digest:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        source.write_text(machine.digest)
+    failed, missing, unfinished, end = [], set(), 0, time.monotonic() + LONGEST_PROFILE
+    for file, command in steps(machine, folder).items():
+        if (folder / file).exists():
+            continue
+        done = machine.run(command, max(0.0, end - time.monotonic()))
+        if done.code is None:
+            unfinished += 1
+        elif "No module named" in done.text:  # a requirement of mixfast or of its benchmarks that is not there
+            missing.add(last_line(done))
+        elif done.code != 0:
+            failed.append(f"{file}: {last_line(done)}")
+    status = "failed" if failed else "cut off" if unfinished else "passed"
+    return Outcome(status, "; ".join([*failed, *sorted(missing), f"{unfinished} unfinished", ratios(folder)]))
+
+
+def steps(machine: Machine, folder: Path) -> dict[str, list[str]]:
+    """The commands by the file that each writes."""
+    found = {}
+    for shape, preset in ((shape, preset) for shape, names in PROFILED.items() for preset in names):
+        words = (preset, "--shape", shape, "--seconds", "4", "--train.compile", "off")
+        out = folder / f"{shape}-{preset}"
+        found[f"{shape}-{preset}/profile.json"] = machine.python("-m", "mixfast.profile", *words, "--out", str(out))
+    plugin = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin")
+    for shape, preset in ((shape, preset) for shape, names in PROFILED.items() for preset in names):
+        file = f"train-step-{shape}-{preset}.json"
+        test = f"benchmarks/test_train_step.py::test_train_step[{preset}-{shape}]"
+        found[file] = machine.python(*plugin, test, f"--benchmark-json={folder / file}")
+    return found
+
+
+def ratios(folder: Path) -> str:
+    """Step over bare encoder of each profile below a folder."""
+    files = sorted(folder.glob("*/profile.json"))
+    found = [(path.parent.name, json.loads(path.read_text())["profiles"][0]["ratio"]) for path in files]
+    return "step / bare encoder: " + (", ".join(f"{name} {ratio:.2f}" for name, ratio in found) or "none")
+
+
 def benchmarks(machine: Machine) -> Outcome:
     """All the time that is left; what does not fit comes with the next call."""
     command = ("-m", "benchmarks.gpu", "--out", str(machine.out))
@@ -214,6 +268,7 @@ PARTS: dict[str, tuple[float, Work]] = {
     "doctor": (10.0, doctor),
     "parity": (40.0, parity),
     "sanitizer": (40.0, sanitizer),
+    "profile": (30.0, profile),
     "benchmarks": (30.0, benchmarks),
     "summary": (-RESERVE, summary),
 }

@@ -44,7 +44,13 @@ def test_what_counts_as_a_fault(report: ModuleType) -> None:
     assert report.faults(name, 86, report.Result(32, 0, 1 + (99 << 10), "HMMA")) == [
         "101377 bytes of shared memory, 101376 at most"
     ]
-    assert report.faults(name, 90, report.Result(32, 0, 0, "")) == ["no tensor cores"]
+    assert report.faults(name, 90, report.Result(32, 0, 0, "")) == ["no MMA"]
+    hopper = "infonce::hopper_partials<0, 128, true>"
+    assert report.faults(hopper, 90, report.Result(168, 0, 0, "HGMMA UTMALDG")) == []
+    assert report.faults(hopper, 90, report.Result(168, 0, 0, "HGMMA", True)) == [
+        "waits for each wgmma",
+        "no HGMMA UTMALDG",
+    ]
     assert report.faults("pool<float, 1, 8>", 90, report.Result(32, 0, 0, "")) == []
 
 
@@ -54,7 +60,9 @@ ptxas info    : Function properties for _Z4poolv
     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 56 registers, used 1 barriers, 512 bytes smem, 400 bytes cmem[0]
 """
-    assert report.ptxas_says(log) == {"_Z4poolv": (56, 16, 512)}
+    assert report.ptxas_says(log) == {"_Z4poolv": (56, 16, 512)} and report.serialized(log) == set()
+    loss = "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to"
+    assert report.serialized(f"{log}{loss} a lack of registers in the function '_Z4poolv'\n") == {"_Z4poolv"}
     with pytest.raises(RuntimeError, match="otherwise than expected"):
         report.ptxas_says(log.replace("Used", "Uses"))
 

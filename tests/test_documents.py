@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mixfast import cli, compare, doctor, evaluate, train
+from mixfast import cli, compare, doctor, evaluate, profile, train
 from mixfast.config import flatten
 from tests.tiny_run import SMALL, process_settings_kept
 
@@ -21,6 +21,8 @@ ELSEWHERE = {
     "make test": "this suite",
     "python -m benchmarks --smoke": "tests/test_benchmarks_smoke.py",
     "python -m benchmarks.report": "tests/test_benchmarks_smoke.py",
+    "python -m benchmarks.profile_page": "tests/test_profile_page.py",
+    "python -m benchmarks.scaling": "tests/test_profile_page.py",
     "bash scripts/gpu_check.sh runs/gpu": "needs a GPU",
     "bash scripts/gpu_check.sh runs/dry --dry-run": "tests/test_gpu_check.py",
     "pip install setuptools wheel pybind11 ninja": "the test extra",
@@ -31,6 +33,7 @@ ELSEWHERE = {
 
 
 FEW = ["--count", "8", "--validation", "8"]
+QUICK = ["--seconds", "0", "--model.depth", "8", "--data.size", "16"]  # of one preset; all have a test of their own
 
 
 def blocks(language: str) -> list[tuple[Path, str]]:
@@ -98,6 +101,8 @@ def test_every_training_and_evaluation_command_runs(folder: Path) -> None:
                 assert evaluate.main([*words, *(FEW if words[0] == "localise" else [])]) == 0, line
             elif module == "mixfast.compare":
                 assert compare.main([*words, *FEW]) == 0, line
+            elif module == "mixfast.profile":
+                assert profile.main([*(word for word in words if word != "--all"), *QUICK]) == 0, line
             else:
                 assert train.main(shrunk(words)) == 0, line
 

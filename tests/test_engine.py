@@ -42,9 +42,9 @@ class Plain(Method):
     def views(self, images: Tensor, augment: Any, generators: Any) -> dict[str, Tensor]:
         return {"query": images.float() / 255}
 
-    def begin(self, progress: float) -> None:
+    def begin(self, progress: Tensor) -> None:
         self.begun += 1
-        self.progress.append(progress)
+        self.progress.append(progress.item())
 
     def step(self, views: dict[str, Tensor], generators: Any) -> Step:
         mean = views["query"].mean()
@@ -71,8 +71,6 @@ def plain(out: Path, **changes: Any) -> Run:
 def test_one_update_by_hand(accumulate: int, tmp_path: Path) -> None:
     run = plain(tmp_path, train__accumulate=accumulate)
     images = run.batches.images[:16]
-    for group in run.optimizer.param_groups:
-        group["lr"] = 0.5
     means = engine.optimiser_step(run, images, check=True)
     mean = (images.double() / 255).mean().item()
     assert run.method.weight.item() == pytest.approx(1 - 0.5 * mean, abs=1e-6)
@@ -168,7 +166,7 @@ def test_stopped_and_continued_in_process_is_the_same_run(
     first = open_tiny(tmp_path / "parts", method, **changes)
     begin = first.method.begin
 
-    def begin_and_stop(progress: float) -> None:
+    def begin_and_stop(progress: Tensor) -> None:
         first.stop.number = signal.SIGTERM * (first.step + 1 == stop_at)
         begin(progress)
 

@@ -39,7 +39,7 @@ def test_dry_run(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
     rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
     assert [row[0] for row in rows] == [
-        *("| build", "| doctor", "| parity", "| sanitizer", "| benchmarks", "| summary")
+        *("| build", "| doctor", "| parity", "| sanitizer", "| profile", "| benchmarks", "| summary")
     ]
     assert {row[1] for row in rows} == {"passed"}
     assert int(rows[2][3].split()[0]) > 300  # tests would run
@@ -140,3 +140,33 @@ def test_notes_name_no_path_of_the_machine(check: ModuleType) -> None:
     parts = importlib.import_module("gpu_parts")
     assert parts.last_line(check.Done(1, "x\nno file /somewhere/on/it.py here\n\n")) == "no file ... here"
     assert parts.verdict(check.Done(0, "== ERROR SUMMARY: 0 errors\nbye")) == "0 errors"
+
+
+def test_steps_are_measured_once_for_the_same_sources(check: ModuleType, machine: object) -> None:
+    gpu_parts = importlib.import_module("gpu_parts")
+    folder = machine.out / "profile"
+    code = """
+import json, pathlib, sys
+file = pathlib.Path(sys.argv[1])
+file.parent.mkdir(exist_ok=True)
+if "byol" in str(file):
+    sys.exit("ModuleNotFoundError: No module named 'somewhere'")
+file.write_text(json.dumps({"profiles": [{"ratio": 1.25}]}))
+"""
+
+    def python(*words: str) -> list[str]:
+        produced = words[-1].removeprefix("--benchmark-json=")
+        return [sys.executable, "-c", code, produced if "json" in produced else f"{produced}/profile.json"]
+
+    machine.python = python
+    outcome = gpu_parts.profile(machine)
+    assert outcome.status == "passed" and "cifar-moco 1.25" in outcome.note
+    assert "somewhere" in outcome.note and "0 unfinished" in outcome.note
+    written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.json"))
+    presets = [f"{shape}-{preset}" for shape, names in gpu_parts.PROFILED.items() for preset in names]
+    kept = [name for name in presets if "byol" not in name]
+    assert written == sorted([f"{name}/profile.json" for name in kept] + [f"train-step-{name}.json" for name in kept])
+    (folder / "cifar-moco/profile.json").write_text(json.dumps({"profiles": [{"ratio": 2.0}]}))
+    assert "cifar-moco 2.00" in gpu_parts.profile(machine).note  # not measured again
+    machine.digest = "other"
+    assert "cifar-moco 1.25" in gpu_parts.profile(machine).note

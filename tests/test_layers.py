@@ -21,7 +21,7 @@ LAYERS = (
     ("methods",),
     ("eval",),
 )
-COMMAND_LINES = ("train", "evaluate", "doctor", "compare")
+COMMAND_LINES = ("train", "evaluate", "doctor", "compare", "profile")
 
 
 def module_of(path: Path) -> str:

@@ -61,6 +61,23 @@ def test_precision_and_memory_format() -> None:
     assert formats == [torch.channels_last, torch.contiguous_format, torch.channels_last]
 
 
+def test_compile_and_graph_are_chosen_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    monkeypatch.setattr(machine.shutil, "which", lambda name: name == "g++" or None)
+    monkeypatch.delenv("CXX", raising=False)
+    for pick, what in ((machine.pick_compile, "compile"), (machine.pick_graph, "graph")):
+        assert pick("off", cpu) == (False, f"{what} off (as asked)") and pick("on", gpu)[0]
+        for device in (cpu, gpu):
+            chosen, why = pick("auto", device)
+            assert not chosen and why.startswith(f"{what} off (auto: ")
+    assert machine.pick_compile("on", cpu) == (True, "compile on (as asked)")
+    with pytest.raises(ConfigError, match=r"--train.graph on: CUDA graphs need a GPU, and this run is on cpu"):
+        machine.pick_graph("on", cpu)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    with pytest.raises(PlatformError, match=r"--train.compile on: torch.compile needs a C\+\+ compiler"):
+        machine.pick_compile("on", cpu)
+
+
 def test_environment_names_what_ran(tmp_path: Path) -> None:
     facts = machine.environment(torch.device("cpu"), extra=1)
     assert facts["torch"] == torch.__version__ and facts["device"] == "cpu" and facts["extra"] == 1

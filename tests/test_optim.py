@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from mixfast.config import OptimConfig
-from mixfast.optim import build_optimizer, learning_rate, set_learning_rate
+from mixfast.optim import build_optimizer, learning_rate, load_optimizer, set_learning_rate
 from mixfast.presets import build
 
 
@@ -109,6 +109,21 @@ def test_lars_steps_by_hand(exclude: bool, rng: torch.Generator) -> None:
             assert weight.flatten().tolist() == pytest.approx(values, rel=1e-12)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "lars"])
+def test_the_rate_is_one_tensor_that_is_filled(name: str) -> None:
+    """A recorded step reads it at its address: also after a saved state, here one of another rate, is continued."""
+    weight = nn.Parameter(torch.ones(2, 2))
+    ours, theirs = (build_optimizer(OptimConfig(name=name, lr=lr), [weight]) for lr in (0.5, 0.25))  # type: ignore[arg-type]
+    rate = ours.param_groups[0]["lr"]
+    set_learning_rate(ours, 0.125)
+    weight.grad = torch.ones(2, 2)
+    theirs.step()
+    load_optimizer(ours, theirs.state_dict())
+    assert ours.param_groups[0]["lr"] is rate and rate.dtype == torch.float32 and rate.item() == 0.125
+    moment = {"sgd": "momentum_buffer", "adam": "exp_avg", "lars": "velocity"}[name]
+    assert torch.equal(ours.state[weight][moment], theirs.state[weight][moment])
+
+
 def test_lars_without_gradient_or_with_none_of_length(rng: torch.Generator) -> None:
     still, moving = (nn.Parameter(torch.ones(2, 2)) for _ in range(2))
     optimizer = build_optimizer(OptimConfig(name="lars", lr=1.0, weight_decay=0.0), [still, moving])
@@ -130,7 +145,7 @@ def test_lars_norms_and_biases_are_a_group_of_their_own() -> None:
 def test_adam_steps_by_hand() -> None:
     """Decay is added to the gradient, as in W-MSE's code, not to the step."""
     weight = nn.Parameter(torch.tensor([1.0], dtype=torch.float64))
-    optimizer = build_optimizer(OptimConfig(name="adam", lr=0.1, momentum=0.8, weight_decay=0.5), [weight])
+    optimizer = build_optimizer(OptimConfig(name="adam", lr=0.125, momentum=0.8, weight_decay=0.5), [weight])
     value = first = second = 0.0
     value = 1.0
     for step, gradient in enumerate((3.0, -1.0, 0.25), start=1):
@@ -138,7 +153,7 @@ def test_adam_steps_by_hand() -> None:
         optimizer.step()
         direction = gradient + 0.5 * value
         first, second = 0.8 * first + 0.2 * direction, 0.999 * second + 0.001 * direction**2
-        value -= 0.1 * first / (1 - 0.8**step) / (math.sqrt(second / (1 - 0.999**step)) + 1e-8)
+        value -= 0.125 * first / (1 - 0.8**step) / (math.sqrt(second / (1 - 0.999**step)) + 1e-8)
         assert weight.item() == pytest.approx(value, rel=1e-12)
 
 

@@ -114,8 +114,10 @@ def test_version_is_the_same_everywhere() -> None:
 
 
 def test_every_native_source_is_listed() -> None:
-    listed = [line.split()[1] for line in (ROOT / "csrc/sources.txt").read_text().splitlines() if line[0] != "#"]
-    assert sorted(listed) == sorted(
+    lines = [line.split() for line in (ROOT / "csrc/sources.txt").read_text().splitlines() if line[0] != "#"]
+    listed = [(target, path) for target, path, *_ in lines]
+    assert len(listed) == len(set(listed))
+    assert sorted({path for _, path in listed}) == sorted(
         str(path) for path in files() if path.suffix in (".cpp", ".cu") and path.parts[0] == "csrc"
     )
 

@@ -1,5 +1,6 @@
 """The report on compiled Triton kernels: a part of it made anew, the rule it applies, what the committed one holds."""
 
+import importlib
 import importlib.util
 import os
 import subprocess
@@ -17,13 +18,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module")
-def report() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("triton_report", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    return importlib.import_module("triton_report")
 
 
 def test_kernels_neither_spill_nor_overflow(tmp_path: Path) -> None:
@@ -50,6 +48,15 @@ def test_what_counts_as_a_fault(report: ModuleType) -> None:
         "101377 bytes of shared memory, 101376 at most"
     ]
     assert report.faults(variant, 90, report.Result(32, 0, 0, "")) == ["no tensor cores"]
+
+
+def test_variants_that_are_left_out_keep_their_lines(report: ModuleType) -> None:
+    first, second, *_ = (variant.name for variant in report.variants(90))
+    old, new = report.Result(40, 0, 2048, "wgmma.mma_async"), report.Result(64, 0, 100, "")
+    earlier = report.table({second: {90: old}, first: {90: old}}, [90])
+    lines = report.table({first: {90: new}}, [90], earlier).splitlines()
+    assert lines[-2:] == [f"| {first} | 64, 1 |", f"| {second} | 40, 2 wgmma |"]
+    assert report.table({first: {80: new}}, [80], earlier).splitlines()[-2:] == ["|---|---|", f"| {first} | 64, 1 |"]
 
 
 def test_committed_report_is_complete(report: ModuleType) -> None:

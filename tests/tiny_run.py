@@ -35,7 +35,8 @@ def process_settings_kept() -> Iterator[None]:
     """The commands set threads, determinism and the allocator for their whole process; undo that after the block."""
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(machine, "keep_freed_memory", lambda: False)
+        for name in ("keep_freed_memory", "return_freed_memory"):
+            patch.setattr(machine, name, lambda: False)
         yield
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark
@@ -51,11 +52,11 @@ def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **c
     return ["--out", str(out), "--method", method, *flags, "--compare", *compare]
 
 
-def open_tiny(out: Path, method: str = "approach1", **changes: Any) -> Run:
+def open_tiny(out: Path, method: str = "approach1", device: str = "cpu", **changes: Any) -> Run:
     """The same run as an object at step 0, in a folder that is created if needed."""
     config = cli.parse(words(out, method, **changes)).config
     out.mkdir(parents=True, exist_ok=True)
-    return build(config, load(config.data, config.seed), RunFolder(out), Console(), StopRequest(), torch.device("cpu"))
+    return build(config, load(config.data, config.seed), RunFolder(out), Console(), StopRequest(), torch.device(device))
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

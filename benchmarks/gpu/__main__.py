@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import floors, infonce_groups, machine, pool_groups
+from benchmarks.gpu import augment_groups, floors, infonce_groups, machine, pool_groups
 from benchmarks.gpu.group import Group
 from benchmarks.gpu.measure import DeviceLost, Row, facts, measure
 from benchmarks.gpu.timing import Events, Timer, Wall
@@ -37,9 +37,11 @@ def plan(smoke: bool) -> list[Group]:
     again = known[:: len(known) - 1] if smoke else known
     return [
         *known,
+        *augment_groups.step(smoke),
         *pool_groups.variants(smoke),
         *infonce_groups.eager(smoke),
         *pool_groups.eager(smoke),
+        *augment_groups.eager(smoke),
         *infonce_groups.sweep(smoke),
         *pool_groups.sweep(smoke),
         *infonce_groups.compiled(smoke),

@@ -15,6 +15,7 @@ from benchmarks.gpu.floors import Work
 from benchmarks.gpu.group import Group, Peer
 from benchmarks.gpu.timing import Call
 from benchmarks.infonce import Case, Inputs
+from mixfast.ops.multi_queue_infonce import gpu_cuda
 
 FIVE = (0, 1, 2, 0, 1)
 STEP, LONG = Case(FIVE, 512, 4096), Case(FIVE, 512, 65536)
@@ -39,6 +40,20 @@ def ours(operation: str) -> list[str]:
     return [name for name in ("cuda", "triton") if name in usable and torch.cuda.is_available()] or ["cpu"]
 
 
+def kernels() -> list[str]:
+    """The main kernels of multi_queue_infonce in CUDA C++, if this GPU can run several."""
+    usable = torch.cuda.is_available() and gpu_cuda.unavailable() is None
+    return found if usable and len(found := gpu_cuda.kernels()) > 1 else []
+
+
+def by_kernel(name: str, call: Call) -> Call:
+    def run() -> Any:
+        with gpu_cuda.kernel(name):
+            return call()
+
+    return run
+
+
 def small(case: Case, smoke: bool) -> Case:
     return Case(case.index, case.rows // 64, case.keys // 64, 16) if smoke else case
 
@@ -60,6 +75,10 @@ def group(case: Case, dtype: torch.dtype, *, gradients: bool = True, sweep: bool
         goals = (3 * goals[0], 5 * goals[0])
     fast = ours("multi_queue_infonce")
     peers = {f"mixfast {each}": Peer(lambda given, each=each: run(infonce.ours(each), given)) for each in fast}
+    if dtype != torch.float32:
+        for each in kernels():
+            prepare = lambda given, each=each: by_kernel(each, run(infonce.ours("cuda"), given))  # noqa: E731
+            peers[f"mixfast cuda, {each} kernel"] = Peer(prepare)
     peers |= rivals(dtype, run, gradients)
     if sweep:
         peers = {key: peer for key, peer in peers.items() if key.startswith("mixfast") or "each queue" in key}

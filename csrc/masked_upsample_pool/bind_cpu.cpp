@@ -1,49 +1,44 @@
 // SPDX-License-Identifier: MIT
-// masked_upsample_pool on CPU, for Python: pointers and sizes, which mixfast/ops/masked_upsample_pool/cpu_native.py
-// has checked.
-#include <pybind11/pybind11.h>
-
+// masked_upsample_pool on CPU, for Python.
 #include "masked_upsample_pool/bind.h"
-#include "masked_upsample_pool/cpu.h"
 
 namespace {
 
-bool region_weights(Pointer data, int64_t images, int64_t height, int64_t width, int mask_dtype, int64_t h, int64_t w,
-                    bool wide, Pointer weights, int threads) {
-  pybind11::gil_scoped_release release;
-  return mixfast::region_weights(regions(data, images, height, width, mask_dtype), h, w, wide, pointer(weights),
-                                 threads);
-}
+using namespace mixfast;
+using bind::Tensor;
+using Release = pybind11::gil_scoped_release;
 
-bool pool_regions(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last,
-                  Pointer features, Pointer data, int64_t images, int64_t height, int64_t width, int mask_dtype,
-                  Pointer weights, Pointer inside, Pointer outside, int threads) {
-  pybind11::gil_scoped_release release;
-  return mixfast::pool_regions(maps(batch, channels, h, w, dtype, channels_last), pointer(features),
-                               regions(data, images, height, width, mask_dtype), pointer(weights), pointer(inside),
-                               pointer(outside), threads);
-}
+struct Cpu {
+  static constexpr const char* kName = "cpu";
+  static constexpr bind::Kind kKind = bind::Kind::kCpu;
+  explicit Cpu(const Tensor&) : threads(bind::threads()) {}
 
-void pool_weights(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last,
-                  Pointer features, int64_t images, Pointer weights, Pointer inside, Pointer outside, int threads) {
-  pybind11::gil_scoped_release release;
-  mixfast::pool_weights(maps(batch, channels, h, w, dtype, channels_last), pointer(features), images, pointer(weights),
-                        pointer(inside), pointer(outside), threads);
-}
+  bool region_weights(const Regions& regions, int64_t h, int64_t w, bool wide, const Tensor& weights) const {
+    const Release release;
+    return mixfast::region_weights(regions, h, w, wide, weights.data, threads);
+  }
 
-void spread_weights(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last,
-                    Pointer grad_inside, Pointer grad_outside, int64_t images, Pointer weights, Pointer grad_features,
-                    int threads) {
-  pybind11::gil_scoped_release release;
-  mixfast::spread_weights(maps(batch, channels, h, w, dtype, channels_last), pointer(grad_inside),
-                          pointer(grad_outside), images, pointer(weights), pointer(grad_features), threads);
-}
+  bool pool_regions(const Maps& maps, const void* features, const Regions& regions, const Tensor& weights, void* inside,
+                    void* outside) const {
+    const Release release;
+    return mixfast::pool_regions(maps, features, regions, weights.data, inside, outside, threads);
+  }
+
+  void pool_weights(const Maps& maps, const void* features, int64_t images, const void* weights, void* inside,
+                    void* outside) const {
+    const Release release;
+    mixfast::pool_weights(maps, features, images, weights, inside, outside, threads);
+  }
+
+  void spread_weights(const Maps& maps, const void* grad_inside, const void* grad_outside, int64_t images,
+                      const void* weights, void* grad_features) const {
+    const Release release;
+    mixfast::spread_weights(maps, grad_inside, grad_outside, images, weights, grad_features, threads);
+  }
+
+  int threads;
+};
 
 }  // namespace
 
-void bind_masked_upsample_pool(pybind11::module_& m) {
-  m.def("region_weights", &region_weights);
-  m.def("pool_regions", &pool_regions);
-  m.def("pool_weights", &pool_weights);
-  m.def("spread_weights", &spread_weights);
-}
+void bind_masked_upsample_pool(pybind11::module_& m) { bind::define_masked_upsample_pool<Cpu>(m); }

@@ -1,8 +1,5 @@
 // SPDX-License-Identifier: MIT
-// masked_upsample_pool on CUDA, for Python: pointers and sizes, which mixfast/ops/masked_upsample_pool/gpu_cuda.py has
-// checked. The arguments are those of bind_cpu.cpp, with a device and a stream for the threads.
-#include <pybind11/pybind11.h>
-
+// masked_upsample_pool on CUDA, for Python; on the current stream of the tensors' device.
 #include <stdexcept>
 #include <string>
 
@@ -11,44 +8,49 @@
 
 namespace {
 
-void raise_if(const char* error) {
+using namespace mixfast;
+using bind::Tensor;
+
+bool checked(const char* error) {
   if (error) throw std::runtime_error(std::string("masked_upsample_pool: CUDA says: ") + error);
+  return true;
 }
 
-void region_weights(Pointer data, int64_t images, int64_t height, int64_t width, int mask_dtype, int64_t h, int64_t w,
-                    bool wide, Pointer sums, Pointer weights, int device, Pointer stream) {
-  raise_if(mixfast::gpu::region_weights({device, pointer(stream)}, regions(data, images, height, width, mask_dtype), h,
-                                        w, wide, pointer(sums), pointer(weights)));
+// What the kernel that folds masks writes and the next one reads (cuda_weights.cuh); nothing for boxes.
+Tensor mask_sums(const Regions& regions, const Tensor& weights) {
+  if (regions.boxes) return {};
+  return bind::empty(weights, {regions.images * 4, weights.size[2], weights.size[3] + 1}, weights.number);
 }
 
-void pool_regions(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last,
-                  Pointer features, Pointer data, int64_t images, int64_t height, int64_t width, int mask_dtype,
-                  Pointer sums, Pointer weights, Pointer inside, Pointer outside, int device, Pointer stream) {
-  raise_if(mixfast::gpu::pool_regions({device, pointer(stream)}, maps(batch, channels, h, w, dtype, channels_last),
-                                      pointer(features), regions(data, images, height, width, mask_dtype),
-                                      pointer(sums), pointer(weights), pointer(inside), pointer(outside)));
-}
+struct Cuda {
+  static constexpr const char* kName = "cuda";
+  static constexpr bind::Kind kKind = bind::Kind::kCuda;
+  explicit Cuda(const Tensor& on) : place{on.device, bind::stream(on)} {}
 
-void pool_weights(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last,
-                  Pointer features, int64_t images, Pointer weights, Pointer inside, Pointer outside, int device,
-                  Pointer stream) {
-  raise_if(mixfast::gpu::pool_weights({device, pointer(stream)}, maps(batch, channels, h, w, dtype, channels_last),
-                                      pointer(features), images, pointer(weights), pointer(inside), pointer(outside)));
-}
+  bool region_weights(const Regions& regions, int64_t h, int64_t w, bool wide, const Tensor& weights) const {
+    const Tensor sums = mask_sums(regions, weights);
+    return checked(gpu::region_weights(place, regions, h, w, wide, sums.data, weights.data));
+  }
 
-void spread_weights(int64_t batch, int64_t channels, int64_t h, int64_t w, int dtype, bool channels_last,
-                    Pointer grad_inside, Pointer grad_outside, int64_t images, Pointer weights, Pointer grad_features,
-                    int device, Pointer stream) {
-  raise_if(mixfast::gpu::spread_weights({device, pointer(stream)}, maps(batch, channels, h, w, dtype, channels_last),
-                                        pointer(grad_inside), pointer(grad_outside), images, pointer(weights),
-                                        pointer(grad_features)));
-}
+  bool pool_regions(const Maps& maps, const void* features, const Regions& regions, const Tensor& weights, void* inside,
+                    void* outside) const {
+    const Tensor sums = mask_sums(regions, weights);
+    return checked(gpu::pool_regions(place, maps, features, regions, sums.data, weights.data, inside, outside));
+  }
+
+  void pool_weights(const Maps& maps, const void* features, int64_t images, const void* weights, void* inside,
+                    void* outside) const {
+    checked(gpu::pool_weights(place, maps, features, images, weights, inside, outside));
+  }
+
+  void spread_weights(const Maps& maps, const void* grad_inside, const void* grad_outside, int64_t images,
+                      const void* weights, void* grad_features) const {
+    checked(gpu::spread_weights(place, maps, grad_inside, grad_outside, images, weights, grad_features));
+  }
+
+  gpu::Place place;
+};
 
 }  // namespace
 
-void bind_masked_upsample_pool(pybind11::module_& m) {
-  m.def("region_weights", &region_weights);
-  m.def("pool_regions", &pool_regions);
-  m.def("pool_weights", &pool_weights);
-  m.def("spread_weights", &spread_weights);
-}
+void bind_masked_upsample_pool(pybind11::module_& m) { bind::define_masked_upsample_pool<Cuda>(m); }

@@ -1,74 +1,105 @@
 // SPDX-License-Identifier: MIT
-// multi_queue_infonce on CPU, for Python: addresses and sizes, which mixfast/ops/multi_queue_infonce/cpu_native.py has
-// checked.
-#include <pybind11/pybind11.h>
+// multi_queue_infonce on CPU, for Python.
 #include <pybind11/stl.h>
 
-#include <vector>
-
-#include "multi_queue_infonce/cpu.h"
+#include "multi_queue_infonce/bind.h"
 
 namespace {
 
 namespace py = pybind11;
 using namespace mixfast;
-using namespace mixfast::infonce;
-using Address = uintptr_t;
-using Integers = std::vector<int64_t>;
+using bind::Arguments;
+using bind::Tensor;
 
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
-
-Matrix matrix(Address data, int64_t rows, int64_t row_stride, int64_t column_stride, int type) {
-  return {pointer(data), rows, row_stride, column_stride, static_cast<Type>(type)};
+// Reads temperatures out of their tensor, and how many keys of each queue count; whether these are such numbers.
+bool read_values(Arguments& given) {
+  if (given.temperature.object) {
+    bind::try_numbers(given.temperature.object.attr("tolist")(), given.temperatures);
+    if (!std::all_of(given.temperatures.begin(), given.temperatures.end(), bind::is_temperature)) return false;
+  }
+  if (!given.lengths.object) return true;
+  for (size_t q = 0; q < given.queues.size(); ++q) {
+    const int64_t length = static_cast<const int64_t*>(given.lengths.data)[q * given.lengths.stride[0]];
+    if (length < 0 || length > given.queues[q].size[0]) return false;
+    given.queues[q].size[0] = length;
+  }
+  return true;
 }
 
-void infonce_forward(const Integers& rows, const Integers& queries, const Integers& query_strides,
-                     const Integers& positives, const Integers& positive_strides, const Integers& queue_index,
-                     const std::vector<double>& temperatures, int type, const Integers& queues,
-                     const Integers& queue_rows, const Integers& queue_strides, const Integers& queue_column_strides,
-                     int queue_type, int64_t dim, int reduction, Address losses, Address grad_queries,
-                     Address negative_share, int threads, int isa) {
-  py::gil_scoped_release release;
-  Forward call = {{},
-                  {},
-                  dim,
-                  static_cast<Reduction>(reduction),
-                  pointer(losses),
-                  pointer(grad_queries),
-                  pointer(negative_share),
-                  threads,
-                  static_cast<Isa>(isa)};
-  for (size_t t = 0; t < rows.size(); ++t) {
-    call.terms.push_back({matrix(queries[t], rows[t], query_strides[t], 1, type),
-                          matrix(positives[t], rows[t], positive_strides[t], 1, type), static_cast<int>(queue_index[t]),
-                          temperatures[t]});
-  }
-  for (size_t i = 0; i < queues.size(); ++i) {
-    call.queues.push_back(matrix(queues[i], queue_rows[i], queue_strides[i], queue_column_strides[i], queue_type));
-  }
-  forward(call);
+bind::Results run(Arguments& given, bool need_grad, bool in_one, int isa) {
+  bind::Results results(given, need_grad, in_one);
+  const infonce::Forward call = {bind::terms_of(given, true),
+                                 bind::matrices_of_queues(given.queues),
+                                 given.dim(),
+                                 given.reduction,
+                                 results.losses.data,
+                                 results.gradients,
+                                 results.shares,
+                                 bind::threads(),
+                                 isa < 0 ? instruction_sets().back() : static_cast<Isa>(isa)};
+  const py::gil_scoped_release release;
+  infonce::forward(call);
+  return results;
 }
 
-void infonce_backward(const Integers& rows, const Integers& queries, const Integers& query_strides,
-                      const std::vector<double>& temperatures, int type, int64_t dim, int reduction,
-                      Address grad_losses, int64_t grad_stride, Address grad_queries, Address negative_share,
-                      Address d_queries, Address d_positives, Address d_temperature, int threads) {
-  py::gil_scoped_release release;
-  Backward call = {{},
-                   dim,
-                   static_cast<Reduction>(reduction),
-                   pointer(grad_losses),
-                   grad_stride,
-                   pointer(grad_queries),
-                   pointer(negative_share),
-                   pointer(d_queries),
-                   pointer(d_positives),
-                   pointer(d_temperature),
-                   threads};
-  for (size_t t = 0; t < rows.size(); ++t) {
-    call.terms.push_back({matrix(queries[t], rows[t], query_strides[t], 1, type), {}, 0, temperatures[t]});
+void run_backward(Arguments& given, const Tensor& grad_losses, const void* grad_queries, const void* negative_share,
+                  const bind::Gradients& gradients) {
+  const infonce::Backward call = {bind::terms_of(given, false),
+                                  given.dim(),
+                                  given.reduction,
+                                  grad_losses.data,
+                                  grad_losses.stride[0],
+                                  grad_queries,
+                                  negative_share,
+                                  gradients.queries.data,
+                                  gradients.positives.data,
+                                  gradients.temperature.data,
+                                  bind::threads()};
+  const py::gil_scoped_release release;
+  infonce::backward(call);
+}
+
+// (losses, grad_queries, negative_share), grad_queries None if it is not wanted; None if a value is not valid.
+py::object infonce_forward(const py::sequence& queries, const py::sequence& positives, const py::sequence& queues,
+                           std::vector<int64_t> queue_index, const py::object& valid_len, const py::object& temperature,
+                           int reduction, bool need_grad, int isa) {
+  Arguments given =
+      bind::trusted(queries, positives, queues, std::move(queue_index), temperature, valid_len, reduction);
+  if (!read_values(given)) return py::none();
+  return run(given, need_grad, false, isa).python();
+}
+
+// The public function on plain tensors; None for all that needs a closer look. `apply` makes it differentiable.
+py::object multi_queue_infonce(py::handle apply, py::handle queries, py::handle positives, py::handle queues,
+                               py::handle queue_index, py::handle temperature, py::handle valid_len,
+                               py::handle reduction, py::handle backend) {
+  Arguments given;
+  if (!bind::names_backend(backend, "cpu") || !bind::nothing_on() ||
+      !bind::accepts(queries, positives, queues, queue_index, temperature, valid_len, reduction, bind::Kind::kCpu,
+                     given) ||
+      !read_values(given)) {
+    return py::none();
   }
-  backward(call);
+  const bool need_grad = bind::needs_gradient(given);
+  const bind::Results results = run(given, need_grad, true, -1);
+  return need_grad ? results.differentiable(apply, given, reduction, "cpu") : results.losses.object;
+}
+
+// (d_queries, d_positives, d_temperature), None for what is not wanted.
+py::tuple infonce_backward(py::handle grad_losses, py::handle grad_queries, py::handle negative_share,
+                           const py::sequence& queries, const py::object& temperature, int reduction, bool need_queries,
+                           bool need_positives, bool need_temperature) {
+  Arguments given = bind::trusted(queries, py::tuple(), py::tuple(), {}, temperature, py::none(), reduction);
+  read_values(given);
+  const bind::Gradients gradients(given, need_queries, need_positives, need_temperature, false);
+  const Tensor grads = bind::read(grad_queries), shares = bind::read(negative_share);
+  run_backward(given, bind::read(grad_losses), grads.data, shares.data, gradients);
+  return gradients.python();
+}
+
+py::object infonce_gradient(py::handle grad_losses, const py::tuple& saved, const py::tuple& options,
+                            const py::tuple& needs) {
+  return bind::infonce_gradient(grad_losses, saved, options, needs, run_backward);
 }
 
 std::vector<int> infonce_instruction_sets() {
@@ -80,7 +111,9 @@ std::vector<int> infonce_instruction_sets() {
 }  // namespace
 
 void bind_multi_queue_infonce(py::module_& m) {
+  m.def("multi_queue_infonce", &multi_queue_infonce);
   m.def("infonce_forward", &infonce_forward);
   m.def("infonce_backward", &infonce_backward);
+  m.def("infonce_gradient", &infonce_gradient);
   m.def("infonce_instruction_sets", &infonce_instruction_sets);
 }

@@ -1,98 +1,145 @@
 // SPDX-License-Identifier: MIT
-// multi_queue_infonce on CUDA, for Python: addresses and sizes, which mixfast/ops/multi_queue_infonce/gpu_cuda.py has
-// checked, with a device and a stream.
-#include <pybind11/pybind11.h>
+// multi_queue_infonce on CUDA, for Python; on the current stream of the tensors' device.
+#include <pybind11/gil_safe_call_once.h>
 #include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
-#include <vector>
 
+#include "multi_queue_infonce/bind.h"
 #include "multi_queue_infonce/cuda.h"
 
 namespace {
 
 namespace py = pybind11;
+using namespace mixfast;
 using namespace mixfast::gpu::infonce;
-using Address = uintptr_t;
-using Integers = std::vector<int64_t>;
-
-template <class T = void>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
+using bind::Arguments;
+using bind::Tensor;
 
 void raise_if(const char* error) {
   if (error) throw std::runtime_error(std::string("multi_queue_infonce: backend cuda: ") + error);
 }
 
-int64_t infonce_workspace(const Integers& rows, const Integers& queue_index, const Integers& keys, int64_t dim,
-                          int factors, bool need_grad, int reduction) {
-  return workspace_floats(rows, queue_index, keys, dim, static_cast<Factors>(factors), need_grad,
-                          static_cast<Reduction>(reduction));
+// factors(dtype, queue_dtype) of gpu_cuda.py, which sets it when it is imported.
+py::object& factors_function() {
+  PYBIND11_CONSTINIT static py::gil_safe_call_once_and_store<py::object> storage;
+  return storage.call_once_and_store_result([] { return py::object(); }).get_stored();
 }
 
-void infonce_forward(const Integers& rows, const Integers& queries, const Integers& query_strides,
-                     const Integers& positives, const Integers& positive_strides, const Integers& queue_index,
-                     const std::vector<double>& temperatures, Address temperature, int64_t temperature_stride,
-                     int temperature_type, int type, const Integers& queues, const Integers& keys,
-                     const Integers& queue_strides, const Integers& queue_column_strides, int queue_type,
-                     Address valid_len, int64_t dim, int reduction, int factors, Address losses, Address grad_queries,
-                     Address negative_share, Address workspace, int device, Address stream) {
-  const py::gil_scoped_release release;
-  const auto row_type = static_cast<Type>(type), key_type = static_cast<Type>(queue_type);
-  Forward call = {{},
-                  {},
-                  pointer<const int64_t>(valid_len),
-                  {pointer(temperature), temperature_stride, static_cast<Type>(temperature_type)},
-                  dim,
-                  static_cast<Reduction>(reduction),
-                  static_cast<Factors>(factors),
-                  pointer<float>(losses),
-                  pointer<float>(grad_queries),
-                  pointer<float>(negative_share),
-                  pointer<float>(workspace)};
-  for (size_t t = 0; t < rows.size(); ++t) {
-    call.terms.push_back({{pointer(queries[t]), rows[t], query_strides[t], 1, row_type},
-                          {pointer(positives[t]), rows[t], positive_strides[t], 1, row_type},
-                          static_cast<int>(queue_index[t]),
-                          temperature ? 0.0 : temperatures[t]});
-  }
-  for (size_t i = 0; i < queues.size(); ++i)
-    call.queues.push_back({pointer(queues[i]), keys[i], queue_strides[i], queue_column_strides[i], key_type});
-  raise_if(forward({device, pointer(stream)}, call));
+Factors factors(const Arguments& given) {
+  const py::object dtype = given.first().object.attr("dtype"), queue_dtype = given.queues[0].object.attr("dtype");
+  return static_cast<Factors>(factors_function()(dtype, queue_dtype).cast<int>());
 }
 
-void infonce_backward(const Integers& rows, const Integers& queries, const Integers& query_strides,
-                      const std::vector<double>& temperatures, Address temperature, int64_t temperature_stride,
-                      int temperature_type, int type, int64_t dim, int reduction, Address grad_losses,
-                      int64_t grad_stride, Address grad_queries, Address negative_share, Address d_queries,
-                      Address d_positives, Address d_temperature, int device, Address stream) {
+Temperatures temperatures(const Arguments& given) {
+  const Tensor& tensor = given.temperature;
+  if (!tensor.object) return {};
+  return {tensor.data, tensor.stride[0], static_cast<Type>(tensor.number)};
+}
+
+gpu::Place place(const Arguments& given) { return {given.first().device, bind::stream(given.first())}; }
+
+template <class Call>
+const char* without_gil(Call call) {
   const py::gil_scoped_release release;
-  Backward call = {{},
-                   {pointer(temperature), temperature_stride, static_cast<Type>(temperature_type)},
-                   dim,
-                   static_cast<Reduction>(reduction),
-                   pointer<const float>(grad_losses),
-                   grad_stride,
-                   pointer<const float>(grad_queries),
-                   pointer<const float>(negative_share),
-                   pointer(d_queries),
-                   pointer(d_positives),
-                   pointer<float>(d_temperature)};
-  for (size_t t = 0; t < rows.size(); ++t) {
-    call.terms.push_back({{pointer(queries[t]), rows[t], query_strides[t], 1, static_cast<Type>(type)},
-                          {},
-                          0,
-                          temperature ? 0.0 : temperatures[t]});
+  return call();
+}
+
+float* floats(const Tensor& tensor) { return static_cast<float*>(tensor.data); }
+
+bind::Results run(Arguments& given, bool need_grad, bool in_one) {
+  bind::Results results(given, need_grad, in_one);
+  if (given.lengths.object) given.lengths = bind::contiguous(given.lengths);
+  Forward call;
+  call.terms = bind::terms_of(given, true);
+  call.queues = bind::matrices_of_queues(given.queues);
+  call.valid_len = static_cast<const int64_t*>(given.lengths.data);
+  call.temperatures = temperatures(given);
+  call.dim = given.dim();
+  call.reduction = given.reduction;
+  call.factors = factors(given);
+  call.kernel = kernel_on(given.first().device);
+  call.losses = static_cast<float*>(results.losses.data);
+  call.grad_queries = static_cast<float*>(results.gradients);
+  call.negative_share = static_cast<float*>(results.shares);
+  std::vector<int64_t> rows, keys;
+  for (const Term& term : call.terms) rows.push_back(term.queries.rows);
+  for (const Matrix& queue : call.queues) keys.push_back(queue.rows);
+  const int64_t size =
+      workspace_floats(rows, given.queue_index, keys, call.dim, call.factors, need_grad, call.reduction, call.kernel);
+  const Tensor workspace = bind::empty(given.first(), {size}, bind::kFloat32);
+  call.workspace = floats(workspace);
+  raise_if(without_gil([&, where = place(given)] { return forward(where, call); }));
+  return results;
+}
+
+void run_backward(Arguments& given, const Tensor& grad_losses, const void* grad_queries, const void* negative_share,
+                  const bind::Gradients& gradients) {
+  Backward call;
+  call.terms = bind::terms_of(given, false);
+  call.temperatures = temperatures(given);
+  call.dim = given.dim();
+  call.reduction = given.reduction;
+  call.grad_losses = floats(grad_losses);
+  call.grad_stride = grad_losses.stride[0];
+  call.grad_queries = static_cast<const float*>(grad_queries);
+  call.negative_share = static_cast<const float*>(negative_share);
+  call.d_queries = gradients.queries.data;
+  call.d_positives = gradients.positives.data;
+  call.d_temperature = floats(gradients.temperature);
+  raise_if(without_gil([&, where = place(given)] { return backward(where, call); }));
+}
+
+// (losses, grad_queries, negative_share), grad_queries None if it is not wanted.
+py::tuple infonce_forward(const py::sequence& queries, const py::sequence& positives, const py::sequence& queues,
+                          std::vector<int64_t> queue_index, const py::object& valid_len, const py::object& temperature,
+                          int reduction, bool need_grad) {
+  Arguments given =
+      bind::trusted(queries, positives, queues, std::move(queue_index), temperature, valid_len, reduction);
+  return run(given, need_grad, false).python();
+}
+
+// The public function on plain tensors; None for all that needs a closer look. `apply` makes it differentiable.
+py::object multi_queue_infonce(py::handle apply, py::handle queries, py::handle positives, py::handle queues,
+                               py::handle queue_index, py::handle temperature, py::handle valid_len,
+                               py::handle reduction, py::handle backend) {
+  Arguments given;
+  if (!factors_function() || !bind::names_backend(backend, "cuda") || !bind::nothing_on() ||
+      !bind::accepts(queries, positives, queues, queue_index, temperature, valid_len, reduction, bind::Kind::kCuda,
+                     given) ||
+      given.first().number == bind::kFloat64 || given.dim() > kLargestDim) {
+    return py::none();
   }
-  raise_if(backward({device, pointer(stream)}, call));
+  const bool need_grad = bind::needs_gradient(given);
+  const bind::Results results = run(given, need_grad, true);
+  return need_grad ? results.differentiable(apply, given, reduction, "cuda") : results.losses.object;
+}
+
+// (d_queries, d_positives, d_temperature), None for what is not wanted.
+py::tuple infonce_backward(py::handle grad_losses, py::handle grad_queries, py::handle negative_share,
+                           const py::sequence& queries, const py::object& temperature, int reduction, bool need_queries,
+                           bool need_positives, bool need_temperature) {
+  Arguments given = bind::trusted(queries, py::tuple(), py::tuple(), {}, temperature, py::none(), reduction);
+  const bind::Gradients gradients(given, need_queries, need_positives, need_temperature, false);
+  const Tensor grads = bind::read(grad_queries), shares = bind::read(negative_share);
+  run_backward(given, bind::read(grad_losses), grads.data, shares.data, gradients);
+  return gradients.python();
+}
+
+py::object infonce_gradient(py::handle grad_losses, const py::tuple& saved, const py::tuple& options,
+                            const py::tuple& needs) {
+  return bind::infonce_gradient(grad_losses, saved, options, needs, run_backward);
 }
 
 }  // namespace
 
 void bind_multi_queue_infonce(py::module_& m) {
-  m.def("infonce_workspace", &infonce_workspace);
+  m.def("infonce_use", [](py::object factors) { factors_function() = std::move(factors); });
+  m.def("multi_queue_infonce", &multi_queue_infonce);
   m.def("infonce_forward", &infonce_forward);
   m.def("infonce_backward", &infonce_backward);
+  m.def("infonce_gradient", &infonce_gradient);
+  m.def("infonce_use_kernel", &use_kernel);
+  m.def("infonce_has_hopper", &has_hopper);
 }

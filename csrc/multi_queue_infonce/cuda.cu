@@ -5,15 +5,27 @@
 //           the same bits on every run
 // Checked   tests/cuda/test_emulated_infonce.py on the host; tests/ops/test_multi_queue_infonce.py where there is a GPU
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <iterator>
 
 #include "common/on_device.cuh"
 #include "multi_queue_infonce/cuda.h"
 #include "multi_queue_infonce/cuda_partials.cuh"
 #include "multi_queue_infonce/cuda_rows.cuh"
+#include "multi_queue_infonce/hopper.h"
 
 namespace mixfast::gpu::infonce {
 namespace {
+
+// The faster kernel of an architecture that can run both. Not measured yet: tests/gpu and benchmarks/gpu run both.
+struct Faster {
+  int capability;
+  Kernel kernel;
+};
+constexpr Faster kFaster[] = {{90, Kernel::kAmpere}};
+
+std::atomic<int> used_kernel = -1;  // see use_kernel()
 
 // Terms [first, last) of a call, and the rows before them.
 struct Batch {
@@ -71,6 +83,16 @@ void add_terms(const std::vector<Term>& terms, const Batch& batch, const Tempera
     to.first_row = call->rows;
     call->rows += to.rows;
   }
+}
+
+// Whether the kernel for sm_90 can run a call: 16-bit products, and keys that the copy engine reads as they lie.
+bool hopper_takes(const Forward& all) {
+  if (hopper_launch == nullptr || all.factors == Factors::kSplit) return false;
+  const auto fits = [&](const Matrix& queue) {
+    return access_of(aligned(queue, all.dim), queue.type, all.factors) == Access::kCopied &&
+           queue.row_stride >= all.dim && queue.rows > 0;
+  };
+  return std::all_of(all.queues.begin(), all.queues.end(), fits);
 }
 
 // The queues that a batch reads, and how their work is cut. Returns the number of units.
@@ -132,19 +154,21 @@ cudaError_t launch_partials(const Call& call, int units, cudaStream_t stream) {
   return launch_partials<kFactors, 256>(call, units, stream);
 }
 
-cudaError_t launch_partials(Factors factors, const Call& call, int units, cudaStream_t stream) {
+cudaError_t launch_ampere(Factors factors, const Call& call, int units, cudaStream_t stream) {
   if (factors == Factors::kHalf) return launch_partials<Factors::kHalf>(call, units, stream);
   if (factors == Factors::kBFloat16) return launch_partials<Factors::kBFloat16>(call, units, stream);
   return launch_partials<Factors::kSplit>(call, units, stream);
 }
 
 cudaError_t forward_batch(const Forward& all, const Batch& batch, cudaStream_t stream) {
+  const bool hopper = all.kernel == Kernel::kHopper && hopper_takes(all);
   Call call = {};
   add_terms(all.terms, batch, all.temperatures, all.dim, &call);
   std::vector<int64_t> queue_index, keys;
   for (const Term& term : all.terms) queue_index.push_back(term.queue);
   for (const Matrix& queue : all.queues) keys.push_back(queue.rows);
-  const int units = add_queues(queue_index, keys, batch, tiling(all.factors, call.padded_dim), &call);
+  const Tiling tiles = hopper ? hopper_tiling(call.padded_dim) : tiling(all.factors, call.padded_dim);
+  const int units = add_queues(queue_index, keys, batch, tiles, &call);
 
   bool queries_aligned = true, keys_aligned = true;
   for (size_t t = batch.first; t < batch.last; ++t)
@@ -165,7 +189,7 @@ cudaError_t forward_batch(const Forward& all, const Batch& batch, cudaStream_t s
   add_workspace(call.grads != nullptr, all.reduction, all.workspace, &call);
   if (all.reduction == Reduction::kNone) call.losses = all.losses + batch.rows_before;
 
-  cudaError_t error = launch_partials(all.factors, call, units, stream);
+  cudaError_t error = (hopper ? hopper_launch : launch_ampere)(all.factors, call, units, stream);
   if (error == cudaSuccess)
     error = launch(merge, static_cast<unsigned>(ceil_div(call.rows, kRowWarps)), kRowWarps * kWarp, 0, stream, call);
   if (error == cudaSuccess && all.reduction != Reduction::kNone)
@@ -200,18 +224,41 @@ cudaError_t backward_batch(const Backward& all, const Batch& batch, cudaStream_t
 
 int64_t workspace_floats(const std::vector<int64_t>& rows, const std::vector<int64_t>& queue_index,
                          const std::vector<int64_t>& keys, int64_t dim, Factors factors, bool need_grad,
-                         Reduction reduction) {
+                         Reduction reduction, Kernel kernel) {
   std::vector<Term> terms;
   for (const int64_t each : rows) terms.push_back({{nullptr, each, 0, 0, Type::kFloat}, {}, 0, 0});
   int64_t most = 0;
-  for (const Batch& batch : batches(terms)) {
+  const auto needed = [&](const Batch& batch, const Tiling& tiles) {
     Call call = {};
     add_terms(terms, batch, {}, dim, &call);
-    add_queues(queue_index, keys, batch, tiling(factors, call.padded_dim), &call);
+    add_queues(queue_index, keys, batch, tiles, &call);
     most = std::max(most, add_workspace(need_grad, reduction, nullptr, &call));
+  };
+  for (const Batch& batch : batches(terms)) {
+    needed(batch, tiling(factors, padded(dim)));
+    if (kernel == Kernel::kHopper) needed(batch, hopper_tiling(padded(dim)));
   }
   return most;
 }
+
+Kernel kernel_on(int device) {
+  static std::array<std::atomic<int>, 64> capabilities;
+  if (const int used = used_kernel; used >= 0) return static_cast<Kernel>(used);
+  std::atomic<int>& capability = capabilities[device % capabilities.size()];
+  if (capability == 0) {
+    int major = 0, minor = 0;
+    cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
+    capability = 10 * major + minor;
+  }
+  const auto measured =
+      std::find_if(std::begin(kFaster), std::end(kFaster), [&](const Faster& f) { return f.capability == capability; });
+  return measured == std::end(kFaster) ? Kernel::kAmpere : measured->kernel;
+}
+
+void use_kernel(int kernel) { used_kernel = kernel; }
+
+bool has_hopper() { return hopper_launch != nullptr; }
 
 const char* forward(const Place& place, const Forward& call) {
   int64_t largest = 0;

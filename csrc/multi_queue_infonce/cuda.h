@@ -21,6 +21,10 @@ constexpr int64_t kLargestDim = 256;
 // which takes three products and keeps 22 bits. Other types are converted while they are read.
 enum class Factors : int { kHalf, kBFloat16, kSplit };
 
+// The main kernel: by mma.sync, from sm_80 on, or by TMA and wgmma, on sm_90 alone; what the second cannot take
+// (numbers that are split, queues that are no 16-byte aligned rows of the factors' type), the first one does.
+enum class Kernel : int { kAmpere, kHopper };
+
 // A tensor [T]; if it is null, the temperatures of the terms count.
 struct Temperatures {
   const void* tensor;
@@ -40,6 +44,7 @@ struct Forward {
   float* grad_queries;    // [N][D], or null: not wanted
   float* negative_share;  // [N]
   float* workspace;       // [workspace_floats(...)], aligned to 16 bytes
+  Kernel kernel = Kernel::kAmpere;
 };
 
 struct Backward {
@@ -57,7 +62,16 @@ struct Backward {
 // What a forward pass needs to work in: `rows` and `queue_index` of each term, `keys` of each queue.
 int64_t workspace_floats(const std::vector<int64_t>& rows, const std::vector<int64_t>& queue_index,
                          const std::vector<int64_t>& keys, int64_t dim, Factors factors, bool need_grad,
-                         Reduction reduction);
+                         Reduction reduction, Kernel kernel = Kernel::kAmpere);
+
+// Which kernel calls on a device take: what use_kernel() has set, else what a table says of the architecture.
+Kernel kernel_on(int device);
+
+// For the calls of this process from now on: a Kernel, or -1, the table again.
+void use_kernel(int kernel);
+
+// Whether kHopper was built.
+bool has_hopper();
 
 // Each returns an error's description, or null; launches are not waited for.
 const char* forward(const Place& place, const Forward& call);

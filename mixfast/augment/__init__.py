@@ -1,6 +1,6 @@
-"""Random views of image batches: tensor code that runs where the images are, with no host synchronisation."""
+"""Random views of image batches: the recipes, and the two operations that follow them where the images are."""
 
 from mixfast.augment.config import PRESETS, AugmentConfig, recipe_options, second_view
-from mixfast.augment.views import augment, normalise
+from mixfast.augment.views import Augment, augment, normalise
 
-__all__ = ["PRESETS", "AugmentConfig", "augment", "normalise", "recipe_options", "second_view"]
+__all__ = ["PRESETS", "Augment", "AugmentConfig", "augment", "normalise", "recipe_options", "second_view"]

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from mixfast.augment import augment
 from mixfast.commands.runs import Board, Common, Opened, keep, open_runs
 from mixfast.errors import ConfigError
 from mixfast.eval.components import component_scores
@@ -76,8 +75,10 @@ def _score(one: Opened, network: Network, space: Space, area: float, options: Co
     generators = Generators(run.config.seed, run.device)
     images = run.splits.test.images[: options.count].to(run.device)
 
+    augment = run.augmenter(generators)
+
     def view(batch: torch.Tensor) -> torch.Tensor:
-        return augment(batch, run.config.augment, generators["augment"], run.splits.mean, run.splits.std)
+        return augment(batch, 1)[0]
 
     return component_scores(
         network,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mixfast.commands.runs import Board, Common, Opened, keep, need_labels, open_runs
-from mixfast.monitor import score, score_pixels
+from mixfast.monitor import bank_size, score, score_pixels
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ def knn(options: Knn) -> None:
             rows["raw pixels"] = board.score("raw pixels", one.origin, partial(score_pixels, run))
             rows["untrained"] = board.score("untrained", one.origin, partial(_untrained, one))
         rows[one.name] = board.score(one.name, str(one.checkpoint), partial(score, run, run.method.encoder))
-        k, temperature = min(run.config.eval.k, len(run.splits.train)), run.config.eval.temperature
+        k, temperature = min(run.config.eval.k, bank_size(run)), run.config.eval.temperature
         print(f"{one.checkpoint}: epoch {one.epoch}, step {one.step}; k = {k}, temperature {temperature}")
         keep(one, "knn", {"k": k, "temperature": temperature}, rows)
     print(board.table())

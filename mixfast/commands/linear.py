@@ -7,7 +7,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from mixfast.augment import augment
 from mixfast.commands.runs import Board, Common, Opened, keep, need_labels, open_runs
 from mixfast.errors import ConfigError
 from mixfast.eval.baselines import pixels
@@ -73,10 +72,11 @@ def _score(one: Opened, network: Network, options: Linear, recipe: Recipe) -> di
         bank, queries = (extract(network.encoder, i, run.normalise, size) for i in (run.batches.images, test.images))
         return linear_scores(bank, labels, queries, answers, generators["linear"], recipe)
     # The run's own crop and flip; colours stay.
-    views = dataclasses.replace(run.config.augment, jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
+    recipe_of_views = dataclasses.replace(run.config.augment, jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
+    augment = run.augmenter(generators, recipe_of_views)
 
     def view(images: Tensor) -> Tensor:
-        return augment(images, views, generators["augment"], run.splits.mean, run.splits.std)
+        return augment(images, 1)[0]
 
     def progress(done: int, of: int) -> None:
         if done % max(1, of // 10) == 0:

@@ -143,10 +143,10 @@ def _images(options: Maps, first: Opened) -> tuple[Objects, list[str]]:
     names = [test.class_names[i] if i >= 0 else "" for i in test.labels.tolist()]
     side = options.resize or test.images.shape[2]
     if test.boxes is None:
-        return Objects(resized(test.images, side), torch.zeros(len(test), 0, 4), test.labels, "test images"), names
+        return Objects(resized(test.in_memory(), side), torch.zeros(len(test), 0, 4), test.labels, "test images"), names
     found = from_set(test, "test images")
     scale = side / test.images.shape[2]
-    return Objects(resized(test.images, side), found.boxes * scale, test.labels, found.name), names
+    return Objects(resized(test.in_memory(), side), found.boxes * scale, test.labels, found.name), names
 
 
 def _files(paths: tuple[Path, ...]) -> list[Path]:

@@ -120,7 +120,7 @@ def open_run(
     cache = {} if shared is None else shared
     key = data_key(config)
     if key not in cache:
-        cache[key] = load(config.data, config.seed)
+        cache[key] = load(config.data, config.seed, print, **machine.room(device))
     return build(config, cache[key], folder, Console(), StopRequest(), device)
 
 

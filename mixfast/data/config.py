@@ -19,9 +19,10 @@ class DataConfig:
     test_limit: int | None = None  # the same for test images
     download: bool = False  # cifar10, cifar100, stl10: fetch the data set if it is not there
     holdout: float = 0.1  # folder: share of the images that become the test set if there is none
-    cache: bool = True  # folder: keep the decoded images in a file and use it next time
+    in_memory: Literal["auto", "yes", "no"] = "auto"  # folder: decode all at once; auto: if half the memory holds them
+    cache: bool = True  # folder in memory: keep the decoded images in a file and use it next time
     cache_dir: str | None = None  # folder: where; None = $XDG_CACHE_HOME/mixfast or ~/.cache/mixfast
-    workers: int | None = None  # folder: decoding threads; None = one per core unless the files are small, 0 = none
+    workers: int | None = None  # folder: decoding threads, processes if not in memory; None = one per core, 0 = none
     scenes: int = 20_000  # scenes: number of training images
     test_scenes: int = 2_000  # scenes: number of test images
     scene: SceneConfig = field(default_factory=SceneConfig)  # scenes: what they look like

@@ -1,9 +1,4 @@
-"""Decode image files into one uint8 tensor, and keep it in a cache file.
-
-Each image is cut to its central square and resized to the wanted side in one step, which is "resize the shorter side,
-then centre-crop" without the intermediate rounding; an image that has the size already keeps its pixels. JPEGs are
-decoded at the smallest scale that is still large enough.
-"""
+"""Decode image files into one uint8 tensor, and keep it in a cache file."""
 
 import hashlib
 import os
@@ -14,13 +9,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mixfast.data.config import DataConfig
+from mixfast.data.decoder import decode_file
 from mixfast.errors import DataError
 
 _FORMAT = 1  # of the cache file; a change makes old files count as absent
@@ -111,27 +106,6 @@ def _compact(images: Tensor, failed: dict[int, str]) -> tuple[Tensor, Tensor]:
     return images[: len(readable)], readable
 
 
-def decode_file(path: Path, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """uint8 [size, size, 3], RGB, upright; greyscale is repeated and transparency dropped."""
-    from PIL import ExifTags, Image, ImageOps
-
-    with Image.open(path) as image:
-        if image.mode[0] in "IF":  # conversion would clip, not scale
-            raise ValueError(f"mode {image.mode}: more than 8 bits a channel")
-        image.draft("RGB", (size, size))
-        image.load()
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        upright = ImageOps.exif_transpose(image) if turned else image
-        upright = upright if upright.mode == "RGB" else upright.convert("RGB")
-    width, height = upright.size
-    if (width, height) != (size, size):
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        square = (left, top, left + side, top + side)
-        upright = upright.resize((size, size), Image.Resampling.BILINEAR, box=square, reducing_gap=3.0)
-    return np.asarray(upright)
-
-
 def _mean_bytes(root: Path, files: Sequence[str]) -> float:
     """Mean size of about 100 of the files."""
     some = files[:: 1 + len(files) // 100]
@@ -213,7 +187,7 @@ def _check_memory(count: int, size: int, root: Path) -> None:
     if free is not None and need > 0.9 * free:
         raise DataError(
             f"{root}: {count:,} images of {size} px need {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
-            "free. Use --data.limit or a smaller --data.size."
+            "free. Use --data.in_memory no (or auto), --data.limit or a smaller --data.size."
         )
 
 
@@ -223,7 +197,19 @@ def available_bytes() -> int | None:
     with suppress(OSError, KeyError, ValueError), open("/proc/meminfo") as file:
         lines = dict(line.split(":", 1) for line in file)
         found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    group = Path("/sys/fs/cgroup")
-    with suppress(OSError, ValueError):  # no control groups, or "max"
-        found.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    if (left := group_bytes(Path("/sys/fs/cgroup"))) is not None:
+        found.append(left)
     return min(found, default=None)
+
+
+def group_bytes(group: Path) -> int | None:
+    """What a control group (v2) may still take; None without one, or without a limit.
+
+    What the system keeps of files that were read counts as used, and is given back on demand.
+    """
+    try:
+        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
+        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return limit - used + int(kept["active_file"]) + int(kept["inactive_file"])
+    except (OSError, KeyError, ValueError):  # no control group, or "max"
+        return None

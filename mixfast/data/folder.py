@@ -7,6 +7,7 @@ Layouts, tried in this order:
 A single subfolder is no class either: its images count as unlabelled.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 from mixfast.data import decode
 from mixfast.data.config import DataConfig
 from mixfast.data.sets import ImageSet, first_balanced
+from mixfast.data.streamed import Library, Streamed
 from mixfast.errors import ConfigError, DataError
 from mixfast.rng import Generators
 
@@ -43,13 +45,21 @@ class Listing:
         return Listing(self.root, files, self.labels[index], self.class_names)
 
 
-def load_folder(cfg: DataConfig, seed: int, say: Callable[[str], None]) -> tuple[ImageSet, ImageSet]:
-    """Decode the training and test images of a folder, or read them from the cache.
+def load_folder(
+    cfg: DataConfig,
+    seed: int,
+    say: Callable[[str], None],
+    cores: int | None = None,
+    device_bytes: int | None = None,
+) -> tuple[ImageSet, ImageSet]:
+    """Decode the training and test images of a folder, or read them from the cache, or leave them in their files.
 
     Args:
-        cfg: path, test_path, size, limit, test_limit, holdout, cache, cache_dir and workers are read.
+        cfg: path, test_path, size, limit, test_limit, holdout, in_memory, cache, cache_dir and workers are read.
         seed: chooses the held-out images where the folder has no test set.
         say: prints a line.
+        cores: processes that decode, if cfg.workers does not say; None: one for each core of this process.
+        device_bytes: memory of the training device, if it is not the host's.
 
     Raises:
         ConfigError: no path. DataError: nothing there, nothing readable, or more than fits in memory.
@@ -59,7 +69,10 @@ def load_folder(cfg: DataConfig, seed: int, say: Callable[[str], None]) -> tuple
         train = train.take(first_balanced(train.labels, cfg.limit))
     if cfg.test_limit is not None:
         test = test.take(first_balanced(test.labels, cfg.test_limit))
-    return _read(train, cfg, say), _read(test, cfg, say)
+    if _in_memory(cfg, len(train.files) + len(test.files), device_bytes):
+        return _read(train, cfg, say), _read(test, cfg, say)
+    workers = cfg.workers if cfg.workers is not None else cores or decode.cores()
+    return _leave((train, test), cfg.size, workers, say)
 
 
 def find_splits(cfg: DataConfig, seed: int) -> tuple[Listing, Listing]:
@@ -157,3 +170,27 @@ def _with_classes_of(train: Listing, test: Listing) -> Listing:
 def _read(listing: Listing, cfg: DataConfig, say: Callable[[str], None]) -> ImageSet:
     images, readable = decode.read(listing.root, listing.files, cfg.size, cfg, say)
     return ImageSet(images, listing.labels[readable], listing.class_names)
+
+
+def _in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> bool:
+    """Whether `count` images are to be decoded at once: as the option says, else if they take at most half of what the
+    host still has and of what the device has."""
+    if cfg.in_memory != "auto":
+        return cfg.in_memory == "yes"
+    limits = [limit for limit in (decode.available_bytes(), device_bytes) if limit is not None]
+    return count * 3 * cfg.size**2 <= min(limits, default=math.inf) / 2
+
+
+def _leave(
+    listings: tuple[Listing, Listing], size: int, workers: int, say: Callable[[str], None]
+) -> tuple[ImageSet, ImageSet]:
+    """Training and test images that stay in their files, with one set of processes for both."""
+    train, test = listings
+    names = [listing.root / file for listing in listings for file in listing.files]
+    library = Library(names, (len(train.files), len(test.files)), size, workers, say)
+    numbers = torch.arange(len(names)).split([len(train.files), len(test.files)])
+    sets = [
+        ImageSet(Streamed(library, index), listing.labels, listing.class_names)
+        for listing, index in zip(listings, numbers, strict=True)
+    ]
+    return sets[0], sets[1]

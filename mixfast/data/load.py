@@ -1,19 +1,38 @@
-"""From a `DataConfig` to images in memory."""
+"""From a `DataConfig` to images."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
 
 from mixfast.data import scenes
 from mixfast.data.config import DataConfig
 from mixfast.data.sets import ImageSet, Splits, channel_statistics, first_balanced
+from mixfast.data.streamed import Streamed
+
+_CHUNK = 1024  # images in memory that are summed at once
+_BATCH = 64  # of images in files
+_EXACT = 65_536  # folder: of more images than this, the numbers that normalise come from
+_SAMPLE = 8_192  # so many, evenly spaced
 
 
-def load(cfg: DataConfig, seed: int, say: Callable[[str], None] = print) -> Splits:
-    """Training and test images as uint8 tensors on the CPU, and the numbers that normalise them.
+def load(
+    cfg: DataConfig,
+    seed: int,
+    say: Callable[[str], None] = print,
+    *,
+    cores: int | None = None,
+    device_bytes: int | None = None,
+) -> Splits:
+    """Training and test images as uint8 tensors on the CPU, or as files, and the numbers that normalise them.
 
     Args:
         cfg: which data.
         seed: of everything random about the data (scenes, the held-out share of a folder), not of the training.
         say: prints a line about slow or incomplete reading.
+        cores: that may decode; None: those that this process may run on.
+        device_bytes: memory of the training device, if it is not the host's.
 
     Raises:
         DataError: data missing, empty, unreadable or too large for the memory.
@@ -27,14 +46,14 @@ def load(cfg: DataConfig, seed: int, say: Callable[[str], None] = print) -> Spli
     elif cfg.kind == "folder":
         from mixfast.data.folder import load_folder
 
-        train, test = load_folder(cfg, seed, say)
+        train, test = load_folder(cfg, seed, say, cores=cores, device_bytes=device_bytes)
         published = None
     else:
         from mixfast.data.vision import load_vision
 
         train, test, published = load_vision(cfg)
     train, test = _limited(train, cfg.limit), _limited(test, cfg.test_limit)
-    mean, std = published or channel_statistics(train.images)
+    mean, std = published or _statistics(train, cfg.kind, say)
     return Splits(train, test, mean, std, cfg.kind)
 
 
@@ -42,3 +61,30 @@ def _limited(images: ImageSet, limit: int | None) -> ImageSet:
     if limit is None or limit >= len(images):
         return images
     return images.take(first_balanced(images.labels, limit))
+
+
+def _statistics(train: ImageSet, kind: str, say: Callable[[str], None]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the training images, the same for images in memory and in files; times the latter."""
+    images, count = train.images, len(train)
+    if kind == "folder" and count > _EXACT:
+        index = torch.arange(_SAMPLE) * count // _SAMPLE
+        images = images[index] if isinstance(images, Tensor) else images.take(index)
+    if isinstance(images, Tensor):
+        return channel_statistics(images.split(_CHUNK))
+    found = channel_statistics(_timed(images))
+    library = images.library
+    how = f"{library.workers} process{'es' * (library.workers > 1)}" if library.workers else "this process"
+    say(
+        f"{count:,} images stay in their files: {how} can decode {library.images_per_s:,.0f} images/s of "
+        f"{library.size} px, measured alone on {len(images):,} of them"
+    )
+    return found
+
+
+def _timed(images: Streamed) -> Iterator[Tensor]:
+    """All images in batches, after a first batch that starts the processes; then the library knows its speed."""
+    for _ in images.take(slice(_BATCH)).split(_BATCH):
+        pass
+    start = time.perf_counter()
+    yield from images.split(_BATCH)
+    images.library.images_per_s = len(images) / (time.perf_counter() - start)

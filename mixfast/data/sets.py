@@ -1,18 +1,22 @@
-"""Sets of images in memory."""
+"""Sets of images, in memory or in files."""
 
+import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
-_CHUNK = 1024  # images summed at once
+from mixfast.data.streamed import Images
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N images in memory; `boxes` and `masks` are there where the data set knows them."""
+    """N images; `boxes` and `masks` are there where the data set knows them."""
 
-    images: Tensor  # uint8 [N, 3, H, W], RGB
+    images: Images  # uint8 [N, 3, H, W], RGB
     labels: Tensor  # int64 [N]; -1 for an image without a class
     class_names: tuple[str, ...]
     boxes: Tensor | None = None  # int64 [N, 4] as (x0, y0, x1, y1), half-open, in pixels
@@ -26,8 +30,12 @@ class ImageSet:
         """Whether every image has a class, so that kNN can be scored."""
         return bool((self.labels >= 0).all())
 
+    def in_memory(self) -> Tensor:
+        """The images as one tensor; those in files are decoded."""
+        return self.images[:]
+
     def take(self, index: Tensor) -> "ImageSet":
-        """The images at `index`, int64 [M]."""
+        """The images at `index`, int64 [M], in memory."""
         return replace(
             self,
             images=self.images[index],
@@ -47,6 +55,13 @@ class Splits:
     std: tuple[float, ...]
     name: str
 
+    @cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """Number of training images, and a checksum of about 100 of them: tells other data from moved data."""
+        images = self.train.images
+        sample = images[:: max(1, len(images) // 100)].contiguous()
+        return {"name": self.name, "images": len(images), "crc32": zlib.crc32(sample.numpy().tobytes())}
+
 
 def first_balanced(labels: Tensor, limit: int) -> Tensor:
     """Indices (int64, ascending) of `limit` images: first the first of every class, then the second of every class, ...
@@ -61,17 +76,16 @@ def first_balanced(labels: Tensor, limit: int) -> Tensor:
     return torch.argsort(rank, stable=True)[:limit].sort().values
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 [N, 3, H, W] in units of [0, 1], from exact integer sums."""
-    total = torch.zeros(3, dtype=torch.int64)
-    squares = torch.zeros(3, dtype=torch.int64)
-    for part in images.split(_CHUNK):
+def channel_statistics(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of batches uint8 [n, 3, H, W], in units of [0, 1]: exact sums."""
+    count, total, squares = 0, torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+    for part in batches:
+        count += part.numel() // 3
         values = part.transpose(0, 1).flatten(1)
         counts = torch.stack([torch.bincount(channel, minlength=256) for channel in values])
         level = torch.arange(256)
         total += (counts * level).sum(1)
         squares += (counts * level**2).sum(1)
-    count = images.numel() // 3
     mean = total.double() / count
     variance = squares.double() / count - mean**2
     std = variance.clamp(min=1e-4).sqrt()  # a constant channel must not divide by 0: 1/100 of a grey level

@@ -1,10 +1,12 @@
-"""Batches of images that already live on the training device."""
+"""Batches of images on the training device, in an order that follows from a generator."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from mixfast.data.streamed import Images, read
 
 
 class Batches:
@@ -14,10 +16,10 @@ class Batches:
     continues with the very next batch, whether that lies inside an epoch or not.
     """
 
-    def __init__(self, images: Tensor, batch_size: int, generator: torch.Generator):
+    def __init__(self, images: Images, batch_size: int, generator: torch.Generator):
         """
         Args:
-            images: [N, ...], on any device.
+            images: [N, ...], on any device, or in files.
             batch_size: at most N; the last N mod batch_size images of each permutation are left out.
             generator: draws the permutations, on its own device; use one for nothing else.
         """
@@ -31,6 +33,7 @@ class Batches:
         self.generator = generator
         self._next = 0  # batch of the current epoch
         self._order: Tensor | None = None  # of the current epoch; None between epochs
+        self._home = images.device if isinstance(images, Tensor) else "cpu"  # files are looked up by the host
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -38,20 +41,25 @@ class Batches:
 
     def epoch(self) -> Iterator[Tensor]:
         """Yield the batches [batch_size, ...] that the current epoch still has, then stop."""
-        for index in self.epoch_indices():
-            yield self.images[index]
+        return self._counted(read(self.images, self._rest()))
 
     def epoch_indices(self) -> Iterator[Tensor]:
-        """The same as int64 [batch_size] indices into the images, on the images' device."""
+        """The same as int64 [batch_size] indices into the images, on the device of images in memory."""
+        return self._counted(iter(self._rest()))
+
+    def _rest(self) -> list[Tensor]:
+        """The indices of the batches that the current epoch still has."""
         if self._order is None:
             order = torch.randperm(len(self.images), generator=self.generator, device=self.generator.device)
-            self._order = order.to(self.images.device)
-        order = self._order
-        while self._next < len(self):
-            start = self._next * self.batch_size
+            self._order = order.to(self._home)
+        starts = range(self._next * self.batch_size, len(self) * self.batch_size, self.batch_size)
+        return [self._order[start : start + self.batch_size] for start in starts]
+
+    def _counted(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        for batch in batches:
             # counted before it is handed out: a state saved while the batch is in use points past it
             self._next += 1
-            yield order[start : start + self.batch_size]
+            yield batch
         self._order, self._next = None, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -73,4 +81,4 @@ class Batches:
             if state[name] != here:
                 raise ValueError(f"Batches: the saved position is for {name} = {state[name]}, this run has {here}.")
         self._next = state["next"]
-        self._order = None if state["order"] is None else state["order"].to(self.images.device)
+        self._order = None if state["order"] is None else state["order"].to(self._home)

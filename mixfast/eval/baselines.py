@@ -6,13 +6,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from mixfast.data import Images, take
 from mixfast.eval.features import evaluation_mode
 
 CELLS = (4, 8)  # pixels over which edges are averaged
 SHAPES = (1.0, 4 / 3, 3 / 4)  # width over height of centred boxes, in units of the image's
 
 
-def pixels(images: Tensor, normalise: Callable[[Tensor], Tensor], side: int = 32, batch_size: int = 512) -> Tensor:
+def pixels(images: Images, normalise: Callable[[Tensor], Tensor], side: int = 32, batch_size: int = 512) -> Tensor:
     """Normalised pixels as features, [N, 3 side^2] at most: larger images are averaged down first.
 
     Args:
@@ -26,7 +27,7 @@ def pixels(images: Tensor, normalise: Callable[[Tensor], Tensor], side: int = 32
 
 @torch.no_grad()
 def calibrated(
-    encoder: nn.Module, images: Tensor, normalise: Callable[[Tensor], Tensor], batch_size: int = 512, batches: int = 8
+    encoder: nn.Module, images: Images, normalise: Callable[[Tensor], Tensor], batch_size: int = 512, batches: int = 8
 ) -> nn.Module:
     """A copy of `encoder` whose BatchNorm statistics are those of the data.
 
@@ -48,7 +49,7 @@ def calibrated(
 
     handles = [norm.register_forward_pre_hook(observe) for norm in norms]
     with evaluation_mode(encoder):
-        for batch in images.split(batch_size)[:batches]:
+        for batch in take(images, slice(batches * batch_size)).split(batch_size):
             encoder(normalise(batch))
     for handle in handles:
         handle.remove()

@@ -51,7 +51,7 @@ def from_set(images: ImageSet, name: str) -> Objects:
     if images.boxes is None:
         raise ValueError(f"from_set: {name} must have boxes; got a data set without")
     masks = None if images.masks is None else images.masks.bool()
-    return Objects(images.images, images.boxes.float()[:, None], images.labels, name, masks)
+    return Objects(images.in_memory(), images.boxes.float()[:, None], images.labels, name, masks)
 
 
 def present(boxes: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixfast.data import Images
 from mixfast.data.sets import ImageSet
 from mixfast.errors import ConfigError
 from mixfast.eval.boxes import Objects
@@ -74,7 +75,7 @@ def _places(count: int, size: int, objects: int, grid: int, draw: torch.Generato
     return torch.cat([corner, corner + side[..., None]], dim=2)
 
 
-def _paste(canvases: Tensor, images: Tensor, index: Tensor, boxes: Tensor) -> None:
+def _paste(canvases: Tensor, images: Images, index: Tensor, boxes: Tensor) -> None:
     """Write images[index], resized, into `boxes` int64 [N, 4] of uint8 canvases [N, 3, S, S]."""
     size = (canvases.shape[2], canvases.shape[3])
     sides = boxes[:, 2] - boxes[:, 0]

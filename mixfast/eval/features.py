@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mixfast.data import Images
+
 
 class Features(NamedTuple):
     """What the evaluations read, float32: z [N, D] head output, h [N, C] pooled backbone features."""
@@ -18,7 +20,7 @@ class Features(NamedTuple):
 @torch.no_grad()
 def extract(
     encoder: nn.Module,
-    images: Tensor,
+    images: Images,
     normalise: Callable[[Tensor], Tensor],
     batch_size: int = 512,
     stop: Callable[[], object] = lambda: None,
@@ -27,7 +29,7 @@ def extract(
 
     Args:
         encoder: returns an object with fields `z` [n, D] and `h` [n, C].
-        images: [N, 3, H, W] uint8.
+        images: [N, 3, H, W] uint8, in memory or in files.
         normalise: uint8 batch -> the float batch that the encoder was trained on, without augmentation.
         batch_size: images per forward pass.
         stop: called before every batch; an exception in it ends the extraction.

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixfast.data import Images, read, take
 from mixfast.eval.features import Features, evaluation_mode
 from mixfast.eval.knn import accuracy
 from mixfast.eval.maps import Network
@@ -142,9 +143,9 @@ def linear_score(
 def sgd_score(
     network: Network,
     augment: Callable[[Tensor], Tensor],
-    images: Tensor,
+    images: Images,
     labels: Tensor,
-    test: Tensor,
+    test: Images,
     answers: Tensor,
     generator: torch.Generator,
     recipe: Recipe = SGD,
@@ -155,7 +156,7 @@ def sgd_score(
     Args:
         network: frozen, in evaluation mode.
         augment: uint8 images [B, 3, H, W] to random, normalised views.
-        images, test: uint8 [N, 3, H, W] and [M, 3, H, W] on the generator's device.
+        images, test: uint8 [N, 3, H, W] and [M, 3, H, W] on the generator's device, or in files.
         labels, answers: int64 [N] and [M] there.
         generator: weights and the order of the images.
         recipe: several rates are trained side by side on the same views, and judged as in `probe`.
@@ -165,8 +166,9 @@ def sgd_score(
     with evaluation_mode(network.encoder):
         if len(rates) > 1:
             used, held = split(len(images), generator)
-            layers = _fit_sgd(network, augment, images[used], labels[used], classes, recipe, rates, generator, progress)
-            found = [_test(network, layer, images[held], labels[held]) for layer in layers]
+            seen, unseen = take(images, used), take(images, held)
+            layers = _fit_sgd(network, augment, seen, labels[used], classes, recipe, rates, generator, progress)
+            found = [_test(network, layer, unseen, labels[held]) for layer in layers]
             rates = [rates[found.index(max(found))]]
         (layer,) = _fit_sgd(network, augment, images, labels, classes, recipe, rates, generator, progress)
         return {"linear_h": _test(network, layer, test, answers), "lr_h": rates[0]}
@@ -175,7 +177,7 @@ def sgd_score(
 def _fit_sgd(
     network: Network,
     augment: Callable[[Tensor], Tensor],
-    images: Tensor,
+    images: Images,
     labels: Tensor,
     classes: int,
     recipe: Recipe,
@@ -193,9 +195,10 @@ def _fit_sgd(
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factor
         order = torch.randperm(len(images), generator=generator, device=images.device)
-        for index in order.split(recipe.batch_size):
+        parts = order.split(recipe.batch_size)
+        for index, batch in zip(parts, read(images, parts), strict=True):
             with torch.no_grad():
-                h = network.encoder(augment(images[index])).h.float()
+                h = network.encoder(augment(batch)).h.float()
             optimizer.zero_grad()
             torch.stack([F.cross_entropy(layer(h), labels[index]) for layer in layers]).sum().backward()
             optimizer.step()
@@ -204,6 +207,6 @@ def _fit_sgd(
 
 
 @torch.no_grad()
-def _test(network: Network, layer: nn.Linear, images: Tensor, labels: Tensor, batch_size: int = 512) -> float:
+def _test(network: Network, layer: nn.Linear, images: Images, labels: Tensor, batch_size: int = 512) -> float:
     guesses = [predict(layer, network.encoder(network.normalise(b)).h.float()) for b in images.split(batch_size)]
     return accuracy(torch.cat(guesses), labels)

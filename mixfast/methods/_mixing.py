@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mixfast.augment import Augment
 from mixfast.losses import Term
 from mixfast.methods._momentum import MomentumConfig, MomentumMethod
 from mixfast.methods._unmix import mixed_statistics
@@ -45,8 +46,8 @@ class MixingMoCo(MomentumMethod):
         """The mixture of the first view."""
         raise NotImplementedError
 
-    def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
-        first, second = augment(images), augment(images)
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
+        first, second = augment(images)
         mixed = self.mixture(first, second, generators["mix"])
         return {
             "query": first,

@@ -68,7 +68,7 @@ class MomentumMethod(Method):
     def candidates(cls, config: Any, batch: int) -> int:
         return 1 + int(config.queue_size)
 
-    def begin(self, progress: float) -> None:
+    def begin(self, progress: Tensor) -> None:
         """Move the key encoder, before the forward passes of the step (as in MoCo's code)."""
         update_ema_(self.key_encoder, self.encoder, self.config.ema)
 

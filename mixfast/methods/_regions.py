@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mixfast.augment import Augment
 from mixfast.errors import ConfigError
 from mixfast.losses import Term, unit
 from mixfast.methods._mixing import MixingConfig, Partner, donor
@@ -112,8 +113,8 @@ class RegionMethod(MomentumMethod):
         """The loss of one direction; lam [B] is the weight of the query mixture's own image."""
         raise NotImplementedError
 
-    def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
-        sides = {"query": augment(images), "key": augment(images)}
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
+        sides = dict(zip(("query", "key"), augment(images), strict=True))
         how = draw(len(images), generators["mix"], self.config)
         views: dict[str, Tensor] = {}
         for name, other in (("query", "key"), ("key", "query")):
@@ -142,7 +143,7 @@ class RegionMethod(MomentumMethod):
         carries = [{name: getattr(side, held[name]) for name in self.queues} for side in keys]
         return self.total(terms, carries, self._weight(views, "query", "key"))
 
-    def begin(self, progress: float) -> None:
+    def begin(self, progress: Tensor) -> None:
         super().begin(progress)
         if self.config.region_head == "own":
             update_ema_(self.key_region_head, self.region_head, self.config.ema)

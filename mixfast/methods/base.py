@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from mixfast.augment import Augment
 from mixfast.losses import Term
 from mixfast.models import Encoder
 from mixfast.rng import Generators
@@ -52,20 +53,22 @@ class Method(nn.Module):
         """
         return None
 
-    def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
         """uint8 images [B, 3, H, W] to everything a step needs, without parameters; draws from generators["mix"].
 
-        `augment` makes one random, normalised float32 view of each image per call: the first call by the recipe of
-        the first view, later ones by that of the second (the same unless options say otherwise). Entries [B, 3, H, W]
-        are what the report shows; boxes of a mixture "name" are int64 [B, 4] under "boxes_name".
+        `augment(images, count=2)` makes `count` random, normalised float32 views of each image in one call: the first
+        by the recipe of the first view, the others by that of the second (the same unless options say otherwise).
+        Entries [B, 3, H, W] are what the report shows; boxes of a mixture "name" are int64 [B, 4] under "boxes_name".
         """
         raise NotImplementedError
 
-    def begin(self, progress: float) -> None:
+    def begin(self, progress: Tensor) -> None:
         """Called once before each optimiser step; a follower moves here.
 
         Args:
             progress: share of the run's optimiser steps that are done, in [0, 1); for what changes as training goes on.
+                A float64 scalar on the device, filled anew for every step: compute with it there, and a step can be
+                recorded as a CUDA graph.
         """
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:

@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mixfast.augment import recipe_options
+from mixfast.augment import Augment, recipe_options
 from mixfast.losses import minus_cosine
 from mixfast.methods._momentum import check
 from mixfast.methods._recipes import LIGHTLY, WMSE
@@ -66,15 +66,15 @@ class BYOL(Method):
         with torch.device(generators.device):
             self.predictor = build_head("mlp_bn", dim, dim, config.predictor_hidden)
         initialise_(self.predictor, generators["weights"])
-        self._share = config.ema  # of this step; `begin` sets it
+        self._share: float | Tensor = config.ema  # of this step; `begin` sets it
 
-    def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
-        return {"first": augment(images), "second": augment(images)}
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
+        first, second = augment(images)
+        return {"first": first, "second": second}
 
-    def begin(self, progress: float) -> None:
-        self._share = self.config.ema
+    def begin(self, progress: Tensor) -> None:
         if self.config.ema_schedule == "cosine":
-            self._share = 1 - (1 - self.config.ema) * (1 + math.cos(math.pi * progress)) / 2
+            self._share = 1 - (1 - self.config.ema) * (1 + torch.cos(math.pi * progress)) / 2
         if self.config.ema_when == "before":
             update_ema_(self.target_encoder, self.encoder, self._share)
 

@@ -18,11 +18,11 @@ Where the options come from (the loss for BYOL was only described, its code neve
     bn_stats           ours
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from mixfast.augment import Augment
 from mixfast.methods._unmix import PairUnMixConfig, mixed_statistics, unmix_views
 from mixfast.methods.base import Step
 from mixfast.methods.byol import BYOL, BYOLConfig
@@ -44,7 +44,7 @@ class BYOLUnMix(BYOL):
     summary = "BYOL and mixtures of the batch with its reverse, on one view"
     config: BYOLUnMixConfig
 
-    def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
         return unmix_views(images, augment, generators, self.config)
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:

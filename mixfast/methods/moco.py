@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from mixfast.augment import recipe_options
+from mixfast.augment import Augment, recipe_options
 from mixfast.losses import Term
 from mixfast.methods._momentum import MomentumConfig, MomentumMethod
 from mixfast.methods.base import Step
@@ -31,8 +31,9 @@ class MoCo(MomentumMethod):
     def __init__(self, config: MomentumConfig, make_encoder: Callable[[], Encoder], generators: Generators):
         super().__init__(config, make_encoder, generators, ["whole"])
 
-    def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
-        return {"query": augment(images), "key": augment(images)}
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
+        query, key = augment(images)
+        return {"query": query, "key": key}
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
         terms, keys = [], []

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mixfast.augment import Augment
 from mixfast.losses import PairTerm, nt_xent_sum, unit
 from mixfast.methods._momentum import check
 from mixfast.methods._recipes import LIGHTLY, WMSE
@@ -49,8 +50,9 @@ class SimCLR(Method):
     def candidates(cls, config: SimCLRConfig, batch: int) -> int:
         return 2 * batch - 1
 
-    def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
-        return {"first": augment(images), "second": augment(images)}
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
+        first, second = augment(images)
+        return {"first": first, "second": second}
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
         first, second = self.embed(self.encoder.pool(views["first"]), self.encoder.pool(views["second"]))

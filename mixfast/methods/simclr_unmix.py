@@ -19,12 +19,12 @@ Where the options come from (the loss for SimCLR was only described, its code ne
     bn_stats                 ours
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from mixfast.augment import Augment
 from mixfast.losses import PairTerm, nt_xent_sum
 from mixfast.methods._recipes import LIGHTLY
 from mixfast.methods._unmix import PairUnMixConfig, mixed_statistics, unmix_views
@@ -50,7 +50,7 @@ class SimCLRUnMix(SimCLR):
     summary = "SimCLR and mixtures of the batch with its reverse, on one view"
     config: SimCLRUnMixConfig
 
-    def views(self, images: Tensor, augment: Callable[[Tensor], Tensor], generators: Generators) -> dict[str, Tensor]:
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
         return unmix_views(images, augment, generators, self.config)
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:

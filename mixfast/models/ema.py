@@ -4,7 +4,7 @@ import copy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -15,9 +15,16 @@ def follower(source: Module) -> Module:
 
 
 @torch.no_grad()
-def update_ema_(target: nn.Module, source: nn.Module, momentum: float) -> None:
+def update_ema_(target: nn.Module, source: nn.Module, momentum: float | Tensor) -> None:
     """target <- momentum * target + (1 - momentum) * source, for parameters only.
 
-    Buffers stay the target's own: its batch norms see other batches than the source's.
+    Buffers stay the target's own: its batch norms see other batches than the source's. A `momentum` that changes from
+    step to step is a scalar tensor on the device, so that a recorded step can be replayed.
     """
-    torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - momentum)
+    targets: list[Tensor] = list(target.parameters())
+    sources: list[Tensor] = list(source.parameters())
+    if isinstance(momentum, Tensor):
+        weights = [(1 - momentum).to(targets[0].dtype)] * len(targets)
+        torch._foreach_lerp_(targets, sources, weights)  # type: ignore[list-item]  # torch's stub has one overload
+    else:
+        torch._foreach_lerp_(targets, sources, 1 - momentum)

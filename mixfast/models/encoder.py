@@ -1,7 +1,9 @@
 """Encoder: a backbone and the head that turns its average pool into an embedding."""
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mixfast.models.resnet import ResNet
@@ -22,6 +24,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
+        self._compiled: Callable[[Tensor, Sequence[int]], list[Tensor]] | None = None
 
     @property
     def layers(self) -> int:
@@ -33,14 +36,26 @@ class Encoder(nn.Module):
         """D, the size of the embedding."""
         return [m for m in self.head.modules() if isinstance(m, nn.Linear)][-1].out_features
 
+    def compile_training(self) -> None:
+        """Run the backbone through torch.compile in training mode from now on; weights and their names stay.
+
+        In evaluation, where sizes of batches differ, it is the plain one. A copy made later would run this one's.
+        """
+        self._compiled = torch.compile(self.backbone.maps, dynamic=False)
+
+    def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """The backbone's maps after some layers, from one pass."""
+        compiled = self._compiled if self.training else None
+        return (compiled or self.backbone.maps)(images, layers)
+
     def pool(self, images: Tensor) -> Tensor:
         """h alone, [B, C], for a head that sees several views at once."""
-        features: Tensor = self.backbone(images)
+        (features,) = self.maps(images, [self.layers])
         return features.mean(dim=(2, 3))
 
     def forward(self, images: Tensor, layer: int | None = None) -> Encoding:
         """[B, 3, H, W] normalised images to their `Encoding`; `layer` (1 ... `layers`) chooses the map."""
         last = self.layers
-        features, chosen = self.backbone.maps(images, [last, layer or last])
+        features, chosen = self.maps(images, [last, layer or last])
         h = features.mean(dim=(2, 3))
         return Encoding(self.head(h), h, chosen)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixfast.models.split_bn import batch_norm
+from mixfast.models.split_bn import SplitBatchNorm2d
 
 
 class BasicBlock(nn.Module):
@@ -16,9 +16,9 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, channels: int, stride: int, num_splits: int):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = batch_norm(channels, num_splits)
+        self.bn1 = SplitBatchNorm2d(channels, num_splits)
         self.conv2 = nn.Conv2d(channels, channels, 3, 1, 1, bias=False)
-        self.bn2 = batch_norm(channels, num_splits)
+        self.bn2 = SplitBatchNorm2d(channels, num_splits)
         self.downsample = _shortcut(in_channels, channels, stride, num_splits)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,11 +36,11 @@ class Bottleneck(nn.Module):
         super().__init__()
         out_channels = channels * self.expansion
         self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = batch_norm(channels, num_splits)
+        self.bn1 = SplitBatchNorm2d(channels, num_splits)
         self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
-        self.bn2 = batch_norm(channels, num_splits)
+        self.bn2 = SplitBatchNorm2d(channels, num_splits)
         self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
-        self.bn3 = batch_norm(out_channels, num_splits)
+        self.bn3 = SplitBatchNorm2d(out_channels, num_splits)
         self.downsample = _shortcut(in_channels, out_channels, stride, num_splits)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ def _shortcut(in_channels: int, out_channels: int, stride: int, num_splits: int)
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), batch_norm(out_channels, num_splits)
+        nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), SplitBatchNorm2d(out_channels, num_splits)
     )
 
 
@@ -90,7 +90,7 @@ class ResNet(nn.Module):
         kernel, stride, max_pool = STEMS[stem]
         self.stem = stem
         self.conv1 = nn.Conv2d(3, width, kernel, stride, kernel // 2, bias=False)
-        self.bn1 = batch_norm(width, num_splits)
+        self.bn1 = SplitBatchNorm2d(width, num_splits)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if max_pool else None
         in_channels, self.channels = width, []
         for stage, count in enumerate(counts):

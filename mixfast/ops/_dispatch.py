@@ -20,8 +20,9 @@ FILES = {"cuda": "gpu_cuda", "triton": "gpu_triton", "cpu": "cpu_native", "refer
 # What "auto" tries, by the type of the tensors' device; on any other device the reference. "cpu" is measured, for all
 # operations, shapes and dtypes in docs/benchmarks.md. "cuda" is not yet: its kernels are compared with the reference in
 # an emulator and an interpreter, and CUDA C++ comes first as it launches less and reads tensors where they lie.
+# Plain eager calls with "auto" take the compiled backend without asking here (bind::names_backend): it stands first.
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-OPERATIONS = ("enqueue", "masked_upsample_pool", "multi_queue_infonce", "nt_xent")
+OPERATIONS = ("augment_views", "enqueue", "masked_upsample_pool", "multi_queue_infonce", "nt_xent", "split_batch_norm")
 
 
 @functools.cache

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from mixfast.augment.crop import axis_weights, crop_resize, sample_crops
+from mixfast.augment import AugmentConfig
+from mixfast.ops import draw_views
+from mixfast.ops.augment_views.crop import axis_weights, crop_resize
 
 MODES = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which torchvision accepts
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -33,6 +35,13 @@ def torchvision_boxes(count: int, size: tuple[int, int], scale, ratio, rng: torc
                 w = round(height * ratio[1])
             boxes.append(((height - h) // 2, (width - w) // 2, h, w))
     return torch.tensor(boxes)
+
+
+def sample_crops(count: int, size: tuple[int, int], scale, ratio, rng: torch.Generator) -> torch.Tensor:
+    """int64 [count, 4] (top, left, height, width), by a key from `rng`."""
+    state = torch.tensor([int(torch.randint(2**62, (), generator=rng)), 0])
+    recipe = AugmentConfig(crop_scale=scale, crop_ratio=ratio)
+    return draw_views(state, count, size, [recipe])[0, :, :4].long()
 
 
 def ks_distance(a: torch.Tensor, b: torch.Tensor) -> float:

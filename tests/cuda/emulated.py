@@ -142,38 +142,41 @@ class Emulated:
 
 
 def _built(sources: tuple[str, ...], sanitizer: Sanitizer) -> Path:
-    """The program, made anew when any source that it could include has changed."""
+    """The program. What it is made of is kept, and made anew when a source, or a header that it could see, changes."""
+    own = [f"{EMULATOR}/{path.name}" for path in sorted((ROOT / EMULATOR).glob("*.cpp"))]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(lambda source: _object(source, sanitizer), [*sources, *own]))
+    return _made(f"{Path(sources[0]).stem}-{sanitizer}", sanitizer, [], *map(str, objects))
+
+
+def _object(source: str, sanitizer: Sanitizer) -> Path:
+    folders = [EMULATOR] if source.startswith(EMULATOR) else [EMULATOR, "csrc"]
+    headers = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".h", ".cuh"))
+    files = [ROOT / source, *sorted(headers)]
+    return _made(f"{source.replace('/', '-')}-{sanitizer}", sanitizer, files, "-x", "c++", "-c", source)
+
+
+def _made(name: str, sanitizer: Sanitizer, files: list[Path], *arguments: str) -> Path:
+    """What g++ makes with these arguments; kept under a name that the files, the flags and the compiler decide."""
     flags = ["-std=c++20", "-O1", "-g1", _SANITIZE[sanitizer], "-fno-sanitize-recover=all", "-Wall", "-Wextra"]
-    flags += ["-Werror", "-Wno-unknown-pragmas", f"-isystem{toolkit_headers()}", "-Icsrc", f"-I{EMULATOR}"]
-    files = [*(ROOT / source for source in sources), *(ROOT / EMULATOR).iterdir()]
-    files += [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".h", ".cuh")]
+    flags += ["-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
+    flags += [f"-isystem{toolkit_headers()}", "-Icsrc", f"-I{EMULATOR}"]
     version = subprocess.run(["g++", "--version"], capture_output=True, text=True).stdout
-    key = hashlib.sha1(repr((flags, sources, version)).encode())
-    for path in sorted(files):
+    key = hashlib.sha1(repr((flags, arguments, version)).encode())
+    for path in files:
         key.update(path.read_bytes())
-    name = f"{Path(sources[0]).stem}-{sanitizer}"
-    program = ROOT / "build/emulated" / f"{name}-{key.hexdigest()[:12]}"
-    if program.exists():
-        return program
-    program.parent.mkdir(parents=True, exist_ok=True)
-    for stale in program.parent.glob(f"{name}-*"):
+    made = ROOT / "build/emulated" / f"{name}-{key.hexdigest()[:12]}"
+    if made.exists():
+        return made
+    made.parent.mkdir(parents=True, exist_ok=True)
+    for stale in set(made.parent.glob(f"{name}-*")) - {made}:
         stale.unlink(missing_ok=True)
-
-    def run(*arguments: str) -> None:
-        done = subprocess.run(["g++", *flags, *arguments], cwd=ROOT, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+        command = ["g++", *flags, *arguments, "-o", f"{folder}/made"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
-
-    with tempfile.TemporaryDirectory(dir=program.parent) as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
-
-        def compiled(source: str) -> str:
-            target = f"{folder}/{source.replace('/', '-')}.o"
-            run("-x", "c++", "-c", source, "-o", target)
-            return target
-
-        objects = list(pool.map(compiled, [*sources, f"{EMULATOR}/emulator.cpp"]))
-        run(*objects, "-o", f"{folder}/program")
-        Path(folder, "program").replace(program)  # whole or not at all
-    return program
+        Path(folder, "made").replace(made)  # whole or not at all
+    return made
 
 
 def _bytes_of(tensor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 // The functions of csrc/multi_queue_infonce/cuda.h for tests/cuda/test_emulated_infonce.py.
 #include "driver.h"
 #include "multi_queue_infonce/cuda.h"
+#include "multi_queue_infonce/hopper.h"
 
 namespace {
 
@@ -47,12 +48,13 @@ const char* run_forward(Call& call) {
   to.losses = call.buffer<float>();
   to.grad_queries = call.buffer<float>();
   to.negative_share = call.buffer<float>();
+  to.kernel = static_cast<Kernel>(call.integer());
 
   std::vector<int64_t> rows, index, keys;
   for (const Term& term : to.terms) rows.push_back(term.queries.rows), index.push_back(term.queue);
   for (const Matrix& queue : to.queues) keys.push_back(queue.rows);
   const int64_t floats =
-      workspace_floats(rows, index, keys, to.dim, to.factors, to.grad_queries != nullptr, to.reduction);
+      workspace_floats(rows, index, keys, to.dim, to.factors, to.grad_queries != nullptr, to.reduction, to.kernel);
   mixfast::emulator::Buffer workspace(floats * sizeof(float), 256, 0);
   to.workspace = reinterpret_cast<float*>(workspace.data());
   return forward(kPlace, to);
@@ -74,6 +76,28 @@ const char* run_backward(Call& call) {
   return backward(kPlace, to);
 }
 
+// The main kernel of sm_90a alone, float16, one term and one queue, with chunks of any length: a plan would make so
+// many that no block had more tiles than stages.
+const char* run_hopper(Call& call) {
+  mixfast::gpu::infonce::Call to = {};
+  to.term_count = to.queue_count = 1;
+  to.rows = static_cast<int>(call.integer());
+  to.dim = to.padded_dim = static_cast<int>(call.integer());
+  const auto keys = static_cast<int>(call.integer());
+  to.chunk = static_cast<int>(call.integer());
+  to.chunks = static_cast<int>(ceil_div(keys, to.chunk));
+  to.query_type = to.key_type = Type::kHalf;
+  to.terms[0] = {call.buffer(), nullptr, to.dim, 0, static_cast<float>(call.real()), 0, to.rows, 0, 0};
+  to.queues[0] = {call.buffer(), to.dim, 1, keys, 0, 0, to.rows, static_cast<int>(ceil_div(to.rows, 128)), 0};
+  to.maxima = call.buffer<float>();
+  to.sums = call.buffer<float>();
+  to.grads = to.products = call.buffer<float>();
+  const cudaError_t error = hopper_launch(Factors::kHalf, to, to.queues[0].tiles * to.chunks, nullptr);
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
 }  // namespace
 
-int main() { return mixfast::emulator::serve({{"forward", run_forward}, {"backward", run_backward}}); }
+int main() {
+  return mixfast::emulator::serve({{"forward", run_forward}, {"backward", run_backward}, {"hopper", run_hopper}});
+}

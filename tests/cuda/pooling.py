@@ -5,8 +5,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixfast.ops.masked_upsample_pool._arguments import DTYPES, plain_regions, sums_dtype
+from mixfast.ops._native import DTYPES
+from mixfast.ops.masked_upsample_pool._arguments import sums_dtype
 from tests.cuda.emulated import Emulated
+
+# The numbers of csrc/masked_upsample_pool/kernels.h; -1 stands for boxes.
+MASK_DTYPES = {**DTYPES, torch.bool: 4, torch.uint8: 4}
 
 Results = dict[str, Tensor]
 
@@ -21,8 +25,10 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def _regions(regions: Tensor, height: int, width: int) -> tuple[Any, ...]:
-    regions, dtype = plain_regions(regions if regions.ndim > 1 else regions[None])
-    return regions, regions.shape[0], height, width, dtype
+    if regions.ndim == 3:
+        return regions.contiguous(), regions.shape[0], height, width, MASK_DTYPES[regions.dtype]
+    boxes = regions.long().reshape(-1, 4).contiguous()
+    return boxes, boxes.shape[0], height, width, -1
 
 
 def _mask_sums(regions: Tensor, h: int, w: int, dtype: torch.dtype) -> Tensor | None:

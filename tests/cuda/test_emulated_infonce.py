@@ -12,7 +12,11 @@ from mixfast.ops.multi_queue_infonce import gpu_cuda
 from tests.cuda.emulated import ORDERS, Emulated, EmulationError, emulated
 from tests.ops.infonce import draw, truth
 
-SOURCES = ["tests/cuda/infonce_driver.cpp", "csrc/multi_queue_infonce/cuda.cu"]
+SOURCES = [
+    "tests/cuda/infonce_driver.cpp",
+    "csrc/multi_queue_infonce/cuda.cu",
+    "csrc/multi_queue_infonce/hopper.cu",
+]
 HALF, BFLOAT16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 # What rounding of the weights leaves of the gradients, as a part of the largest one.
 GRADIENTS = {gpu_cuda.HALF: 1e-4, gpu_cuda.BFLOAT16: 1e-3, gpu_cuda.SPLIT: 3e-7}
@@ -68,6 +72,7 @@ def forward(
     reduction: str = "none",
     need_grad: bool = True,
     kind: int | None = None,
+    kernel: int = 0,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """(losses, grad_queries, negative_share); `options` are valid_len, and those of the emulator."""
@@ -81,7 +86,7 @@ def forward(
         "forward",
         *(dim, REDUCTIONS[reduction], kind, DTYPES[queries[0].dtype], *terms(inputs, positives=True)),
         *(DTYPES[queues[0].dtype], len(queues), *(operand for queue in queues for operand in matrix(queue))),
-        *(options.pop("valid_len", None), *scales(inputs), losses, grads, shares),
+        *(options.pop("valid_len", None), *scales(inputs), losses, grads, shares, kernel),
         **options,
     )
     return losses, grads, shares

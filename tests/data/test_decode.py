@@ -231,6 +231,17 @@ def test_images_that_do_not_fit_are_refused(tmp_path, cfg, monkeypatch) -> None:
     decode.read(tmp_path, files, 8, cfg, Said())
 
 
+def test_files_kept_in_memory_do_not_count_as_used(tmp_path) -> None:
+    assert decode.group_bytes(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    assert decode.group_bytes(tmp_path) is None
+    (tmp_path / "memory.stat").write_text("anon 200\nfile 700\nactive_file 300\ninactive_file 350\nshmem 50\n")
+    assert decode.group_bytes(tmp_path) == 750
+    (tmp_path / "memory.max").write_text("max\n")
+    assert decode.group_bytes(tmp_path) is None
+
+
 def test_progress_lines_without_a_terminal(tmp_path, monkeypatch) -> None:
     clock = iter(range(0, 1000, 6))
     monkeypatch.setattr(decode.time, "monotonic", lambda: float(next(clock)))

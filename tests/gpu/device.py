@@ -1,6 +1,7 @@
-"""What the tests on a GPU share: its backends, its memory, calls of both operations, gradients among the results."""
+"""What the tests on a GPU share: its backends, its memory, calls of the operations, gradients among the results."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 
 import mixfast
 from tests.backends import each_backend
+from tests.ops import augmenting
 
 DEVICE = "cuda"
 CPU_BACKENDS = ("reference", "cpu")
 each_pool_backend = each_backend("masked_upsample_pool", but=CPU_BACKENDS)
 each_infonce_backend = each_backend("multi_queue_infonce", but=CPU_BACKENDS)
+each_views_backend = each_backend("augment_views", but=CPU_BACKENDS)
 INDEX = [1, 0, 1]  # the queue of each term
 
 
@@ -63,6 +66,15 @@ def infonce(
         backend=backend,
     )
     return (losses.detach(), *torch.autograd.grad(losses.sum(), leaves))
+
+
+def views(state: Tensor, images: Tensor, index: Tensor | None, backend: str, **others: Any) -> tuple[Tensor, ...]:
+    """(parameters, two views), drawn and made, with every kind of step, or as `others` say."""
+    batch = len(images) if index is None else len(index)
+    recipes = [augmenting.EVERYTHING, augmenting.RECIPES["demo"]]
+    parameters = mixfast.draw_views(state, batch, tuple(images.shape[2:]), recipes, backend=backend)
+    options = augmenting.options(augmenting.EVERYTHING, **others)
+    return parameters, *mixfast.augment_views(images, parameters, index=index, backend=backend, **options)
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

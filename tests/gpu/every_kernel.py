@@ -7,13 +7,16 @@ results are judged on the CPU, so that nearly all kernels are ours. With backend
 import argparse
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 import mixfast
+from mixfast.ops import split_batch_norm
 from tests.backends import device_of
+from tests.ops import augmenting
 
 # Of the largest value. The tests judge exactly; here only a wrong kernel should show.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2, torch.float64: 1e-10}
@@ -108,6 +111,48 @@ def contrasted_views(backend: str, images: int, dim: int, dtype: torch.dtype) ->
     return tuple(each.detach().cpu() for each in (loss, *torch.autograd.grad(loss, [*pair, temperature])))
 
 
+def augmentations(backend: str, dtype: torch.dtype) -> Iterator[Check]:
+    """Small and large views, both interpolations, layouts and orders, with and without a blur, drawn before."""
+    if dtype == torch.float64:
+        return
+    cases = itertools.product((32, 70), ("demo", "ref", "wmse", "everything"), (False, True))
+    for number, (side, recipe, last) in enumerate(cases):
+        if number % 2 == (dtype == torch.float32):  # every second, as each is compiled
+            name = f"{side} px, {recipe}{', channels last' if last else ''}"
+            yield name, lambda backend, s=side, r=recipe, c=last: augmented(backend, s, r, c, dtype)
+
+
+def augmented(backend: str, side: int, recipe: str, channels_last: bool, dtype: torch.dtype) -> Results:
+    cfg, device = replace(augmenting.RECIPES[recipe], solarise=0.0), device_of(backend)
+    images = augmenting.byte_images(5, generator(), (48, 40)).to(device)
+    state, index = torch.tensor([-3, 2**32 - 1]).to(device), torch.tensor([4, 0, 4]).to(device)
+    parameters = mixfast.draw_views(state, 3, (48, 40), [cfg, cfg], backend=backend)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    options = augmenting.options(cfg, size=side, dtype=dtype, memory_format=layout)
+    views = mixfast.augment_views(images, parameters, index=index, backend=backend, **options)
+    return tuple(each.cpu() for each in (state, parameters, *views))
+
+
+def norms(backend: str, dtype: torch.dtype) -> Iterator[Check]:
+    """Maps of one pixel and of many, tails of every tile, few and many channels, both layouts."""
+    for number, shape in enumerate(((12, 70, 1, 1), (12, 5, 7, 7), (6, 64, 40, 40))):
+        last = (number + (dtype == torch.float32)) % 2 == 0
+        name = f"{shape}{' channels last' if last else ''}"
+        yield name, lambda backend, s=shape, c=last: normalised(backend, s, c, dtype)
+
+
+def normalised(backend: str, shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype) -> Results:
+    rng, device, channels = generator(), device_of(backend), shape[1]
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    x, upstream = (torch.randn(shape, generator=rng).to(dtype).to(device) for _ in range(2))
+    statistics = torch.promote_types(dtype, torch.float32)
+    weight, bias, mean, var = torch.rand(4, channels, generator=rng).to(statistics).to(device)
+    leaves = x.contiguous(memory_format=layout).requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+    y = split_batch_norm(*leaves, mean, var, num_splits=3, backend=backend)
+    gradients = torch.autograd.grad(y, leaves, upstream)
+    return tuple(each.detach().cpu() for each in (y, mean, var, *gradients))
+
+
 def rings(backend: str, dtype: torch.dtype) -> Iterator[Check]:
     for normalize in (False, True):
         yield f"normalize={normalize}", lambda backend, n=normalize: enqueued(backend, n, dtype)
@@ -129,6 +174,8 @@ OPERATIONS: dict[str, Callable[[str, torch.dtype], Iterator[Check]]] = {
     "multi_queue_infonce": contrasts,
     "nt_xent": views,
     "enqueue": rings,
+    "augment_views": augmentations,
+    "split_batch_norm": norms,
 }
 REFUSED = "no backend can run this call"
 

@@ -15,10 +15,13 @@ from tests.gpu.device import (
     boxes,
     each_infonce_backend,
     each_pool_backend,
+    each_views_backend,
     infonce,
     pool,
     unit,
+    views,
 )
+from tests.ops.augmenting import byte_images
 
 
 def captured(run: Callable[[], tuple[Tensor, ...]]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
@@ -105,3 +108,21 @@ def test_ring_pointers_move_with_every_replay(backend: str, rng: torch.Generator
         assert pointers.tolist() == places
         for ours, theirs in zip(queues, expected, strict=True):
             torch.testing.assert_close(ours.cpu(), theirs, rtol=2**-10, atol=2**-24)
+
+
+@each_views_backend
+@pytest.mark.parametrize("side", [32, 96])
+def test_every_replay_draws_other_views(backend: str, side: int, rng: torch.Generator) -> None:
+    """A graph's third replay makes the views of the third eager draw, of whatever rows stand in the index by then."""
+    images = byte_images(50, rng, (side, side)).to(DEVICE)
+    index = torch.zeros(8, dtype=torch.int64, device=DEVICE)
+    state = torch.tensor([123456789, 0], device=DEVICE)
+    graph, results = captured(lambda: views(state, images, index, backend))
+    eager = torch.tensor([123456789, 0], device=DEVICE)
+    state.copy_(eager)
+    for draw in range(1, 4):
+        index.copy_(torch.randint(50, (8,), generator=rng))
+        graph.replay()
+        for ours, expected in zip(results, views(eager, images, index, backend), strict=True):
+            assert torch.equal(ours, expected)
+        assert state.tolist() == [123456789, draw]

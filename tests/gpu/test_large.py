@@ -1,11 +1,23 @@
-"""More than 2^31 elements: of the upsampled map, which never exists, of features, and of a queue."""
+"""More than 2^31 elements: of the upsampled map, which never exists, of features, a queue, a data set and its views."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.gpu.device import DEVICE, boxes, each_infonce_backend, each_pool_backend, infonce, needs_free, pool
+import mixfast
+from tests.gpu.device import (
+    DEVICE,
+    boxes,
+    each_infonce_backend,
+    each_pool_backend,
+    each_views_backend,
+    infonce,
+    needs_free,
+    pool,
+    views,
+)
+from tests.ops import augmenting
 from tests.ops.compare import SLACK, assert_no_worse
 
 PARTS = ("inside", "outside", "gradient")
@@ -94,3 +106,33 @@ def test_queue(backend: str) -> None:
     torch.testing.assert_close(loss[0].double(), F.softplus(margin).mean(), rtol=5e-5, atol=0)
     rounding = 2**-11 + 2e-4  # of the result to float16, and of the probabilities
     assert ((d_query.double() - expected).norm(dim=1) <= rounding * expected.norm(dim=1)).all()
+
+
+@each_views_backend
+def test_data_set(backend: str) -> None:
+    """700,000 images of 32 px: views of the last ones are those of a set of their own."""
+    needs_free(4)
+    device_rng, state = torch.Generator(DEVICE).manual_seed(0), torch.tensor([8, 0], device=DEVICE)
+    images = torch.randint(0, 256, (700_000, 3, 32, 32), generator=device_rng, device=DEVICE, dtype=torch.uint8)
+    assert images.numel() > 1 << 31
+    index = torch.arange(len(images) - 20, len(images), device=DEVICE)
+    ours = views(state.clone(), images, index, backend)
+    for each, expected in zip(ours, views(state, images[-20:], None, backend), strict=True):
+        assert torch.equal(each, expected)
+
+
+@each_views_backend
+def test_views_of_many_images(backend: str) -> None:
+    """Two times 7,200 views of 224 px, between whose stages float32 lies: the last images against the reference."""
+    batch, side = 7200, 224
+    assert 2 * batch * 3 * side**2 > 1 << 31
+    needs_free(20)
+    device_rng, state = torch.Generator(DEVICE).manual_seed(0), torch.tensor([8, 0], device=DEVICE)
+    images = torch.randint(0, 256, (batch, 3, 64, 64), generator=device_rng, device=DEVICE, dtype=torch.uint8)
+    how = {"size": side, "dtype": torch.bfloat16, "memory_format": torch.channels_last}
+    parameters, *ours = views(state, images, None, backend, **how)
+    options = augmenting.options(augmenting.EVERYTHING, **how)
+    last = parameters[:, -4:].contiguous()
+    theirs = mixfast.augment_views(images[-4:], last, backend="reference", **options)
+    for each, expected in zip(ours, theirs, strict=True):
+        augmenting.assert_same(each[-4:].float(), expected.float(), augmenting.EVERYTHING, 2**-5)

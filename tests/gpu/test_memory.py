@@ -4,7 +4,18 @@ import pytest
 import torch
 
 import mixfast
-from tests.gpu.device import DEVICE, boxes, each_infonce_backend, each_pool_backend, needs_free, peak_bytes, unit
+from tests.gpu.device import (
+    DEVICE,
+    boxes,
+    each_infonce_backend,
+    each_pool_backend,
+    each_views_backend,
+    needs_free,
+    peak_bytes,
+    unit,
+    views,
+)
+from tests.ops.augmenting import byte_images
 
 MIB = 1 << 20
 ROUNDING = 8 * 512  # the allocator hands out blocks of 512 bytes
@@ -60,3 +71,17 @@ def test_infonce(backend: str, case: tuple[int, int, int, int], rng: torch.Gener
     with torch.no_grad():
         copies = 2 * terms * rows * 128 * 2 if terms > 1 else 0  # lists are joined before the first kernel
         assert peak_bytes(losses) <= MIB + copies
+
+
+@each_views_backend
+@pytest.mark.parametrize("blurred", [False, True])
+@pytest.mark.parametrize("side", [32, 224])
+def test_views(backend: str, side: int, blurred: bool, rng: torch.Generator) -> None:
+    """Views and parameters, no batch of images; of large views a sum for each tile, for a blur one float32 copy."""
+    torch.use_deterministic_algorithms(False)
+    images = byte_images(300, rng, (side, side)).to(DEVICE)
+    index, state = torch.arange(256, device=DEVICE), torch.tensor([1, 1], device=DEVICE)
+    others = {"dtype": torch.bfloat16, "blur_reach": 6 if blurred else 0}
+    numbers = 2 * 256 * 3 * side**2
+    allowed = numbers * (2 + 4 * blurred) + 2 * 256 * (16 + 49) * 4 + ROUNDING
+    assert peak_bytes(lambda: views(state, images, index, backend, **others)) <= allowed

@@ -6,7 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.gpu.device import DEVICE, boxes, each_infonce_backend, each_pool_backend, infonce, pool, unit
+from tests.gpu.device import (
+    DEVICE,
+    boxes,
+    each_infonce_backend,
+    each_pool_backend,
+    each_views_backend,
+    infonce,
+    pool,
+    unit,
+    views,
+)
+from tests.ops.augmenting import byte_images
 
 REPEATS = 1000
 
@@ -46,3 +57,17 @@ def test_infonce(backend: str, dtype: torch.dtype, rng: torch.Generator) -> None
     positives = [unit(len(each), 128, rng=rng, dtype=dtype) for each in queries]
     queues = [unit(keys, 128, rng=rng, dtype=dtype) for keys in (3000, 4096)]
     assert_always_the_same(lambda: infonce(queries, positives, queues, backend))
+
+
+@each_views_backend
+@pytest.mark.parametrize("side", [32, 96])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_views(backend: str, dtype: torch.dtype, side: int, rng: torch.Generator) -> None:
+    images = byte_images(40, rng, (side, side)).to(DEVICE)
+    state = torch.tensor([5, 7], device=DEVICE)
+    layout = torch.channels_last if dtype == torch.bfloat16 else torch.contiguous_format
+
+    def run() -> tuple[Tensor, ...]:
+        return views(state.clone(), images, None, backend, dtype=dtype, memory_format=layout)
+
+    assert_always_the_same(run)

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixfast.augment import Augment
 from mixfast.methods import Method
 from mixfast.models import ModelConfig, build_encoder
 from mixfast.rng import Generators
@@ -50,12 +50,12 @@ def double(method: type[Method], head: str = "linear", **options: Any) -> tuple[
     return built, generators, built.views(images, augmentation(generators, torch.float64), generators)
 
 
-def augmentation(generators: Generators, dtype: torch.dtype = torch.float32) -> Callable[[Tensor], Tensor]:
+def augmentation(generators: Generators, dtype: torch.dtype = torch.float32) -> Augment:
     """A view is the image under noise."""
 
-    def augment(images: Tensor) -> Tensor:
-        noise = torch.randn(images.shape, generator=generators["augment"], dtype=dtype)
-        return images.to(dtype) / 128 - 1 + 0.5 * noise
+    def augment(images: Tensor, count: int = 2) -> list[Tensor]:
+        noise = torch.randn((count, *images.shape), generator=generators["augment"], dtype=dtype)
+        return list(images.to(dtype) / 128 - 1 + 0.5 * noise)
 
     return augment
 

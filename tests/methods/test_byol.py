@@ -113,7 +113,7 @@ def test_target_moves_by_the_share_of_the_schedule(schedule: str, progress: floa
     with torch.no_grad():
         method.encoder.head.weight.fill_(1)
         method.target_encoder.head.weight.fill_(0)
-    method.begin(progress)
+    method.begin(torch.tensor(progress, dtype=torch.float64))
     begun = 1 - share if when == "before" else 0.0
     torch.testing.assert_close(method.target_encoder.head.weight, torch.full((6, 16), begun), rtol=0, atol=1e-6)
     method.update({})

@@ -55,7 +55,7 @@ def train(method: Method, generators: Generators, sgd: torch.optim.Optimizer, st
     """The engine's order of calls, for some steps of a run of ten."""
     losses = []
     for step_number in steps:
-        method.begin(step_number / 10)
+        method.begin(torch.tensor(step_number / 10))
         step = method.step(method.views(images(), augmentation(generators), generators), generators)
         step.loss.backward()
         sgd.step()
@@ -187,7 +187,7 @@ def test_the_key_side_follows_by_the_average_and_only_when_it_should(name: str, 
         for query in pairs.values():
             parameters[query].add_(1)
     before = {key: parameters[key].clone() for key in pairs}
-    calls = [lambda: method.begin(0.0), lambda: method.update({})]
+    calls = [lambda: method.begin(torch.zeros(())), lambda: method.update({})]
     if getattr(method.config, "ema_when", "before") == "after":
         calls[0]()
         assert all(torch.equal(parameters[key], before[key]) for key in pairs)
@@ -228,7 +228,7 @@ def test_no_call_of_a_training_step_waits_for_the_device(
     with _NoWaiting():
         with pytest.raises(AssertionError, match="waits for the device"):
             torch.ones(1).item()
-        method.begin(0.5)
+        method.begin(torch.tensor(0.5))
         step = method.step(method.views(batch, augment, generators), generators)
         method.update(step.carry)
 

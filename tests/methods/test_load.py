@@ -30,7 +30,7 @@ class Lengths(Method):
         self.encoder = make_encoder()
 
     def views(self, images, augment, generators):
-        return {"view": augment(images)}
+        return {"view": augment(images, 1)[0]}
 
     def step(self, views, generators):
         loss = self.config.scale * self.encoder(views["view"]).z.square().mean()
@@ -68,8 +68,8 @@ def test_a_method_from_outside_the_package(tmp_path: Path, monkeypatch: pytest.M
     model = ModelConfig(depth=8, width=4, dim=4, bn_splits=1)
     method = method_class(method_class.Config(), lambda: build_encoder(model, generators["weights"]), generators)
     method_class.check(method.config, 3)
-    method.begin(0.0)
-    step = method.step(method.views(torch.zeros(4, 3, 8, 8), lambda x: x + 1, generators), generators)
+    method.begin(torch.zeros(()))
+    step = method.step(method.views(torch.zeros(4, 3, 8, 8), lambda x, count: [x + 1] * count, generators), generators)
     step.loss.backward()
     method.update(step.carry)
     assert step.parts["length"].item() > 0

@@ -57,10 +57,11 @@ def index_method(name: str, **options: Any) -> tuple[Any, Generators, dict[str, 
     if hasattr(method, "predictor"):
         method.predictor = nn.Identity()
     images = torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(COUNT, 3, 12, 12)
-    views = method.views(
-        images, lambda x: CODES[x[:, :1, 0, 0].long()][:, 0, :, None, None].expand(-1, 3, 12, 12), generators
-    )
-    return method, generators, views
+
+    def augment(images: Tensor, count: int = 2) -> list[Tensor]:
+        return [CODES[images[:, 0, 0, 0].long()][:, :, None, None].expand(-1, 3, 12, 12)] * count
+
+    return method, generators, method.views(images, augment, generators)
 
 
 def collected(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[list[Term], dict[str, Tensor]]:
@@ -185,11 +186,10 @@ def test_approach1_regions_come_from_the_view_that_the_table_says(
     config = method_class.Config(queue_size=4 * COUNT, symmetric=symmetric)
     method = method_class(config, IndexEncoder, generators)
     identity(method.region_head), identity(method.key_region_head)
-    shades = iter([1.0, 2.0])
 
-    def augment(images: Tensor) -> Tensor:
-        shade = next(shades)
-        return torch.stack([torch.full((COUNT, 12, 12), v) for v in (shade, 0.0, 1.0)], dim=1)
+    def augment(images: Tensor, count: int = 2) -> list[Tensor]:
+        colours = [(1.0 + number, 0.0, 1.0) for number in range(count)]
+        return [torch.stack([torch.full((COUNT, 12, 12), v) for v in colour], dim=1) for colour in colours]
 
     views = method.views(torch.zeros(COUNT, 3, 12, 12, dtype=torch.uint8), augment, generators)
     queries, keys = method._queries(views, "query"), method._keys(views, "key", generators["shuffle"])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.errors import ConfigError
-from mixfast.models.split_bn import SplitBatchNorm2d, batch_norm, frozen_statistics
+from mixfast.models.split_bn import SplitBatchNorm2d, frozen_statistics
 
 SHAPES = [(8, 3, 5, 4), (16, 6, 2, 2), (12, 1, 3, 3), (8, 5, 1, 7)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -72,8 +72,22 @@ def test_reversing_the_batch_reverses_the_output(rng: torch.Generator, memory_fo
     torch.testing.assert_close(backward.flip(0), forward, atol=1e-6, rtol=0)
 
 
-def test_one_split_and_eval_mode_are_ordinary_batch_norm(rng: torch.Generator) -> None:
-    assert type(batch_norm(4, 1)) is nn.BatchNorm2d
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_one_split_is_ordinary_batch_norm(rng: torch.Generator, memory_format: torch.memory_format) -> None:
+    split, plain = prepared(rng, 6, 1), nn.BatchNorm2d(6).double()
+    plain.load_state_dict(split.state_dict())
+    x = torch.randn(5, 6, 4, 3, generator=rng, dtype=torch.float64).contiguous(memory_format=memory_format)
+    upstream = torch.randn(x.shape, generator=rng, dtype=torch.float64)
+    results = []
+    for norm in (split, plain):
+        leaf = x.clone().requires_grad_()
+        y = norm(leaf)
+        results.append((y, *torch.autograd.grad(y, [leaf, norm.weight, norm.bias], upstream), *norm.buffers()))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-12)
+
+
+def test_eval_mode_is_ordinary_batch_norm(rng: torch.Generator) -> None:
     split, plain = SplitBatchNorm2d(4, 8), nn.BatchNorm2d(4)
     split(torch.randn(16, 4, 3, 3, generator=rng))
     plain.load_state_dict(split.state_dict())  # same keys, same sizes
@@ -91,7 +105,7 @@ def test_batch_that_cannot_be_split_is_refused() -> None:
 def test_frozen_statistics_stay_and_change_nothing_else(
     rng: torch.Generator, splits: int, memory_format: torch.memory_format
 ) -> None:
-    network = nn.Sequential(batch_norm(3, splits), nn.ReLU())
+    network = nn.Sequential(SplitBatchNorm2d(3, splits), nn.ReLU())
     x = torch.randn(8, 3, 4, 4, generator=rng).contiguous(memory_format=memory_format)
     with frozen_statistics(network):
         frozen = network(x)

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixfast.ops import _dispatch
-from mixfast.ops._eager import is_plain
+from mixfast.ops import _dispatch, _native
+from mixfast.ops._eager import is_plain, plain_apply
 from mixfast.ops._register import LIBRARY, define
 from mixfast.ops.masked_upsample_pool import _checks
 from mixfast.ops.masked_upsample_pool._arguments import sums_dtype
@@ -134,34 +134,47 @@ torch.library.register_autograd(backward, _backward_gradient, setup_context=_sav
 
 
 class Pool(torch.autograd.Function):
-    """`forward` with its derivative, for plain tensors: a quarter of the overhead of the operator's own."""
+    """Results that are there, as a function of plain features: a quarter of the overhead of the operator's own."""
 
     @staticmethod
-    def forward(
-        ctx: Any, features: Tensor, regions: Tensor, height: int, width: int, backend: str
-    ) -> tuple[Tensor, Tensor]:
-        inside, outside, weights = _forward(features, regions, height, width, backend)
+    def forward(ctx: Any, features: Tensor, made: tuple[Tensor, Tensor, Tensor, bool, str]) -> Pair:
+        inside, outside, weights, *ctx.how = made
         ctx.save_for_backward(weights)
-        ctx.channels_last, ctx.backend = is_channels_last(features), backend
         return inside, outside
 
     @staticmethod
     def backward(ctx: Any, grad_inside: Tensor, grad_outside: Tensor) -> Any:  # type: ignore[override]
-        (weights,) = ctx.saved_tensors
-        plain = not torch.is_grad_enabled() and is_plain((grad_inside, grad_outside, weights))
-        run = _backward if plain else backward
-        return run(grad_inside, grad_outside, weights, ctx.channels_last, ctx.backend), None, None, None, None
+        (weights,), (channels_last, backend) = ctx.saved_tensors, ctx.how
+        given, native = (grad_inside, grad_outside, weights, channels_last), _native.LOADED.get(backend)
+        grad = native.pool_gradient(*given) if native else None
+        if grad is None:
+            plain = not torch.is_grad_enabled() and is_plain((grad_inside, grad_outside, weights))
+            grad = (_backward if plain else backward)(*given, backend)
+        return grad, None
+
+
+_apply = plain_apply(Pool)
+
+
+def direct(features: Tensor, regions: Tensor, output_size: tuple[int, int] | None, backend: str) -> Pair | None:
+    """Both means in one call of a compiled module, which looks at all arguments; None if it cannot take them."""
+    for native in _native.LOADED.values():
+        results = native.masked_upsample_pool(_apply, features, regions, output_size, backend)
+        if results is not None:
+            return results  # type: ignore[no-any-return]
+    return None
 
 
 def masked_upsample_pool(features: Tensor, regions: Tensor, height: int, width: int, backend: str) -> Pair:
     """Both means, with their derivative."""
     if not is_plain((features, regions)):
         inside, outside, _ = forward(features, regions, height, width, backend)
-    elif features.requires_grad and torch.is_grad_enabled():
-        inside, outside = Pool.apply(features, regions, height, width, backend)
-    else:
-        inside, outside, _ = _forward(features, regions, height, width, backend)
-    return inside, outside
+        return inside, outside
+    results = _forward(features.detach(), regions, height, width, backend)
+    if features.requires_grad and torch.is_grad_enabled():
+        inside, outside = _apply(features, (*results, is_channels_last(features), backend))
+        return inside, outside
+    return results[:2]
 
 
 # vmap: the mapped dimension joins the batch, and one call does the work of all.

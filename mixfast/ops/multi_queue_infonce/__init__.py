@@ -8,6 +8,7 @@ whatever the reduction and the upstream gradient, the backward pass multiplies r
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,26 @@ def multi_queue_infonce(
         RuntimeError: the named backend cannot run this call.
         NotImplementedError: vmap over the operation, or a second derivative.
     """
+    arguments = queries, positives, queues, queue_index, temperature, valid_len, reduction, backend
+    losses = None if torch.compiler.is_compiling() else _operators.direct(*arguments)
+    if losses is None:
+        return _looked_at(*arguments)
+    if reduction == "none":
+        return list(losses.split_with_sizes(_operators.row_counts(queries)))
+    return losses
+
+
+def _looked_at(
+    queries: Any,
+    positives: Any,
+    queues: Any,
+    queue_index: Any,
+    temperature: Any,
+    valid_len: Any,
+    reduction: Any,
+    backend: Any,
+) -> Tensor | list[Tensor]:
+    """Checks the arguments, converts what autocast wants to be converted, and chooses a backend."""
     rows, queue_dtype = _checks.check_tensors(queries, positives, queues)
     terms = len(rows.counts)
     _checks.check_queue_index(queue_index, terms, len(queues))
@@ -69,7 +90,9 @@ def multi_queue_infonce(
     device_type = rows.device.type
     dtype = _autocast_dtype(rows.dtype, device_type)
     if dtype != rows.dtype:
+        options = {"temperature": temperature, "valid_len": valid_len, "reduction": reduction, "backend": backend}
         queries, positives = _converted(queries, dtype), _converted(positives, dtype)
+        return multi_queue_infonce(queries, positives, queues, queue_index, **options)
     chosen = _dispatch.choose(NAME, backend, device_type, dtype, queue_dtype, _dispatch.constant_dim(rows.dim))
     if chosen == "reference":
         _operators.check_values(queues, valid_len, temperature)

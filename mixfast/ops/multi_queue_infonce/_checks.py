@@ -238,6 +238,14 @@ def check_valid_len_values(lengths: Sequence[int], keys: Sequence[int]) -> None:
             _value_error(f"valid_len[{q}] must be in [0, {most}], as queues[{q}] has {most} keys; got {length}.")
 
 
+def check_values(valid_len: Tensor | None, temperature: Tensor | None, keys: Sequence[int]) -> None:
+    """The values of both tensors, of those on the CPU."""
+    if valid_len is not None and valid_len.device.type == "cpu":
+        check_valid_len_values(valid_len.tolist(), keys)
+    if temperature is not None and temperature.device.type == "cpu":
+        check_temperature_values(temperature.tolist())
+
+
 def check_reduction(reduction: Any) -> None:
     if reduction not in ("mean", "sum", "none"):
         _value_error(f'reduction must be "mean", "sum" or "none"; got {reduction!r}.')

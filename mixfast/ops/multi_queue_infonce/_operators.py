@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mixfast.ops import _dispatch
+from mixfast.ops import _dispatch, _native
 from mixfast.ops._derivatives import no_second
-from mixfast.ops._eager import is_plain
+from mixfast.ops._eager import is_plain, plain_apply
 from mixfast.ops._register import LIBRARY, define
 from mixfast.ops.multi_queue_infonce import _checks
 
@@ -21,10 +21,11 @@ NAME = "multi_queue_infonce"
 Three = tuple[Tensor, Tensor, Tensor]
 
 
-def row_counts(tensors: Sequence[Tensor]) -> list[int]:
-    """Rows of each term; a single tensor [T, N, D] stands for T terms."""
-    if tensors[0].dim() == 3:
-        return [tensors[0].shape[1]] * tensors[0].shape[0]
+def row_counts(tensors: Sequence[Tensor] | Tensor) -> list[int]:
+    """Rows of each term; a single tensor [T, N, D], also in a list, stands for T terms."""
+    first = tensors if isinstance(tensors, Tensor) else tensors[0]
+    if first.dim() == 3:
+        return [first.shape[1]] * first.shape[0]
     return [tensor.shape[0] for tensor in tensors]
 
 
@@ -41,7 +42,10 @@ def _forward(
     backend: str,
 ) -> Three:
     run = _dispatch.module(NAME, backend).forward
-    return run(queries, positives, queues, queue_index, valid_len, temperature, temperatures, reduction, need_grad)
+    losses, grad_queries, negative_share = run(
+        *(queries, positives, queues, queue_index, valid_len, temperature, temperatures, reduction, need_grad)
+    )
+    return losses, _or_no_rows(grad_queries, negative_share, queries[0].shape[-1]), negative_share
 
 
 def _forward_fake(
@@ -75,8 +79,19 @@ def _backward(
     needs: list[bool],
     backend: str,
 ) -> Three:
-    run = _dispatch.module(NAME, backend).backward
-    return run(grad_losses, grad_queries, negative_share, queries, temperature, temperatures, reduction, needs)
+    dim, run = grad_queries.shape[1], _dispatch.module(NAME, backend).backward
+    d_queries, d_positives, d_temperature = run(
+        *(grad_losses, grad_queries, negative_share, queries, temperature, temperatures, reduction, needs)
+    )
+    return (
+        _or_no_rows(d_queries, queries[0], dim),
+        _or_no_rows(d_positives, queries[0], dim),
+        _or_no_rows(d_temperature, negative_share),
+    )
+
+
+def _or_no_rows(tensor: Tensor | None, like: Tensor, *shape: int) -> Tensor:
+    return like.new_empty((0, *shape)) if tensor is None else tensor
 
 
 def _backward_fake(
@@ -97,10 +112,7 @@ def _backward_fake(
 
 
 def _check(valid_len: Tensor | None, temperature: Tensor | None, keys: list[int]) -> None:
-    if valid_len is not None and valid_len.device.type == "cpu":
-        _checks.check_valid_len_values(valid_len.tolist(), keys)
-    if temperature is not None and temperature.device.type == "cpu":
-        _checks.check_temperature_values(temperature.tolist())
+    _checks.check_values(valid_len, temperature, keys)
 
 
 def _check_fake(valid_len: Tensor | None, temperature: Tensor | None, keys: list[int]) -> None:
@@ -159,21 +171,70 @@ class _Infonce(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        grad_queries, negative_share, temperature, *queries = ctx.saved_tensors
-        temperatures, reduction, backend = ctx.options
-        terms, wanted = len(queries), ctx.needs_input_grad
-        needs = [any(wanted[3 : 3 + terms]), any(wanted[3 + terms :]), wanted[1]]
-        arguments = (grad_losses, grad_queries, negative_share, queries, temperature, temperatures, reduction, needs)
-        if torch.is_grad_enabled() or not is_plain((grad_losses, grad_queries, *queries)):
-            with torch.no_grad():
-                d_queries, d_positives, d_temperature = backward(*arguments, backend)
-        else:
-            d_queries, d_positives, d_temperature = _backward(*arguments, backend)
-        grads: list[Tensor | None] = [d_temperature.to(temperature.dtype) if needs[2] else None]
-        grads += _split(d_queries, queries) if needs[0] else [None] * terms
-        grads += _split(d_positives, queries) if needs[1] else [None] * (len(wanted) - 3 - terms)
-        grads = no_second(NAME, grads, (grad_losses, *queries))
-        return None, grads[0], None, *grads[1:]
+        return _gradients(ctx, grad_losses, *ctx.saved_tensors)
+
+
+def _gradients(
+    ctx: Any,
+    grad_losses: Tensor,
+    grad_queries: Tensor,
+    negative_share: Tensor,
+    temperature: Any,
+    *tensors: Tensor,
+) -> tuple[Tensor | None, ...]:
+    queries = list(tensors)
+    temperatures, reduction, backend = ctx.options
+    terms, wanted = len(queries), ctx.needs_input_grad
+    needs = [any(wanted[3 : 3 + terms]), any(wanted[3 + terms :]), wanted[1]]
+    arguments = (grad_losses, grad_queries, negative_share, queries, temperature, temperatures, reduction, needs)
+    if torch.is_grad_enabled() or not is_plain((grad_losses, grad_queries, *queries)):
+        with torch.no_grad():
+            d_queries, d_positives, d_temperature = backward(*arguments, backend)
+    else:
+        d_queries, d_positives, d_temperature = _backward(*arguments, backend)
+    grads: list[Tensor | None] = [d_temperature.to(temperature.dtype) if needs[2] else None]
+    grads += _split(d_queries, queries) if needs[0] else [None] * terms
+    grads += _split(d_positives, queries) if needs[1] else [None] * (len(wanted) - 3 - terms)
+    grads = no_second(NAME, grads, (grad_losses, *queries))
+    return None, grads[0], None, *grads[1:]
+
+
+class _Ready(torch.autograd.Function):
+    """The same of a call that a compiled module has made (csrc/multi_queue_infonce/bind.h): its losses, the tensors to
+    be saved, of which the first holds gradients [N, D] and shares [N], and its options."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, made: tuple[Tensor, Sequence[Tensor | None], Any], temperature: Any, terms: int, *tensors: Tensor
+    ) -> Tensor:
+        losses, saved, ctx.options = made
+        ctx.save_for_backward(*saved)
+        return losses
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        saved, options = ctx.saved_tensors, ctx.options
+        grads = _native.LOADED[options[2]].infonce_gradient(grad_losses, saved, options, ctx.needs_input_grad)
+        if grads is None:
+            kept, *others = saved
+            rows = kept.shape[0] // (others[1].shape[-1] + 1)
+            grads = _gradients(ctx, grad_losses, kept[:-rows].view(rows, -1), kept[-rows:], *others)
+        return grads  # type: ignore[no-any-return]
+
+
+_apply = plain_apply(_Ready)
+
+
+def direct(*arguments: Any) -> Tensor | None:
+    """The losses in one call of a compiled module, which looks at all arguments; None if it cannot take them.
+
+    The arguments are queries, positives, queues, queue_index, temperature, valid_len, reduction and backend.
+    """
+    for native in _native.LOADED.values():
+        losses = native.multi_queue_infonce(_apply, *arguments)
+        if losses is not None:
+            return losses  # type: ignore[no-any-return]
+    return None
 
 
 def _run(

@@ -4,18 +4,19 @@ Takes D up to 256, any number of terms and queues, any strides, and mixed dtypes
 copied to it: addresses, sizes and temperatures travel as kernel arguments, so a call may be captured in a graph.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixfast.ops import _native
-from mixfast.ops._native import DTYPES, REDUCTIONS
-from mixfast.ops.multi_queue_infonce._arguments import terms
+from mixfast.ops._native import REDUCTIONS
 
 LARGEST_DIM = 256  # registers hold a tile of products [rows, D]
 HALF, BFLOAT16, SPLIT = 0, 1, 2  # csrc/multi_queue_infonce/cuda.h
+KERNELS = {"ampere": 0, "hopper": 1}  # the main kernel: by mma.sync, or by TMA and wgmma on sm_90; as there
 _C: Any = _native.cuda
 
 
@@ -46,6 +47,26 @@ def factors(dtype: torch.dtype, queue_dtype: torch.dtype) -> int:
     return SPLIT
 
 
+if _C:
+    _C.infonce_use(factors)
+
+
+def kernels() -> list[str]:
+    """Those of KERNELS that the current GPU can run; a table in csrc/multi_queue_infonce/cuda.cu names the faster."""
+    hopper = _C.infonce_has_hopper() and torch.cuda.get_device_capability() == (9, 0)
+    return list(KERNELS) if hopper else ["ampere"]
+
+
+@contextlib.contextmanager
+def kernel(name: str) -> Iterator[None]:
+    """All calls of this process take one of `kernels()`, whatever the table says: for tests and benchmarks."""
+    _C.infonce_use_kernel(KERNELS[name])
+    try:
+        yield
+    finally:
+        _C.infonce_use_kernel(-1)
+
+
 def forward(
     queries: Sequence[Tensor],
     positives: Sequence[Tensor],
@@ -56,26 +77,12 @@ def forward(
     temperatures: list[float],
     reduction: str,
     need_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """(losses, grad_queries, negative_share) as `_operators.forward` describes them."""
-    anchors, matches = terms(queries), terms(positives)
-    first, kind = queries[0], factors(queries[0].dtype, queues[0].dtype)
-    total, dim, keys = sum(anchors.rows), first.size(-1), [queue.size(0) for queue in queues]
-    losses = first.new_empty(total if reduction == "none" else len(anchors.rows), dtype=torch.float32)
-    grad_queries = first.new_empty((total if need_grad else 0, dim), dtype=torch.float32)
-    negative_share = first.new_empty(total, dtype=torch.float32)
-    floats = _C.infonce_workspace(anchors.rows, queue_index, keys, dim, kind, need_grad, REDUCTIONS[reduction])
-    workspace = first.new_empty(floats, dtype=torch.float32)
-    lengths = None if valid_len is None else valid_len.contiguous()
-    _C.infonce_forward(
-        *(anchors.rows, anchors.addresses, anchors.strides, matches.addresses, matches.strides, queue_index),
-        *(temperatures, *_scale(temperature), DTYPES[first.dtype]),
-        *([queue.data_ptr() for queue in queues], keys, [queue.stride(0) for queue in queues]),
-        *([queue.stride(1) for queue in queues], DTYPES[queues[0].dtype], _address(lengths)),
-        *(dim, REDUCTIONS[reduction], kind, losses.data_ptr(), grad_queries.data_ptr() if need_grad else 0),
-        *(negative_share.data_ptr(), workspace.data_ptr(), *_native.place(first)),
+    scale = temperatures if temperature is None else temperature
+    return _C.infonce_forward(  # type: ignore[no-any-return]
+        queries, positives, queues, queue_index, valid_len, scale, REDUCTIONS[reduction], need_grad
     )
-    return losses, grad_queries, negative_share
 
 
 def backward(
@@ -86,27 +93,10 @@ def backward(
     temperature: Tensor | None,
     temperatures: list[float],
     reduction: str,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor]:
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """(d_queries, d_positives, d_temperature) as `_operators.backward` describes them."""
-    anchors, (total, dim) = terms(queries), grad_queries.shape
-    d_queries, d_positives = (queries[0].new_empty((total if need else 0, dim)) for need in needs[:2])
-    d_temperature = grad_queries.new_empty(len(anchors.rows) if needs[2] else 0)
-    wanted = (each if need else None for each, need in zip((d_queries, d_positives, d_temperature), needs, strict=True))
-    _C.infonce_backward(
-        *(anchors.rows, anchors.addresses, anchors.strides, temperatures, *_scale(temperature)),
-        *(DTYPES[queries[0].dtype], dim, REDUCTIONS[reduction], grad_losses.data_ptr(), grad_losses.stride(0)),
-        *(grad_queries.data_ptr(), negative_share.data_ptr(), *map(_address, wanted), *_native.place(grad_queries)),
-    )
-    return d_queries, d_positives, d_temperature
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _scale(temperature: Tensor | None) -> tuple[int, int, int]:
-    """A tensor of temperatures, the distance of its entries, and its type."""
-    return (
-        (0, 0, 0) if temperature is None else (temperature.data_ptr(), temperature.stride(0), DTYPES[temperature.dtype])
+    scale = temperatures if temperature is None else temperature
+    return _C.infonce_backward(  # type: ignore[no-any-return]
+        grad_losses, grad_queries, negative_share, queries, scale, REDUCTIONS[reduction], *needs
     )

@@ -70,6 +70,15 @@ void copy_later(void* shared, const void* global, bool valid, const Site& site);
 void close_copies();
 void finish_copies(size_t groups_left);
 
+// For what threads wait for besides barriers and collectives (emulated_hopper.h).
+int current_thread();
+int choose(int count);         // one of [0, count), by the order
+void await(const Site& site);  // until another thread, or the scheduler, resumes this one
+void resume(int thread);
+void begin_asynchronous(const Buffer& shared, int threads);  // a block
+void end_asynchronous();
+bool finish_box();  // one of the copies under way, if there is one
+
 // A collective: `all` computes the outputs of the lanes from the inputs of the lanes.
 template <class In, class Out, void (*all)(const In* const*, Out* const*)>
 Out collect(const In& in, const Site& site, unsigned lanes = 0xffffffffu) {

@@ -26,7 +26,7 @@ struct Copy {
 };
 using Copies = std::vector<Copy>;
 
-enum class State { kReady, kAtBarrier, kAtCollective, kDone };
+enum class State { kReady, kAtBarrier, kAtCollective, kAwaiting, kDone };
 
 struct Thread {
   Fiber* fiber;
@@ -79,11 +79,12 @@ void make_ready(int thread) {
   warps[thread / kWarpSize].ready |= 1u << thread % kWarpSize;
 }
 
-// The next thread to run, or -1 if all wait.
+// The next thread to run, or -1 if all wait. Copies by the copy engine arrive in between, or when all wait for them.
 int next_thread() {
   uint32_t ready = 0;
+  while (order.early() && finish_box()) continue;
   for (size_t w = 0; w < warps.size(); ++w) ready |= static_cast<uint32_t>(warps[w].ready != 0) << w;
-  if (!ready) return -1;
+  if (!ready) return finish_box() ? next_thread() : -1;
   const int warp = order.bit(ready), lane = order.bit(warps[warp].ready);
   warps[warp].ready &= ~(1u << lane);
   return warp * kWarpSize + lane;
@@ -93,7 +94,9 @@ std::string whereabouts(int index) {
   const Thread& thread = threads[index];
   const std::string who = "thread " + std::to_string(index);
   if (thread.state == State::kDone) return who + " has exited";
-  const std::string what = thread.state == State::kAtBarrier ? " waits for the block at " : " waits for its warp at ";
+  if (thread.state == State::kReady) return who + " runs";
+  const char* const whom[] = {"the block", "its warp", "others"};
+  const std::string what = std::string(" waits for ") + whom[static_cast<int>(thread.state) - 1] + " at ";
   return who + what + thread.site.file_name() + ":" + std::to_string(thread.site.line());
 }
 
@@ -127,6 +130,10 @@ void run_block() {
     current = next_thread();
     if (current < 0) {
       current = 0;
+      for (int t = 0; t < count; ++t) {
+        const std::string what = "no thread can go on: " + whereabouts(t);
+        if (threads[t].state == State::kAwaiting) fail(what.c_str(), threads[t].site);
+      }
       require_same_place(0, count);
     }
     const int x = static_cast<int>(blockDim.x), y = static_cast<int>(blockDim.y);
@@ -146,6 +153,18 @@ void fail(const char* what, const Site& site) {
   std::fflush(stderr);
   std::_Exit(70);
 }
+
+int current_thread() { return current; }
+
+int choose(int count) { return order.index(count); }
+
+void await(const Site& site) {
+  const Quiet quiet;
+  wait(State::kAwaiting, nullptr, site);
+  threads[current].fiber->change(main_fiber);
+}
+
+void resume(int thread) { make_ready(thread); }
 
 void meet_block(const Site& site) {
   char* token;
@@ -223,7 +242,9 @@ cudaError_t run(dim3 grid, dim3 block, size_t shared_bytes, const std::function<
       threads = std::vector<Thread>(count);
       warps = std::vector<Warp>(count / kWarpSize);
       for (uint64_t t = 0; t < count; ++t) threads[t].fiber = &fiber((t + begun) % count);
+      begin_asynchronous(shared, static_cast<int>(count));
       run_block();
+      end_asynchronous();
       ++begun;
     }
   }

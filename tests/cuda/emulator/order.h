@@ -21,6 +21,14 @@ class Order {
     return all;
   }
 
+  // One of [0, count).
+  int index(int count) {
+    return kind_ == kForward ? 0 : kind_ == kReverse ? count - 1 : static_cast<int>(draw(static_cast<uint64_t>(count)));
+  }
+
+  // Whether what is under way beside the threads gets on now: never before they wait, at once, or by chance.
+  bool early() { return kind_ == kReverse || (shuffled() && draw(4) == 0); }
+
   // One of the set bits of a mask.
   int bit(uint32_t mask) {
     if (kind_ == kForward) return std::countr_zero(mask);

@@ -30,7 +30,7 @@ def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, device=device)
 
 
-def jitter(images: Tensor, how: Jitter, with_hue: bool = True) -> Tensor:
+def jitter(images: Tensor, how: Jitter) -> Tensor:
     """Brightness, contrast, saturation and hue of [B, 3, P], in each image's own order.
 
     The first three are all "clamp(a x + (1 - a) y)", where y is black, the image's mean grey, or the pixel's grey:
@@ -42,8 +42,6 @@ def jitter(images: Tensor, how: Jitter, with_hue: bool = True) -> Tensor:
     grey = constant(GREY, images.device)
     factors = torch.stack([how.brightness, how.contrast, how.saturation], dim=1).gather(1, how.order)  # [B, slot]
     slots = torch.arange(3, device=images.device)
-    if not with_hue:
-        return _blends(images, factors, how.order, grey)
     early = slots < how.hue_place[:, None]
     images = _blends(images, torch.where(early, factors, 1.0), how.order, grey)
     images = shift_hue(images, how.hue)
@@ -93,3 +91,9 @@ def grey_matrices(which: Tensor) -> Tensor:
 def solarise(images: Tensor, which: Tensor) -> Tensor:
     """Invert the values from one half up, in images where `which` [B] is true."""
     return torch.where(which[:, None, None] & (images >= 0.5), 1 - images, images)
+
+
+def standardised(images: Tensor, scale: tuple[float, ...], offset: tuple[float, ...]) -> Tensor:
+    """x * scale + offset by channel, of images [B, 3, H, W]."""
+    factors, terms = (constant(values, images.device)[:, None, None] for values in (scale, offset))
+    return torch.addcmul(terms, images, factors)

@@ -6,54 +6,8 @@ half integers (align_corners=False), samples outside the crop clamped to its edg
 never rounded; bicubic overshoots are clamped to [0, 1], as rounding to 8 bits does in torchvision.
 """
 
-import math
-
 import torch
 from torch import Tensor
-
-_TRIES = 10  # torchvision draws until a crop fits, ten times at most
-
-
-def sample_crops(
-    batch: int,
-    size: tuple[int, int],
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
-    generator: torch.Generator,
-) -> Tensor:
-    """Boxes of torchvision's RandomResizedCrop: int64 [B, 4] as (top, left, height, width), on the generator's device.
-
-    torchvision draws (area, ratio) until the crop fits the image and takes the central crop after ten failures. Here
-    all ten are drawn at once and the first that fits is taken: the draws are independent, so the law is the same, but
-    nothing depends on data and no value returns to the host.
-    """
-    height, width = size
-    device = generator.device
-    area, aspect, row, column = torch.rand(4, batch, _TRIES, generator=generator, device=device).unbind()
-    area = (area * (scale[1] - scale[0]) + scale[0]) * (height * width)
-    log_low, log_high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = torch.exp(aspect * (log_high - log_low) + log_low)
-    crop_w = torch.sqrt(area * aspect).round_()
-    crop_h = torch.sqrt(area / aspect).round_()
-    fits = (crop_w > 0) & (crop_w <= width) & (crop_h > 0) & (crop_h <= height)
-    # uniform on 0..n-1: u < 1 is a multiple of 2^-24, so that u * n rounds to less than n
-    top = (row * (height - crop_h + 1)).floor_()
-    left = (column * (width - crop_w + 1)).floor_()
-    first = fits.to(torch.uint8).argmax(dim=1, keepdim=True)
-    chosen = torch.stack([top, left, crop_h, crop_w], dim=2).gather(1, first[..., None].expand(-1, -1, 4))[:, 0]
-    fallback = torch.stack([torch.full((batch,), value, device=device) for value in _central_crop(size, ratio)], dim=1)
-    return torch.where(fits.any(dim=1, keepdim=True), chosen.long(), fallback)
-
-
-def _central_crop(size: tuple[int, int], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of the largest central crop whose ratio is allowed."""
-    height, width = size
-    crop_h, crop_w = height, width
-    if width / height < ratio[0]:
-        crop_h = round(width / ratio[0])
-    elif width / height > ratio[1]:
-        crop_w = round(height * ratio[1])
-    return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w
 
 
 def axis_weights(

@@ -3,23 +3,20 @@
 Convention: torchvision.transforms.v2.functional.gaussian_blur (reflected borders, kernel normalised over its taps).
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 
-def blur(images: Tensor, sigma: Tensor, which: Tensor, sigma_max: float) -> Tensor:
-    """Blur images [B, C, H, W] where `which` [B] is true, by `sigma` [B] pixels.
+def blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
+    """Blur images [B, C, H, W], each by its own `sigma` [B] pixels; 0 leaves an image as it is.
 
-    The kernel reaches ceil(3 sigma_max) pixels each way, or as far as the smaller side allows.
+    The kernel reaches `reach` pixels each way, which must be less than the smaller side.
     """
     height, width = images.shape[2:]
-    reach = min(math.ceil(3 * sigma_max), height - 1, width - 1)
     distance = torch.arange(reach + 1, device=images.device)
-    kernel = torch.exp(distance**2 * (-0.5 / sigma**2)[:, None])  # [B, reach + 1], one half of it
+    exponent = distance**2 * (-0.5 / sigma.clamp(min=1e-6) ** 2)[:, None]
+    kernel = torch.exp(exponent)  # [B, reach + 1], one half of it
     kernel = kernel / (2 * kernel.sum(dim=1) - 1)[:, None]
-    kernel = torch.where(which[:, None], kernel, (distance == 0).float())
     rows, columns = (torch.matmul(kernel, _placements(side, distance)).view(-1, side, side) for side in (height, width))
     return torch.matmul(torch.matmul(rows[:, None], images), columns[:, None].transpose(2, 3))
 

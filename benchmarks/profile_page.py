@@ -1,0 +1,87 @@
+"""python -m benchmarks.profile_page: the tables and pictures of docs/profile.md, from benchmarks/results/*/profile.
+
+A folder holds files profile*.json, which `python -m mixfast.profile` writes, and scaling.json of `benchmarks.scaling`.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from mixfast.plots import figure
+from mixfast.profiling import output
+
+ROOT = Path(__file__).parents[1]
+RESULTS, DOCUMENT, PICTURES = ROOT / "benchmarks/results", ROOT / "docs/profile.md", ROOT / "docs/pictures/profile"
+PANELS = {  # sweep: what the axis shows, and the implementation that is the measure
+    "batch": ("images in a batch", "bare encoder"),
+    "K": ("K, keys in each queue", "bare encoder"),
+    "H = W": ("H = W of the images, pixels", "bare encoder"),
+    "terms": ("terms of the loss", "matrix products"),
+}
+
+
+def machine_line(environment: dict[str, Any], clock: str) -> str:
+    count = environment["threads"]
+    device = environment.get("gpu") or f"{environment['cpu']}, {count} thread{'s' * (count > 1)}"
+    commit = (environment["git"] or {}).get("commit", "unknown")[:10]
+    return f"{device}, torch {environment['torch']}, {clock} seconds, commit {commit}"
+
+
+def section(folder: Path) -> str:
+    """Of one machine: a table and a picture for each file of profiles, then the curves."""
+    name, lines = folder.parent.name, []
+    for path in sorted(folder.glob("profile*.json")):
+        found = json.loads(path.read_text())
+        records = found["profiles"]
+        title = machine_line(found["environment"], found["environment"]["clock"])
+        shape = re.sub(r", K = \d+|; passes.*", "", output.headline(records[-1]).partition(": ")[2])
+        others = [record["preset"] for record in records if record["shape"]["depth"] != records[-1]["shape"]["depth"]]
+        own = f" (`{'`, `'.join(others)}`: its own network)" if others else ""
+        lines += [f"### {title}", "", f"{shape}{own}.", "", output.markdown(records), ""]
+        lines += [f"![parts of a step](pictures/profile/{name}-{path.stem}.png)", ""]
+    if (folder / "scaling.json").exists():
+        lines += [f"![cost against sizes](pictures/profile/{name}-scaling.png)", ""]
+    return "\n".join(lines)
+
+
+def filled(text: str) -> str:
+    """The document with the tables that the results give."""
+    sections = "\n".join(section(path) for path in sorted(RESULTS.glob("*/profile")))
+    pattern = r"(<!-- profiles[^\n]*-->\n).*?(<!-- end)"
+    text, count = re.subn(pattern, lambda match: f"{match[1]}\n{sections}\n{match[2]}", text, flags=re.DOTALL)
+    if count != 1:
+        raise ValueError(f"the document needs one place for the profiles; it has {count}")
+    return text
+
+
+def draw_scaling(path: Path, points: list[dict[str, Any]]) -> None:
+    """A panel for each sweep: time as a multiple of the bare encoder's, or of the matrix products'."""
+    page, (axes,) = figure(15, 3.8, 1, len(PANELS))
+    for axis, (sweep, (label, floor)) in zip(axes, PANELS.items(), strict=True):
+        found = [point for point in points if point["sweep"] == sweep]
+        x = [point["x"] for point in found]
+        for name, style in (("mixfast", "C0-o"), ("plain PyTorch", "C1-s")):
+            axis.plot(x, [each["seconds"][name] / each["seconds"][floor] for each in found], style, ms=4, label=name)
+        axis.axhline(1, color="grey", linestyle=":", label=floor)
+        axis.set(xscale="log", xlabel=label, xticks=x, xticklabels=x, ylim=(0, None))
+        axis.minorticks_off()
+        axis.legend(fontsize=7)
+    axes[0].set(ylabel="time, in bare encoder passes")
+    axes[-1].set(ylabel="time, in matrix products")
+    page.savefig(path)
+
+
+def main() -> None:
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for path in RESULTS.glob("*/profile/*.json"):
+        found, picture = json.loads(path.read_text()), PICTURES / f"{path.parents[1].name}-{path.stem}.png"
+        if "profiles" in found:
+            output.draw(picture, found["profiles"])
+        else:
+            draw_scaling(picture, found["points"])
+    DOCUMENT.write_text(filled(DOCUMENT.read_text()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+// augment_views and draw_views on CPU. No Python, no torch.
+#pragma once
+
+#include <cstdint>
+
+#include "augment_views/view.h"
+#include "common/instruction_sets.h"
+
+namespace mixfast {
+namespace augment {
+
+struct Call {
+  Options options;
+  const uint8_t* images;    // [count][3][image_height][image_width]
+  int64_t count;            // N
+  const int64_t* index;     // [batch], rows of images; null: the first `batch` rows
+  const float* parameters;  // [views][batch][kColumns]
+  int64_t views, batch;
+  void* out;  // [views][batch], each a view
+};
+
+// -1, or, with nothing written, the first place in `index` that is no row of images.
+int64_t run(const Call& call, int threads, Isa isa);
+
+// A recipe, in the order of mixfast/ops/augment_views/_layout.py.
+struct Law {
+  double area_low, area_range, ratio_low, ratio_range;
+  double central[4];  // top, left, height, width
+  double flip, jitter, grey, blur, solarise;
+  double sigma_low, sigma_range;
+  double strength[4][2];  // (low, range) of brightness, contrast, saturation, hue
+};
+static_assert(sizeof(Law) == 23 * sizeof(double), "a law is its numbers in a row");
+
+// Parameters [views][batch][kColumns]; state (key, next draw) moves on by one.
+void draw(int64_t* state, int64_t batch, int64_t height, int64_t width, const Law* laws, int64_t views,
+          float* parameters);
+
+}  // namespace augment
+}  // namespace mixfast

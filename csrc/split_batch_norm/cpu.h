@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: MIT
+// Batch norm within groups of samples on CPU, forward and backward. No Python, no torch.
+//
+// Group s holds samples s, s + S, s + 2 S ... of N, so M = (N / S) P numbers for each of its channels. Statistics and
+// parameters are float, or double where the maps are double: `Real` below.
+#pragma once
+
+#include <cstdint>
+
+#include "common/instruction_sets.h"
+#include "common/matrix.h"
+
+namespace mixfast {
+namespace splitnorm {
+
+// Maps [N][C][P], or [N][P][C] if channels_last, of P pixels each; N is a multiple of groups.
+struct Maps {
+  int64_t samples, channels, pixels, groups;
+  bool channels_last;
+  Type type;
+};
+
+struct Forward {
+  Maps maps;
+  const void *x, *weight, *bias;     // maps; Real [C]
+  void *running_mean, *running_var;  // Real [C], moved by momentum towards the groups' mean; null: left alone
+  double momentum, eps;
+  void *y, *means, *inverses;  // maps; Real [S][C], inverses being 1 / sqrt(variance + eps)
+  int threads;
+  Isa isa;
+};
+
+void forward(const Forward &call);
+
+struct Backward {
+  Maps maps;
+  const void *dy, *x, *weight, *means, *inverses;
+  void *dx, *d_weight, *d_bias;  // maps; Real [C]
+  int threads;
+  Isa isa;
+};
+
+void backward(const Backward &call);
+
+}  // namespace splitnorm
+}  // namespace mixfast

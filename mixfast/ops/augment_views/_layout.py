@@ -1,0 +1,148 @@
+"""What the two operators and their backends hand each other: columns, options, and the numbers of a recipe."""
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+# float32 [V, B, 16]: a crop in whole pixels, 0 or 1 for a flip, factors of which 1 changes nothing, a hue shift in
+# turns, three steps in their order (0 brightness, 1 contrast, 2 saturation) and how many come before the hue, 0 or 1
+# for grey, a blur's standard deviation in pixels (0: none), 0 or 1 for solarising.
+COLUMNS = (
+    *("top", "left", "height", "width", "flip", "brightness", "contrast", "saturation"),
+    *("hue", "order0", "order1", "order2", "hue_place", "grey", "sigma", "solarise"),
+)
+
+
+class Options(NamedTuple):
+    """All of augment_views that is the same for every image."""
+
+    height: int  # of a view
+    width: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str  # bilinear or bicubic
+    colour_first: bool
+    grey_first: bool
+    blur_reach: int  # pixels to each side that are asked for; 0: no view is blurred
+    dtype: torch.dtype
+    channels_last: bool
+
+    @property
+    def scale(self) -> tuple[float, ...]:
+        """A view's pixels x in [0, 1] leave as x * scale + offset."""
+        return tuple(1 / s for s in self.std)
+
+    @property
+    def reach(self) -> int:
+        """Of the blur, less than the sides of the view."""
+        return min(self.blur_reach, self.height - 1, self.width - 1)
+
+    @property
+    def offset(self) -> tuple[float, ...]:
+        return tuple(-m / s for m, s in zip(self.mean, self.std, strict=True))
+
+
+def empty_views(images: Tensor, parameters: Tensor, options: Options) -> Tensor:
+    """Memory for the views [V, B, 3, S, T] in the memory format that is asked for."""
+    views, batch = parameters.shape[:2]
+    if options.channels_last:
+        shape = (views, batch, options.height, options.width, 3)
+        return images.new_empty(shape, dtype=options.dtype).permute(0, 1, 4, 2, 3)
+    return images.new_empty((views, batch, 3, options.height, options.width), dtype=options.dtype)
+
+
+class Recipe(Protocol):
+    """How parameters of a view are distributed; mixfast.augment.AugmentConfig is one. Probabilities are per view."""
+
+    @property
+    def crop_scale(self) -> tuple[float, float]: ...  # share of the image's area, uniform
+
+    @property
+    def crop_ratio(self) -> tuple[float, float]: ...  # width / height, log-uniform
+
+    @property
+    def flip(self) -> float: ...  # probability
+
+    @property
+    def brightness(self) -> float: ...  # factor uniform in [max(0, 1 - x), 1 + x]; also the two below
+
+    @property
+    def contrast(self) -> float: ...
+
+    @property
+    def saturation(self) -> float: ...
+
+    @property
+    def hue(self) -> float: ...  # shift uniform in [-x, x] turns
+
+    @property
+    def jitter(self) -> float: ...  # probability of these four
+
+    @property
+    def grey(self) -> float: ...  # probability
+
+    @property
+    def blur(self) -> float: ...  # probability
+
+    @property
+    def blur_sigma(self) -> tuple[float, float]: ...  # pixels, uniform
+
+    @property
+    def solarise(self) -> float: ...  # probability
+
+
+class Law(NamedTuple):
+    """A recipe as the backends read it: float64 numbers, in this order. A uniform u gives low + u * range."""
+
+    area_low: float  # pixels
+    area_range: float
+    ratio_low: float  # natural logarithms
+    ratio_range: float
+    central_top: float  # the crop to take if ten do not fit
+    central_left: float
+    central_height: float
+    central_width: float
+    flip: float  # probabilities: u < p
+    jitter: float
+    grey: float
+    blur: float
+    solarise: float
+    sigma_low: float
+    sigma_range: float
+    brightness_low: float
+    brightness_range: float
+    contrast_low: float
+    contrast_range: float
+    saturation_low: float
+    saturation_range: float
+    hue_low: float
+    hue_range: float
+
+
+def law(cfg: Recipe, size: tuple[int, int]) -> Law:
+    """The numbers of a recipe for images of `size` (H, W)."""
+    area = size[0] * size[1]
+    (scale_low, scale_high), (ratio_low, ratio_high) = cfg.crop_scale, cfg.crop_ratio
+    log_low, log_high = math.log(ratio_low), math.log(ratio_high)
+    factors = []
+    for strength in (cfg.brightness, cfg.contrast, cfg.saturation):
+        low = max(0.0, 1 - strength)
+        factors += [low, 1 + strength - low]
+    numbers: list[float] = [scale_low * area, (scale_high - scale_low) * area, log_low, log_high - log_low]
+    numbers += central_crop(size, cfg.crop_ratio)
+    numbers += [cfg.flip, cfg.jitter, cfg.grey, cfg.blur, cfg.solarise]
+    numbers += [cfg.blur_sigma[0], cfg.blur_sigma[1] - cfg.blur_sigma[0]]
+    return Law._make([*numbers, *factors, -cfg.hue, 2 * cfg.hue])
+
+
+def central_crop(size: tuple[int, int], ratio: tuple[float, float]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the largest central crop whose ratio is allowed."""
+    height, width = size
+    crop_h, crop_w = height, width
+    if width / height < ratio[0]:
+        crop_h = round(width / ratio[0])
+    elif width / height > ratio[1]:
+        crop_w = round(height * ratio[1])
+    return (height - crop_h) // 2, (width - crop_w) // 2, crop_h, crop_w

@@ -1,0 +1,267 @@
+"""split_batch_norm: values, gradients and running statistics of every backend, judged against float64; its bits."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mixfast.ops import split_batch_norm
+from mixfast.ops.split_batch_norm import cpu_native
+from tests.backends import device_of, each_backend, skip_if_refused
+from tests.ops.compare import SLACK, assert_no_worse, generator
+from tests.ops.splitnorm import CASES, DTYPES, FORMATS, NAMES, Case, draw, results, truth
+
+
+def check(
+    backend: str, case: Case, dtype: torch.dtype, memory_format: torch.memory_format, rng: torch.Generator
+) -> None:
+    """Everything is no worse than the reference's in the same precision, and maps lie in memory as x does."""
+    skip_if_refused("split_batch_norm", backend, dtype)
+    inputs = draw(case, dtype, memory_format, rng)
+    ours, theirs = results(inputs, backend), results(inputs, "reference")
+    statistics = torch.promote_types(dtype, torch.float32)
+    # Means are rounded, which shifts all h of a group's channel, and with them the sum of dy h.
+    x, upstream = (
+        inputs[name].double().unflatten(0, (-1, inputs["num_splits"])).transpose(0, 1).flatten(3)
+        for name in ("x", "upstream")
+    )  # [S, B / S, C, H W]
+    shifts = x.mean((1, 3)).abs() / x.std((1, 3)) * torch.finfo(statistics).eps
+    shifted = (shifts * upstream.sum((1, 3)).abs()).sum(0).max().item()
+    for name, expected in truth(inputs).items():
+        slack = SLACK[dtype if name in ("y", "d_x") else statistics]
+        if name == "d_weight":
+            slack += shifted / expected.abs().max().item()
+        assert_no_worse(ours[name], theirs[name], expected, slack, name)
+    laid_out = ("y",) if backend == "reference" else ("y", "d_x")
+    assert all(ours[name].is_contiguous(memory_format=memory_format) for name in laid_out)
+
+
+@each_backend("split_batch_norm")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_no_worse_than_the_reference(
+    backend: str, name: str, dtype: torch.dtype, memory_format: torch.memory_format, rng: torch.Generator
+) -> None:
+    check(backend, CASES[name], dtype, memory_format, rng)
+
+
+@each_backend("split_batch_norm")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_close_to_float64(backend: str, memory_format: torch.memory_format, rng: torch.Generator) -> None:
+    """In absolute terms, so that the reference is judged too."""
+    dtype = torch.float32 if backend == "triton" else torch.float64
+    inputs = draw(CASES["odd"], dtype, memory_format, rng)
+    tolerance = 3e-6 if dtype == torch.float32 else 1e-13
+    ours = results(inputs, backend)
+    for name, expected in truth(inputs).items():
+        torch.testing.assert_close(ours[name].double(), expected, rtol=tolerance, atol=10 * tolerance)
+
+
+@each_backend("split_batch_norm")
+def test_hand_numbers(backend: str) -> None:
+    """Groups {1, 3} and {10, 30}: means 2 and 20, unbiased variances 2 and 200."""
+    device = device_of(backend)
+    x = torch.tensor([1.0, 10.0, 3.0, 30.0], device=device).view(4, 1, 1, 1)
+    weight, bias = torch.tensor([5.0], device=device), torch.tensor([7.0], device=device)
+    mean, var = torch.zeros(1, device=device), torch.ones(1, device=device)
+    y = split_batch_norm(x, weight, bias, mean, var, num_splits=2, momentum=0.5, eps=1e-9, backend=backend)
+    assert y.flatten().tolist() == pytest.approx([2, 2, 12, 12], rel=1e-6)
+    assert (mean.item(), var.item()) == pytest.approx((5.5, 51.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("instruction_set", cpu_native.instruction_sets())
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_instruction_set(
+    instruction_set: int, dtype: torch.dtype, memory_format: torch.memory_format, rng: torch.Generator
+) -> None:
+    """Whole vectors and what is left beside them, of lanes and of rows."""
+    inputs = draw((6, 77, 7, 5, 3), dtype, memory_format, rng)
+    x, weight, bias = (inputs[name] for name in ("x", "weight", "bias"))
+    mean, var = inputs["running_mean"].clone(), inputs["running_var"].clone()
+    y, means, inverses = cpu_native.forward(x, weight, bias, mean, var, 3, 0.1, 1e-5, instruction_set)
+    upstream = inputs["upstream"].contiguous(memory_format=memory_format)
+    grads = cpu_native.backward(upstream, x, weight, means, inverses, 3, instruction_set)
+    statistics = 1e-12 if dtype == torch.float64 else 3e-6
+    rounding = torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else statistics
+    expected_values = truth(inputs)
+    for name, ours in zip(NAMES, (y, *grads, mean, var), strict=True):
+        tolerance = rounding if name in ("y", "d_x") else statistics
+        expected = expected_values[name]
+        torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=statistics * expected.abs().max())
+
+
+@each_backend("split_batch_norm")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_far_from_zero(backend: str, memory_format: torch.memory_format, rng: torch.Generator) -> None:
+    """Squares of numbers near 4096 would leave nothing of a variance of one in float32."""
+    inputs = draw((8, 6, 16, 16, 2), torch.float32, memory_format, rng)
+    inputs["x"] = inputs["x"].sub(inputs["x"].mean()).div(3).add(4096)
+    ours, expected = results(inputs, backend), truth(inputs)
+    for name in ("y", "running_mean", "running_var"):  # float32 knows a mean of 4096 to 2.4e-4
+        torch.testing.assert_close(ours[name].double(), expected[name], rtol=1e-4, atol=1e-3)
+
+
+@each_backend("split_batch_norm")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_a_constant_channel_becomes_its_bias(backend: str, memory_format: torch.memory_format) -> None:
+    x = torch.full((4, 3, 20, 20), 0.1).contiguous(memory_format=memory_format).to(device_of(backend))
+    weight, bias = torch.ones(3), torch.tensor([0.3, 0.7, -2.0])
+    y = split_batch_norm(x, weight.to(x.device), bias.to(x.device), num_splits=2, backend=backend)
+    torch.testing.assert_close(y.cpu(), bias[:, None, None].expand(x.shape), rtol=0, atol=1e-4)
+
+
+@each_backend("split_batch_norm")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_a_bad_number_stays_in_its_group_and_channel(
+    backend: str, memory_format: torch.memory_format, rng: torch.Generator
+) -> None:
+    inputs = draw((8, 6, 5, 8, 4), torch.float32, memory_format, rng)
+    expected = results(inputs, backend)
+    inputs["x"][5, 2, 3, 1] = torch.nan
+    ours = results(inputs, backend)
+    bad = torch.zeros(8, 6, dtype=torch.bool)
+    bad[[1, 5], 2] = True
+    for name in ("y", "d_x"):
+        assert torch.equal(ours[name].isnan(), bad[:, :, None, None].expand(ours[name].shape)), name
+        assert torch.equal(ours[name][~bad], expected[name][~bad]), name
+    assert ours["running_mean"].isnan().tolist() == [False, False, True, False, False, False]
+
+
+@each_backend("split_batch_norm")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+def test_input_that_is_not_dense(backend: str, memory_format: torch.memory_format, rng: torch.Generator) -> None:
+    """The same numbers from every second channel of larger maps, and an upstream gradient of one number for each."""
+    inputs = draw(CASES["odd"], torch.float32, memory_format, rng)
+    device, leaves = device_of(backend), []
+    for dense in (True, False):
+        larger = inputs["x"].repeat_interleave(2, dim=1).contiguous(memory_format=memory_format).to(device)
+        leaf = (inputs["x"].to(device) if dense else larger[:, ::2]).detach().requires_grad_()
+        leaves.append((leaf, inputs["weight"].to(device).requires_grad_(), inputs["bias"].to(device)))
+    outputs = [split_batch_norm(*each, num_splits=4, backend=backend) for each in leaves]
+    torch.testing.assert_close(*outputs, rtol=0, atol=2e-6)
+    assert outputs[1].is_contiguous()
+    upstream = inputs["upstream"].to(device)[:, :, :1, :1].expand(outputs[0].shape)
+    grads = [torch.autograd.grad(y, each[:2], upstream) for y, each in zip(outputs, leaves, strict=True)]
+    for dense, sparse in zip(*grads, strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-5, atol=1e-5)
+
+
+@each_backend("split_batch_norm")
+def test_only_what_is_wanted(backend: str, rng: torch.Generator) -> None:
+    """No gradient for what has none; no running statistics are fine, and change nothing else."""
+    inputs = draw(CASES["odd"], torch.float32, torch.channels_last, rng)
+    device = device_of(backend)
+    x, weight, bias, *running = (
+        inputs[name].to(device) for name in ("x", "weight", "bias", "running_mean", "running_var")
+    )
+    plain = split_batch_norm(x, weight, bias, num_splits=4, backend=backend)
+    assert not plain.requires_grad
+    bias.requires_grad_()
+    y = split_batch_norm(x, weight, bias, *running, num_splits=4, backend=backend)
+    assert torch.equal(y, plain)
+    y.sum().backward()
+    assert x.grad is weight.grad is None
+    torch.testing.assert_close(bias.grad.cpu(), torch.full((3,), 12.0 * 5 * 7))
+
+
+@each_backend("split_batch_norm")
+def test_twice_before_backward_and_relu_in_place(backend: str, rng: torch.Generator) -> None:
+    """Two passes of one layer, whose outputs may be changed; gradients add up, and may be taken again."""
+    first, second = (draw((8, 6, 4, 4, 4), torch.float32, torch.channels_last, rng) for _ in range(2))
+    second |= {name: first[name] for name in ("weight", "bias")}
+    device = device_of(backend)
+    weight, bias = (first[name].to(device).requires_grad_() for name in ("weight", "bias"))
+    running = [first[name].clone().to(device) for name in ("running_mean", "running_var")]
+    passes = [
+        split_batch_norm(each["x"].to(device), weight, bias, *running, num_splits=4, backend=backend)
+        for each in (first, second)
+    ]
+    total = sum(
+        (y.relu_() * each["upstream"].to(device)).sum() for y, each in zip(passes, (first, second), strict=True)
+    )
+    grads = torch.autograd.grad(total, (weight, bias), retain_graph=True)
+    again = torch.autograd.grad(total, (weight, bias))
+    assert all(torch.equal(*pair) for pair in zip(grads, again, strict=True))
+    expected: dict[str, Tensor] = {}
+    for each in (first, second):
+        each["upstream"] = each["upstream"] * (truth(each)["y"] > 0)
+        each |= {name: expected.get(name, each[name]) for name in ("running_mean", "running_var")} if expected else {}
+        found = truth(each)
+        for name in ("d_weight", "d_bias"):
+            found[name] = found[name] + expected.get(name, torch.zeros(6))
+        expected = found
+    ours = dict(zip(("d_weight", "d_bias", "running_mean", "running_var"), (*grads, *running), strict=True))
+    for name, value in ours.items():
+        torch.testing.assert_close(value.detach().cpu().double(), expected[name], rtol=1e-5, atol=1e-5)
+
+
+@each_backend("split_batch_norm", but=("reference",))
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("case", [(64, 12, 12, 12, 8), (4, 2, 128, 128, 1)], ids=str)
+def test_same_bits_for_any_number_of_threads_and_every_run(
+    backend: str, case: Case, memory_format: torch.memory_format, rng: torch.Generator
+) -> None:
+    """More units than threads, and fewer: then threads share the pieces of a unit."""
+    inputs = draw(case, torch.float32, memory_format, rng)
+    threads, runs = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3, 2, 1):
+            torch.set_num_threads(count)
+            runs.append(results(inputs, backend))
+    finally:
+        torch.set_num_threads(threads)
+    for other in runs[1:]:
+        assert all(torch.equal(value, other[name]) for name, value in runs[0].items())
+
+
+MEMORY = """
+import torch
+from mixfast.ops.split_batch_norm import _operators
+torch.set_num_threads(2)
+def mib(field):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1]) / 1024
+def run(side, layout):
+    x = torch.randn(16, 16, side, side).contiguous(memory_format=layout)
+    one = torch.ones(16)
+    before = mib("VmRSS")
+    y, *statistics = _operators.forward(x, one, one, None, None, 8, 0.1, 1e-5, "cpu")
+    _operators.backward(y, x, one, *statistics, 8, "cpu")
+    return mib("VmHWM") - before
+run(4, torch.channels_last)
+print(*(run(192, layout) for layout in (torch.contiguous_format, torch.channels_last)))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of resident memory from /proc")
+@pytest.mark.skipif(cpu_native.unavailable() is not None, reason="the cpu backend is not built")
+def test_maps_are_not_copied() -> None:
+    """Maps have 36 MiB, which the allocator gives back: y and dx are all that is added."""
+    done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
+    assert all(70 < float(extra) <= 76 for extra in done.stdout.split()), f"{done.stdout.strip()} MiB"
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    members=st.integers(1, 5),
+    channels=st.integers(1, 90),
+    height=st.integers(1, 9),
+    width=st.integers(2, 9),
+    splits=st.integers(1, 5),
+    memory_format=st.sampled_from(FORMATS),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape(
+    members: int, channels: int, height: int, width: int, splits: int, memory_format: torch.memory_format, seed: int
+) -> None:
+    case = (members * splits, channels, height, width, splits)
+    inputs = draw(case, torch.float64, memory_format, generator(str(seed)))
+    ours = results(inputs, "auto")
+    for name, expected in truth(inputs).items():
+        size = expected.abs().max().clamp(min=1).item()
+        torch.testing.assert_close(ours[name], expected, rtol=0, atol=1e-9 * size)
