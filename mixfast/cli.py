@@ -162,12 +162,12 @@ def _expected(config: Any, key: str) -> str:
     return words.get(hint) or str(hint).replace("typing.", "")
 
 
-HELP = """Train an image encoder without labels, by contrasting mixed images.
+HELP = """Train an image encoder without labels: MoCo, SimCLR, BYOL, and methods that mix images.
 
-usage: python -m mixfast.train [preset] [modifier] [--method NAME] [--section.key value ...]
+usage: python -m mixfast.train [preset] [modifier ...] [--method NAME] [--section.key value ...]
 
 {presets}
-Costs are relative to `moco`: a ResNet-18 on CIFAR-10. All presets take all options.
+Costs: encoder passes, `moco` = 1. Scores: published, ResNet-18 on CIFAR-10, but for demo.
 
 modifier              {modifiers}
 method                {methods}
@@ -176,14 +176,15 @@ method                {methods}
 --overwrite           replace an existing run folder
 --resume RUN          continue a run bit for bit, after a kill, a signal or a crash
 --traceback           show where an error came from
---help-all            every --section.key with its meaning and default
+--help-all            every --section.key of a preset or --method with its meaning and default
 
 examples
   python -m mixfast.train
-  python -m mixfast.train moco --data.path DIR --train.epochs 200
+  python -m mixfast.train moco --data.path DIR --data.download --train.epochs 200
   python -m mixfast.train --method approach2 --data.kind folder --data.path my_images/
 
-After it: python -m mixfast.evaluate knn RUN. What this machine can run: python -m mixfast.doctor."""
+After it: python -m mixfast.evaluate knn RUN, python -m mixfast.compare RUN...
+What a step costs: python -m mixfast.profile. What this machine can run: python -m mixfast.doctor."""
 
 
 def short_help() -> str:

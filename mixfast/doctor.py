@@ -1,9 +1,13 @@
-"""`python -m mixfast.doctor`: versions, devices, and which backend of which operation can run here, or why not."""
+"""Print versions, devices, and which backend of which operation can run here, or why not.
+
+usage: python -m mixfast.doctor
+"""
 
 import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -15,8 +19,11 @@ from mixfast.ops import _dispatch, _native
 PACKAGES = ("numpy", "pillow", "tyro", "rich", "safetensors", "matplotlib", "torchvision", "triton")
 
 
-def main() -> None:
+def main(words: Sequence[str] = ()) -> None:
     """Print the report; it goes into bug reports, so it holds no secrets and needs nothing but torch."""
+    if {"--help", "-h"} & set(words):
+        print((__doc__ or "").rstrip())
+        return
     for title, rows in (
         ("versions", versions()),
         ("compiled modules", modules()),
@@ -109,4 +116,4 @@ def _automatic(operation: str, backend: str, reasons: dict[str, str | None]) -> 
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

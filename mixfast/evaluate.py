@@ -34,7 +34,9 @@ def main(words: list[str] | None = None) -> int:
         if not words or words[0] not in COMMANDS:
             if words and words[0] not in ("--help", "-h"):
                 raise ConfigError(f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}.")
-            print("usage: python -m mixfast.evaluate COMMAND RUN... [options]; COMMAND --help lists them\n")
+            print("Evaluate what python -m mixfast.train has written; no checkpoint is changed.\n")
+            print("usage: python -m mixfast.evaluate COMMAND RUN... [options]; COMMAND --help lists them")
+            print("       RUN: the folder of a run, or one of its checkpoints\n")
             print("\n".join(f"  {name:<11} {kind.__doc__}" for name, (kind, _) in COMMANDS.items()))
             return 0
         kind, command = COMMANDS[words[0]]

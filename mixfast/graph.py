@@ -6,6 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mixfast.errors import ConfigError
+
 WARM_UP = 3  # steps before the recording: state that is made at first use, and kernels that are chosen by timing
 
 Work = Callable[[], Any]
@@ -46,7 +48,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators():
             graph.register_generator_state(generator)
-        # thread_local: a thread that brings the next images may ask the device for memory meanwhile.
+        # thread_local: whatever other threads of this process ask of the device meanwhile is none of the recording's.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             result = work()
         return graph.replay, result
@@ -74,7 +76,11 @@ class StepGraph:
         self._recorded: dict[Callable[..., Any], Callable[[Any], Any]] = {}
 
     def __call__(self, function: Callable[[Any, Any], Any], run: Any, argument: Any) -> Any:
-        """function(run, argument); shapes of `argument` are those of the first call."""
+        """function(run, argument); shapes of `argument` are those of the first call.
+
+        Raises:
+            ConfigError: the function does what cannot be recorded, such as waiting for the device.
+        """
         if function in self._recorded:
             return self._recorded[function](argument)
         self._calls[function] = self._calls.get(function, 0) + 1
@@ -85,7 +91,17 @@ class StepGraph:
 
     def _record(self, function: Callable[[Any, Any], Any], run: Any, argument: Any) -> Callable[[Any], Any]:
         static = _each(torch.clone, argument)
-        replay, result = self._recorder.record(lambda: function(run, static))
+        try:
+            replay, result = self._recorder.record(lambda: function(run, static))
+        except RuntimeError as error:
+            cause = error.__context__ or error  # what the work raised, before the end of the recording failed too
+            if isinstance(cause, torch.OutOfMemoryError):
+                raise cause from None  # it has a message of its own
+            why = str(cause).partition("\n")[0]
+            raise ConfigError(
+                f"--train.graph on: {function.__name__} of the step cannot be recorded as a CUDA graph ({why}). "
+                "Leave the option at auto; a method must neither wait for the device nor copy from the host in a step."
+            ) from error
         gradients = [parameter.grad for parameter in self._parameters]
 
         def replayed(fresh: Any) -> Any:

@@ -123,10 +123,11 @@ def pick_compile(wanted: str, device: torch.device) -> tuple[bool, str]:
         PlatformError: they are to, and this machine has no C++ compiler.
     """
     if wanted != "auto":
-        if wanted == "on" and not any(shutil.which(name) for name in (os.environ.get("CXX", "g++"), "clang++")):
+        compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # which torch.compile takes
+        if wanted == "on" and not shutil.which(compiler):
             raise PlatformError(
-                "--train.compile on: torch.compile needs a C++ compiler, and there is neither $CXX nor g++ nor clang++ "
-                "on PATH. Install one, or leave the option at auto."
+                f"--train.compile on: torch.compile needs a C++ compiler, and there is no {compiler} on PATH. "
+                "Install it, let the environment variable CXX name another, or leave the option at auto."
             )
         return wanted == "on", f"compile {wanted} (as asked)"
     if device.type == "cpu":

@@ -65,6 +65,12 @@ def bank(run: Run) -> tuple[Images, Tensor]:
     return images, labels.to(run.device)
 
 
+def scored_images(run: Run) -> Images:
+    """Those of the test set; if they are in files, for the device, as then the processes of the training read them."""
+    images = run.splits.test.images
+    return images.to(run.device) if isinstance(images, Streamed) else images
+
+
 def record(run: Run) -> None:
     """Write the means since the last record, and where the time went."""
     means, parts = run.meter.means(), run.clock.seconds()
@@ -145,7 +151,8 @@ def score(run: Run, encoder: nn.Module) -> dict[str, float]:
     test, options = run.splits.test, run.config.eval
     images, labels = bank(run)
     rows, queries = (
-        extract(encoder, some, run.normalise, options.batch_size, run.obey_signal) for some in (images, test.images)
+        extract(encoder, some, run.normalise, options.batch_size, run.obey_signal)
+        for some in (images, scored_images(run))
     )
     return knn_scores(rows, labels, queries, test.labels.to(run.device), options.k, options.temperature)
 
@@ -154,7 +161,7 @@ def score_pixels(run: Run) -> dict[str, float]:
     """The same of normalised pixels, as {"knn_h": percent}."""
     test, options = run.splits.test, run.config.eval
     images, labels = bank(run)
-    rows, queries = (pixels(some, run.normalise) for some in (images, test.images))
+    rows, queries = (pixels(some, run.normalise) for some in (images, scored_images(run)))
     return {"knn_h": knn_score(rows, labels, queries, test.labels.to(run.device), options.k, options.temperature)}
 
 

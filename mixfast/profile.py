@@ -1,17 +1,21 @@
-"""Command line: what a training step costs by part, beside the bare encoder passes that it needs. See docs/profile.md.
+"""What a training step costs by part, beside the bare encoder passes that it needs. See docs/profile.md.
 
-    python -m mixfast.profile [preset ...] [modifier ...] [--section.key value ...]
-                              [--all] [--shape NAME] [--seconds S] [--busy] [--out DIR]
+usage: python -m mixfast.profile [preset ...] [modifier ...] [--section.key value ...]
+                                 [--all] [--shape NAME] [--seconds S] [--busy] [--out DIR]
 
-    --all        every preset, one after the other; several may be named instead
-    --shape      small: ResNet-18 of width 16, stem cifar_s2, 32 px, batch 64; cifar: ResNet-18, 32 px, batch 512;
-                 imagenet: ResNet-50, 224 px, batch 256, K = 65536; preset: as the preset says. Options given beside it
-                 win. Default: small on a CPU (preset for the first run), preset on a GPU
-    --seconds    of measuring one preset (default 20)
-    --busy       count processor seconds of this process instead of the wall's, with one thread: the machine is shared
-    --out        folder for profile.json and profile.png (default runs/profile-NNNN)
+Presets, modifiers and --section.key are those of python -m mixfast.train; without a preset, demo.
 
-Images are noise made for the purpose, weights stay as they are, nothing else is written.
+--all          every preset, one after the other; several may be named instead
+--shape NAME   small     ResNet-18 of width 16, stem cifar_s2, 32 px, batch 64 (default on a CPU, but for demo)
+               cifar     ResNet-18 of width 64, 32 px, batch 512
+               imagenet  ResNet-50, 224 px, batch 256, 65,536 keys
+               preset    as the preset says (default on a GPU, and of demo)
+               A --section.key that is given wins over the shape.
+--seconds S    of measuring one preset (default 20)
+--busy         processor seconds of this process, on one thread: for a machine that others use as well
+--out DIR      folder of profile.json and profile.png (default runs/profile-NNNN)
+
+Images are noise, the learning rate is 0, nothing else is written.
 """
 
 import json
@@ -121,6 +125,8 @@ def launch(words: list[str]) -> Path:
     invocations = [configured(request, preset) for preset in request.presets()]
     first = invocations[0]
     device = machine.pick_device(first.config.train.device)
+    if request.busy and device.type != "cpu":
+        raise ConfigError(f"--busy counts the processor's seconds, not those of {device}. Add --train.device cpu.")
     threads = machine.set_threads(1 if request.busy else first.config.train.threads)
     machine.set_determinism(first.config.train.deterministic)
     path = first.out or RunFolder.create_numbered(Path("runs"), "profile").path
@@ -148,7 +154,7 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
     try:
         if {"--help", "-h"} & set(words):
-            print(__doc__)
+            print((__doc__ or "").rstrip())
         else:
             launch(words)
         return 0

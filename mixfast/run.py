@@ -164,7 +164,7 @@ class Run:
         self.load_method(state, path)
         load_optimizer(self.optimizer, state["optimizer"])
         self.generators.load_state_dict(state["generators"])
-        _set_torch_generators(state["torch_generators"])
+        _set_torch_generators(state["torch_generators"], self.device)
         self.batches.load_state_dict(state["batches"])
         self.meter.load_state_dict(state["meter"], self.device)
         self.step, self.epoch, self.evaluated = state["step"], state["epoch"], state["evaluated"]
@@ -176,6 +176,8 @@ def build(
     config: RunConfig[Any], splits: Splits, folder: RunFolder, console: Console, stop: StopRequest, device: torch.device
 ) -> Run:
     """A fresh run, at step 0; every random number from here on follows from `config.seed`."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # for events, and a graph's generators, which are told of no device
     torch.manual_seed(config.seed)  # for a method from elsewhere that draws without a generator
     generators = Generators(config.seed, device)
     memory_format = machine.pick_memory_format(config.train.memory_format)
@@ -217,7 +219,7 @@ def _torch_generators(device: torch.device) -> dict[str, Tensor]:
     return states
 
 
-def _set_torch_generators(states: dict[str, Tensor]) -> None:
+def _set_torch_generators(states: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)

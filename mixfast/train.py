@@ -121,6 +121,7 @@ def train_one(
         raise OutOfMemoryError(
             explain_out_of_memory(config, run.method, run.batches.images, machine.memory_bytes(device), run.clock.part)
         ) from error
+    run.graph = None  # its memory is wanted by what is trained beside this run
     export(run)
     run.task.close()
     return run

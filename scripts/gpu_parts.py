@@ -181,8 +181,9 @@ def profile(machine: Machine) -> Outcome:
     for file, command in steps(machine, folder).items():
         if (folder / file).exists():
             continue
-        done = machine.run(command, max(0.0, end - time.monotonic()))
-        if done.code is None:
+        left = end - time.monotonic()
+        done = machine.run(command, left) if left > 0 else None
+        if done is None or done.code is None:
             unfinished += 1
         elif "No module named" in done.text:  # a requirement of mixfast or of its benchmarks that is not there
             missing.add(last_line(done))

@@ -18,6 +18,12 @@ def test_report_has_every_part(capsys: pytest.CaptureFixture[str]) -> None:
         assert word in report
 
 
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    doctor.main(["--help"])
+    text = capsys.readouterr().out
+    assert "usage: python -m mixfast.doctor" in text and "compiled modules" not in text
+
+
 def test_table_is_what_backends_says() -> None:
     table = dict(doctor.operations())
     for operation, row in mixfast.backends().items():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mixfast import engine
-from mixfast.errors import NonFiniteError
+from mixfast.errors import ConfigError, NonFiniteError
 from mixfast.graph import WARM_UP, StepGraph
 from mixfast.run import Run
 from tests.tiny_run import assert_same, open_tiny, records
@@ -128,6 +128,27 @@ def test_replay_that_is_not_finite_moves_no_weight(tmp_path: Path) -> None:
     moved = [name for name, value in run.method.state_dict().items() if not torch.equal(value, before[name])]
     left = [name for name in moved if not name.startswith("key_encoder") and "running_" not in name]
     assert [name for name in left if not name.endswith(("num_batches_tracked", "head.bias"))] == []
+
+
+def test_step_that_cannot_be_recorded() -> None:
+    class Capturing:
+        def warm_up(self, work: Callable[[], Any]) -> Any:
+            return work()
+
+        def record(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+            try:
+                raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nMore.")
+            finally:
+                raise RuntimeError("CUDA error: operation failed due to a previous error during capture")
+
+    def waits(run: Tensor, one: Tensor) -> None:
+        one.item()
+
+    step = StepGraph([], Capturing())
+    for _ in range(WARM_UP):
+        step(waits, torch.zeros(1), torch.zeros(1))
+    with pytest.raises(ConfigError, match=r"graph on: waits .* \(CUDA error: .* is capturing\)\. Leave the option"):
+        step(waits, torch.zeros(1), torch.zeros(1))
 
 
 def test_results_of_earlier_calls_stay() -> None:

@@ -255,3 +255,9 @@ def test_shapes_and_options() -> None:
 def test_impossible_requests(given: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         profile.understand(given)
+
+
+def test_processor_seconds_are_none_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(profile.machine, "pick_device", lambda wanted: torch.device("cuda"))
+    with pytest.raises(ConfigError, match=r"--busy counts the processor's seconds, not those of cuda\. Add --train\."):
+        profile.launch(words(tmp_path, "moco", "--busy"))

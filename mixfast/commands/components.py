@@ -17,7 +17,7 @@ from mixfast.rng import Generators
 
 @dataclass(frozen=True)
 class Components(Common):
-    """Does the inside of a mixture's box find the pasted image, and the outside the base image."""
+    """Score whether the inside of a mixture's box finds the pasted image, and the outside the base image."""
 
     count: int = 1000  # n, the number of test images among which one is to be found
     areas: tuple[float, ...] = (0.25, 0.5)  # shares of the image that are pasted

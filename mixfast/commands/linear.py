@@ -18,7 +18,7 @@ from mixfast.rng import Generators
 
 @dataclass(frozen=True)
 class Linear(Common):
-    """Accuracy of a linear classifier on the frozen encoder, beside raw pixels and the untrained network."""
+    """Accuracy of a linear classifier on the frozen encoder, beside the untrained network and, if asked, raw pixels."""
 
     protocol: Literal["cached", "sgd"] = "cached"  # features once, without augmentation; or the full SGD protocol
     epochs: int | None = None  # none: 500 (cached), 100 (sgd)

@@ -16,7 +16,7 @@ from mixfast.run_folder import RunFolder
 class Replay(Place):
     """Run the step again at which a run met a NaN or an infinity, and show where it begins."""
 
-    run: Annotated[Path, tyro.conf.Positional]  # folder of the run; it holds nonfinite.pt
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]  # folder of the run; it holds nonfinite.pt
 
 
 def replay(options: Replay) -> None:

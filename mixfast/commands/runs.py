@@ -40,7 +40,8 @@ class Place:
 class Common(Place):
     """Options of every sub-command that scores."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]  # folders of runs, or checkpoints of runs
+    # folders of runs, or checkpoints of runs
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="")]
 
 
 @dataclass

@@ -27,7 +27,8 @@ PAGE, RESULTS = "report.md", "results.json"
 class Compare(Place):
     """Put runs side by side: Table 1 with the paper's numbers, differences over seeds, curves, localisation, maps."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()  # folders of runs
+    # folders of runs
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="")] = ()
     out: Path | None = None  # folder of the report; none: runs/comparison-NNNN
     overwrite: bool = False  # replace the report that is there
     page: Path | None = None  # write the Markdown to this file instead of report.md in the folder

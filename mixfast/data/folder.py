@@ -20,7 +20,7 @@ from mixfast.data import decode
 from mixfast.data.config import DataConfig
 from mixfast.data.sets import ImageSet, first_balanced
 from mixfast.data.streamed import Library, Streamed
-from mixfast.errors import ConfigError, DataError
+from mixfast.errors import ConfigError, DataError, PlatformError
 from mixfast.rng import Generators
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -63,6 +63,7 @@ def load_folder(
 
     Raises:
         ConfigError: no path. DataError: nothing there, nothing readable, or more than fits in memory.
+        PlatformError: images are to stay in their files, and this is not Linux.
     """
     train, test = find_splits(cfg, seed)
     if cfg.limit is not None:
@@ -185,6 +186,11 @@ def _leave(
     listings: tuple[Listing, Listing], size: int, workers: int, say: Callable[[str], None]
 ) -> tuple[ImageSet, ImageSet]:
     """Training and test images that stay in their files, with one set of processes for both."""
+    if not hasattr(os, "memfd_create"):
+        raise PlatformError(
+            "images that stay in their files (data.in_memory no, or more than half the memory holds) need Linux. "
+            "Use --data.in_memory yes, --data.limit or a smaller --data.size."
+        )
     train, test = listings
     names = [listing.root / file for listing in listings for file in listing.files]
     library = Library(names, (len(train.files), len(test.files)), size, workers, say)

@@ -17,9 +17,9 @@ from types import ModuleType
 import torch
 
 FILES = {"cuda": "gpu_cuda", "triton": "gpu_triton", "cpu": "cpu_native", "reference": "reference"}
-# What "auto" tries, by the type of the tensors' device; on any other device the reference. "cpu" is measured, for all
-# operations, shapes and dtypes in docs/benchmarks.md. "cuda" is not yet: its kernels are compared with the reference in
-# an emulator and an interpreter, and CUDA C++ comes first as it launches less and reads tensors where they lie.
+# What "auto" tries, by the type of the tensors' device; on any other device the reference. "cpu" is measured
+# (docs/benchmarks.md). "cuda" is not yet: its kernels are compared with the reference in an emulator and an
+# interpreter, and CUDA C++ comes first as it launches less and reads tensors where they lie.
 # Plain eager calls with "auto" take the compiled backend without asking here (bind::names_backend): it stands first.
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 OPERATIONS = ("augment_views", "enqueue", "masked_upsample_pool", "multi_queue_infonce", "nt_xent", "split_batch_norm")
@@ -81,7 +81,9 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _choose(operation: str, wanted: str, facts: tuple[object, ...]) -> str:
     existing = names(operation)
     if wanted != "auto" and wanted not in existing:
-        raise ValueError(f"{operation}: backend must be auto, {', '.join(existing)}; got {wanted!r}")
+        asked = os.environ.get("MIXFAST_BACKEND") == wanted
+        source = " (MIXFAST_BACKEND, which is for all operations)" if asked else ""
+        raise ValueError(f"{operation}: backend must be auto, {', '.join(existing)}; got {wanted!r}{source}")
     refused: dict[str, str] = {}
     for name in automatic(operation, str(facts[0])) if wanted == "auto" else [wanted]:
         backend = module(operation, name)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from mixfast.data import Batches, DataConfig, Splits, decode, folder, load, read, take
 from mixfast.data.streamed import Library, Streamed
-from mixfast.errors import DataError
+from mixfast.errors import DataError, PlatformError
 
 SIZE = 12
 
@@ -62,6 +62,12 @@ def test_same_bits_as_in_memory(workers, images) -> None:
         assert torch.equal(ours.images[index], theirs.images[index])
         assert torch.equal(ours.images[1:7:2], theirs.images[1:7:2])
         assert torch.equal(ours.take(index).images, theirs.take(index).images)
+
+
+def test_files_need_linux(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "memfd_create")
+    with pytest.raises(PlatformError, match=r"need Linux\. Use --data\.in_memory yes"):
+        streamed(images)
 
 
 def test_reading_and_taking_work_alike_in_memory_and_in_files(images) -> None:

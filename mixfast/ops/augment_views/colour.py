@@ -4,7 +4,7 @@ Images are float32 [B, 3, P], P pixels in [0, 1], RGB. Definitions: torchvision.
 images, thus with clamping to [0, 1] after every step and without rounding.
 """
 
-from functools import lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,8 @@ class Jitter(NamedTuple):
     hue_place: Tensor  # [B] 0..3: how many of these three come before the hue
 
 
-@lru_cache(maxsize=64)
+# Kept for good, as a captured graph reads it for as long as it lives.
+@cache
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """float32 tensor of a few numbers, copied to the device once: a later call neither copies nor waits."""
     return torch.tensor(values, device=device)

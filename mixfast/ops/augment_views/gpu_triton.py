@@ -34,7 +34,8 @@ def draw_views(state: Tensor, batch: int, size: tuple[int, int], laws: tuple[Law
     return parameters
 
 
-@functools.lru_cache(maxsize=64)
+# Kept for good, as a captured graph reads it for as long as it lives.
+@functools.cache
 def _numbers(laws: tuple[Law, ...], device: torch.device) -> Tensor:
     """float64 [V, numbers of a law], copied to the device once: a later call neither copies nor waits."""
     return torch.tensor(laws, dtype=torch.float64, device=device)
@@ -54,17 +55,16 @@ def augment_views(images: Tensor, parameters: Tensor, index: Tensor | None, opti
     if views.numel() == 0:
         return views
     size = options.height, options.width
-    reach = min(options.blur_reach, *(side - 1 for side in size))
     with torch.cuda.device_of(images):
         source, rows = images, index
         if options.colour_first:
             full = (*parameters.shape[:2], *images.shape[1:])
             source, rows = images.new_empty(full, dtype=torch.float32), None
             _stage(images, index, parameters, source, None, options, crop=False, colour=True)
-        unblurred = images.new_empty((*views.shape[:3], *size), dtype=torch.float32) if reach else None
+        unblurred = images.new_empty((*views.shape[:3], *size), dtype=torch.float32) if options.reach else None
         _stage(source, rows, parameters, unblurred, views, options, crop=True, colour=not options.colour_first)
         if unblurred is not None:
-            _blur(unblurred, parameters, views, reach, options)
+            _blur(unblurred, parameters, views, options)
     return views
 
 
@@ -95,14 +95,14 @@ def _stage(
     kernels.render[grid](*given, *rows, **constants, **launch)
 
 
-def _blur(unblurred: Tensor, parameters: Tensor, views: Tensor, reach: int, options: Options) -> None:
+def _blur(unblurred: Tensor, parameters: Tensor, views: Tensor, options: Options) -> None:
     from mixfast.ops.augment_views import gpu_triton_blur as kernels
 
     count, batch = parameters.shape[:2]
     size = options.height, options.width
     grid = (count * batch * math.prod(-(-side // TILE) for side in size), 3)
     given = unblurred, parameters, views, options.scale, options.offset
-    kernels.blur[grid](*given, batch, reach, **blur_constants(count, options), **_BLUR)
+    kernels.blur[grid](*given, batch, options.reach, **blur_constants(count, options), **_BLUR)
 
 
 # The constants of each kernel. scripts/triton_report.py compiles with the same.

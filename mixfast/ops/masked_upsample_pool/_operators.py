@@ -12,7 +12,7 @@ from mixfast.ops import _dispatch, _native
 from mixfast.ops._eager import is_plain, plain_apply
 from mixfast.ops._register import LIBRARY, define
 from mixfast.ops.masked_upsample_pool import _checks
-from mixfast.ops.masked_upsample_pool._arguments import sums_dtype
+from mixfast.ops.masked_upsample_pool._arguments import empty_maps, sums_dtype
 
 NAME = "masked_upsample_pool"
 Pair = tuple[Tensor, Tensor]
@@ -42,9 +42,8 @@ def _backward(grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channe
 def _backward_fake(
     grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channels_last: bool, backend: str
 ) -> Tensor:
-    shape = (*grad_inside.shape, *weights.shape[2:])
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=grad_inside.dtype, device=grad_inside.device, memory_format=layout)
+    h, w = weights.shape[2:]
+    return empty_maps(grad_inside, h, w, channels_last)
 
 
 def _pool(features: Tensor, weights: Tensor, backend: str) -> Pair:
