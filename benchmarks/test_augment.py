@@ -1,4 +1,5 @@
-"""Two views of every image by one call of augment_views, with their draws, against batched PyTorch and torchvision.
+"""Two views of every image by one call of augment_views, with their draws, against batched PyTorch and torchvision;
+and mixtures of two views by mix_views, against torch.where with a mask.
 
 "batched PyTorch" is the reference backend. torchvision's transforms draw one set of parameters per call, so a batch
 needs a call per image: on tensors (v2) and on PIL images (v1, the loader of most published code). The floor copies as
@@ -13,9 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+import mixfast
 from benchmarks.interleave import BUSY
 from mixfast.augment import PRESETS, augment
 from mixfast.data import SceneConfig, scenes
+from mixfast.mix import boxes_around, paste, sample_centres
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 CASES = [(32, 256, "demo"), (32, 256, "ref"), (32, 256, "vicreg"), (64, 64, "demo"), (224, 8, "demo"), (224, 8, "v2")]
@@ -79,6 +82,32 @@ def test_views(measure: Measure, smoke: bool, side: int, count: int, recipe: str
     if recipe == "demo":
         runs |= torchvision(given)
     measure(f"augment_views, {recipe}: two views of [{len(given)}, 3, {side}, {side}], float32", runs)
+
+
+@pytest.mark.parametrize(("side", "count"), [(32, 64), (32, 256), (224, 32)])
+def test_mixtures(measure: Measure, smoke: bool, side: int, count: int) -> None:
+    generator, count = torch.Generator().manual_seed(0), 4 if smoke else count
+    base, donor = (
+        torch.randn(count, 3, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    boxes, _ = boxes_around(sample_centres(count, (side, side), generator), torch.full((count,), 0.5), (side, side))
+    whole, half = torch.ones(count), torch.full((count,), 0.5)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        measure(
+            f"mix_views: [{count}, 3, {side}, {side}], float32, channels last, 1 thread",
+            {
+                "mixfast, CutMix": lambda: mixfast.mix_views(base, donor, boxes, whole),
+                "mixfast, mixup": lambda: mixfast.mix_views(base, donor, boxes * 0, half),
+                "torch.where": lambda: paste(base, donor, boxes),
+                "torch.lerp": lambda: torch.lerp(donor, base, 0.5),
+                "floor: a copy": base.clone,
+            },
+        )
+    finally:
+        torch.set_num_threads(before)
 
 
 def demo(transforms: Any, side: int, antialias: bool) -> list[Any]:

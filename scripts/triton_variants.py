@@ -12,6 +12,7 @@ from mixfast.ops.augment_views import gpu_triton as augment
 from mixfast.ops.augment_views import gpu_triton_blur as blur_kernels
 from mixfast.ops.augment_views import gpu_triton_draws as draw_kernels
 from mixfast.ops.augment_views import gpu_triton_kernels as augment_kernels
+from mixfast.ops.augment_views import gpu_triton_mix as mix_kernels
 from mixfast.ops.augment_views._layout import Options
 from mixfast.ops.enqueue import gpu_triton as enqueue
 from mixfast.ops.enqueue import gpu_triton_kernels as enqueue_kernels
@@ -194,6 +195,12 @@ def augment_variants(architecture: int) -> Iterator[Variant]:
         yield from stage(architecture, "colours before a crop,", given, options, crop=False, colour=True)
     types = {"state": "*i64", "laws": "*fp64", "parameters": "*fp32", "batch": "i32", "height": "i32", "width": "i32"}
     yield Variant("augment draw", draw_kernels.draw, types, {"BLOCK": augment.DRAWN}, augment._DRAW)
+    for name, dtype, channels in (("fp32 nhwc", "*fp32", 3), ("bf16 nchw", "*bf16", 1)):
+        types = {**dict.fromkeys(("base", "donor", "out"), dtype), "boxes": "*i64", "share": "*fp32"}
+        types |= {"numbers": "i32:16", "pixels": "i32:16", "width": "i32"}
+        yield Variant(
+            f"mix {name}", mix_kernels.mix, types, {"CHANNELS": channels, "BLOCK": augment.MIXED}, augment._MIX
+        )
 
 
 def augment_options(side: int, interpolation: str, channels_last: bool) -> Options:

@@ -1,4 +1,4 @@
-"""augment_views and draw_views on a GPU: two views of a batch, by recipe, size and format."""
+"""augment_views, draw_views and mix_views on a GPU: two views of a batch, by recipe, size and format; mixtures."""
 
 import math
 from collections.abc import Iterator
@@ -79,6 +79,42 @@ def draws(count: int) -> Group:
     )
 
 
+class Pair(NamedTuple):
+    base: Tensor
+    donor: Tensor
+    boxes: Tensor
+    share: Tensor
+
+
+def mixtures(count: int, side: int, layout: torch.memory_format) -> Group:
+    """CutMix of finished views: of two that are there one is read wherever it shows, and one is written."""
+
+    def pair(generator: torch.Generator) -> Pair:
+        device, shape = generator.device, (count, 3, side, side)
+        views = (torch.randn(shape, generator=generator, device=device) for _ in range(2))
+        box = torch.tensor([side // 4, 0, side, side * 3 // 4], device=device)
+        return Pair(
+            *(view.contiguous(memory_format=layout) for view in views),
+            box.repeat(count, 1),
+            box.new_ones(count).float(),
+        )
+
+    backends = {f"mixfast {each}": each for each in ours("augment_views")} | {"batched PyTorch": "reference"}
+    last = ", channels last" if layout == torch.channels_last else ""
+    work = Work(2 * count * 3 * side**2 * 4)
+    return Group(
+        task=f"mix_views, CutMix: {count} x {side} px, float32{last}",
+        draw=pair,
+        peers={
+            each: Peer(lambda given, b=b: lambda: mixfast.mix_views(*given, backend=b)) for each, b in backends.items()
+        },
+        work=work,
+        truth=lambda given: mixfast.mix_views(*given, backend="reference"),
+        goals_us={each: work.bytes / GOAL * 1e6 for each in backends if each.startswith("mixfast")},
+        facts={"images": count, "side": side, "dtype": "float32"},
+    )
+
+
 def step(smoke: bool) -> Iterator[Group]:
     """What training makes of its batches: the plain recipe in both formats, then what each other recipe adds."""
     small, large = ((4, 8), (2, 70)) if smoke else (SMALL, LARGE)
@@ -87,6 +123,8 @@ def step(smoke: bool) -> Iterator[Group]:
             yield group(*shape, "demo", dtype, last, goal=True).among(graph=True, cold=True)
         for recipe in ("ref", "v2", "wmse"):
             yield group(*shape, recipe, torch.bfloat16, True, goal=recipe == "ref").among(graph=True, cold=True)
+        for layout in (torch.contiguous_format, torch.channels_last):
+            yield mixtures(*shape, layout).among(graph=True, cold=True)
     yield draws(small[0]).among(graph=True, cold=False)
 
 

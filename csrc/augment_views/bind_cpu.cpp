@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// augment_views and draw_views on CPU, for Python: addresses and sizes, which mixfast/ops/augment_views/cpu_native.py
-// has checked.
+// augment_views, draw_views and mix_views on CPU, for Python: addresses and sizes, which
+// mixfast/ops/augment_views/cpu_native.py has checked.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -44,6 +44,15 @@ void draw_views(Address state, int64_t batch, const Size& size, const std::vecto
        static_cast<int64_t>(numbers.size() / width), static_cast<float*>(pointer(parameters)));
 }
 
+void mix_views(Address base, Address donor, Address boxes, Address share, const std::array<int64_t, 4>& shape, int type,
+               bool channels_last, Address out, int threads) {
+  const py::gil_scoped_release release;
+  mix({pointer(base), pointer(donor), static_cast<const int64_t*>(pointer(boxes)),
+       static_cast<const float*>(pointer(share)), shape[0], shape[1], shape[2], shape[3], static_cast<Type>(type),
+       channels_last, pointer(out)},
+      threads);
+}
+
 std::vector<int> augment_views_instruction_sets() {
   std::vector<int> names;
   for (const Isa isa : instruction_sets()) names.push_back(static_cast<int>(isa));
@@ -55,5 +64,6 @@ std::vector<int> augment_views_instruction_sets() {
 void bind_augment_views(py::module_& m) {
   m.def("augment_views", &augment_views);
   m.def("draw_views", &draw_views);
+  m.def("mix_views", &mix_views);
   m.def("augment_views_instruction_sets", &augment_views_instruction_sets);
 }

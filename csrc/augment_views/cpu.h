@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// augment_views and draw_views on CPU. No Python, no torch.
+// augment_views, draw_views and mix_views on CPU. No Python, no torch.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +36,19 @@ static_assert(sizeof(Law) == 23 * sizeof(double), "a law is its numbers in a row
 // Parameters [views][batch][kColumns]; state (key, next draw) moves on by one.
 void draw(int64_t* state, int64_t batch, int64_t height, int64_t width, const Law* laws, int64_t views,
           float* parameters);
+
+// Images [batch][channels][height][width], or with channels_last the channels last.
+struct Mixture {
+  const void *base, *donor;
+  const int64_t* boxes;  // [batch][4], x0 y0 x1 y1: where the donor alone shows
+  const float* share;    // [batch], of the base elsewhere
+  int64_t batch, channels, height, width;
+  Type type;
+  bool channels_last;
+  void* out;
+};
+
+void mix(const Mixture& call, int threads);
 
 }  // namespace augment
 }  // namespace mixfast

@@ -3,15 +3,9 @@
 import torch
 from torch import Tensor
 
+from mixfast.ops.augment_views.pasting import box_mask
 
-def box_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """bool [B, H, W], true inside boxes [B, 4] given as (x0, y0, x1, y1) in pixels, half-open."""
-    x0, y0, x1, y1 = boxes[:, :, None].unbind(dim=1)  # [B, 1] each
-    rows = torch.arange(size[0], device=boxes.device)
-    columns = torch.arange(size[1], device=boxes.device)
-    in_rows = (rows >= y0) & (rows < y1)  # [B, H]
-    in_columns = (columns >= x0) & (columns < x1)  # [B, W]
-    return in_rows[:, :, None] & in_columns[:, None, :]
+__all__ = ["box_mask", "paste"]
 
 
 def paste(base: Tensor, patch: Tensor, boxes: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from mixfast.errors import ConfigError
 from mixfast.mix.boxes import boxes_around, sample_centres, sample_lam
-from mixfast.mix.cutmix import paste
 from mixfast.mix.saliency import peaks
+from mixfast.ops import mix_views
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def mix(
     """Mix every image of `base` with the same row of `donor`, both [B, 3, H, W] normalised views.
 
     Draws, in the order of Un-Mix's code: whole images or regions (only if `p_global` > 0; one choice per batch), lam0,
-    then the centre of the box. The choice stays on the device: both mixtures are made and one is taken.
+    then the centre of the box. The choice stays on the device, and one pass makes either mixture.
 
     Args:
         base, donor: same shape, dtype and device.
@@ -87,15 +87,9 @@ def mix(
     whole = torch.rand(1, generator=generator, device=generator.device) < p_global if p_global else None
     how = draw(len(base), generator, config)
     boxes, outside = place(donor, how.lam0, generator, config)
-    region = paste_in(base, donor, boxes, outside, how.mixed)
     if whole is None:
-        return region
-    blend = _blend(base, donor, how.lam0)
-    return Mixture(
-        torch.where(whole[:, None, None, None], blend.images, region.images),
-        torch.where(whole[:, None], blend.boxes, region.boxes),
-        torch.where(whole, blend.lam, region.lam),
-    )
+        return paste_in(base, donor, boxes, outside, how.mixed)
+    return _mixture(base, donor, boxes, outside, how.mixed & ~whole, torch.where(whole, how.lam0, 1.0))
 
 
 def draw(batch: int, generator: torch.Generator, config: MixtureConfig) -> Draw:
@@ -122,14 +116,20 @@ def place(donor: Tensor, lam0: Tensor, generator: torch.Generator, config: Mixtu
 
 def paste_in(base: Tensor, donor: Tensor, boxes: Tensor, outside: Tensor, mixed: Tensor) -> Mixture:
     """`donor` in `boxes`, whose share outside is given, or `base` alone where `mixed` is false."""
-    boxes = boxes * mixed[:, None]
-    return Mixture(paste(base, donor, boxes), boxes, torch.where(mixed, outside, 1.0))
+    return _mixture(base, donor, boxes, outside, mixed, outside.new_ones(1))
 
 
 def _blend(base: Tensor, donor: Tensor, lam0: Tensor) -> Mixture:
     """Mixup: lam0 base + (1 - lam0) donor."""
-    images = torch.lerp(donor, base, lam0.to(base.dtype)[:, None, None, None])
-    return Mixture(images, _no_box(base)[0], lam0.expand(len(base)))
+    boxes, _ = _no_box(base)
+    share = lam0.expand(len(base))
+    return Mixture(mix_views(base, donor, boxes, share), boxes, share)
+
+
+def _mixture(base: Tensor, donor: Tensor, boxes: Tensor, outside: Tensor, boxed: Tensor, share: Tensor) -> Mixture:
+    """`donor` in `boxes` if `boxed`, else none; around it `share` of `base`, which with a box must be 1."""
+    boxes, share = boxes * boxed[:, None], share.expand(len(base))
+    return Mixture(mix_views(base, donor, boxes, share), boxes, torch.where(boxed, outside, share))
 
 
 def _no_box(base: Tensor) -> tuple[Tensor, Tensor]:

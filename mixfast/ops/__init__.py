@@ -1,7 +1,7 @@
 """The operations. Each is a folder: the public function, its definition in plain PyTorch, and one file per backend."""
 
 from mixfast.ops._dispatch import backends
-from mixfast.ops.augment_views import augment_views, draw_views
+from mixfast.ops.augment_views import augment_views, draw_views, mix_views
 from mixfast.ops.enqueue import enqueue_
 from mixfast.ops.masked_upsample_pool import masked_upsample_pool, region_weights, weighted_pool
 from mixfast.ops.multi_queue_infonce import multi_queue_infonce
@@ -14,6 +14,7 @@ __all__ = [
     "draw_views",
     "enqueue_",
     "masked_upsample_pool",
+    "mix_views",
     "multi_queue_infonce",
     "nt_xent",
     "region_weights",

@@ -120,6 +120,7 @@ def augmentations(backend: str, dtype: torch.dtype) -> Iterator[Check]:
         if number % 2 == (dtype == torch.float32):  # every second, as each is compiled
             name = f"{side} px, {recipe}{', channels last' if last else ''}"
             yield name, lambda backend, s=side, r=recipe, c=last: augmented(backend, s, r, c, dtype)
+    yield from mixtures(backend, dtype)
 
 
 def augmented(backend: str, side: int, recipe: str, channels_last: bool, dtype: torch.dtype) -> Results:
@@ -131,6 +132,20 @@ def augmented(backend: str, side: int, recipe: str, channels_last: bool, dtype: 
     options = augmenting.options(cfg, size=side, dtype=dtype, memory_format=layout)
     views = mixfast.augment_views(images, parameters, index=index, backend=backend, **options)
     return tuple(each.cpu() for each in (state, parameters, *views))
+
+
+def mixtures(backend: str, dtype: torch.dtype) -> Iterator[Check]:
+    """Several programs for an image, both layouts: copies, blends, and boxes that stick out."""
+    for last in (False, True):
+        yield f"mixture{', channels last' if last else ''}", lambda backend, c=last: mixed(backend, c, dtype)
+
+
+def mixed(backend: str, channels_last: bool, dtype: torch.dtype) -> Results:
+    rng, device = generator(), device_of(backend)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    pair = [torch.randn(3, 3, 40, 37, generator=rng).to(dtype).contiguous(memory_format=layout) for _ in range(2)]
+    boxes, share = torch.tensor([[5, 0, 30, 21], [0, 0, 0, 0], [-4, 30, 9, 90]]), torch.tensor([1.0, 0.3, 1.0])
+    return (mixfast.mix_views(*(each.to(device) for each in (*pair, boxes, share)), backend=backend).cpu(),)
 
 
 def norms(backend: str, dtype: torch.dtype) -> Iterator[Check]:

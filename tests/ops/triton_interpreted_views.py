@@ -1,4 +1,4 @@
-"""augment_views and draw_views in Triton, as triton_interpreted.py has other operations, and run beside it."""
+"""augment_views, draw_views, mix_views in Triton, as triton_interpreted.py has other operations, and run beside it."""
 
 from dataclasses import replace
 from typing import Any
@@ -12,6 +12,7 @@ from mixfast.augment import PRESETS
 from mixfast.ops.augment_views import gpu_triton
 from tests.ops import augmenting
 from tests.ops import test_augment_views as views_tests
+from tests.ops import test_mix_views as mix_tests
 
 LAST = torch.channels_last
 # Of 16 bits beside the tolerance of float32, relative: one unit in the last place; bfloat16 is truncated.
@@ -128,3 +129,23 @@ def test_no_draws() -> None:
     state = torch.tensor([5, 0])
     assert mixfast.draw_views(state, 0, (4, 4), [PRESETS["demo"]], backend="triton").shape == (1, 0, 16)
     assert state.tolist() == [5, 1]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
+@pytest.mark.parametrize("dtype", ULP, ids=str)
+def test_mixtures(dtype: torch.dtype, layout: torch.memory_format, rng: torch.Generator) -> None:
+    mix_tests.test_boxes_and_blends("triton", dtype, layout, 3, rng)
+
+
+def test_mixtures_of_every_size(rng: torch.Generator) -> None:
+    """Of several programs for an image, of one number and of none."""
+    for size in ((1, 1), (40, 37)):
+        mix_tests.test_sizes("triton", size, rng)
+    mix_tests.test_no_images("triton")
+    mix_tests.test_strides_change_nothing("triton", rng)
+
+
+def test_mixtures_of_more_than_32_bits_are_refused() -> None:
+    views = torch.empty(1, 3, 1, 1).expand(1, 3, 30000, 30000)
+    with pytest.raises(ValueError, match=r"views of fewer than 2\^31 numbers; got \[3, 30000, 30000\]"):
+        gpu_triton.mix_views(views.to("meta"), views.to("meta"), torch.zeros(1, 4).long(), torch.ones(1))

@@ -1,4 +1,4 @@
-"""Random views of image batches: the draws of their parameters, and the views that given parameters describe.
+"""Random views of image batches: the draws of their parameters, the views that given parameters describe, mixtures.
 
 A view is: bytes to [0, 1]; jitter and grey (or, by `colour_first` and `grey_first`, in another order); crop, resize and
 flip; jitter and grey, if not before; blur; solarise; (x - mean) / std. Values are clamped to [0, 1] after every step
@@ -114,4 +114,31 @@ def draw_views(
     return drawn
 
 
-__all__ = ["Law", "Recipe", "augment_views", "draw_views"]
+def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor, *, backend: str = "auto") -> Tensor:
+    """Mixtures of finished views: CutMix, mixup, or either by image, in one pass. No gradient passes.
+
+    Outside of its box, image i is share[i] base[i] + (1 - share[i]) donor[i]; inside it is donor[i]. So CutMix is a
+    share of 1, mixup an empty box, and an image with both is left alone. Copied numbers keep their bits.
+
+    Args:
+        base, donor: floating point [B, C, H, W], same shape, dtype and device.
+        boxes: int64 [B, 4] on that device, (x0, y0, x1, y1) in pixels, half-open; what sticks out is left out.
+        share: float32 [B] on that device, in [0, 1].
+        backend: "auto", or a name from `mixfast.backends()["augment_views"]`, which then runs or raises.
+
+    Returns:
+        [B, C, H, W], channels_last if `base` is (and not contiguous too), else contiguous.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, dtype, shape or device.
+        RuntimeError: the named backend cannot run this call.
+        NotImplementedError: vmap over the operation.
+    """
+    _checks.check_mixture(base, donor, boxes, share)
+    chosen = _dispatch.choose(NAME, backend, base.device.type, base.dtype)
+    with torch.no_grad():
+        mixed: Tensor = _operators.mix(base, donor, boxes, share, chosen)
+    return mixed
+
+
+__all__ = ["Law", "Recipe", "augment_views", "draw_views", "mix_views"]

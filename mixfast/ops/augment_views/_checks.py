@@ -1,4 +1,4 @@
-"""Argument checks of augment_views and draw_views. They read shapes and types, and no tensor's values."""
+"""Argument checks of augment_views, draw_views and mix_views. They read shapes and types, and no tensor's values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -117,3 +117,20 @@ def check_draw(batch: Any, recipes: Any) -> None:
         raise ValueError(f"draw_views: batch must be a number of images; got {batch!r}.")
     if not isinstance(recipes, Sequence) or not recipes:
         raise ValueError(f"draw_views: recipes must be a sequence, one for each view; got {recipes!r}.")
+
+
+def check_mixture(base: Any, donor: Any, boxes: Any, share: Any) -> None:
+    """Views [B, C, H, W] alike, int64 [B, 4] and float32 [B], on one device."""
+    name = "mix_views"
+    if not isinstance(base, Tensor) or not base.is_floating_point():
+        kind = base.dtype if isinstance(base, Tensor) else type(base).__name__
+        raise TypeError(f"{name}: base must be a tensor of floating point; got {kind}.")
+    if base.ndim != 4:
+        raise ValueError(f"{name}: base must be [B, C, H, W]; got {list(base.shape)}.")
+    wanted = {"donor": (donor, base.dtype, base.shape), "boxes": (boxes, torch.int64, (len(base), 4))}
+    for given, (value, dtype, shape) in {**wanted, "share": (share, torch.float32, (len(base),))}.items():
+        _tensor(name, given, value, dtype)
+        if tuple(value.shape) != tuple(shape):
+            raise ValueError(f"{name}: {given} must be {list(shape)}, as base has it; got {list(value.shape)}.")
+        if value.device != base.device:
+            raise ValueError(f"{name}: {given} must be on the device of base, {base.device}; got {value.device}.")

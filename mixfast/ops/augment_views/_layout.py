@@ -1,4 +1,4 @@
-"""What the two operators and their backends hand each other: columns, options, and the numbers of a recipe."""
+"""What the operators and their backends hand each other: columns, options, and the numbers of a recipe."""
 
 import math
 from typing import NamedTuple, Protocol
@@ -51,6 +51,12 @@ def empty_views(images: Tensor, parameters: Tensor, options: Options) -> Tensor:
         shape = (views, batch, options.height, options.width, 3)
         return images.new_empty(shape, dtype=options.dtype).permute(0, 1, 4, 2, 3)
     return images.new_empty((views, batch, 3, options.height, options.width), dtype=options.dtype)
+
+
+def memory_format(views: Tensor) -> torch.memory_format:
+    """Of the mixtures of such views."""
+    last = views.is_contiguous(memory_format=torch.channels_last) and not views.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
 
 
 class Recipe(Protocol):

@@ -1,4 +1,4 @@
-"""The two operators as torch sees them. Neither has a derivative: views of bytes are data."""
+"""The operators as torch sees them. None has a derivative: views of bytes are data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mixfast.ops import _dispatch
 from mixfast.ops._register import LIBRARY, define
-from mixfast.ops.augment_views._layout import COLUMNS, Law, Options, empty_views
+from mixfast.ops.augment_views._layout import COLUMNS, Law, Options, empty_views, memory_format
 
 NAME = "augment_views"
 Given = tuple[int, int, Sequence[float], Sequence[float], str, bool, bool, int, torch.dtype, bool]
@@ -45,6 +45,17 @@ def _draw_fake(state: Tensor, batch: int, height: int, width: int, numbers: Sequ
     return state.new_empty((len(laws(numbers)), batch, len(COLUMNS)), dtype=torch.float32)
 
 
+def _mix(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor, backend: str) -> Tensor:
+    layout = memory_format(base)
+    views = (view.contiguous(memory_format=layout) for view in (base, donor))
+    mixed: Tensor = _dispatch.module(NAME, backend).mix_views(*views, boxes.contiguous(), share.contiguous())
+    return mixed
+
+
+def _mix_fake(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor, backend: str) -> Tensor:
+    return torch.empty_like(base, memory_format=memory_format(base))
+
+
 def _no_vmap(*_: Any) -> tuple[Any, Any]:
     raise NotImplementedError(f"{NAME}: vmap is not supported. Give all images in one call.")
 
@@ -63,7 +74,8 @@ draw = define(
     _draw,
     _draw_fake,
 )
-for operator in (augment, draw):
+mix = define("mix_views(Tensor base, Tensor donor, Tensor boxes, Tensor share, str backend) -> Tensor", _mix, _mix_fake)
+for operator in (augment, draw, mix):
     torch.library.register_vmap(operator, _no_vmap, lib=LIBRARY)
 
 

@@ -1,4 +1,4 @@
-"""augment_views and draw_views on CPU in C++ (csrc/augment_views): checks are done, addresses and sizes go out."""
+"""The three functions on CPU in C++ (csrc/augment_views): checks are done, addresses and sizes go out."""
 
 import torch
 from torch import Tensor
@@ -59,3 +59,20 @@ def draw_views(state: Tensor, batch: int, size: tuple[int, int], laws: tuple[Law
         state.data_ptr(), batch, size, numbers, parameters.data_ptr()
     )
     return parameters
+
+
+def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor) -> Tensor:
+    """[B, C, H, W]; all are contiguous, or the views channels_last."""
+    mixed = torch.empty_like(base)
+    _native.cpu.mix_views(  # type: ignore[union-attr]
+        base.data_ptr(),
+        donor.data_ptr(),
+        boxes.data_ptr(),
+        share.data_ptr(),
+        base.shape,
+        DTYPES[base.dtype],
+        not base.is_contiguous(),
+        mixed.data_ptr(),
+        torch.get_num_threads(),
+    )
+    return mixed

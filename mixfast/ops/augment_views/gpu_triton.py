@@ -1,4 +1,4 @@
-"""augment_views and draw_views in Triton (gpu_triton_*.py)."""
+"""augment_views, draw_views and mix_views in Triton (gpu_triton_*.py)."""
 
 import functools
 import math
@@ -11,13 +11,15 @@ from torch import Tensor
 from mixfast.ops._triton import architecture, power_of_two, unavailable, why_not
 from mixfast.ops.augment_views._layout import COLUMNS, Law, Options, empty_views
 
-__all__ = ["augment_views", "draw_views", "unavailable", "why_not"]
+__all__ = ["augment_views", "draw_views", "mix_views", "unavailable", "why_not"]
 
 THREADS = 512  # of a program at most; a view that these can make is one tile, and its mean needs no pass of its own
 TILE, STEP = 32, 16  # sides of a tile else, and of what a blur reads at once
 DRAWN = 64  # images whose parameters one program draws
 _DRAW = {"num_warps": 2, "enable_fp_fusion": False}
+MIXED = 1024  # numbers that one program mixes
 _BLUR = {"num_warps": 4, "enable_fp_fusion": False}
+_MIX = {"num_warps": 4, "enable_fp_fusion": False}
 
 
 def draw_views(state: Tensor, batch: int, size: tuple[int, int], laws: tuple[Law, ...]) -> Tensor:
@@ -103,6 +105,24 @@ def _blur(unblurred: Tensor, parameters: Tensor, views: Tensor, options: Options
     grid = (count * batch * math.prod(-(-side // TILE) for side in size), 3)
     given = unblurred, parameters, views, options.scale, options.offset
     kernels.blur[grid](*given, batch, options.reach, **blur_constants(count, options), **_BLUR)
+
+
+def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor) -> Tensor:
+    """[B, C, H, W]; all are contiguous, or the views channels_last."""
+    from mixfast.ops.augment_views import gpu_triton_mix as kernels
+
+    mixed = torch.empty_like(base)
+    if mixed.numel() == 0:
+        return mixed
+    batch, channels, height, width = base.shape
+    numbers = channels * height * width
+    if numbers >= 1 << 31:
+        raise ValueError(f"mix_views: triton takes views of fewer than 2^31 numbers; got {list(base.shape[1:])}.")
+    constants = {"CHANNELS": 1 if base.is_contiguous() else channels, "BLOCK": MIXED}
+    with torch.cuda.device_of(base):
+        given = base, donor, boxes, share, mixed, numbers, height * width, width
+        kernels.mix[(batch * -(-numbers // MIXED),)](*given, **constants, **_MIX)
+    return mixed
 
 
 # The constants of each kernel. scripts/triton_report.py compiles with the same.

@@ -1,9 +1,9 @@
-"""Both operations by their definitions, in plain PyTorch on whole batches, for any device."""
+"""All by their definitions, in plain PyTorch on whole batches, for any device."""
 
 import torch
 from torch import Tensor
 
-from mixfast.ops.augment_views import _philox, blur, colour, crop
+from mixfast.ops.augment_views import _philox, blur, colour, crop, pasting
 from mixfast.ops.augment_views._layout import COLUMNS, Law, Options, empty_views
 
 # Images worked on at once on a CPU, so that intermediate results stay in the cache; the result does not depend on it.
@@ -38,6 +38,11 @@ def augment_views(images: Tensor, parameters: Tensor, index: Tensor | None, opti
             for view, how in zip(views, parameters, strict=True):
                 view[part] = _view(pixels, how[part], options)
     return views
+
+
+def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor) -> Tensor:
+    """[B, C, H, W]; all are contiguous, or the views channels_last."""
+    return pasting.mixture(base, donor, boxes, share)
 
 
 def _view(images: Tensor, parameters: Tensor, options: Options) -> Tensor:
