@@ -204,5 +204,5 @@ def test_older_nvcc_gets_the_codes_it_knows(builder, tmp_path, monkeypatch) -> N
     nvcc = fake_nvcc(tmp_path, "sm_75\nsm_80\nsm_86\nsm_90", 0)
     only(monkeypatch, builder, nvcc)
     assert builder.find_nvcc() == (nvcc, "80-real;86-real;90-real;90-virtual")
-    builder.GPU_CODES = "80-real;80-virtual"
-    assert builder.gencode() == ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_80,code=compute_80"]
+    codes = ["80-real", "80-virtual"]
+    assert builder.gencode(codes) == ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_80,code=compute_80"]
