@@ -42,7 +42,8 @@ def knn(path: Path, section: Section) -> bool:
                 axis.text(1, mean, f" {name}", fontsize=7, color="grey", va="center", transform=_right(axis))
         title = f"kNN on {key.removeprefix('knn_')}"
         axis.set(title=title, xlabel="encoder passes, in epochs of moco", ylabel="weighted kNN, %", xlim=(0, None))
-    page.legend(fontsize=7, ncols=5, loc="outside lower center")
+    columns = max(1, min(5, 160 // (12 + max(len(group.name) for group in order))))  # what the page's width holds
+    page.legend(fontsize=7, ncols=columns, loc="outside lower center")
     page.savefig(path)
     return True
 

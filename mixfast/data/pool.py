@@ -8,6 +8,7 @@ copied between processes, and none of them holds the list of the files: they sha
 import json
 import mmap
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -134,14 +135,19 @@ class Pool:
     def _start(self, given: dict[str, int], facts: dict[str, Any]) -> "subprocess.Popen[bytes]":
         command = [sys.executable, "-W", "ignore", "-c", _START, str(Path(decoder.__file__)), json.dumps(given | facts)]
         path = os.pathsep.join(sys.path)  # this process may find NumPy and Pillow where a new one would not
-        return subprocess.Popen(
-            command,
-            pass_fds=tuple(given.values()),
-            stdin=subprocess.DEVNULL,
-            stdout=self._words,
-            stderr=self._words,
-            env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        )
+        # The process inherits what is blocked here: a Ctrl-C does not reach it before it has said that it ignores them.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            return subprocess.Popen(
+                command,
+                pass_fds=tuple(given.values()),
+                stdin=subprocess.DEVNULL,
+                stdout=self._words,
+                stderr=self._words,
+                env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+            )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def batches(self, parts: Sequence[np.ndarray]) -> Iterator[Tensor]:
         """uint8 [n, 3, size, size] on the device for the file numbers int64 [n] of each part, in order.
