@@ -44,6 +44,11 @@ def cuda_unavailable() -> str | None:
     return None if torch.cuda.is_available() else "torch finds no CUDA device"
 
 
+def cpu_place(available: list[int], instruction_set: int) -> tuple[int, int]:
+    """Where a CPU call runs: torch's number of threads, and the code of its instruction set; -1 is the fastest."""
+    return torch.get_num_threads(), available[-1] if instruction_set < 0 else instruction_set
+
+
 def place(tensor: Tensor) -> tuple[int, int]:
     """Where a GPU call runs: the tensor's device and its current stream."""
     return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream

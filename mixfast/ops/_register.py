@@ -23,3 +23,13 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
         LIBRARY.impl(name, kernel, device)
     torch.library.register_fake(f"mixfast::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.mixfast, name).default
+
+
+def refuse_vmap(message: str, *operators: Any) -> None:
+    """vmap over any of these operators raises NotImplementedError with this message."""
+
+    def refuse(*_: Any) -> tuple[Any, Any]:
+        raise NotImplementedError(message)
+
+    for operator in operators:
+        torch.library.register_vmap(operator, refuse, lib=LIBRARY)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _dispatch
-from mixfast.ops._register import LIBRARY, define
+from mixfast.ops._register import LIBRARY, define, refuse_vmap
 from mixfast.ops.augment_views._layout import COLUMNS, Law, Options, empty_views, memory_format
 
 NAME = "augment_views"
@@ -56,10 +56,6 @@ def _mix_fake(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor, backend
     return torch.empty_like(base, memory_format=memory_format(base))
 
 
-def _no_vmap(*_: Any) -> tuple[Any, Any]:
-    raise NotImplementedError(f"{NAME}: vmap is not supported. Give all images in one call.")
-
-
 # -> [V, B, 3, S, T]
 augment = define(
     f"{NAME}(Tensor images, Tensor parameters, Tensor? index, SymInt height, SymInt width, float[] mean, float[] std, "
@@ -75,8 +71,7 @@ draw = define(
     _draw_fake,
 )
 mix = define("mix_views(Tensor base, Tensor donor, Tensor boxes, Tensor share, str backend) -> Tensor", _mix, _mix_fake)
-for operator in (augment, draw, mix):
-    torch.library.register_vmap(operator, _no_vmap, lib=LIBRARY)
+refuse_vmap(f"{NAME}: vmap is not supported. Give all images in one call.", augment, draw, mix)
 
 
 def _count_version(keyset: Any, state: Tensor, *rest: Any) -> Tensor:

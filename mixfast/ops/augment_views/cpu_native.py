@@ -41,8 +41,7 @@ def augment_views(
         DTYPES[options.dtype],
         options.channels_last,
         views.data_ptr(),
-        torch.get_num_threads(),
-        instruction_sets()[instruction_set] if instruction_set < 0 else instruction_set,
+        *_native.cpu_place(instruction_sets(), instruction_set),
     )
     if refused >= 0 and index is not None:
         raise IndexError(

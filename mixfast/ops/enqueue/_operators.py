@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _dispatch
-from mixfast.ops._register import LIBRARY, define
+from mixfast.ops._register import LIBRARY, define, refuse_vmap
 
 NAME = "enqueue"
 
@@ -26,17 +26,13 @@ def _enqueue_fake(
     return None
 
 
-def _no_vmap(*_: Any) -> tuple[Any, Any]:
-    raise NotImplementedError(f"{NAME}_: vmap is not supported. Pass the mapped dimension as further queues.")
-
-
 # pointers are one tensor [Q], or Q tensors [].
 enqueue = define(
     f"{NAME}_(Tensor(a!)[] queues, Tensor[] keys, Tensor(b!)[] pointers, bool normalize, str backend) -> ()",
     _enqueue,
     _enqueue_fake,
 )
-torch.library.register_vmap(enqueue, _no_vmap, lib=LIBRARY)
+refuse_vmap(f"{NAME}_: vmap is not supported. Pass the mapped dimension as further queues.", enqueue)
 
 
 def _count_versions(keyset: Any, queues: Sequence[Tensor], keys: Any, pointers: Sequence[Tensor], *rest: Any) -> None:

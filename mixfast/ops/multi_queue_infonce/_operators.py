@@ -14,7 +14,7 @@ from torch import Tensor
 from mixfast.ops import _dispatch, _native
 from mixfast.ops._derivatives import no_second
 from mixfast.ops._eager import is_plain, plain_apply
-from mixfast.ops._register import LIBRARY, define
+from mixfast.ops._register import define, refuse_vmap
 from mixfast.ops.multi_queue_infonce import _checks
 
 NAME = "multi_queue_infonce"
@@ -119,13 +119,6 @@ def _check_fake(valid_len: Tensor | None, temperature: Tensor | None, keys: list
     pass
 
 
-def _no_vmap(*_: Any) -> tuple[Any, Any]:
-    raise NotImplementedError(
-        f"{NAME}: vmap is not supported. Pass the mapped dimension as further terms: queries and positives are "
-        "sequences of T tensors [N, D] or tensors [T, N, D]."
-    )
-
-
 # -> losses [N] for reduction "none", else [T]; grad_queries [N, D], the derivative of each row's own loss with respect
 # to its query ([0, D] unless need_grad); negative_share [N], the probability that falls on the negatives.
 forward = define(
@@ -143,8 +136,13 @@ backward = define(
     _backward_fake,
 )
 check = define(f"{NAME}_check(Tensor? valid_len, Tensor? temperature, SymInt[] keys) -> ()", _check, _check_fake)
-for operator in (forward, backward, check):
-    torch.library.register_vmap(operator, _no_vmap, lib=LIBRARY)
+refuse_vmap(
+    f"{NAME}: vmap is not supported. Pass the mapped dimension as further terms: queries and positives are "
+    "sequences of T tensors [N, D] or tensors [T, N, D].",
+    forward,
+    backward,
+    check,
+)
 
 
 class _Call(NamedTuple):

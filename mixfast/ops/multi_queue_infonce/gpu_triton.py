@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mixfast.ops import _triton
 from mixfast.ops._triton import architecture, factors, power_of_two, row_constants, unavailable
+from mixfast.ops.multi_queue_infonce._operators import row_counts
 
 __all__ = ["backward", "forward", "unavailable", "why_not"]
 
@@ -48,7 +49,7 @@ def forward(
     """(losses, grad_queries, negative_share) as `_operators.forward` describes them."""
     from mixfast.ops.multi_queue_infonce import gpu_triton_kernels as kernels
 
-    anchors, matches, counts = _rows(queries), _rows(positives), _counts(queries)
+    anchors, matches, counts = _rows(queries), _rows(positives), tuple(row_counts(queries))
     queues = tuple(queue.contiguous() for queue in queues)
     valid_len = None if valid_len is None else valid_len.contiguous()
     total, dim = anchors.shape
@@ -88,7 +89,7 @@ def backward(
     """(d_queries, d_positives, d_temperature) as `_operators.backward` describes them."""
     from mixfast.ops.multi_queue_infonce import gpu_triton_kernels as kernels
 
-    (total, dim), counts = grad_queries.shape, _counts(queries)
+    (total, dim), counts = grad_queries.shape, tuple(row_counts(queries))
     anchors = _rows(queries) if needs[1] or needs[2] else None
     plan = _plan(counts, (0,) * len(counts), (1,), dim, grad_queries.device)
     d_queries, d_positives = (queries[0].new_empty((total if need else 0, dim)) for need in needs[:2])
@@ -114,12 +115,6 @@ def _scales(temperature: Tensor | None, temperatures: list[float]) -> tuple[Tens
 def _rows(tensors: Sequence[Tensor]) -> Tensor:
     """The rows of all terms [N, D]; a copy unless they lie there so already."""
     return tensors[0].reshape(-1, tensors[0].shape[-1]).contiguous() if len(tensors) == 1 else torch.cat(list(tensors))
-
-
-def _counts(tensors: Sequence[Tensor]) -> tuple[int, ...]:
-    """Rows of each term; a single tensor [T, N, D] stands for T terms."""
-    first = tensors[0]
-    return (first.shape[1],) * first.shape[0] if first.dim() == 3 else tuple(tensor.shape[0] for tensor in tensors)
 
 
 def _reduced(values: Tensor, plan: "Plan", reduction: str) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mixfast.ops import _dispatch
 from mixfast.ops._derivatives import no_second
 from mixfast.ops._eager import is_plain
-from mixfast.ops._register import LIBRARY, define
+from mixfast.ops._register import define, refuse_vmap
 
 NAME = "nt_xent"
 Three = tuple[Tensor, Tensor, Tensor]
@@ -81,10 +81,6 @@ def _backward_fake(
     return d_rows, denominators.new_empty(() if need_temperature else 0)
 
 
-def _no_vmap(*_: Any) -> tuple[Any, Any]:
-    raise NotImplementedError(f"{NAME}: vmap is not supported. Call it once for each pair of views.")
-
-
 # -> losses [2N] for reduction "none", else []; denominators [2N], the base-2 logarithm of the sum over j, the positive
 # included; shares [2N], the part of that sum that falls on the negatives.
 forward = define(
@@ -101,8 +97,7 @@ backward = define(
     _backward,
     _backward_fake,
 )
-for operator in (forward, backward):
-    torch.library.register_vmap(operator, _no_vmap, lib=LIBRARY)
+refuse_vmap(f"{NAME}: vmap is not supported. Call it once for each pair of views.", forward, backward)
 
 
 class _NtXent(torch.autograd.Function):

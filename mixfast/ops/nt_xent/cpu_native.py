@@ -56,8 +56,7 @@ def forward(
         losses.data_ptr(),
         denominators.data_ptr(),
         shares.data_ptr(),
-        torch.get_num_threads(),
-        instruction_sets()[instruction_set] if instruction_set < 0 else instruction_set,
+        *_native.cpu_place(instruction_sets(), instruction_set),
     )
     if refused >= 0 and excluded is not None:
         _checks.refuse_excluded(refused, int(excluded[refused]), anchors)
@@ -89,7 +88,6 @@ def backward(
         shares.data_ptr(),
         d_rows.data_ptr(),
         d_temperature.data_ptr() if need_temperature else 0,
-        torch.get_num_threads(),
-        instruction_sets()[instruction_set] if instruction_set < 0 else instruction_set,
+        *_native.cpu_place(instruction_sets(), instruction_set),
     )
     return d_rows, d_temperature

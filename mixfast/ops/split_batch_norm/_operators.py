@@ -12,7 +12,7 @@ from torch import Tensor
 from mixfast.ops import _dispatch
 from mixfast.ops._derivatives import no_second
 from mixfast.ops._eager import is_plain
-from mixfast.ops._register import LIBRARY, define
+from mixfast.ops._register import define, refuse_vmap
 
 NAME = "split_batch_norm"
 Three = tuple[Tensor, Tensor, Tensor]
@@ -73,10 +73,6 @@ def _backward_fake(
     return torch.empty_like(dense(x)), torch.empty_like(weight), torch.empty_like(weight)
 
 
-def _no_vmap(*_: Any) -> tuple[Any, Any]:
-    raise NotImplementedError(f"{NAME}: vmap is not supported. Call it once for each batch.")
-
-
 # -> y, as x but dense; means and inverses [S, C] of 1 / sqrt(variance + eps). Moves the running statistics.
 forward = define(
     f"{NAME}_forward(Tensor x, Tensor weight, Tensor bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
@@ -91,8 +87,7 @@ backward = define(
     _backward,
     _backward_fake,
 )
-for operator in (forward, backward):
-    torch.library.register_vmap(operator, _no_vmap, lib=LIBRARY)
+refuse_vmap(f"{NAME}: vmap is not supported. Call it once for each batch.", forward, backward)
 
 
 class _SplitBatchNorm(torch.autograd.Function):

@@ -27,11 +27,6 @@ def _maps(x: Tensor, splits: int) -> tuple[Any, ...]:
     return batch, channels, height * width, splits, last, DTYPES[x.dtype]
 
 
-def _place(instruction_set: int) -> tuple[int, int]:
-    chosen = instruction_sets()[instruction_set] if instruction_set < 0 else instruction_set
-    return torch.get_num_threads(), chosen
-
-
 def forward(
     x: Tensor,
     weight: Tensor,
@@ -51,7 +46,7 @@ def forward(
         *(x.data_ptr(), weight.data_ptr(), bias.data_ptr()),
         *(0 if each is None else each.data_ptr() for each in (running_mean, running_var)),
         *(momentum, eps, y.data_ptr(), means.data_ptr(), inverses.data_ptr()),
-        *_place(instruction_set),
+        *_native.cpu_place(instruction_sets(), instruction_set),
     )
     return y, means, inverses
 
@@ -63,6 +58,8 @@ def backward(
     dx, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
     tensors = dy, x, weight, means, inverses, dx, d_weight, d_bias
     _native.cpu.split_batch_norm_backward(  # type: ignore[union-attr]
-        *_maps(x, splits), *(each.data_ptr() for each in tensors), *_place(instruction_set)
+        *_maps(x, splits),
+        *(each.data_ptr() for each in tensors),
+        *_native.cpu_place(instruction_sets(), instruction_set),
     )
     return dx, d_weight, d_bias
