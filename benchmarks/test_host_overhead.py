@@ -7,6 +7,7 @@ any differentiable call; the first row is one of torch's own operators.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,8 +16,8 @@ import mixfast
 INDEX, DIM = [0, 1, 2, 0, 1], 16  # five terms, three queues
 
 
-def function(results: list[tuple[int, ...]], gradients: list[tuple[int, ...]]) -> Callable[..., Any]:
-    """Differentiable in all arguments; allocates results and gradients of these shapes, and does no more."""
+def function(results: list[tuple[int, ...]], gradients: Sequence[tuple[int, ...] | None]) -> Callable[..., Any]:
+    """Differentiable in its arguments; allocates results and gradients of these shapes, and does no more."""
 
     class Allocate(torch.autograd.Function):
         @staticmethod
@@ -24,8 +25,8 @@ def function(results: list[tuple[int, ...]], gradients: list[tuple[int, ...]]) -
             return tuple([torch.empty(shape) for shape in results])
 
         @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, ...]:
-            return tuple([torch.empty(shape) for shape in gradients])
+        def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+            return tuple([None if shape is None else torch.empty(shape) for shape in gradients])
 
     return Allocate.apply
 
@@ -68,11 +69,16 @@ def test_infonce_single_tensor(measure: Any) -> None:
     measure("host overhead, multi_queue_infonce of a tensor of five terms", runs)
 
 
-def test_infonce_lists(measure: Any) -> None:
-    queries, positives = ([torch.randn(3, DIM, requires_grad=True) for _ in INDEX] for _ in range(2))
-    inputs, upstream, floor = [*queries, *positives], [torch.ones(5)], function([(5,)], [(3, DIM)] * 10)
+@pytest.mark.parametrize("positives_too", [True, False])
+def test_infonce_lists(measure: Any, positives_too: bool) -> None:
+    """With gradients to both, and as methods with a key encoder call it, whose positives need none."""
+    queries, positives = ([torch.randn(3, DIM, requires_grad=need) for _ in INDEX] for need in (True, positives_too))
+    inputs = [*queries, *positives][: 10 if positives_too else 5]
+    shapes = [(3, DIM)] * 5 + [(3, DIM) if positives_too else None] * 5
+    upstream, floor = [torch.ones(5)], function([(5,)], shapes)
     runs = {
-        "floor: an autograd.Function": both(lambda: floor(*inputs), inputs, upstream),
+        "floor: an autograd.Function": both(lambda: floor(*queries, *positives), inputs, upstream),
         "mixfast cpu": both(infonce(queries, positives), inputs, upstream),
     }
-    measure("host overhead, multi_queue_infonce of lists of five terms", runs)
+    gradients = "" if positives_too else ", gradients to the queries alone"
+    measure(f"host overhead, multi_queue_infonce of lists of five terms{gradients}", runs)

@@ -33,7 +33,7 @@ struct Torch {
   py::object included = eager.attr("included"), nothing_on = eager.attr("NOTHING_ON");
   py::object current_stream = torch.attr("cuda").attr("current_stream");
   py::str is_neg = name("is_neg"), raw_repr = name("raw_repr"), requires_grad = name("requires_grad"),
-          empty = name("new_empty_strided");
+          empty = name("new_empty_strided"), split = name("split_with_sizes");
   py::str cpu = name("cpu"), cuda = name("cuda");
   py::tuple dtype = py::make_tuple(name("dtype"));
   py::object dtypes[kInt64 + 1] = {torch.attr("float32"),  torch.attr("float64"), torch.attr("float16"),
@@ -70,12 +70,8 @@ Number number_of(const dlpack::DLTensor& from) {
       return kByte;
     case dlpack::kInt << 8 | 64:
       return kInt64;
-    case dlpack::kInt << 8 | 32:
-    case dlpack::kInt << 8 | 16:
-    case dlpack::kInt << 8 | 8:
-      return kInteger;
     default:
-      return kOther;
+      return from.code == dlpack::kInt ? kInteger : kOther;
   }
 }
 
@@ -176,15 +172,18 @@ Tensor read(py::handle object) {
   return tensor;
 }
 
-bool try_read_plain(py::handle object, Tensor& tensor) {
+bool try_read_saved(py::handle object, Tensor& tensor) {
   const auto* const type = reinterpret_cast<PyObject*>(Py_TYPE(object.ptr()));
-  if (type != torch().tensor.ptr() && type != torch().parameter.ptr()) return false;
-  return try_read(object, tensor) &&
+  return (type == torch().tensor.ptr() || type == torch().parameter.ptr()) && try_read(object, tensor);
+}
+
+bool try_read_plain(py::handle object, Tensor& tensor) {
+  return try_read_saved(object, tensor) &&
          checked(PyObject_CallMethodNoArgs(object.ptr(), torch().is_neg.ptr())).is(py::handle(Py_False));
 }
 
 bool try_read_plain(py::handle objects, std::vector<Tensor>& tensors) {
-  const auto read_one = [](py::handle object, Tensor& tensor) { return try_read_plain(object, tensor); };
+  bool (*const read_one)(py::handle, Tensor&) = try_read_plain;
   return try_each(objects, tensors, read_one) && !tensors.empty();
 }
 
@@ -245,6 +244,12 @@ Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, Number num
   PyObject* const arguments[] = {like.object.ptr(), sizes.ptr(), steps.ptr(), torch().dtypes[number].ptr()};
   PyObject* const named = like.number == number ? nullptr : torch().dtype.ptr();
   return read(checked(PyObject_VectorcallMethod(torch().empty.ptr(), arguments, 3, named)));
+}
+
+py::tuple split(const Tensor& rows, const std::vector<int64_t>& sizes) {
+  py::tuple numbers(sizes.size());
+  for (size_t i = 0; i < sizes.size(); ++i) numbers[i] = py::int_(sizes[i]);
+  return checked(PyObject_CallMethodOneArg(rows.object.ptr(), torch().split.ptr(), numbers.ptr()));
 }
 
 py::object call(py::handle function, const py::tuple& arguments) {

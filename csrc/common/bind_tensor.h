@@ -46,7 +46,9 @@ Tensor read(py::handle object);
 
 // Reads a tensor whose memory is all that there is to it: no subclass, and not negated lazily.
 bool try_read_plain(py::handle object, Tensor& tensor);
-// The same of each member of a list or tuple, of which there must be at least one.
+// The same of what autograd saved of a tensor that was such: not asked again whether it is negated.
+bool try_read_saved(py::handle object, Tensor& tensor);
+// The first again, of each member of a list or tuple, of which there must be at least one.
 bool try_read_plain(py::handle objects, std::vector<Tensor>& tensors);
 
 // Whether nothing is traced, transformed or watched, as mixfast/ops/_eager.py says; torch.compile aside.
@@ -65,6 +67,9 @@ Tensor as(const Tensor& tensor, const Tensor& like);
 Tensor as_int64(const Tensor& tensor);
 // New memory on the device of `like`.
 Tensor empty(const Tensor& like, std::initializer_list<int64_t> size, Number number, bool channels_last = false);
+
+// Views of these numbers of rows, one after another.
+py::tuple split(const Tensor& rows, const std::vector<int64_t>& sizes);
 
 // function(*arguments)
 py::object call(py::handle function, const py::tuple& arguments);

@@ -2,7 +2,7 @@
 // multi_queue_infonce on CPU, for Python.
 #include <pybind11/stl.h>
 
-#include "multi_queue_infonce/bind.h"
+#include "multi_queue_infonce/bind_results.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "multi_queue_infonce/bind.h"
+#include "multi_queue_infonce/bind_results.h"
 #include "multi_queue_infonce/cuda.h"
 
 namespace {

@@ -21,10 +21,17 @@ class _NoSecondDerivative(torch.autograd.Function):
         )
 
 
+def present(*tensors: Tensor | None) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
 def no_second(name: str, grads: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """`grads` as a function of `inputs` whose derivative raises, wherever that derivative would be recorded."""
+    """`grads` as a function of `inputs` whose derivative raises, wherever that derivative would be recorded.
+
+    `inputs` are all that a gradient depends on: with one left out its second derivative would be silently 0.
+    """
     if not torch.is_grad_enabled():
         return list(grads)
-    present = [grad for grad in grads if grad is not None]
-    blocked = iter(_NoSecondDerivative.apply(name, len(present), *present, *inputs))
+    made = present(*grads)
+    blocked = iter(_NoSecondDerivative.apply(name, len(made), *made, *inputs))
     return [None if grad is None else next(blocked) for grad in grads]

@@ -35,13 +35,22 @@ def test_gradcheck(backend: str, reduction: str, rng: torch.Generator) -> None:
 
 
 @each_backend("multi_queue_infonce", but=("reference",))
-def test_second_derivative_raises(backend: str, rng: torch.Generator) -> None:
-    query = unit(rng, 4, 8, backend=backend).requires_grad_()
-    positive, queue = unit(rng, 4, 8, backend=backend), unit(rng, 9, 8, backend=backend)
-    loss = multi_queue_infonce([query], [positive], [queue], [0], backend=backend)
-    (grad,) = torch.autograd.grad(loss.sum(), query, create_graph=True)
+@pytest.mark.parametrize("direct", [False, True])
+@pytest.mark.parametrize("by", ["query", "positive", "temperature"])
+def test_second_derivative_raises(
+    backend: str, by: str, direct: bool, rng: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not direct:
+        monkeypatch.setattr(_operators, "direct", lambda *arguments: None)
+    tensors = {name: unit(rng, 4, 8, backend=backend) for name in ("query", "positive")}
+    tensors["temperature"] = torch.full((1,), 0.5, device=tensors["query"].device)
+    variable, queue = tensors[by].requires_grad_(), unit(rng, 9, 8, backend=backend)
+    loss = multi_queue_infonce(
+        [tensors["query"]], [tensors["positive"]], [queue], [0], temperature=tensors["temperature"], backend=backend
+    )
+    (grad,) = torch.autograd.grad(loss.sum(), variable, create_graph=True)
     with pytest.raises(NotImplementedError, match=r"second derivatives are not implemented.*backend='reference'"):
-        grad.sum().backward()
+        torch.autograd.grad((grad + variable).sum(), variable)  # the sum: a lost term would leave a plausible number
 
 
 def test_reference_has_second_derivatives(rng: torch.Generator) -> None:

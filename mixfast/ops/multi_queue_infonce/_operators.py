@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _dispatch, _native
-from mixfast.ops._derivatives import no_second
+from mixfast.ops._derivatives import no_second, present
 from mixfast.ops._eager import is_plain, plain_apply
 from mixfast.ops._register import define, refuse_vmap
 from mixfast.ops.multi_queue_infonce import _checks
@@ -164,7 +164,7 @@ class _Infonce(torch.autograd.Function):
         queries, positives = tensors[:terms], tensors[terms:]
         losses, grad_queries, negative_share = _run(call, queries, positives, temperature, True)
         ctx.save_for_backward(grad_queries, negative_share, temperature, *queries)
-        ctx.options = call.temperatures, call.reduction, call.backend
+        ctx.options = call.temperatures, call.reduction, call.backend, positives
         return losses
 
     @staticmethod
@@ -181,7 +181,7 @@ def _gradients(
     *tensors: Tensor,
 ) -> tuple[Tensor | None, ...]:
     queries = list(tensors)
-    temperatures, reduction, backend = ctx.options
+    temperatures, reduction, backend, positives = ctx.options
     terms, wanted = len(queries), ctx.needs_input_grad
     needs = [any(wanted[3 : 3 + terms]), any(wanted[3 + terms :]), wanted[1]]
     arguments = (grad_losses, grad_queries, negative_share, queries, temperature, temperatures, reduction, needs)
@@ -192,14 +192,18 @@ def _gradients(
         d_queries, d_positives, d_temperature = _backward(*arguments, backend)
     grads: list[Tensor | None] = [d_temperature.to(temperature.dtype) if needs[2] else None]
     grads += _split(d_queries, queries) if needs[0] else [None] * terms
-    grads += _split(d_positives, queries) if needs[1] else [None] * (len(wanted) - 3 - terms)
-    grads = no_second(NAME, grads, (grad_losses, *queries))
+    grads += _split(d_positives, queries) if needs[1] else [None] * terms
+    grads = no_second(NAME, grads, present(grad_losses, temperature, *queries, *positives))
     return None, grads[0], None, *grads[1:]
 
 
 class _Ready(torch.autograd.Function):
-    """The same of a call that a compiled module has made (csrc/multi_queue_infonce/bind.h): its losses, the tensors to
-    be saved, of which the first holds gradients [N, D] and shares [N], and its options."""
+    """The same of a call that a compiled module has made (csrc/multi_queue_infonce/bind_results.h): its losses, the
+    tensors to be saved, of which the first holds gradients [N, D] and shares [N], and its options.
+
+    The positives are among the options: their values are not needed, only what they depend on, if a second derivative
+    is asked for. Saving them would cost each call a microsecond.
+    """
 
     @staticmethod
     def forward(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _dispatch
-from mixfast.ops._derivatives import no_second
+from mixfast.ops._derivatives import no_second, present
 from mixfast.ops._eager import is_plain
 from mixfast.ops._register import define, refuse_vmap
 
@@ -126,7 +126,7 @@ class _NtXent(torch.autograd.Function):
         d_first, d_second = d_rows.chunk(2)
         found = (d_temperature.to(temperature.dtype) if wanted[0] else None, d_first, d_second)
         grads = [grad if need else None for grad, need in zip(found, wanted, strict=True)]
-        return None, None, *no_second(NAME, grads, (grad_losses, first, second))
+        return None, None, *no_second(NAME, grads, present(grad_losses, first, second, temperature))
 
 
 def _run(
