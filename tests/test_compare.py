@@ -16,6 +16,7 @@ from mixfast.compare import main
 from mixfast.comparison import objects, tables, verdict
 from mixfast.comparison.gather import Group, Section, gather
 from mixfast.comparison.statistics import Difference, difference, spread
+from mixfast.errors import ConfigError
 from mixfast.train import main as train
 from tests.tiny_run import process_settings_kept, records, words
 
@@ -172,6 +173,19 @@ def test_other_data_or_networks_are_other_sections_and_variants_other_rows(runs:
     places = {published.method: group for published, group in verdict.rows(found[0]) if group}
     assert places["approach1"].name == "approach1 box_mode=independent"
     assert "width 8" in found[1].title
+
+
+def test_images_of_a_folder_can_be_given_a_name(runs: Path, tmp_path: Path) -> None:
+    folder, other = copied(runs, tmp_path, "a0", "a1")
+    for place, path in ((folder, "data/train"), (other, "elsewhere/train")):
+        config = json.loads((place / "config.json").read_text())
+        config["values"]["data"] |= {"kind": "folder", "path": path}
+        (place / "config.json").write_text(json.dumps(config))
+    scenes, named = gather([runs / "a0", folder], "CIFAR-10 (JPEG q75)")
+    assert named.title.startswith("CIFAR-10 (JPEG q75), ") and scenes.title.startswith("scenes, ")
+    for paths, count in (([runs / "a0"], 0), ([folder, other], 2)):
+        with pytest.raises(ConfigError, match=f"--folder-name 'mine' names .* these runs read {count} folders"):
+            gather(paths, "mine")
 
 
 def test_forms_of_a_method_stand_beside_the_one_nearest_to_its_defaults(runs: Path, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ class Compare(Place):
     out: Path | None = None  # folder of the report; none: runs/comparison-NNNN
     overwrite: bool = False  # replace the report that is there
     page: Path | None = None  # write the Markdown to this file instead of report.md in the folder
+    folder_name: str | None = None  # what to call the images of runs on a folder; none: by the folder's name
     localise: Data = "auto"  # images on which maps look for objects; auto: scenes for runs on scenes, else canvas
     count: int = 1000  # images on which localisation is scored, at most
     validation: int = 300  # other images, on which map and threshold are chosen
@@ -50,7 +51,7 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
         raise ConfigError(f"--count and --validation must be at least 1, --maps at least 0; got {given}.")
     if options.page and options.page.exists() and not options.overwrite:
         raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
-    sections = gather(options.runs)
+    sections = gather(options.runs, options.folder_name)
     place = _place(options)
     place.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))

@@ -117,16 +117,26 @@ class Section:
         return self.groups[0].config
 
 
-def gather(paths: Sequence[Path]) -> list[Section]:
+def gather(paths: Sequence[Path], folder_name: str | None = None) -> list[Section]:
     """The runs of some folders in sections, in the order given; groups in the order of the paper's table.
 
+    Args:
+        folder_name: what to call the images of runs on a folder; None: by the folder's name.
+
     Raises:
-        ConfigError: none given, or one twice, or two that are the same run with the same seed.
+        ConfigError: no run given, or one twice, or two that are the same run with the same seed; or a name for what is
+            not one folder of images.
         CheckpointError: not a run's folder, or one that cannot be read.
     """
     if not paths:
         raise ConfigError("give at least one RUN: the folder of a run of python -m mixfast.train.")
     members = [_read(path) for path in paths]
+    folders = {member.config.data.path for member in members if member.config.data.kind == "folder"}
+    if folder_name is not None and len(folders) != 1:
+        raise ConfigError(
+            f"--folder-name {folder_name!r} names the images of one folder; these runs read {len(folders)} folders. "
+            "Leave it away, or compare the runs of each folder on their own."
+        )
     sections: dict[str, list[Member]] = {}
     for member in members:
         sections.setdefault(_comparable(member.config), []).append(member)
@@ -135,8 +145,8 @@ def gather(paths: Sequence[Path]) -> list[Section]:
     for inside in sections.values():
         kind = inside[0].config.data.kind
         slugs.append(kind)
-        number = slugs.count(kind)
-        found.append(Section(_title(inside[0].config), kind if number == 1 else f"{kind}-{number}", _groups(inside)))
+        slug = kind if slugs.count(kind) == 1 else f"{kind}-{slugs.count(kind)}"
+        found.append(Section(_title(inside[0].config, folder_name), slug, _groups(inside)))
     return found
 
 
@@ -158,12 +168,12 @@ def _comparable(config: RunConfig[Any]) -> str:
     return repr((data, model, [getattr(config.eval, name) for name in _SCORER]))
 
 
-def _title(config: RunConfig[Any]) -> str:
+def _title(config: RunConfig[Any], folder_name: str | None) -> str:
     data, model = config.data, config.model
     train, test = (data.scenes, data.test_scenes) if data.kind == "scenes" else (data.limit, data.test_limit)
     name = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}.get(data.kind, data.kind)
     if data.kind == "folder" and data.path:
-        name = f"folder {Path(data.path).name}"
+        name = folder_name or f"folder {Path(data.path).name}"
     counts = f"{train or 'all'} training and {test or 'all'} test images of {data.size} pixels"
     return f"{name}, {counts}, ResNet-{model.depth} of width {model.width}"
 
