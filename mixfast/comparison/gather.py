@@ -145,7 +145,8 @@ def gather(paths: Sequence[Path], folder_name: str | None = None) -> list[Sectio
     for inside in sections.values():
         kind = inside[0].config.data.kind
         slugs.append(kind)
-        slug = kind if slugs.count(kind) == 1 else f"{kind}-{slugs.count(kind)}"
+        number = slugs.count(kind)
+        slug = kind if number == 1 else f"{kind}-{number}"
         found.append(Section(_title(inside[0].config, folder_name), slug, _groups(inside)))
     return found
 

@@ -5,8 +5,6 @@ from torch import Tensor
 
 from mixfast.ops.augment_views.pasting import box_mask
 
-__all__ = ["box_mask", "paste"]
-
 
 def paste(base: Tensor, patch: Tensor, boxes: Tensor) -> Tensor:
     """[B, C, H, W] images: `patch` inside `boxes` [B, 4], `base` outside. The patch keeps its own coordinates."""
