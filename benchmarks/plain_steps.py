@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mixfast.models import Encoder
 from mixfast.models.split_bn import SplitBatchNorm2d
-from mixfast.run import Run
+from mixfast.run.state import Run
 
 Views = dict[str, Tensor]
 

@@ -18,12 +18,12 @@ import torch
 from benchmarks import infonce
 from benchmarks.interleave import BUSY, interleaved, looped, quantiles
 from benchmarks.plain_steps import PlainStep
-from mixfast import engine, machine
-from mixfast.budget import step_cost
-from mixfast.config import replace
-from mixfast.presets import build
-from mixfast.profile import SHAPES
-from mixfast.profiling.measure import bare_encoder, prepare
+from mixfast.config.options import replace
+from mixfast.config.presets import build
+from mixfast.profile.__main__ import SHAPES
+from mixfast.profile.measure import bare_encoder, prepare
+from mixfast.run import engine, machine
+from mixfast.run.budget import step_cost
 
 FIXED = {**SHAPES["small"], "train.batch_size": 32, "method.queue_size": 4096}
 SWEEPS: dict[str, tuple[str, list[int]]] = {
@@ -71,7 +71,7 @@ def points(seconds: float, smoke: bool) -> list[dict[str, Any]]:
     found = []
     for sweep, (key, values) in SWEEPS.items():
         for value in values[:1] if smoke else values:
-            small = {"train.batch_size": 8, "model.depth": 8, "model.width": 4} if smoke else {}
+            small = {"train.batch_size": 8, "model.depth": 8, "model.width": 8} if smoke else {}
             found.append({"sweep": sweep, "x": value, "seconds": steps({**small, key: value}, seconds)})
     for terms in TERMS[:1] if smoke else TERMS:
         found.append({"sweep": "terms", "x": terms, "seconds": losses(terms, seconds)})

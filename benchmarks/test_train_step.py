@@ -15,16 +15,16 @@ import torch
 
 from benchmarks.plain_steps import PlainStep, lightly_moco
 from benchmarks.test_augment import torchvision
-from mixfast import engine
-from mixfast.budget import step_cost
-from mixfast.config import flatten, replace
-from mixfast.presets import build
-from mixfast.profile import SHAPES
-from mixfast.profiling.measure import bare_encoder, prepare
-from mixfast.run import Run
+from mixfast.config.options import flatten, replace
+from mixfast.config.presets import build
+from mixfast.profile.__main__ import SHAPES
+from mixfast.profile.measure import bare_encoder, prepare
+from mixfast.run import engine
+from mixfast.run.budget import step_cost
+from mixfast.run.state import Run
 
 METHODS = ("moco", "moco_unmix", "approach1", "approach2", "simclr", "byol")
-SMALL = {"model.depth": 8, "model.width": 4, "model.stem": "cifar_s2", "data.size": 32, "train.batch_size": 16}
+SMALL = {"model.depth": 8, "model.width": 8, "model.stem": "cifar_s2", "data.size": 32, "train.batch_size": 16}
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CASES = ("cifar", "imagenet") if DEVICE.type == "cuda" else ("small",)
 

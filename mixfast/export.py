@@ -10,12 +10,12 @@ from torch import Tensor
 
 import mixfast
 from mixfast.errors import CheckpointError
-from mixfast.eval.features import evaluation_mode
 from mixfast.models import Encoder
 from mixfast.models.config import ModelConfig
 from mixfast.models.resnet import ResNet
-from mixfast.run import Run
-from mixfast.run_folder import write_json
+from mixfast.run.folder import write_json
+from mixfast.run.state import Run
+from mixfast.scoring.features import evaluation_mode
 
 WEIGHTS, FACTS = "backbone.safetensors", "export.json"
 

@@ -39,7 +39,7 @@ PROFILED = {  # shape: presets; torch.compile would take longer than the measure
     "cifar": ("approach1", "moco", "approach2", "moco_unmix", "simclr", "byol"),
     "imagenet": ("approach1", "moco"),
 }
-TINY = ("--model.depth", "8", "--model.width", "4", "--train.batch_size", "16", "--seconds", "0")
+TINY = ("--model.depth", "8", "--model.width", "8", "--train.batch_size", "16", "--seconds", "0")
 
 
 def build(machine: Machine) -> Outcome:

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 
-from mixfast import methods, plots, presets
-from mixfast.config import replace
-from mixfast.console import Console
+from mixfast import methods
+from mixfast.config import presets
+from mixfast.config.options import replace
 from mixfast.data import Splits, load
 from mixfast.rng import Generators
-from mixfast.run import build
-from mixfast.run_folder import RunFolder
-from mixfast.signals import StopRequest
+from mixfast.run.console import Console
+from mixfast.run.folder import RunFolder
+from mixfast.run.signals import StopRequest
+from mixfast.run.state import build
+from mixfast.train import plots
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures" / "methods"
 SMALL = {

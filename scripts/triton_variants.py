@@ -8,22 +8,22 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mixfast.ops.augment_views import gpu_triton as augment
-from mixfast.ops.augment_views import gpu_triton_blur as blur_kernels
-from mixfast.ops.augment_views import gpu_triton_draws as draw_kernels
-from mixfast.ops.augment_views import gpu_triton_kernels as augment_kernels
-from mixfast.ops.augment_views import gpu_triton_mix as mix_kernels
-from mixfast.ops.augment_views._layout import Options
 from mixfast.ops.enqueue import gpu_triton as enqueue
 from mixfast.ops.enqueue import gpu_triton_kernels as enqueue_kernels
-from mixfast.ops.masked_upsample_pool import gpu_triton as pool
-from mixfast.ops.masked_upsample_pool import gpu_triton_kernels as pool_kernels
-from mixfast.ops.multi_queue_infonce import gpu_triton as infonce
-from mixfast.ops.multi_queue_infonce import gpu_triton_kernels as infonce_kernels
-from mixfast.ops.nt_xent import gpu_triton as nt_xent
-from mixfast.ops.nt_xent import gpu_triton_kernels as nt_xent_kernels
-from mixfast.ops.split_batch_norm import gpu_triton as norm
-from mixfast.ops.split_batch_norm import gpu_triton_kernels as norm_kernels
+from mixfast.ops.infonce import gpu_triton as infonce
+from mixfast.ops.infonce import gpu_triton_kernels as infonce_kernels
+from mixfast.ops.norm import gpu_triton as norm
+from mixfast.ops.norm import gpu_triton_kernels as norm_kernels
+from mixfast.ops.ntxent import gpu_triton as nt_xent
+from mixfast.ops.ntxent import gpu_triton_kernels as nt_xent_kernels
+from mixfast.ops.pool import gpu_triton as pool
+from mixfast.ops.pool import gpu_triton_kernels as pool_kernels
+from mixfast.ops.views import gpu_triton as augment
+from mixfast.ops.views import gpu_triton_blur as blur_kernels
+from mixfast.ops.views import gpu_triton_draws as draw_kernels
+from mixfast.ops.views import gpu_triton_kernels as augment_kernels
+from mixfast.ops.views import gpu_triton_mix as mix_kernels
+from mixfast.ops.views._layout import Options
 
 Types = dict[str, Any]
 

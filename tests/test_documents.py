@@ -8,8 +8,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mixfast import cli, compare, doctor, evaluate, profile, train
-from mixfast.config import flatten
+from mixfast import doctor
+from mixfast.compare import __main__ as compare
+from mixfast.config.options import flatten
+from mixfast.evaluate import __main__ as evaluate
+from mixfast.profile import __main__ as profile
+from mixfast.train import __main__ as train
+from mixfast.train import cli
 from tests.tiny_run import SMALL, process_settings_kept
 
 ROOT = Path(__file__).parents[1]
@@ -21,8 +26,8 @@ ELSEWHERE = {
     "make test": "this suite",
     "python -m benchmarks --smoke": "tests/test_benchmarks_smoke.py",
     "python -m benchmarks.report": "tests/test_benchmarks_smoke.py",
-    "python -m benchmarks.profile_page": "tests/test_profile_page.py",
-    "python -m benchmarks.scaling": "tests/test_profile_page.py",
+    "python -m benchmarks.profile_page": "tests/profile/test_profile_page.py",
+    "python -m benchmarks.scaling": "tests/profile/test_profile_page.py",
     "bash scripts/gpu_check.sh runs/gpu": "needs a GPU",
     "bash scripts/gpu_check.sh runs/dry --dry-run": "tests/test_gpu_check.py",
     "pip install .": "tests/test_install.py",

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from mixfast import engine
 from mixfast.errors import CheckpointError
-from mixfast.eval.features import evaluation_mode
 from mixfast.export import export, load_backbone, verify
-from mixfast.run import Run
+from mixfast.run import engine
+from mixfast.run.state import Run
+from mixfast.scoring.features import evaluation_mode
 from tests.tiny_run import open_tiny
 
 
@@ -29,7 +29,7 @@ def test_reloaded_backbone_is_the_trained_one_bit_by_bit(run: Run) -> None:
         expected = run.method.encoder.backbone.to(memory_format=torch.contiguous_format)(images)
         assert torch.equal(loaded(images), expected)
     facts = json.loads((path.parent / "export.json").read_text())
-    assert facts["architecture"] == {"depth": 8, "width": 4, "stem": "cifar_s2"} and facts["features"] == 16
+    assert facts["architecture"] == {"depth": 8, "width": 8, "stem": "cifar_s2"} and facts["features"] == 32
     assert facts["input"]["side"] == 16 and facts["input"]["mean"] == list(run.splits.mean)
 
 

@@ -13,20 +13,22 @@ from typing import Any
 import pytest
 import torch
 
-from mixfast import cli, machine, methods
-from mixfast.console import Console
+from mixfast import methods
 from mixfast.data import load
-from mixfast.run import Run, build
-from mixfast.run_folder import RunFolder
-from mixfast.signals import StopRequest
+from mixfast.run import machine
+from mixfast.run.console import Console
+from mixfast.run.folder import RunFolder
+from mixfast.run.signals import StopRequest
+from mixfast.run.state import Run, build
+from mixfast.train import cli
 
 # 12 steps: 3 epochs of 4 batches of 16.
 SMALL: dict[str, Any] = {
-    "data.scenes": 64, "data.test_scenes": 20, "data.size": 16, "model.depth": 8, "model.width": 4, "model.dim": 8,
+    "data.scenes": 64, "data.test_scenes": 20, "data.size": 16, "model.depth": 8, "model.width": 8, "model.dim": 8,
     "model.bn_splits": 2, "method.queue_size": 64, "train.batch_size": 16, "train.epochs": 3, "train.log_every": 1,
     "train.threads": 1, "eval.every": 2, "eval.k": 5, "optim.cosine_origin": 1,
 }  # fmt: skip
-# Fields of a record that depend on the machine (mixfast/log.py).
+# Fields of a record that depend on the machine (mixfast/run/log.py).
 MACHINE_FIELDS = ("time", "images_per_s")
 
 
@@ -119,8 +121,9 @@ def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: in
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
-    from mixfast import checkpoint, engine, report
-    from mixfast.train import main
+    from mixfast.run import checkpoint, engine
+    from mixfast.train import report
+    from mixfast.train.__main__ import main
 
     report.draw = report.draw_views = lambda *_: None  # pictures are tested elsewhere and take longer than the run
 

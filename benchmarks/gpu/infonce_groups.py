@@ -15,7 +15,7 @@ from benchmarks.gpu.floors import Work
 from benchmarks.gpu.group import Group, Peer
 from benchmarks.gpu.timing import Call
 from benchmarks.infonce import Case, Inputs
-from mixfast.ops.multi_queue_infonce import gpu_cuda
+from mixfast.ops.infonce import gpu_cuda
 
 FIVE = (0, 1, 2, 0, 1)
 STEP, LONG = Case(FIVE, 512, 4096), Case(FIVE, 512, 65536)

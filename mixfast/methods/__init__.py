@@ -5,7 +5,7 @@ import importlib
 import pkgutil
 
 from mixfast.errors import ConfigError
-from mixfast.methods.base import Method, Step
+from mixfast.methods.bases.method import Method, Step
 
 __all__ = ["MODIFIERS", "Method", "Step", "load", "names"]
 
@@ -16,7 +16,7 @@ MODIFIERS: dict[str, dict[str, object]] = {"paper_literal": {"optim.lr": 3e-3, "
 
 def names() -> list[str]:
     """The methods of this package, in alphabetical order."""
-    return sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base" and not m.name.startswith("_"))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def load(name: str) -> type[Method]:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from mixfast.errors import ConfigError
 from mixfast.losses import Term
-from mixfast.methods._regions import RegionMethod, TwoBranchConfig, Vectors
+from mixfast.methods.bases.regions import RegionMethod, TwoBranchConfig, Vectors
 from mixfast.models import Encoder
 from mixfast.rng import Generators
 

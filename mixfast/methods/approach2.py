@@ -39,7 +39,7 @@ from typing import Literal
 from torch import Tensor
 
 from mixfast.losses import Term
-from mixfast.methods._regions import RegionMethod, TwoBranchConfig, Vectors
+from mixfast.methods.bases.regions import RegionMethod, TwoBranchConfig, Vectors
 from mixfast.models import Encoder
 from mixfast.rng import Generators
 

@@ -27,9 +27,9 @@ from torch import Tensor, nn
 
 from mixfast.augment import Augment, recipe_options
 from mixfast.losses import minus_cosine
-from mixfast.methods._momentum import check
-from mixfast.methods._recipes import LIGHTLY, WMSE
-from mixfast.methods.base import Method, Step
+from mixfast.methods.bases.method import Method, Step
+from mixfast.methods.bases.momentum import check
+from mixfast.methods.bases.recipes import LIGHTLY, WMSE
 from mixfast.models import Encoder
 from mixfast.models.ema import follower, update_ema_
 from mixfast.models.heads import build_head

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mixfast.augment import Augment
-from mixfast.methods._unmix import PairUnMixConfig, mixed_statistics, unmix_views
-from mixfast.methods.base import Step
+from mixfast.methods.bases.method import Step
+from mixfast.methods.bases.unmix import PairUnMixConfig, mixed_statistics, unmix_views
 from mixfast.methods.byol import BYOL, BYOLConfig
 from mixfast.methods.byol import PRESETS as BYOL_PRESETS
 from mixfast.rng import Generators

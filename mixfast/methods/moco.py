@@ -17,8 +17,8 @@ from torch import Tensor
 
 from mixfast.augment import Augment, recipe_options
 from mixfast.losses import Term
-from mixfast.methods._momentum import MomentumConfig, MomentumMethod
-from mixfast.methods.base import Step
+from mixfast.methods.bases.method import Step
+from mixfast.methods.bases.momentum import MomentumConfig, MomentumMethod
 from mixfast.models import Encoder
 from mixfast.rng import Generators
 

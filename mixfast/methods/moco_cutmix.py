@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from mixfast.errors import ConfigError
-from mixfast.methods._mixing import MixingConfig, MixingMoCo, Partner, donor
+from mixfast.methods.bases.mixing import MixingConfig, MixingMoCo, Partner, donor
 from mixfast.mix import Mixture, mix
 from mixfast.models import Encoder
 from mixfast.rng import Generators

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mixfast.methods._mixing import MixingConfig, MixingMoCo
+from mixfast.methods.bases.mixing import MixingConfig, MixingMoCo
 from mixfast.mix import Mixture, UnMixConfig, mix
 
 

@@ -40,8 +40,8 @@ import torch
 from torch import Tensor
 
 from mixfast.losses import Term, unit
-from mixfast.methods._mixing import Partner
-from mixfast.methods._regions import RegionConfig, RegionMethod, Vectors, check_lam
+from mixfast.methods.bases.mixing import Partner
+from mixfast.methods.bases.regions import RegionConfig, RegionMethod, Vectors, check_lam
 from mixfast.models import Encoder
 from mixfast.models.shuffle import encode_shuffled
 from mixfast.rng import Generators

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from mixfast.augment import Augment
 from mixfast.losses import PairTerm, nt_xent_sum, unit
-from mixfast.methods._momentum import check
-from mixfast.methods._recipes import LIGHTLY, WMSE
-from mixfast.methods.base import Method, Step
+from mixfast.methods.bases.method import Method, Step
+from mixfast.methods.bases.momentum import check
+from mixfast.methods.bases.recipes import LIGHTLY, WMSE
 from mixfast.models import Encoder
 from mixfast.rng import Generators
 

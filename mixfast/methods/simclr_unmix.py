@@ -26,9 +26,9 @@ from torch import Tensor
 
 from mixfast.augment import Augment
 from mixfast.losses import PairTerm, nt_xent_sum
-from mixfast.methods._recipes import LIGHTLY
-from mixfast.methods._unmix import PairUnMixConfig, mixed_statistics, unmix_views
-from mixfast.methods.base import Step
+from mixfast.methods.bases.method import Step
+from mixfast.methods.bases.recipes import LIGHTLY
+from mixfast.methods.bases.unmix import PairUnMixConfig, mixed_statistics, unmix_views
 from mixfast.methods.simclr import SimCLR, SimCLRConfig
 from mixfast.rng import Generators
 

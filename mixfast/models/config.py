@@ -25,10 +25,12 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.depth not in LAYOUTS:
             raise ConfigError(f"model.depth must be one of {', '.join(map(str, LAYOUTS))}; got {self.depth}")
-        for name in ("width", "dim", "hidden", "bn_splits"):
+        # Below 8 channels, oneDNN's strided 1x1 convolution writes outside its buffer on processors with AVX2 alone
+        # (torch 2.14, channels_last).
+        for name, least in {"width": 8, "dim": 1, "hidden": 1, "bn_splits": 1}.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"model.{name} must be at least 1; got {value}")
+            if value is not None and value < least:
+                raise ConfigError(f"model.{name} must be at least {least}; got {value}")
 
 
 def build_encoder(config: ModelConfig, generator: torch.Generator) -> Encoder:

@@ -1,12 +1,12 @@
 """The operations. Each is a folder: the public function, its definition in plain PyTorch, and one file per backend."""
 
 from mixfast.ops._dispatch import backends
-from mixfast.ops.augment_views import augment_views, draw_views, mix_views
 from mixfast.ops.enqueue import enqueue_
-from mixfast.ops.masked_upsample_pool import masked_upsample_pool, region_weights, weighted_pool
-from mixfast.ops.multi_queue_infonce import multi_queue_infonce
-from mixfast.ops.nt_xent import nt_xent
-from mixfast.ops.split_batch_norm import split_batch_norm
+from mixfast.ops.infonce import multi_queue_infonce
+from mixfast.ops.norm import split_batch_norm
+from mixfast.ops.ntxent import nt_xent
+from mixfast.ops.pool import masked_upsample_pool, region_weights, weighted_pool
+from mixfast.ops.views import augment_views, draw_views, mix_views
 
 __all__ = [
     "augment_views",

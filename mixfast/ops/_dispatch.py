@@ -22,13 +22,21 @@ FILES = {"cuda": "gpu_cuda", "triton": "gpu_triton", "cpu": "cpu_native", "refer
 # interpreter, and CUDA C++ comes first as it launches less and reads tensors where they lie.
 # Plain eager calls with "auto" take the compiled backend without asking here (bind::names_backend): it stands first.
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-OPERATIONS = ("augment_views", "enqueue", "masked_upsample_pool", "multi_queue_infonce", "nt_xent", "split_batch_norm")
+# The package of each operation. No package has the name of a function, which would hide it from `import`.
+PACKAGES = {
+    "augment_views": "views",
+    "enqueue": "enqueue",
+    "masked_upsample_pool": "pool",
+    "multi_queue_infonce": "infonce",
+    "nt_xent": "ntxent",
+    "split_batch_norm": "norm",
+}
 
 
 @functools.cache
 def load(operation: str, backend: str) -> ModuleType | None:
     """The module that implements a backend of an operation, or None if there is none."""
-    name = f"mixfast.ops.{operation}.{FILES[backend]}"
+    name = f"mixfast.ops.{PACKAGES[operation]}.{FILES[backend]}"
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
@@ -52,7 +60,7 @@ def automatic(operation: str, device_type: str) -> list[str]:
 
 def backends() -> dict[str, dict[str, str | None]]:
     """For each operation and backend: None if it can be used on this machine, else the reason why not."""
-    return {op: {name: module(op, name).unavailable() for name in names(op)} for op in OPERATIONS}
+    return {op: {name: module(op, name).unavailable() for name in names(op)} for op in PACKAGES}
 
 
 def choose(operation: str, wanted: str, *facts: object) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixfast.ops.augment_views import blur, colour
+from mixfast.ops.views import blur, colour
 
 ORDERS = list(itertools.permutations(range(4)))  # 0 brightness, 1 contrast, 2 saturation, 3 hue
 

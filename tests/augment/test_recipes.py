@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mixfast.augment import PRESETS, AugmentConfig, normalise, recipe_options, second_view
+from mixfast.config.presets import modifiers_by_name
 from mixfast.errors import ConfigError
-from mixfast.presets import modifiers_by_name
 from tests.tiny_run import open_tiny
 
 PLAIN = {

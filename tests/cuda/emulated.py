@@ -1,6 +1,6 @@
 """CUDA kernels run without a GPU: compiled for the host with a sanitizer, called with tensors on the CPU.
 
-    kernels = emulated("tests/cuda/pool_driver.cpp", "csrc/masked_upsample_pool/cuda.cu")      # a fixture
+    kernels = emulated("tests/cuda/pool_driver.cpp", "csrc/pool/cuda.cu")      # a fixture
 
     def test_pool(kernels: Emulated) -> None:
         kernels("pool_weights", 2, 0.5, None, features, out, order=REVERSE)      # `out` is written in place

@@ -2,9 +2,9 @@
 // Functions without threads for tests/cuda/test_index_functions.py: taps, hats, runs and the division of the work.
 #include "common/bilinear.h"
 #include "driver.h"
-#include "masked_upsample_pool/cuda_mask.cuh"
-#include "masked_upsample_pool/cuda_plan.h"
-#include "masked_upsample_pool/cuda_weights.cuh"
+#include "pool/cuda_mask.cuh"
+#include "pool/cuda_plan.h"
+#include "pool/cuda_weights.cuh"
 
 namespace {
 

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
-// The functions of csrc/multi_queue_infonce/cuda.h for tests/cuda/test_emulated_infonce.py.
+// The functions of csrc/infonce/cuda.h for tests/cuda/test_emulated_infonce.py.
 #include "driver.h"
-#include "multi_queue_infonce/cuda.h"
-#include "multi_queue_infonce/hopper.h"
+#include "infonce/cuda.h"
+#include "infonce/hopper.h"
 
 namespace {
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The functions of csrc/masked_upsample_pool/cuda.h for tests/cuda/test_emulated_pool.py.
+// The functions of csrc/pool/cuda.h for tests/cuda/test_emulated_pool.py.
 #include "driver.h"
-#include "masked_upsample_pool/cuda.h"
+#include "pool/cuda.h"
 
 namespace {
 
@@ -24,7 +24,7 @@ Regions regions(Call& call) {
   return {data, images, height, width, dtype < 0, static_cast<Dtype>(dtype)};
 }
 
-// Arguments in the order of csrc/masked_upsample_pool/bind_cuda.cpp.
+// Arguments in the order of csrc/pool/bind_cuda.cpp.
 const char* region_weights(Call& call) {
   const Regions from = regions(call);
   const int64_t h = call.integer(), w = call.integer(), wide = call.integer();

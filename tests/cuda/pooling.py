@@ -1,4 +1,4 @@
-"""The pooling operations on emulated kernels: what mixfast/ops/masked_upsample_pool/gpu_cuda.py does on a GPU."""
+"""The pooling operations on emulated kernels: what mixfast/ops/pool/gpu_cuda.py does on a GPU."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from mixfast.ops._native import DTYPES
-from mixfast.ops.masked_upsample_pool._arguments import sums_dtype
+from mixfast.ops.pool._arguments import sums_dtype
 from tests.cuda.emulated import Emulated
 
-# The numbers of csrc/masked_upsample_pool/kernels.h; -1 stands for boxes.
+# The numbers of csrc/pool/kernels.h; -1 stands for boxes.
 MASK_DTYPES = {**DTYPES, torch.bool: 4, torch.uint8: 4}
 
 Results = dict[str, Tensor]

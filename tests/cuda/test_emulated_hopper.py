@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixfast.ops.multi_queue_infonce import gpu_cuda
+from mixfast.ops.infonce import gpu_cuda
 from tests.cuda.emulated import FORWARD, ORDERS, REVERSE, Emulated, emulated
 from tests.cuda.test_emulated_infonce import BFLOAT16, HALF, SOURCES, assert_close, forward
 from tests.ops.infonce import draw

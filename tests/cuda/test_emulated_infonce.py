@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from mixfast.ops._native import DTYPES, REDUCTIONS
-from mixfast.ops.multi_queue_infonce import gpu_cuda
+from mixfast.ops.infonce import gpu_cuda
 from tests.cuda.emulated import ORDERS, Emulated, EmulationError, emulated
 from tests.ops.infonce import draw, truth
 
 SOURCES = [
     "tests/cuda/infonce_driver.cpp",
-    "csrc/multi_queue_infonce/cuda.cu",
-    "csrc/multi_queue_infonce/hopper.cu",
+    "csrc/infonce/cuda.cu",
+    "csrc/infonce/hopper.cu",
 ]
 HALF, BFLOAT16, FLOAT = torch.float16, torch.bfloat16, torch.float32
 # What rounding of the weights leaves of the gradients, as a part of the largest one.

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixfast.ops.masked_upsample_pool import reference
+from mixfast.ops.pool import reference
 from tests.cuda import pooling
 from tests.cuda.emulated import FORWARD, ORDERS, Emulated, EmulationError, emulated
 from tests.ops.compare import SLACK, assert_no_worse
 
-SOURCES = ("tests/cuda/pool_driver.cpp", "csrc/masked_upsample_pool/cuda.cu")
+SOURCES = ("tests/cuda/pool_driver.cpp", "csrc/pool/cuda.cu")
 kernels = emulated(*SOURCES, sanitizers=("address",))
 raced = emulated(*SOURCES, sanitizers=("thread",))
 KINDS = ("boxes", "one box", "bool", "uint8", "float32", "float64", "float16", "bfloat16")

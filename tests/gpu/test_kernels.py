@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixfast.ops.multi_queue_infonce import gpu_cuda
+from mixfast.ops.infonce import gpu_cuda
 from tests.cuda.test_emulated_infonce import expected, rounding
 from tests.gpu import every_kernel
 from tests.gpu.device import DEVICE, infonce, unit

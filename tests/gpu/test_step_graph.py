@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from mixfast import machine
+from mixfast.run import machine
 from tests.gpu.device import DEVICE
 
 NEEDED = "the trainer needs packages that are missing here (tyro, rich, safetensors): scripts/gpu_check.sh --wheels"
-engine = pytest.importorskip("mixfast.engine", reason=NEEDED)
+engine = pytest.importorskip("mixfast.run.engine", reason=NEEDED)
 tiny_run = pytest.importorskip("tests.tiny_run", reason=NEEDED)
 assert_same, open_tiny, records = tiny_run.assert_same, tiny_run.open_tiny, tiny_run.records
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]

@@ -37,7 +37,7 @@ def double(method: type[Method], head: str = "linear", **options: Any) -> tuple[
 
     One BN group: the order in which keys are encoded then changes nothing but rounding.
     """
-    model = ModelConfig(depth=8, width=4, dim=6, head=head, bn_splits=1)  # type: ignore[arg-type]
+    model = ModelConfig(depth=8, width=8, dim=6, head=head, bn_splits=1)  # type: ignore[arg-type]
     if has(method, "temperature"):
         options = {"temperature": TEMPERATURE, **options}
     built, generators = build(method, model, **options)

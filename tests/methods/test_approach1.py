@@ -163,9 +163,9 @@ def test_without_boxes_original_and_mixed_term_are_left() -> None:
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build(load("approach1"), ModelConfig(depth=8, width=4), **options)
+        build(load("approach1"), ModelConfig(depth=8, width=8), **options)
 
 
 def test_region_head_fc_needs_a_linear_head() -> None:
     with pytest.raises(ConfigError, match=r"needs model.head linear.*got Sequential"):
-        build(load("approach1"), ModelConfig(depth=8, width=4, head="mlp"), region_head="fc")
+        build(load("approach1"), ModelConfig(depth=8, width=8, head="mlp"), region_head="fc")

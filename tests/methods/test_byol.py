@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.augment import PRESETS as AUGMENTATIONS
+from mixfast.config.presets import build as preset
 from mixfast.errors import ConfigError
 from mixfast.methods import load
 from mixfast.models import ModelConfig
-from mixfast.presets import build as preset
 from tests.methods.hand import Rows, build, cosine, double, head_rows, mean
 from tests.methods.test_pairs import CODES, COUNT, content, image, index_method
 
@@ -108,16 +108,16 @@ def test_distance_has_four_times_the_gradient_of_cosine() -> None:
 )
 def test_target_moves_by_the_share_of_the_schedule(schedule: str, progress: float, share: float, when: str) -> None:
     method, _ = build(
-        load("byol"), ModelConfig(depth=8, width=4, dim=6), ema=0.9, ema_schedule=schedule, ema_when=when, **SMALL
+        load("byol"), ModelConfig(depth=8, width=8, dim=6), ema=0.9, ema_schedule=schedule, ema_when=when, **SMALL
     )
     with torch.no_grad():
         method.encoder.head.weight.fill_(1)
         method.target_encoder.head.weight.fill_(0)
     method.begin(torch.tensor(progress, dtype=torch.float64))
     begun = 1 - share if when == "before" else 0.0
-    torch.testing.assert_close(method.target_encoder.head.weight, torch.full((6, 16), begun), rtol=0, atol=1e-6)
+    torch.testing.assert_close(method.target_encoder.head.weight, torch.full((6, 32), begun), rtol=0, atol=1e-6)
     method.update({})
-    torch.testing.assert_close(method.target_encoder.head.weight, torch.full((6, 16), 1 - share), rtol=0, atol=1e-6)
+    torch.testing.assert_close(method.target_encoder.head.weight, torch.full((6, 32), 1 - share), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("head", ["linear", "mlp", "mlp_bn", "mlp_bn2"])
@@ -131,7 +131,7 @@ def test_a_shift_of_every_projection_would_get_no_gradient_and_stays_zero(head: 
     with torch.no_grad():
         bias.add_(1)
     torch.testing.assert_close(method.step(views, generators).loss, before, rtol=1e-10, atol=0)
-    fresh, _ = build(load("byol"), ModelConfig(depth=8, width=4, head=head), **SMALL)
+    fresh, _ = build(load("byol"), ModelConfig(depth=8, width=8, head=head), **SMALL)
     assert not dict(fresh.encoder.named_parameters())[next(iter(frozen))].any()
 
 
@@ -193,7 +193,7 @@ def test_recipes_have_the_published_numbers() -> None:
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build(load("byol_unmix"), ModelConfig(depth=8, width=4), **options)
+        build(load("byol_unmix"), ModelConfig(depth=8, width=8), **options)
 
 
 def test_cosines_of_the_oracle() -> None:

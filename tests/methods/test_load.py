@@ -65,7 +65,7 @@ def test_a_method_from_outside_the_package(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "my_lab" / "my_method.py").write_text(OUTSIDE)
     monkeypatch.syspath_prepend(tmp_path)
     method_class, generators = load("my_lab.my_method"), Generators(0)
-    model = ModelConfig(depth=8, width=4, dim=4, bn_splits=1)
+    model = ModelConfig(depth=8, width=8, dim=4, bn_splits=1)
     method = method_class(method_class.Config(), lambda: build_encoder(model, generators["weights"]), generators)
     method_class.check(method.config, 3)
     method.begin(torch.zeros(()))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixfast.config import OptimConfig
+from mixfast.config.options import OptimConfig
 from mixfast.methods import load
 from mixfast.methods.moco import PRESETS
 from tests.methods.hand import double, infonce, mean, rows

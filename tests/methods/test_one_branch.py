@@ -120,4 +120,4 @@ def test_without_boxes_original_and_mixed_term_are_left() -> None:
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        build(load("one_branch"), ModelConfig(depth=8, width=4), **options)
+        build(load("one_branch"), ModelConfig(depth=8, width=8), **options)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.losses import Term
-from mixfast.methods import _momentum, load
+from mixfast.methods import load
+from mixfast.methods.bases import momentum as _momentum
 from mixfast.models import Encoding
 from mixfast.rng import Generators
 from tests.methods.hand import has

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from mixfast.augment import PRESETS as AUGMENTATIONS
+from mixfast.config.presets import build as preset
 from mixfast.errors import ConfigError
 from mixfast.losses import PairTerm
 from mixfast.methods import load, simclr_unmix
 from mixfast.methods.simclr import PRESETS
 from mixfast.methods.simclr_unmix import reverse_rows
 from mixfast.models import ModelConfig
-from mixfast.presets import build as preset
 from tests.methods.hand import Rows, build, double, head_rows, mean, nt_xent
 from tests.methods.test_pairs import CODES, COUNT, content, image, index_method
 
@@ -160,8 +160,8 @@ def test_recipes_have_the_published_numbers() -> None:
 
 def test_bad_options_are_named() -> None:
     with pytest.raises(ConfigError, match=r"method.temperature must be above 0; got 0.0"):
-        build(load("simclr"), ModelConfig(depth=8, width=4), temperature=0.0)
+        build(load("simclr"), ModelConfig(depth=8, width=8), temperature=0.0)
     with pytest.raises(ConfigError, match=r"method.p_global must be in \[0, 1\]; got 1.5"):
-        build(load("simclr_unmix"), ModelConfig(depth=8, width=4), p_global=1.5)
+        build(load("simclr_unmix"), ModelConfig(depth=8, width=8), p_global=1.5)
     with pytest.raises(ConfigError, match=r"method.temperature must be above 0"):
-        build(load("simclr_unmix"), ModelConfig(depth=8, width=4), temperature=-1.0)
+        build(load("simclr_unmix"), ModelConfig(depth=8, width=8), temperature=-1.0)

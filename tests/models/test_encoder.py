@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 import torch
 
-from mixfast import engine
 from mixfast.models import Encoder, ModelConfig, build_encoder
+from mixfast.run import engine
 from tests.tiny_run import open_tiny
 
 
 def build(splits: int) -> Encoder:
-    config = ModelConfig(depth=8, width=4, dim=6, bn_splits=splits)
+    config = ModelConfig(depth=8, width=8, dim=6, bn_splits=splits)
     return build_encoder(config, torch.Generator().manual_seed(0)).train()
 
 

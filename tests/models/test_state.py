@@ -11,7 +11,7 @@ from mixfast.models.ema import follower, update_ema_
 from mixfast.models.queue import FeatureQueue
 from mixfast.models.shuffle import encode_shuffled
 
-TINY = ModelConfig(depth=8, width=4, stem="cifar_s2", dim=5, bn_splits=4)
+TINY = ModelConfig(depth=8, width=8, stem="cifar_s2", dim=5, bn_splits=4)
 
 
 def test_queue_starts_with_random_directions() -> None:
@@ -68,7 +68,7 @@ def test_ema_limits(momentum: float, index: int) -> None:
 def test_shuffled_rows_come_back_in_place(rng: torch.Generator) -> None:
     """With one group the order changes nothing but rounding; with more it changes who shares statistics."""
     x = torch.randn(16, 3, 16, 16, generator=rng, dtype=torch.float64)
-    plain = build_encoder(ModelConfig(depth=8, width=4, dim=5, bn_splits=1), torch.Generator().manual_seed(0)).double()
+    plain = build_encoder(ModelConfig(depth=8, width=8, dim=5, bn_splits=1), torch.Generator().manual_seed(0)).double()
     for got, wanted in zip(encode_shuffled(plain, x, rng, 2), plain(x, 2), strict=True):
         torch.testing.assert_close(got, wanted, atol=1e-12, rtol=1e-12)
         assert not got.requires_grad

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixfast.augment import PRESETS, AugmentConfig
-from mixfast.ops.augment_views._layout import COLUMNS
+from mixfast.ops.views._layout import COLUMNS
 
 MEAN, STD = (0.49, 0.48, 0.44), (0.21, 0.2, 0.25)
 EVERYTHING = AugmentConfig(blur=0.5, solarise=0.3, grey_first=True, interpolation="bicubic", hue=0.5)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import mixfast
 from mixfast.augment import AugmentConfig
-from mixfast.ops.augment_views import cpu_native
+from mixfast.ops.views import cpu_native
 from tests.backends import device_of, each_backend
 from tests.ops.augmenting import RECIPES, assert_same, by_torchvision, byte_images, new_state, options
 

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixfast
-from mixfast.ops.augment_views import reference
-from mixfast.ops.augment_views._layout import Options, law
+from mixfast.ops.views import reference
+from mixfast.ops.views._layout import Options, law
 from tests.backends import each_backend
 from tests.ops.augmenting import RECIPES, byte_images, new_state, options
 

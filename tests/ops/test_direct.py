@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixfast
 from mixfast.ops import _dispatch, _native
-from mixfast.ops.masked_upsample_pool import _checks as pool_checks
-from mixfast.ops.multi_queue_infonce import _checks as infonce_checks
+from mixfast.ops.infonce import _checks as infonce_checks
+from mixfast.ops.pool import _checks as pool_checks
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.skipif(_native.cpu is None, reason="the cpu backend is not built")

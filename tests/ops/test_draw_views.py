@@ -9,8 +9,8 @@ from torch import Tensor
 
 import mixfast
 from mixfast.augment import AugmentConfig, second_view
-from mixfast.ops.augment_views import _philox
-from mixfast.ops.augment_views._layout import COLUMNS
+from mixfast.ops.views import _philox
+from mixfast.ops.views._layout import COLUMNS
 from tests.backends import device_of, each_backend
 from tests.ops.augmenting import RECIPES, new_state
 

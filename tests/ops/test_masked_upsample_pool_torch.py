@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import mixfast.ops.masked_upsample_pool  # noqa: F401  registers the operators
 from tests.backends import device_of, each_backend, skip_if_refused
 from tests.ops.pooling import masked_upsample_pool, region_weights, weighted_pool
 

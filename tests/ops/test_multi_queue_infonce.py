@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mixfast
-from mixfast.ops.multi_queue_infonce import cpu_native
+from mixfast.ops.infonce import cpu_native
 from tests.backends import each_backend
 from tests.ops.compare import SLACK, assert_no_worse, generator
 from tests.ops.infonce import (

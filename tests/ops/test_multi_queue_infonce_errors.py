@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixfast.ops.multi_queue_infonce import multi_queue_infonce
+from mixfast.ops.infonce import multi_queue_infonce
 
 
 def good() -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixfast.ops.multi_queue_infonce import _operators, multi_queue_infonce
+from mixfast.ops.infonce import _operators, multi_queue_infonce
 from tests.backends import device_of, each_backend
 from tests.ops.infonce import place, skip_if_refused
 

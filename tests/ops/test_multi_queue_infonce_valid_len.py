@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import mixfast
-from mixfast.ops.multi_queue_infonce import _operators
+from mixfast.ops.infonce import _operators
 from tests.backends import each_backend
 from tests.ops.compare import SLACK, assert_no_worse
 from tests.ops.infonce import (

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mixfast.ops.nt_xent import cpu_native
+from mixfast.ops.ntxent import cpu_native
 from tests.backends import each_backend, skip_if_refused
 from tests.ops.compare import SLACK, assert_no_worse, generator
 from tests.ops.ntxent import CASES, DTYPES, draw, gradients, loops, nt_xent, truth

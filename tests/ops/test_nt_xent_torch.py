@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import mixfast
-from mixfast.ops.nt_xent import _operators
+from mixfast.ops.ntxent import _operators
 from tests.backends import each_backend
 from tests.ops.ntxent import nt_xent
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mixfast.ops import split_batch_norm
-from mixfast.ops.split_batch_norm import cpu_native
+from mixfast.ops.norm import cpu_native
 from tests.backends import device_of, each_backend, skip_if_refused
 from tests.ops.compare import SLACK, assert_no_worse, generator
 from tests.ops.splitnorm import CASES, DTYPES, FORMATS, NAMES, Case, draw, results, truth

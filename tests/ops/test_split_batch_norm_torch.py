@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import split_batch_norm
-from mixfast.ops.split_batch_norm import _operators
+from mixfast.ops.norm import _operators
 from tests.backends import each_backend
 from tests.ops.splitnorm import FORMATS
 

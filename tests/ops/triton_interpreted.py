@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 import mixfast
-from mixfast.ops.masked_upsample_pool import gpu_triton as pool
-from mixfast.ops.masked_upsample_pool import reference as pool_reference
-from mixfast.ops.multi_queue_infonce import gpu_triton as infonce
-from mixfast.ops.multi_queue_infonce import multi_queue_infonce
+from mixfast.ops.infonce import gpu_triton as infonce
+from mixfast.ops.infonce import multi_queue_infonce
+from mixfast.ops.pool import gpu_triton as pool
+from mixfast.ops.pool import reference as pool_reference
 from tests.ops import infonce as infonce_tests
 from tests.ops import test_masked_upsample_pool as pool_tests
 from tests.ops import test_multi_queue_infonce_valid_len as valid_len_tests

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mixfast.ops.split_batch_norm import gpu_triton
+from mixfast.ops.norm import gpu_triton
 from tests.ops import test_split_batch_norm as tests
 from tests.ops.splitnorm import CASES, FORMATS, Case
 

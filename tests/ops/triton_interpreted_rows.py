@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from mixfast.ops.nt_xent import gpu_triton
+from mixfast.ops.ntxent import gpu_triton
 from tests.ops import enqueueing, ntxent
 from tests.ops import test_enqueue as enqueue_tests
 from tests.ops import test_nt_xent as nt_xent_tests

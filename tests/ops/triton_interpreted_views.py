@@ -9,7 +9,7 @@ from torch import Tensor
 
 import mixfast
 from mixfast.augment import PRESETS
-from mixfast.ops.augment_views import gpu_triton
+from mixfast.ops.views import gpu_triton
 from tests.ops import augmenting
 from tests.ops import test_augment_views as views_tests
 from tests.ops import test_mix_views as mix_tests

@@ -1,5 +1,0 @@
-// SPDX-License-Identifier: MIT
-#if defined(__AVX2__)
-#define AUGMENT_ISA avx2
-#include "augment_views/view_impl.h"
-#endif

@@ -1,5 +1,0 @@
-// SPDX-License-Identifier: MIT
-#if defined(__AVX512F__)
-#define AUGMENT_ISA avx512
-#include "augment_views/view_impl.h"
-#endif

@@ -1,5 +1,0 @@
-// SPDX-License-Identifier: MIT
-#if defined(__AVX2__)
-#define NT_XENT_ISA avx2
-#include "nt_xent/tile_impl.h"
-#endif

@@ -1,5 +1,0 @@
-// SPDX-License-Identifier: MIT
-#if defined(__AVX512F__)
-#define NT_XENT_ISA avx512
-#include "nt_xent/tile_impl.h"
-#endif

@@ -1,0 +1,3 @@
+// SPDX-License-Identifier: MIT
+#define NT_XENT_ISA baseline
+#include "ntxent/tile_impl.h"

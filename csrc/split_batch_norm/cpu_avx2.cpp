@@ -1,5 +1,0 @@
-// SPDX-License-Identifier: MIT
-#if defined(__AVX2__)
-#define SPLIT_NORM_ISA avx2
-#include "split_batch_norm/kernels_impl.h"
-#endif

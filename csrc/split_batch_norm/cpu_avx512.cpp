@@ -1,5 +1,0 @@
-// SPDX-License-Identifier: MIT
-#if defined(__AVX512F__)
-#define SPLIT_NORM_ISA avx512
-#include "split_batch_norm/kernels_impl.h"
-#endif

@@ -1,0 +1,130 @@
+"""From run folders to a report on disk, whole or not at all."""
+
+import json
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mixfast.compare import curves, objects
+from mixfast.compare.gather import Section, gather
+from mixfast.compare.objects import Data
+from mixfast.compare.page import Chapter, numbers, page
+from mixfast.errors import ConfigError
+from mixfast.evaluate.runs import Opened, Place
+from mixfast.run.folder import now, write_json
+
+PAGE, RESULTS = "report.md", "results.json"
+
+
+@dataclass(frozen=True)
+class Compare(Place):
+    """Put runs side by side: Table 1 with the paper's numbers, differences over seeds, curves, localisation, maps."""
+
+    # folders of runs
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="")] = ()
+    out: Path | None = None  # folder of the report; none: runs/comparison-NNNN
+    overwrite: bool = False  # replace the report that is there
+    page: Path | None = None  # write the Markdown to this file instead of report.md in the folder
+    folder_name: str | None = None  # what to call the images of runs on a folder; none: by the folder's name
+    localise: Data = "auto"  # images on which maps look for objects; auto: scenes for runs on scenes, else canvas
+    count: int = 1000  # images on which localisation is scored, at most
+    validation: int = 300  # other images, on which map and threshold are chosen
+    maps: int = 6  # images in the grid of attention maps; 0: no grid
+
+
+def compare(options: Compare, words: Sequence[str]) -> Path:
+    """Write the report of some runs; returns the file of its Markdown.
+
+    Raises:
+        ConfigError: no run, runs that count twice, or a folder that is there and holds something else.
+        CheckpointError: not a run, or one that cannot be read.
+    """
+    if min(options.count, options.validation) < 1 or options.maps < 0:
+        given = f"{options.count}, {options.validation} and {options.maps}"
+        raise ConfigError(f"--count and --validation must be at least 1, --maps at least 0; got {given}.")
+    if options.page and options.page.exists() and not options.overwrite:
+        raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
+    sections = gather(options.runs, options.folder_name)
+    place = _place(options)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    try:
+        chapters = [_chapter(section, options, fresh) for section in sections]
+        file = options.page or place / PAGE
+        prefix = f"{os.path.relpath(place, file.parent)}/" if options.page else ""
+        text = page(chapters, prefix)
+        write_json(fresh / RESULTS, numbers(chapters, [Path(word).name for word in words], now()))
+        if not options.page:
+            (fresh / PAGE).write_text(text, encoding="utf-8")
+        fresh.chmod(0o755)  # mkdtemp gives the owner alone a look
+        if place.exists():
+            shutil.rmtree(place)
+        fresh.rename(place)
+        if options.page:
+            options.page.parent.mkdir(parents=True, exist_ok=True)
+            options.page.write_text(text, encoding="utf-8")
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return file
+
+
+def _place(options: Compare) -> Path:
+    """The folder to write, checked: a new number, an empty folder, or with --overwrite an earlier report."""
+    if options.out is None:
+        if options.overwrite:
+            raise ConfigError("--overwrite needs --out FOLDER: the report to replace.")
+        taken = [item.name.rpartition("-")[2] for item in Path("runs").glob("comparison-*")]
+        number = max((int(ending) for ending in taken if ending.isdigit()), default=0) + 1
+        return Path("runs") / f"comparison-{number:04d}"
+    out = options.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if not _is_report(out):
+            raise ConfigError(f"--out {out} exists and is no report of this command: not touched. Choose another.")
+        if not options.overwrite:
+            raise ConfigError(f"--out {out} holds a report. Replace it with --overwrite, or choose another --out.")
+    return out
+
+
+def _is_report(folder: Path) -> bool:
+    try:
+        return bool(json.loads((folder / RESULTS).read_text(encoding="utf-8"))["command"] == "compare")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _chapter(section: Section, options: Compare, folder: Path) -> Chapter:
+    chapter = Chapter(section)
+    if curves.knn(folder / f"{section.slug}-knn.png", section):
+        chapter.knn = f"{section.slug}-knn.png"
+    else:
+        chapter.notes.append("No run has kNN scores: no curves of them.")
+    if any(member.last("train") for member in section.members):
+        chapter.loss = f"{section.slug}-loss.png"
+        curves.losses(folder / chapter.loss, section)
+    if options.localise == "none" and not options.maps:
+        return chapter
+    if gone := [one.label for one in section.members if one.finished and not one.weights]:
+        chapter.notes.append(f"No checkpoint, so neither maps nor localisation: {shlex.join(gone)}.")
+    if runs := objects.opened(section, options):
+        _places(chapter, runs, options, folder)
+    return chapter
+
+
+def _places(chapter: Chapter, runs: Sequence[Opened], options: Compare, folder: Path) -> None:
+    slug = chapter.section.slug
+    if options.localise != "none":
+        chapter.result = objects.score(runs, options.localise, options.count, options.validation)
+        chapter.places = f"{slug}-localisation.png"
+        objects.draw_places(folder / chapter.places, chapter.result)
+        chapter.heads = objects.heads(runs, chapter.result)
+        chapter.place_facts = objects.facts(runs, chapter.result)
+    if options.maps:
+        chapter.maps = f"{slug}-maps.png"
+        chapter.maps_title, chapter.map_scores = objects.draw_maps(folder / chapter.maps, runs, options.maps)

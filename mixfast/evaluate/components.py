@@ -1,0 +1,92 @@
+"""evaluate components: which image a region of a mixture is recognised as."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from mixfast.errors import ConfigError
+from mixfast.evaluate.runs import Board, Common, Opened, keep, open_runs
+from mixfast.methods import Method
+from mixfast.rng import Generators
+from mixfast.scoring.components import component_scores
+from mixfast.scoring.maps import Network
+
+
+@dataclass(frozen=True)
+class Components(Common):
+    """Score whether the inside of a mixture's box finds the pasted image, and the outside the base image."""
+
+    count: int = 1000  # n, the number of test images among which one is to be found
+    areas: tuple[float, ...] = (0.25, 0.5)  # shares of the image that are pasted
+    views: bool = True  # make the mixtures from augmented views; from plain images, equal pixels match
+
+
+class Space(NamedTuple):
+    """Vectors to compare: pooled from the map after `layer`, then through `head`."""
+
+    name: str
+    layer: int | None
+    head: nn.Module | None
+
+
+def components(options: Components) -> None:
+    """Print the shares of right and wrong retrievals, and append them to evaluations.jsonl in the run folders."""
+    if not options.areas or not all(0 < area < 1 for area in options.areas):
+        raise ConfigError(f"--areas must be shares between 0 and 1; got {options.areas}.")
+    board = Board()
+    for one in open_runs(options):
+        count = min(options.count, len(one.run.splits.test))
+        if count < 2:
+            raise ConfigError(f"--count: a mixture needs two test images; got {count}.")
+        rows: dict[str, dict[str, float]] = {}
+        for area in options.areas:
+            for name, origin, network, space in contestants(one):
+                row = f"{name}, {space.name}, area {area:g}"
+                rows[row] = board.score(row, origin, partial(_score, one, network, space, area, options))
+        keep(one, "components", {"count": count, "views": options.views}, rows)
+    how = "augmented views, gallery of plain images" if options.views else "plain images"
+    print(f"component retrieval, top-1 in percent; mixtures of {how}")
+    print(board.table())
+
+
+def contestants(one: Opened) -> list[tuple[str, str, Network, Space]]:
+    """(name, origin, network, space): untrained and trained, by pooled features, and by the head that reads regions."""
+    pooled, own = Space("pooled features", None, None), str(one.checkpoint)
+    return [
+        ("untrained", f"{one.origin} {one.run.config.augment}", one.untrained(), pooled),
+        (one.name, own, one.trained, pooled),
+        (one.name, own, one.trained, region_space(one.run.method)),
+    ]
+
+
+def region_space(method: Method) -> Space:
+    """Where a method compares regions: its region head, or the encoder's head for a method without one."""
+    head = getattr(method, "region_head", None)
+    if isinstance(head, nn.Module):
+        return Space("region head", getattr(method.config, "region_layer", None), head)
+    return Space("head", None, method.encoder.head)
+
+
+def _score(one: Opened, network: Network, space: Space, area: float, options: Components) -> dict[str, float]:
+    run = one.run
+    generators = Generators(run.config.seed, run.device)
+    images = run.splits.test.images[: options.count].to(run.device)
+
+    augment = run.augmenter(generators)
+
+    def view(batch: torch.Tensor) -> torch.Tensor:
+        return augment(batch, 1)[0]
+
+    return component_scores(
+        network,
+        images,
+        area,
+        generators["components"],
+        head=space.head,
+        layer=space.layer,
+        view=view if options.views else None,
+        batch_size=run.config.eval.batch_size,
+    )

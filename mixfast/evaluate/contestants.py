@@ -1,0 +1,108 @@
+"""Who takes part in `evaluate localise`: the runs, the same networks untrained, supervised ones, and simple rules."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from mixfast.errors import CheckpointError, ConfigError
+from mixfast.evaluate.maps import probe_weights
+from mixfast.evaluate.objects import ObjectData
+from mixfast.evaluate.runs import Common, Opened, grouped, open_runs
+from mixfast.run import checkpoint
+from mixfast.scoring import protocol
+from mixfast.scoring.boxes import Objects
+from mixfast.scoring.maps import LAST_ONLY, Network, fit
+from mixfast.scoring.protocol import MapMaker, Outcome
+
+LABEL_FREE = ("norm", "power", "eigen", "sim")
+
+
+@dataclass(frozen=True)
+class Localise(ObjectData):
+    """Score attention maps against boxes, beside the untrained network, edges and the best centred box."""
+
+    kinds: tuple[str, ...] = LABEL_FREE  # maps among which each network chooses; cam reads labels
+    layer: int | None = None  # stage of the network, 1 is the first; none: the last
+    stride: int | None = None  # pixels per cell, by dilating the last stages; none: 14 cells a side or more
+    tolerance: float = 0.0  # pixels by which the pointing game may miss; 15 on full-size photographs
+    supervised: tuple[Path, ...] = ()  # runs, or weights with torchvision's names, of a network trained with labels
+    out: Path | None = None  # folder of table and picture; none: evaluation/ of the first run
+
+
+@dataclass
+class Row:
+    """One line of the table: a contestant, or several that differ in their seed."""
+
+    name: str
+    role: str  # run, untrained, supervised or baseline
+    makers: list[MapMaker]
+    model: str = ""  # architecture of a run or an untrained network; what a run is compared with has the same
+    outcomes: list[Outcome] = field(default_factory=list)  # of each maker, in order; filled by playing
+
+
+def contestants(options: Localise, opened: Sequence[Opened], validation: Objects) -> list[Row]:
+    """The runs by group, their networks untrained, supervised ones if given, edges, and the centred box."""
+    rows = [
+        Row(name, "run", [_maker(options, o, o.trained, validation) for o in group], str(group[0].run.config.model))
+        for name, group in grouped(opened).items()
+    ]
+    networks: dict[str, dict[int, Opened]] = {}
+    for one in opened:  # untrained, networks of one architecture and one seed are the same
+        networks.setdefault(str(one.run.config.model), {})[one.run.config.seed] = one
+    for number, seeds in enumerate(networks.values(), 1):
+        makers = [_maker(options, one, one.untrained(), validation) for one in seeds.values()]
+        model = next(iter(seeds.values())).run.config.model
+        name = "untrained" if len(networks) == 1 else f"untrained {number} (ResNet-{model.depth})"
+        rows.append(Row(name, "untrained", makers, str(model)))
+    if options.supervised:
+        makers = [_supervised(options, path, opened[0], validation) for path in options.supervised]
+        rows.append(Row("supervised", "supervised", makers))
+    simple = {"edges": protocol.edges, "centred box": protocol.centre}
+    return [*rows, *(Row(name, "baseline", [maker]) for name, maker in simple.items())]
+
+
+def _maker(options: Localise, one: Opened, network: Network, validation: Objects, head: bool = True) -> MapMaker:
+    """A network as a contestant; one without a head that was trained with it has no "sim" map."""
+    last = options.layer in (None, network.encoder.layers)
+    kinds = [kind for kind in options.kinds if (last or kind not in LAST_ONLY) and (head or kind != "sim")]
+    if not kinds:
+        raise ConfigError(f"--kinds {' '.join(options.kinds)}: none of them can be made of this layer; add norm.")
+    weights = probe_weights(one, network) if "cam" in kinds else None
+    try:
+        mapper = fit(network, validation.images, layer=options.layer, stride=options.stride, classifier=weights)
+    except ValueError as error:
+        raise ConfigError(f"--{error}.") from error
+    return protocol.from_mapper(mapper, kinds)
+
+
+def _supervised(options: Localise, path: Path, like: Opened, validation: Objects) -> MapMaker:
+    """A run, or a file of backbone weights for the first run's architecture."""
+    if path.is_dir() or path.name in (checkpoint.LAST, checkpoint.PREVIOUS):
+        (one,) = open_runs(Common((path,), data_path=options.data_path, device=options.device, threads=options.threads))
+        return _maker(options, one, one.trained, validation)
+    encoder = copy.deepcopy(like.fresh)
+    weights = {key.removeprefix("module."): value for key, value in _weights(path).items()}
+    found = {key: value for key, value in weights.items() if not key.startswith("fc.")}
+    wanted = encoder.backbone.state_dict().keys()
+    missing, unexpected = [key for key in wanted if key not in found], [key for key in found if key not in wanted]
+    checkpoint.check_keys(missing, unexpected, path)
+    try:
+        encoder.backbone.load_state_dict(found)
+    except RuntimeError as error:  # same names, other shapes
+        raise CheckpointError(f"{path} is of another architecture than the first run: {error}") from error
+    return _maker(options, like, Network(encoder, like.run.normalise), validation, head=False)
+
+
+def _weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return content.get("state_dict", content)
+    except Exception as error:  # the readers raise many types
+        raise CheckpointError(f"--supervised {path} cannot be read as weights: {error}") from error

@@ -1,0 +1,172 @@
+"""evaluate localise: how well maps find objects, beside baselines; docs/localisation.md says what the numbers mean."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from mixfast.errors import ConfigError
+from mixfast.evaluate import objects, pictures
+from mixfast.evaluate.contestants import Localise, Row, contestants
+from mixfast.evaluate.pictures import Column
+from mixfast.evaluate.runs import SCHEMA, Opened, evaluation_folder, grouped, keep, open_runs, table
+from mixfast.run.folder import now, write_json
+from mixfast.scoring import bootstrap, protocol
+from mixfast.scoring.boxes import Objects
+from mixfast.scoring.dilate import fine_stride
+from mixfast.scoring.localisation import DELTAS
+from mixfast.scoring.maps import KINDS, enlarged
+from mixfast.scoring.protocol import Choice, Options
+
+ORACLES = ("max_box_acc", "max_box_acc_v2")
+TITLES = {
+    "pointing": "pointing",
+    "energy": "energy",
+    "pxap": "PxAP",
+    "corloc": "CorLoc",
+    "box_v2": "BoxAccV2",
+    "hit_at_1": "hit@1",
+    "hit_at_3": "hit@3",
+    "hit_at_5": "hit@5",
+    "background": "background",
+    "max_box_acc": "oracle MaxBoxAcc",
+    "max_box_acc_v2": "oracle V2",
+}
+_SHOWN = 6  # images in the picture
+
+
+class Result(NamedTuple):
+    """What was scored, how, and by whom."""
+
+    settings: dict[str, Any]
+    rows: list[Row]
+    scores: dict[str, dict[str, Any]]  # by row and metric: `bootstrap.summary`
+    margins: dict[str, dict[str, Any]]  # of each run above its network untrained: `bootstrap.margin`
+    draws: torch.Tensor  # of the bootstrap
+    test: Objects
+
+
+def localise(options: Localise) -> None:
+    """Print the table; write it with choices and intervals as JSON, draw a picture, and keep each run's line."""
+    opened = open_runs(options)
+    result = evaluate(options, opened)
+    folder = evaluation_folder(opened, options.out)
+    several = f"-{options.objects}" if result.test.name == "canvas" and options.objects > 1 else ""
+    file = folder / f"localise-{result.test.name}{several}.json"
+    write_json(file, facts(opened, result))
+    draw(file.with_suffix(".png"), result)
+    for row, group in zip(result.rows, grouped(opened).values(), strict=False):  # runs are the first rows
+        baselines = {other.name: result.scores[other.name] for other in result.rows if other.role != "run"}
+        for one, outcome in zip(group, row.outcomes, strict=True):
+            own = {row.name: protocol.summarise([outcome], result.draws)}
+            keep(one, "localise", result.settings, {**own, **baselines})
+    print(words(result))
+    print(f"table     {file}\npicture   {file.with_suffix('.png')}")
+
+
+def evaluate(options: Localise, opened: Sequence[Opened]) -> Result:
+    """Score the runs and their baselines; nothing is written."""
+    if bad := [kind for kind in options.kinds if kind not in KINDS]:
+        raise ConfigError(f"--kinds must be among {', '.join(KINDS)}; got {', '.join(bad)}.")
+    validation, test = objects.load(options, opened[0])
+    rows = contestants(options, opened, validation)
+    how = Options(tolerance=options.tolerance)
+    for row in rows:
+        row.outcomes = [protocol.play(maker, validation, test, how) for maker in row.makers]
+    draws = bootstrap.resamples(len(test), options.seed)
+    base = {row.model: row.outcomes for row in rows if row.role == "untrained"}
+    names = [name for name in TITLES if name in rows[0].outcomes[0].images]
+    backbone = opened[0].run.method.encoder.backbone
+    settings = {
+        "data": test.name,
+        "images": len(test),
+        "validation": len(validation),
+        "side": test.size[0],
+        "objects": test.boxes.shape[1],
+        "layer": options.layer,
+        "stride": options.stride or fine_stride(backbone, min(test.size), options.layer),
+        "tolerance": options.tolerance,
+        "kinds": list(options.kinds),
+        "boxes": "half-open, no + 1 in the IoU",
+    }
+    return Result(
+        settings,
+        rows,
+        {row.name: protocol.summarise(row.outcomes, draws) for row in rows},
+        {
+            row.name: {name: protocol.margin(row.outcomes, base[row.model], draws, name) for name in names}
+            for row in rows
+            if row.role == "run"
+        },
+        draws,
+        test,
+    )
+
+
+def facts(opened: Sequence[Opened], result: Result) -> dict[str, Any]:
+    """The content of the JSON file."""
+    runs = [
+        {"path": str(o.checkpoint), "name": o.name, "seed": o.run.config.seed, "epoch": o.epoch, "step": o.step}
+        for o in opened
+    ]
+    rows = [
+        {
+            "name": row.name,
+            "role": row.role,
+            "choices": [_choice(outcome.choice) for outcome in row.outcomes],
+            "scores": result.scores[row.name],
+            "above_untrained": result.margins.get(row.name),
+        }
+        for row in result.rows
+    ]
+    about = {"schema": SCHEMA, "command": "localise", "time": now(), "settings": result.settings}
+    return {**about, "runs": runs, "rows": rows}
+
+
+def _choice(choice: Choice) -> dict[str, Any]:
+    shares = {"corloc": choice.corloc, **{f"v2 at {d}": t for d, t in zip(DELTAS, choice.deltas, strict=True)}}
+    thresholds = {name: place / Options().thresholds for name, place in shares.items()}
+    return {"map": choice.kind, "thresholds": thresholds, "validation_max_box_acc_v2": choice.validation}
+
+
+def words(result: Result) -> str:
+    """The table and what belongs to it, as text."""
+    s = result.settings
+    lines = [
+        f"localisation on {s['data']}: {s['images']} images of {s['side']} pixels with up to {s['objects']} objects; "
+        f"maps and thresholds chosen on {s['validation']} others",
+        f"map of layer {s['layer'] or 'last'}, {s['stride']} pixels per cell; boxes {s['boxes']}",
+    ]
+    cells: dict[str, dict[str, str]] = {}
+    for row in result.rows:
+        cells[row.name] = {"map": "/".join(dict.fromkeys(outcome.choice.kind for outcome in row.outcomes))}
+        for key, title in TITLES.items():
+            if (score := result.scores[row.name].get(key)) is not None:
+                std = "" if score["std"] is None else f" ± {score['std']:.1f}"
+                interval = "" if key in ORACLES else f" ({score['low']:.0f}-{score['high']:.0f})"
+                cells[row.name][title] = f"{score['mean']:.1f}{std}{interval}"
+    lines += [table(cells)]
+    lines += ["percent; ± over seeds; in brackets 95 % of bootstrap draws of the images"]
+    lines += ["oracle: threshold chosen on the images that are scored, an upper bound"]
+    for name, margins in result.margins.items():
+        said = [
+            f"{TITLES[key]} {m['mean']:+.1f} ({m['low']:+.1f} to {m['high']:+.1f})"
+            for key, m in margins.items()
+            if key not in ORACLES
+        ]
+        lines.append(f"{name} above untrained: {', '.join(said)}")
+    return "\n".join(lines)
+
+
+def draw(path: Path, result: Result) -> None:
+    """A few test images with their boxes, and each contestant's map with the box that CorLoc scores."""
+    test = result.test
+    some = test.take(torch.linspace(0, len(test) - 1, min(_SHOWN, len(test))).long())
+    columns = [Column("image", some.images, some.boxes)]
+    for row in result.rows:
+        choice = row.outcomes[0].choice
+        big = enlarged(row.makers[0](some, [choice.kind])[choice.kind].cpu(), some.size)
+        boxes = protocol.predicted(big, choice)[:, None]
+        columns.append(Column(f"{row.name}\n{choice.kind}", big, boxes, "white"))
+    pictures.map_grid(path, columns, title=f"{test.name}: maps, and boxes at the chosen threshold")

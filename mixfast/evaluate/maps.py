@@ -1,0 +1,159 @@
+"""evaluate maps: attention maps of several runs side by side, as in the paper's figure 4."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mixfast.data.folder import ENDINGS
+from mixfast.data.sets import first_balanced
+from mixfast.data.vision import resized
+from mixfast.errors import ConfigError, DataError
+from mixfast.evaluate import pictures
+from mixfast.evaluate.pictures import Column
+from mixfast.evaluate.runs import Common, Opened, evaluation_folder, keep, open_runs, table
+from mixfast.rng import Generators
+from mixfast.scoring import localisation
+from mixfast.scoring.annotations import stretched
+from mixfast.scoring.boxes import Objects, from_set
+from mixfast.scoring.dilate import fine_stride
+from mixfast.scoring.features import extract
+from mixfast.scoring.linear import probe
+from mixfast.scoring.maps import Mapper, Network, enlarged, entropy, fit
+
+PHOTOGRAPH = 128  # pixels to which given files are stretched, as in the paper's figure
+Contestant = tuple[str, Network, Opened]  # title of its column, what makes the maps, the run it belongs to
+_REFERENCE = 512  # training images whose channel means centre the "norm" map
+
+
+@dataclass(frozen=True)
+class Maps(Common):
+    """Draw attention maps of several runs side by side."""
+
+    images: tuple[Path, ...] = ()  # image files, or folders of them; none: the first run's test images
+    count: int = 6  # images at most
+    kind: Literal["norm", "power", "eigen", "sim", "cam"] = "power"  # docs/localisation.md defines them
+    p: float = 2.0  # exponent of power
+    resize: int | None = None  # side of the network's input; none: 128 for files, as they are for test images
+    layer: int | None = None  # stage of the network, 1 is the first; none: the last
+    stride: int | None = None  # pixels per cell, by dilating the last stages; none: 14 cells a side or more
+    align_corners: bool = True  # enlarge as the paper's figure does; false: as the scores do
+    overlay: bool = False  # show the image through the map
+    untrained: bool = True  # a column for each network before training
+    out: Path | None = None  # folder of the picture; none: evaluation/ of the first run
+
+
+def maps(options: Maps) -> None:
+    """Write the picture; print and keep how spread out the maps are and, where boxes are known, what is inside."""
+    opened = open_runs(options)
+    path = evaluation_folder(opened, options.out) / f"maps-{options.kind}.png"
+    title, settings, scores = draw(path, options, opened[0], _contestants(opened, options.untrained))
+    for one in opened:
+        keep(one, "maps", settings, scores)
+    print(f"{title}; {len(settings['images'])} images")
+    print(table({name: {key: f"{value:.1f}" for key, value in row.items()} for name, row in scores.items()}))
+    print("entropy: 100 is a map without preference; energy: share inside the boxes, in percent")
+    print(f"picture   {path}")
+
+
+def draw(
+    path: Path, options: Maps, first: Opened, contestants: Sequence[Contestant]
+) -> tuple[str, dict[str, Any], dict[str, dict[str, float]]]:
+    """Draw the grid: the images of `first`, or those of the options, and a column of maps per contestant.
+
+    Returns:
+        The picture's title; the settings behind it; by contestant the mean entropy and energy of the maps, in percent.
+    """
+    data, rows = _images(options, first)
+    columns = [Column("image", data.images, data.boxes)]
+    scores: dict[str, dict[str, float]] = {}
+    for name, network, one in contestants:
+        mapper = _mapper(options, one, network, data)
+        if options.kind not in mapper.kinds():
+            raise ConfigError(f"--kind {options.kind} reads the last layer; got --layer {options.layer}.")
+        raw = mapper.maps(data.images, [options.kind], data.labels)[options.kind].cpu()
+        big = enlarged(raw, data.size, options.align_corners)
+        columns.append(Column(name, big, under=data.images if options.overlay else None))
+        scores[name] = {"entropy": 100 * entropy(big).mean().item()}
+        if data.boxes.shape[1]:
+            scores[name]["energy"] = 100 * localisation.energy(big, data.boxes).mean().item()
+    side = data.size[0]
+    stride = options.stride or fine_stride(first.run.method.encoder.backbone, side, options.layer)
+    title = f"{options.kind}{f', p = {options.p:g}' if options.kind == 'power' else ''}; {side} pixels, stride {stride}"
+    pictures.map_grid(path, columns, rows, title)
+    settings: dict[str, Any] = {
+        "kind": options.kind,
+        "p": options.p,
+        "side": side,
+        "layer": options.layer,
+        "stride": stride,
+    }
+    return title, settings | {"align_corners": options.align_corners, "images": rows}, scores
+
+
+def _contestants(opened: list[Opened], untrained: bool) -> list[Contestant]:
+    """(title, network, run): what gets a column. Untrained networks of one seed and architecture are the same."""
+    found = []
+    for one in opened:
+        same = [other for other in opened if other.name == one.name]
+        found.append((f"{one.name}, seed {one.run.config.seed}" if len(same) > 1 else one.name, one.trained, one))
+    if untrained:
+        unique = {f"{one.run.config.model} {one.run.config.seed}": one for one in reversed(opened)}
+        for one in reversed(unique.values()):
+            title = "untrained" if len(unique) == 1 else f"untrained, as {one.name}, seed {one.run.config.seed}"
+            found.append((title, one.untrained(), one))
+    return found
+
+
+def _mapper(options: Maps, one: Opened, network: Network, data: Objects) -> Mapper:
+    reference = resized(one.run.splits.train.images[:_REFERENCE], data.size[0])
+    weights = probe_weights(one, network) if options.kind == "cam" else None
+    try:
+        return fit(network, reference, layer=options.layer, stride=options.stride, classifier=weights, p=options.p)
+    except ValueError as error:
+        raise ConfigError(f"--{error}.") from error
+
+
+def probe_weights(one: Opened, network: Network) -> Tensor:
+    """[classes, C]: a linear probe on the pooled features of the run's training images, for "cam"."""
+    run, train = one.run, one.run.splits.train
+    if not train.labelled:
+        raise ConfigError(f"{one.checkpoint}: a cam map needs a class for every training image.")
+    features = extract(network.encoder, run.batches.images, network.normalise, run.config.eval.batch_size)
+    generator = Generators(run.config.seed, run.device)["linear"]
+    layer, _ = probe(features.h, train.labels.to(run.device), len(train.class_names), generator)
+    return layer.weight.detach()
+
+
+def _images(options: Maps, first: Opened) -> tuple[Objects, list[str]]:
+    """What is looked at, and a name for each image."""
+    if options.count < 1 or (options.resize is not None and options.resize < 1):
+        raise ConfigError(f"--count and --resize must be at least 1; got {options.count} and {options.resize}.")
+    if options.images:
+        files = _files(options.images)[: options.count]
+        side = options.resize or PHOTOGRAPH
+        stack = torch.stack([stretched(file, side)[0] for file in files])
+        found = Objects(stack, torch.zeros(len(files), 0, 4), torch.full((len(files),), -1), "files")
+        return found, [file.stem for file in files]
+    test = first.run.splits.test
+    test = test.take(first_balanced(test.labels, options.count))
+    names = [test.class_names[i] if i >= 0 else "" for i in test.labels.tolist()]
+    side = options.resize or test.images.shape[2]
+    if test.boxes is None:
+        return Objects(resized(test.in_memory(), side), torch.zeros(len(test), 0, 4), test.labels, "test images"), names
+    found = from_set(test, "test images")
+    scale = side / test.images.shape[2]
+    return Objects(resized(test.in_memory(), side), found.boxes * scale, test.labels, found.name), names
+
+
+def _files(paths: tuple[Path, ...]) -> list[Path]:
+    found: list[Path] = []
+    for path in paths:
+        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS) if path.is_dir() else [path]
+        if not inside:
+            raise DataError(f"--images {path}: no image there; endings looked for: {' '.join(ENDINGS)}.")
+        found += inside
+    return found

@@ -1,0 +1,88 @@
+"""Images with boxes for `evaluate localise`: one part to choose on, another to score."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from mixfast.data import SceneConfig, scenes
+from mixfast.data.sets import ImageSet
+from mixfast.errors import ConfigError
+from mixfast.evaluate.runs import Common, Opened
+from mixfast.scoring import annotations, canvas
+from mixfast.scoring.boxes import Objects, from_set
+
+PHOTOGRAPH = 224  # side of VOC and COCO images unless another is given
+CANVAS = 64
+
+
+@dataclass(frozen=True)
+class ObjectData(Common):
+    """Which images are scored."""
+
+    data: Literal["auto", "scenes", "canvas", "voc", "coco"] = "auto"  # auto: scenes for runs on scenes, else canvas
+    count: int = 1000  # images to score, at most
+    validation: int = 300  # other images, on which map and threshold are chosen
+    size: int | None = None  # side in pixels; none: the run's own (scenes), 64 (canvas), 224 (voc, coco)
+    objects: int = 1  # canvas: images pasted on each
+    path: Path | None = None  # voc: folder with Annotations/ and JPEGImages/; coco: the instances .json
+    images: Path | None = None  # coco: folder of the image files
+    split: str | None = None  # voc: ImageSets/Main/<split>.txt; none: all annotations
+    difficult: bool = True  # voc: count objects marked as difficult
+    seed: int = 0  # of canvases and of the choice of images
+
+
+def load(options: ObjectData, first: Opened) -> tuple[Objects, Objects]:
+    """(validation, test). Scenes and canvases use what the first run trained on; no test image was trained on.
+
+    Raises:
+        ConfigError: an option that is missing or out of range. DataError: files that are missing or unreadable.
+    """
+    if options.count < 1 or options.validation < 1 or (options.size is not None and options.size < 1):
+        raise ConfigError(
+            "--count, --validation and --size must be at least 1; "
+            f"got {options.count}, {options.validation} and {options.size}."
+        )
+    config = first.run.config.data
+    kind = options.data
+    if kind == "auto":
+        kind = "scenes" if config.kind == "scenes" else "canvas"
+    if kind == "scenes":
+        return _scenes(options, first)
+    if kind == "canvas":
+        train, test = first.run.splits.train, first.run.splits.test
+        size = options.size or CANVAS
+        parts = [(train, options.validation, "validation"), (test, options.count, "test")]
+        made = [canvas.compose(s, n, size, options.objects, options.seed, name) for s, n, name in parts]
+        return made[0], made[1]
+    return _photographs(options, kind)
+
+
+def _scenes(options: ObjectData, first: Opened) -> tuple[Objects, Objects]:
+    config, seed = first.run.config.data, first.run.config.seed
+    own = config.kind == "scenes" and options.size in (None, config.size)
+    size = options.size or config.size
+    look = config.scene if config.kind == "scenes" else SceneConfig()
+    test = first.run.splits.test if own else scenes.generate(options.count, size, seed, "test", look)
+    chosen = scenes.generate(options.validation, size, seed, "validation", look)
+    return from_set(chosen, "scenes"), from_set(_head(test, options.count), "scenes")
+
+
+def _head(images: ImageSet, count: int) -> ImageSet:
+    return images.take(torch.arange(min(count, len(images))))
+
+
+def _photographs(options: ObjectData, kind: str) -> tuple[Objects, Objects]:
+    if options.path is None or (kind == "coco" and options.images is None):
+        needed = "--path FILE.json and --images FOLDER" if kind == "coco" else "--path FOLDER (with Annotations/)"
+        raise ConfigError(f"--data {kind} needs {needed}.")
+    if kind == "coco":
+        assert options.images is not None
+        entries = annotations.read_coco(options.path, options.images)
+    else:
+        entries = annotations.read_voc(options.path, options.split, options.difficult)
+    size = options.size or PHOTOGRAPH
+    parts = annotations.split_off(entries, options.validation, options.count, options.seed)
+    validation, test = (annotations.load(part, size, kind) for part in parts)
+    return validation, test

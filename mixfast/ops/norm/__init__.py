@@ -1,0 +1,67 @@
+"""Batch norm within each group of samples n mod S: one pass over the maps for statistics, one that normalises.
+
+With h = (x - mean) / sqrt(variance + eps) over the M = (B / S) H W numbers of a group's channel, y = weight h + bias,
+and for upstream gradients dy (Ioffe and Szegedy 2015, section 3)
+    dx = weight / sqrt(variance + eps) (dy - avg dy - h avg(dy h)),  d_weight = sum dy h,  d_bias = sum dy
+Maps in channels_last and contiguous maps are read and written where they lie. For backward x is kept, and two numbers
+for each channel of a group.
+"""
+
+from torch import Tensor
+
+from mixfast.ops import _dispatch
+from mixfast.ops.norm import _checks, _operators, reference
+
+NAME = "split_batch_norm"
+
+
+def split_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    *,
+    num_splits: int,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """Batch norm in training, with statistics of their own for each of S groups of samples (He et al. 2020, MoCo).
+
+    Group s holds samples s, s + S, s + 2 S ..., as in MoCo's recipe for one device. Running statistics, if given, are
+    changed in place: (1 - momentum) running + momentum new, new being the mean over groups of their means, or of their
+    unbiased variances. The same bits on every run and for any number of threads. Works under torch.compile; autocast
+    leaves it alone.
+
+    Args:
+        x: [B, C, H, W], B a multiple of S, (B / S) H W >= 2; float16, bfloat16, float32 or float64. Contiguous or
+            channels_last maps are not copied.
+        weight, bias: [C], contiguous, float32, or float64 for float64 maps.
+        running_mean, running_var: [C] like weight, without gradient; or None, both.
+        num_splits: S, the number of groups; 1 is ordinary batch norm.
+        momentum: how far running statistics move, in [0, 1].
+        eps: added to variances; positive.
+        backend: "auto", or a name from `mixfast.backends()`, which then runs or raises. There is no "cuda": on a GPU
+            "auto" takes Triton.
+
+    Returns:
+        [B, C, H, W] in the dtype of x, and in its memory format if that is contiguous or channels_last, else
+        contiguous. Differentiable with respect to x, weight and bias. A second derivative raises NotImplementedError,
+        except in the reference backend.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, dtype, shape, layout or device.
+        RuntimeError: the named backend cannot run this call.
+        NotImplementedError: vmap over the operation, or a second derivative.
+    """
+    _checks.check_maps(x, num_splits)
+    _checks.check_channels("weight", weight, x)
+    _checks.check_channels("bias", bias, x)
+    _checks.check_running(running_mean, running_var, x)
+    _checks.check_numbers(momentum, eps)
+    chosen = _dispatch.choose(NAME, backend, x.device.type, x.dtype)
+    arguments = x, weight, bias, running_mean, running_var
+    if chosen == "reference":
+        return reference.normalise(*arguments, num_splits, momentum, eps)
+    return _operators.normalise(*arguments, (num_splits, float(momentum), float(eps), chosen))

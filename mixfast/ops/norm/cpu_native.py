@@ -1,0 +1,65 @@
+"""split_batch_norm on CPU in C++ (csrc/norm): checks are done, addresses and sizes go out."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixfast.ops import _native
+from mixfast.ops._native import DTYPES
+
+unavailable = _native.cpu_unavailable
+
+
+def why_not(device_type: str, dtype: torch.dtype) -> str | None:
+    return None if device_type == "cpu" else f"it runs on CPU tensors; these are on {device_type}"
+
+
+def instruction_sets() -> list[int]:
+    """Codes of the instruction sets that this processor can run, from slow to fast."""
+    return _native.cpu.split_batch_norm_instruction_sets() if _native.cpu else []
+
+
+def _maps(x: Tensor, splits: int) -> tuple[Any, ...]:
+    """Sizes, layout and dtype of dense maps. Those of one channel are both layouts; contiguous is the faster one."""
+    batch, channels, height, width = x.shape
+    last = channels > 1 and x.is_contiguous(memory_format=torch.channels_last)
+    return batch, channels, height * width, splits, last, DTYPES[x.dtype]
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    splits: int,
+    momentum: float,
+    eps: float,
+    instruction_set: int = -1,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(y, means, inverses) as `_operators.forward` describes them; x is dense."""
+    y, means = torch.empty_like(x), weight.new_empty((splits, x.shape[1]))
+    inverses = torch.empty_like(means)
+    _native.cpu.split_batch_norm_forward(  # type: ignore[union-attr]
+        *_maps(x, splits),
+        *(x.data_ptr(), weight.data_ptr(), bias.data_ptr()),
+        *(0 if each is None else each.data_ptr() for each in (running_mean, running_var)),
+        *(momentum, eps, y.data_ptr(), means.data_ptr(), inverses.data_ptr()),
+        *_native.cpu_place(instruction_sets(), instruction_set),
+    )
+    return y, means, inverses
+
+
+def backward(
+    dy: Tensor, x: Tensor, weight: Tensor, means: Tensor, inverses: Tensor, splits: int, instruction_set: int = -1
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, d_weight, d_bias) as `_operators.backward` describes them; dy and x are dense and of one layout."""
+    dx, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    tensors = dy, x, weight, means, inverses, dx, d_weight, d_bias
+    _native.cpu.split_batch_norm_backward(  # type: ignore[union-attr]
+        *_maps(x, splits),
+        *(each.data_ptr() for each in tensors),
+        *_native.cpu_place(instruction_sets(), instruction_set),
+    )
+    return dx, d_weight, d_bias

@@ -1,0 +1,76 @@
+"""NT-Xent, the contrastive loss of SimCLR, between the rows of two views and without their 2N x 2N similarities.
+
+Of the 2N rows z (first's, then second's), each is an anchor i once; its positive is the same row of the other view,
+and its negatives j are all rows but itself, its positive and the excluded one. With s_ij = z_i.z_j / tau:
+    l_i = log sum_j e^{s_ij},  loss_i = softplus(l_i - s_i,pos),  share_i = sigmoid(l_i - s_i,pos)
+    p_ij = e^{s_ij - s_i,pos - loss_i}
+    dz_i = 1/tau ( sum_j (g_i p_ij + g_j p_ji) z_j - (g_i share_i + g_pos share_pos) z_pos )
+for upstream gradients g. The forward pass keeps two numbers per anchor, from which the backward pass makes p anew.
+"""
+
+import torch
+from torch import Tensor
+
+from mixfast.ops import _dispatch
+from mixfast.ops.ntxent import _checks, _operators, reference
+
+NAME = "nt_xent"
+
+
+def nt_xent(
+    first: Tensor,
+    second: Tensor,
+    *,
+    temperature: float | Tensor = 0.5,
+    excluded: Tensor | None = None,
+    reduction: str = "mean",
+    backend: str = "auto",
+) -> Tensor:
+    """Normalised temperature-scaled cross entropy (Chen et al. 2020, SimCLR, eq. 1) of two views of N images.
+
+    The loss of anchor i is -log( e^{z_i.z_pos/tau} / sum_j e^{z_i.z_j/tau} ) over all 2N rows j but i itself, where z
+    holds first's rows, then second's, and pos is the same row of the other view. The 2N x 2N similarities never exist
+    (except in the reference backend). The same bits on every run and for any number of threads. Works under
+    torch.compile. Under autocast rows are converted like the input of a loss on a CPU (float32) and of a matrix product
+    on a GPU (float16).
+
+    Args:
+        first: [N, D], N >= 1; float16, bfloat16, float32 or float64. Usually unit rows: they are used as they are.
+        second: the same shape, dtype and device; row n is the other view of first's row n.
+        temperature: tau, a positive number, or a floating tensor [], which may require a gradient.
+        excluded: int64 [2N] or None: for each anchor one more row, by its place among the 2N, that its sum over j
+            leaves out (a known false negative), or -1 for none. It must not be the anchor's positive.
+        reduction: "mean" or "sum" over the 2N anchors, or "none".
+        backend: "auto", or a name from `mixfast.backends()`, which then runs or raises. There is no "cuda": on a GPU
+            "auto" takes Triton.
+
+    Returns:
+        [] for "mean" and "sum", [2N] for "none"; float32, or float64 for float64. Differentiable with respect to both
+        views and temperature. A second derivative raises NotImplementedError, except in the reference backend.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, dtype, shape or device; in the cpu backend also a
+            temperature tensor that is not positive and an excluded row that is a positive or does not exist. Elsewhere
+            such an entry of `excluded` leaves out nothing: a GPU would have to wait for these values.
+        RuntimeError: the named backend cannot run this call.
+        NotImplementedError: vmap over the operation, or a second derivative.
+    """
+    _checks.check_views(first, second)
+    temperature = _checks.check_temperature(temperature, first)
+    _checks.check_excluded(excluded, first)
+    _checks.check_reduction(reduction)
+    device_type = first.device.type
+    dtype = _autocast_dtype(first)
+    if dtype != first.dtype:
+        first, second = first.to(dtype), second.to(dtype)
+    chosen = _dispatch.choose(NAME, backend, device_type, dtype, _dispatch.constant_dim(first.shape[1]))
+    if chosen == "reference":
+        return reference.losses(first, second, excluded, temperature, reduction)
+    return _operators.losses(first, second, excluded, temperature, reduction, chosen)
+
+
+def _autocast_dtype(rows: Tensor) -> torch.dtype:
+    device_type = rows.device.type
+    if rows.dtype == torch.float64 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return rows.dtype
+    return torch.float32 if device_type == "cpu" else torch.float16

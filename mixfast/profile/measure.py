@@ -1,0 +1,223 @@
+"""Measures the steps of a run by part, and in turn with them the bare encoder passes that they need."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixfast.config.options import RunConfig, replace
+from mixfast.data import ImageSet, Splits
+from mixfast.models import Encoder
+from mixfast.profile.memory import Peaks, held_bytes
+from mixfast.profile.watch import BACKWARD, KEY, QUERY, RECORD, Ledger, watched
+from mixfast.run import engine, machine
+from mixfast.run.budget import StepCost, step_cost
+from mixfast.run.console import Console
+from mixfast.run.folder import RunFolder
+from mixfast.run.graph import WARM_UP
+from mixfast.run.signals import StopRequest
+from mixfast.run.state import Run, build
+from mixfast.scoring.features import extract
+from mixfast.scoring.knn import knn_predict
+
+# As they follow each other in a step, roughly; what else a method or a later loop names comes after.
+ORDER = (
+    *("data", "augment", "mix", QUERY, KEY, "shuffle", "pooling", "heads", "losses", "other", BACKWARD),
+    *("optimizer", "EMA", "queue", "logging"),
+)
+STEPS = 1  # of an epoch, and so of a round
+LEAST = 4  # rounds
+PROBE = 1024  # queries whose neighbours are looked up
+IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "stl10": (105_000, 8_000)}  # training, test
+Parts = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per optimiser step by part: the lower quartile of the rounds, as others only ever slow us down."""
+
+    step: Parts  # call by call
+    floor: Parts  # the bare encoder's
+    graphed: float | None  # the whole step as a CUDA graph, where the run has one
+    cost: StepCost  # how many passes
+    ratios: tuple[float, ...]  # step over floor of each round
+
+    @property
+    def seconds(self) -> float:
+        """Of a step as it is trained."""
+        return sum(self.step.values()) if self.graphed is None else self.graphed
+
+    @property
+    def ratio(self) -> float:
+        """Time of the step over that of the encoder passes alone."""
+        return self.seconds / sum(self.floor.values())
+
+
+class Silent(Console):
+    """Says nothing."""
+
+    def line(self, text: str = "") -> None: ...
+
+
+def prepare(config: RunConfig[Any], device: torch.device, folder: Path) -> Run:
+    """A run on `STEPS` batches of noise whose weights stay where they are: the rate is 0, which costs the same.
+
+    `folder` takes its records.
+    """
+    config = replace(config, {"optim.lr": 0.0, "train.checkpoint_seconds": 0.0})
+    count, side = STEPS * config.train.batch_size, config.data.size
+    noise = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageSet(noise, torch.zeros(count, dtype=torch.int64), ("noise",))
+    splits = Splits(images, images, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "noise")
+    return build(config, splits, RunFolder(folder), Silent(), StopRequest(), device)
+
+
+def bare_encoder(run: Run, cost: StepCost) -> Callable[[], None]:
+    """The encoder passes of one step and no more: ready-made inputs, any gradient of the embeddings.
+
+    The passes are those of the run's own networks, in its precision and memory format.
+    """
+    encoders = [module for module in run.method.modules() if isinstance(module, Encoder)]
+    encoder, follower = encoders[0], encoders[-1]
+    batch, micro = run.config.train.batch_size, run.config.train.accumulate
+    inputs = run.normalise(run.batches.images[:batch]).chunk(micro)
+    gradient = torch.randn(batch // micro, encoder.dim, device=run.device)
+
+    def passes() -> None:
+        for images in inputs:
+            with run.autocast():
+                with torch.no_grad():
+                    for _ in range(cost.followed):
+                        follower(images)
+                embeddings = [encoder(images).z for _ in range(cost.trained)]
+            torch.autograd.backward(embeddings, [gradient.to(z.dtype) for z in embeddings])
+            run.optimizer.zero_grad(set_to_none=True)
+            run.clock.lap(BACKWARD)
+
+    return passes
+
+
+def time_run(run: Run, seconds: float, busy: bool = False) -> Timing:
+    """Epochs of the run and bare encoder passes in turn, for about `seconds` after the first of each.
+
+    A run with a CUDA graph is timed twice: call by call, which shows the parts, and as the graph.
+
+    Args:
+        run: from `prepare`.
+        seconds: of measuring.
+        busy: count processor seconds, as in `Ledger`.
+    """
+    cost, graph = step_cost(run.config, side=min(32, run.config.data.size)), run.graph
+    passes, clock = bare_encoder(run, cost), Ledger(run.device, busy)
+
+    def bare() -> None:
+        with watched(run, clock):
+            clock.skip()
+            for _ in range(STEPS):
+                passes()
+
+    def eager() -> None:
+        run.graph = None
+        with watched(run, clock):
+            engine.train_epoch(run)
+
+    def graphed() -> None:
+        run.graph, run.clock = graph, clock
+        engine.train_epoch(run)
+
+    kinds = [bare, eager, *([graphed] if graph is not None else [])]
+    rounds: dict[Callable[[], None], list[Parts]] = {kind: [] for kind in kinds}
+    for kind in (*kinds, *([graphed] * WARM_UP if graph is not None else [])):
+        kind()
+    clock.drain()
+    end = time.monotonic() + seconds
+    while len(rounds[bare]) < LEAST or time.monotonic() < end:
+        for kind in kinds if len(rounds[bare]) % 2 else reversed(kinds):
+            kind()
+            rounds[kind].append({name: value / STEPS for name, value in clock.drain().items()})
+    steps = [per_step(parts, run.config.train.log_every) for parts in rounds[eager]]
+    whole = [sum(parts.values()) for parts in rounds.get(graphed, [])]
+    return summary(steps, rounds[bare], whole, cost)
+
+
+def per_step(parts: Parts, log_every: int) -> Parts:
+    """Parts in the order of ORDER; a record, with which every short epoch here ends, at its share in a training."""
+    found = {"other" if name == "forward" else name: value for name, value in parts.items()}  # claimed by no part
+    found["logging"] = found.get("logging", 0.0) + found.pop(RECORD, 0.0) * STEPS / log_every
+    return {name: found[name] for name in sorted(found, key=place)}
+
+
+def place(part: str) -> int:
+    """Where a part stands in tables and pictures."""
+    return ORDER.index(part) if part in ORDER else len(ORDER)
+
+
+def summary(steps: list[Parts], floors: list[Parts], graphed: list[float], cost: StepCost) -> Timing:
+    """The timing of rounds: by part, and of whole steps as a graph, if there is one."""
+    whole = graphed or [sum(parts.values()) for parts in steps]
+    ratios = tuple(step / sum(floor.values()) for step, floor in zip(whole, floors, strict=True))
+    return Timing(quartiles(steps), quartiles(floors), quartile(graphed) if graphed else None, cost, ratios)
+
+
+def quartile(values: list[float]) -> float:
+    """The lower quartile of at least two values."""
+    return statistics.quantiles(values, n=4, method="inclusive")[0]
+
+
+def quartiles(rounds: list[Parts]) -> Parts:
+    """The lower quartile of each part over the rounds; a part that a round lacks took no time there."""
+    names = sorted({name for parts in rounds for name in parts}, key=place)
+    return {name: quartile([parts.get(name, 0.0) for parts in rounds]) for name in names}
+
+
+def peak_bytes(run: Run) -> tuple[int, dict[str, int]]:
+    """What is held between steps, and how far above it the peak of each part of a step lies."""
+    machine.return_freed_memory()
+    graph, run.graph = run.graph, None  # which would hold what it once took
+    images = run.batches.images[: run.config.train.batch_size]
+    for _ in range(2):
+        engine.optimiser_step(run, images, check=False)  # the optimiser's own state, and what libraries keep
+    peaks = Peaks(run.device)
+    held = held_bytes(run.device)
+    with watched(run, peaks):
+        peaks.skip()
+        engine.optimiser_step(run, images, check=False)
+    run.graph = graph
+    parts = {"other" if name == "forward" else name: peak - held for name, peak in peaks.bytes().items()}
+    return held, {name: parts[name] for name in sorted(parts, key=place)}
+
+
+def data_sizes(config: RunConfig[Any]) -> tuple[int, int] | None:
+    """Training and test images of the data set that a configuration names; None where only the files would tell."""
+    data = config.data
+    return {"scenes": (data.scenes, data.test_scenes), **IMAGES}.get(data.kind)
+
+
+def evaluation_seconds(run: Run, busy: bool = False) -> float | None:
+    """Of one weighted kNN evaluation of the run's data set, from the rates of a few; None if its size is unknown.
+
+    Both parts are linear: features in the images, neighbours in the queries.
+    """
+    sizes = data_sizes(run.config)
+    if sizes is None:
+        return None
+    bank, queries = sizes
+    options, encoder, images = run.config.eval, run.method.encoder, run.batches.images
+    clock = Ledger(run.device, busy)
+    widths = [rows.shape[1] for rows in extract(encoder, images, run.normalise, options.batch_size)]  # the first call
+    clock.skip()
+    extract(encoder, images, run.normalise, options.batch_size)
+    clock.lap("features")
+    labels = torch.arange(bank, device=run.device) % 10
+    for width in widths:
+        points: Tensor = torch.randn(bank + PROBE, width, device=run.device)
+        clock.skip()
+        knn_predict(points[bank:], points[:bank], labels, k=min(options.k, bank), temperature=options.temperature)
+        clock.lap("neighbours")
+    parts = clock.drain()
+    return parts["features"] * (bank + queries) / len(images) + parts["neighbours"] * queries / PROBE

@@ -1,0 +1,55 @@
+"""How much memory a step holds at most while each of its parts runs."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixfast.run.clock import Clock
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Peaks(Clock):
+    """A clock of bytes: the most that was held in each part.
+
+    On a GPU the tensors that torch's allocator holds; on a CPU the process's resident memory, where Linux tells.
+    """
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        super().__init__(device)
+
+    def _now(self) -> int:
+        """The peak since the last call."""
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            return peak
+        peak = resident_bytes("VmHWM")
+        CLEAR.write_text("5")
+        return peak
+
+    def _charge(self, name: str, begin: Any, end: Any) -> None:
+        self._parts[name] = max(self._parts.get(name, 0), end)
+
+    def bytes(self) -> dict[str, int]:
+        """The peaks by part since the last call."""
+        parts, self._parts = self._parts, {}
+        return {name: int(peak) for name, peak in parts.items()}
+
+
+def measurable(device: torch.device) -> bool:
+    """Whether this machine tells its peaks."""
+    return device.type == "cuda" or CLEAR.exists()
+
+
+def held_bytes(device: torch.device) -> int:
+    """What is held now: by tensors on a GPU, by the process on a CPU."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes("VmRSS")
+
+
+def resident_bytes(field: str) -> int:
+    """VmRSS, resident memory now, or VmHWM, its peak, of this process."""
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
+    return int(line.split()[1]) * 1024

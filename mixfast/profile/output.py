@@ -1,0 +1,180 @@
+"""A profile as a record for JSON, as a table and as a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mixfast.config.options import RunConfig
+from mixfast.profile.measure import ORDER, Parts, Timing, data_sizes
+from mixfast.profile.watch import BACKWARD, KEY, QUERY
+from mixfast.run.state import Run
+from mixfast.train.plots import figure
+
+Record = dict[str, Any]
+GOALS = {"cpu": 0.05, "cuda": 0.15}  # what a step may cost beyond its bare encoder passes
+GRAPH = "as a graph"  # what a CUDA graph saves of the parts' sum
+GREYS = {QUERY: "0.75", KEY: "0.6", BACKWARD: "0.85"}  # parts that the bare encoder has too
+MILLI, MIB = 1e3, 2**20
+
+
+def to_record(
+    preset: str,
+    run: Run,
+    timing: Timing,
+    memory: tuple[int, dict[str, int]] | None,
+    evaluation: float | None,
+) -> Record:
+    """Everything measured about a preset. Seconds are per optimiser step, bytes above what is held between steps."""
+    config = run.config
+    held, peaks = memory or (None, {})
+    return {
+        "preset": preset,
+        "method": config.method_name,
+        "shape": {
+            **{name: getattr(config.model, name) for name in ("depth", "width", "stem", "bn_splits")},
+            "size": config.data.size,
+            "batch": config.train.batch_size,
+            "queue": getattr(config.method, "queue_size", None),
+        },
+        "device": run.device.type,
+        "precision": run.precision,
+        "memory_format": str(run.memory_format).removeprefix("torch."),
+        "passes": {"trained": timing.cost.trained, "followed": timing.cost.followed},
+        "rounds": len(timing.ratios),
+        "seconds": timing.step,
+        "bare_seconds": timing.floor,
+        "graphed_seconds": timing.graphed,
+        "step_seconds": timing.seconds,
+        "ratio": timing.ratio,
+        "ratios": [round(ratio, 4) for ratio in timing.ratios],
+        "images_per_s": config.train.batch_size / timing.seconds,
+        "held_bytes": held,
+        "peak_bytes": peaks,
+        "evaluation": evaluation_record(config, evaluation, timing.seconds),
+    }
+
+
+def evaluation_record(config: RunConfig[Any], seconds: float | None, step: float) -> Record | None:
+    """What an evaluation costs, and its share of a training that evaluates every `eval.every` epochs."""
+    if seconds is None or config.eval.every == 0:
+        return None
+    return {"seconds": seconds, "every": config.eval.every, "epoch_seconds": step * _steps(config)}
+
+
+def _steps(config: RunConfig[Any]) -> int:
+    """Of an epoch of the data set that the preset names."""
+    sizes = data_sizes(config)
+    return 0 if sizes is None else sizes[0] // config.train.batch_size
+
+
+def beyond(record: Record) -> Parts:
+    """What each part adds to the bare encoder passes, as a share of these; they add up to the ratio less 1."""
+    bare = record["bare_seconds"]
+    total = sum(bare.values())
+    shares = {name: (value - bare.get(name, 0.0)) / total for name, value in record["seconds"].items()}
+    if record["graphed_seconds"] is not None:
+        shares[GRAPH] = (record["graphed_seconds"] - sum(record["seconds"].values())) / total
+    return shares
+
+
+def own(record: Record) -> float:
+    """The share of the parts that the bare encoder does not have: without the noise of comparing passes with passes."""
+    return sum(share for name, share in beyond(record).items() if name not in GREYS)
+
+
+def headline(record: Record) -> str:
+    """What was measured."""
+    shape, passes = record["shape"], record["passes"]
+    queue = f", K = {shape['queue']}" if shape["queue"] else ""
+    return (
+        f"{record['preset']}: ResNet-{shape['depth']} of width {shape['width']}, stem {shape['stem']}, "
+        f"{shape['size']} px, batch {shape['batch']}{queue}, {record['precision']}, {record['memory_format']}; "
+        f"passes: {passes['trained']} trained, {passes['followed']} without gradient"
+    )
+
+
+def table(record: Record) -> str:
+    """A line per part: milliseconds, those of the bare encoder, what is beyond these in percent of them, memory."""
+    bare, peaks = record["bare_seconds"], record["peak_bytes"]
+    lines = [headline(record), f"{'part':<16}{'ms':>9}{'bare ms':>10}{'beyond %':>10}{'peak MiB':>10}"]
+    for name, share in beyond(record).items():
+        seconds = record["seconds"].get(name, share * sum(bare.values()))
+        lines.append(_line(name, seconds, bare.get(name), share, peaks.get(name)))
+    total = sum(bare.values())
+    lines.append(_line("step", record["step_seconds"], total, record["ratio"] - 1, max(peaks.values(), default=None)))
+    lines.append(f"{record['ratio']:.3f} x the bare encoder passes; {record['images_per_s']:.0f} images/s")
+    lines.append(f"parts that the bare encoder does not have: {100 * own(record):.1f} % of it")
+    if found := record["evaluation"]:
+        epochs = f"{found['every']} epochs of {found['epoch_seconds']:.1f} s"
+        lines.append(f"evaluation: about {found['seconds']:.1f} s every {epochs}")
+    return "\n".join(lines)
+
+
+def _line(name: str, seconds: float, bare: float | None, share: float, peak: int | None) -> str:
+    cells = [f"{MILLI * seconds:.2f}", "" if bare is None else f"{MILLI * bare:.2f}", f"{100 * share:+.1f}"]
+    cells.append("" if peak is None else f"{peak / MIB:.1f}")
+    return f"{name:<16}{cells[0]:>9}" + "".join(f"{cell:>10}" for cell in cells[1:])
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """A row per preset: the ratio, and what each part adds to the bare passes in percent of them."""
+    names = [name for name in (*ORDER, GRAPH) if any(name in beyond(record) for record in records)]
+    head = ["preset", "passes", "step ms", "bare ms", "ratio", "own %", *names, "peak MiB"]
+    rows = [head, ["---"] * len(head)]
+    for record in records:
+        passes, shares = record["passes"], beyond(record)
+        peak = max(record["peak_bytes"].values(), default=None)
+        rows.append(
+            [
+                record["preset"],
+                f"{passes['trained']} + {passes['followed']}",
+                f"{MILLI * record['step_seconds']:.1f}",
+                f"{MILLI * sum(record['bare_seconds'].values()):.1f}",
+                f"{record['ratio']:.3f}",
+                f"{100 * own(record):.1f}",
+                *(f"{100 * shares[name]:.1f}" if name in shares else "" for name in names),
+                "" if peak is None else f"{peak / MIB:.0f}",
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def draw(path: Path, records: Sequence[Record]) -> None:
+    """Stacked bars: the time of a step by part beside that of the bare encoder, and what is beyond it."""
+    from matplotlib import colormaps
+
+    page, (axes,) = figure(13, 1.6 + 0.42 * len(records), 1, 2)
+    found = [name for record in records for name in beyond(record)]
+    names = [*(name for name in ORDER if name in found), *dict.fromkeys(n for n in found if n not in ORDER)]
+    bright = [name for name in dict.fromkeys((*ORDER, *names)) if name not in GREYS]  # a part looks alike everywhere
+    colours = {**GREYS, **{name: colormaps["tab20"](index % 14) for index, name in enumerate(bright)}}
+    rows = [record["preset"] for record in records]
+    for name in names:
+        for record, row in zip(records, range(len(records)), strict=True):
+            for place, times in ((row - 0.18, record["seconds"]), (row + 0.22, record["bare_seconds"])):
+                left = sum(MILLI * times.get(other, 0.0) for other in names[: names.index(name)])
+                height = 0.36 if times is record["seconds"] else 0.3
+                axes[0].barh(place, MILLI * times.get(name, 0.0), height, left=left, color=colours[name])
+            shares = beyond(record)
+            width = 100 * shares.get(name, 0.0)
+            before = [100 * shares.get(other, 0.0) for other in names[: names.index(name)]]
+            left = sum(value for value in before if (value < 0) == (width < 0))
+            axes[1].barh(row, width, 0.6, left=left, color=colours[name])
+    for record, row in zip(records, range(len(records)), strict=True):
+        axes[1].plot([100 * (record["ratio"] - 1)] * 2, [row - 0.34, row + 0.34], color="black", linewidth=1.5)
+    goal = 100 * GOALS[records[0]["device"]]
+    axes[1].axvline(goal, color="grey", linestyle=":")
+    axes[1].axvline(0, color="black", linewidth=0.6)
+    longest = max(max(sum(each[key].values()) for key in ("seconds", "bare_seconds")) for each in records)
+    axes[0].set(xlim=(0, 1.03 * MILLI * longest), xlabel="ms per step; below it the bare encoder passes")
+    axes[0].set(yticks=range(len(rows)), yticklabels=rows)
+    axes[1].set(
+        xlabel=f"beyond the bare passes, %; black: in sum; dotted: goal, {goal:.0f} %",
+        yticks=range(len(rows)),
+        yticklabels=rows,
+    )
+    for axis in axes:
+        axis.invert_yaxis()
+    handles = [axes[0].barh([0], [0], color=colours[name], label=name) for name in names]
+    page.legend(handles=handles, fontsize=7, ncols=8, loc="outside lower center")
+    page.savefig(path)

@@ -1,0 +1,92 @@
+"""What a step of a method costs, found by running a tiny one: encoder passes, and memory held for the backward pass."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mixfast import methods
+from mixfast.config.options import RunConfig
+from mixfast.data import Images
+from mixfast.models import Encoder, build_encoder
+from mixfast.rng import Generators
+
+BACKWARD_COST = 2  # forward passes that the backward pass of a pass costs
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Per image of a batch."""
+
+    trained: int  # forward passes of encoders with a backward pass
+    followed: int  # forward passes without one
+    saved_bytes: int  # of tensors kept between forward and backward, in float32
+
+    @property
+    def encoder(self) -> int:
+        """Forward passes of encoders, a pass with its backward counted as 1 + BACKWARD_COST."""
+        return self.followed + self.trained * (1 + BACKWARD_COST)
+
+
+def step_cost(config: RunConfig[Any], side: int) -> StepCost:
+    """The cost of one step of a run's method on images of `side` pixels, from a step on a few random ones (CPU)."""
+    generators = Generators(config.seed)
+    make_encoder = partial(build_encoder, config.model, generators["weights"])
+    method = methods.load(config.method_name)(config.method, make_encoder, generators).train()
+    count = 2 * config.model.bn_splits
+    images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generators["probe"])
+    passes = {True: 0, False: 0}  # with gradient: images that entered an encoder
+    saved: dict[int, int] = {}  # storage address: bytes
+
+    def count_pass(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        passes[torch.is_grad_enabled()] += len(inputs[0])
+
+    def keep(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    for module in method.modules():
+        if isinstance(module, Encoder):
+            module.backbone.conv1.register_forward_pre_hook(count_pass)  # it sees every image of every pass
+    views = method.views(images, lambda batch, count=2: [batch.float() / 255 for _ in range(count)], generators)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = method.step(views, generators)
+    held = {tensor.untyped_storage().data_ptr() for tensor in (*method.parameters(), *method.buffers())}
+    activations = sum(size for address, size in saved.items() if address not in held)
+    del out
+    return StepCost(passes[True] // count, passes[False] // count, activations // count)
+
+
+def state_bytes(method: nn.Module, moments: int = 1) -> dict[str, int]:
+    """Bytes by what holds them as long as the run lasts: weights, gradients and momentum, queues and statistics.
+
+    Args:
+        method: the module.
+        moments: numbers that the optimiser keeps per trained weight: 1, or 2 for Adam.
+    """
+    weights = sum(p.numel() * p.element_size() for p in method.parameters())
+    trained = sum(p.numel() * p.element_size() for p in method.parameters() if p.requires_grad)
+    buffers = sum(b.numel() * b.element_size() for b in method.buffers())
+    return {"weights": weights, "gradients and momentum": (1 + moments) * trained, "queues and statistics": buffers}
+
+
+def explain_out_of_memory(
+    config: RunConfig[Any], method: nn.Module, images: Images, total_bytes: int, part: str
+) -> str:
+    """Where the memory went, the largest batch that would fit by that reckoning, and the options that help."""
+    cost = step_cost(config, images.shape[-1])
+    state = {"images": images.nbytes, **state_bytes(method, 2 if config.optim.name == "adam" else 1)}
+    batch, micro = config.train.batch_size, config.train.accumulate
+    parts = {**state, f"activations of {batch // micro} images": cost.saved_bytes * batch // micro}
+    unit = config.model.bn_splits
+    # A third on top for what forward and backward allocate and free again, as observed; an estimate, and said to be.
+    fits = max(0, int((total_bytes - sum(state.values())) / (cost.saved_bytes * 4 / 3))) // unit * unit
+    listing = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in parts.items())
+    return (
+        f"out of memory after part {part!r}: {total_bytes / 2**20:.0f} MiB in all; needed at least: {listing}.\n"
+        f"Estimated largest batch that fits at once: {fits} images. Options that help: --train.accumulate "
+        f"{2 * micro} (same batch, half the activations), a smaller --train.batch_size, --train.precision bf16, "
+        f"a smaller --model.width."
+    )

@@ -1,0 +1,180 @@
+"""What a run says about itself while it trains: records of the loss, evaluations, a table row per epoch."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from mixfast import methods
+from mixfast.config.options import RunConfig
+from mixfast.data import Images, Streamed, take
+from mixfast.data.sets import first_balanced
+from mixfast.data.streamed import Library
+from mixfast.run.console import duration
+from mixfast.run.diagnosis import diagnose, warning
+from mixfast.run.state import Run
+from mixfast.scoring.baselines import calibrated, pixels
+from mixfast.scoring.features import extract
+from mixfast.scoring.knn import knn_score, knn_scores
+
+HEADER = f"{'':<16} epoch     loss   knn_z   knn_h    img/s  data wait     left"
+
+
+def candidates(config: RunConfig[Any]) -> int | None:
+    """Among how many rows a loss term of the run's method looks for the positive; None if it does not choose."""
+    batch = config.train.batch_size // config.train.accumulate
+    return methods.load(config.method_name).candidates(config.method, batch)
+
+
+def chance_loss(config: RunConfig[Any]) -> float | None:
+    """The loss of a network that cannot tell the positive from the other rows; None if the method does not choose."""
+    count = candidates(config)
+    return None if count is None else math.log(count)
+
+
+def introduce(run: Run) -> None:
+    """Lines above the table: what the numbers in it are to be compared with."""
+    config, console = run.config, run.console
+    if (chance := chance_loss(config)) is not None:
+        console.line(f"loss of guessing, per term: ln({candidates(config)}) = {chance:.2f}")
+    if not scorable(run):
+        console.line("kNN is off: not every image has a class.")
+    elif config.eval.k > bank_size(run):
+        console.line(f"kNN: --eval.k {config.eval.k} is cut to the {bank_size(run)} training images.")
+    console.line(HEADER)
+
+
+def scorable(run: Run) -> bool:
+    """Whether all images have labels to score against."""
+    return run.splits.train.labelled and run.splits.test.labelled
+
+
+def bank_size(run: Run) -> int:
+    """Among how many training images kNN looks for neighbours."""
+    return min(run.config.eval.bank or len(run.splits.train), len(run.splits.train))
+
+
+def bank(run: Run) -> tuple[Images, Tensor]:
+    """These images, and their classes on the device."""
+    images, labels = run.batches.images, run.splits.train.labels
+    if bank_size(run) < len(labels):
+        chosen = first_balanced(labels, bank_size(run))
+        images, labels = take(images, chosen.to(images.device)), labels[chosen]
+    return images, labels.to(run.device)
+
+
+def scored_images(run: Run) -> Images:
+    """Those of the test set; if they are in files, for the device, as then the processes of the training read them."""
+    images = run.splits.test.images
+    return images.to(run.device) if isinstance(images, Streamed) else images
+
+
+def record(run: Run) -> None:
+    """Write the means since the last record, and where the time went."""
+    means, parts = run.meter.means(), run.clock.seconds()
+    elapsed = sum(parts.values())
+    if not run.last and isinstance(run.batches.images, Streamed):
+        run.console.line(loader_and_step(run.batches.images.library, run.images / (elapsed - parts["data"])))
+    run.seconds += elapsed
+    run.last = {
+        "kind": "train",
+        "step": run.step,
+        "epoch": (run.step - 1) // len(run.batches) + 1,
+        "lr": run.rate,
+        **means,
+        "images_per_s": run.images / elapsed,
+        "time": run.seconds,
+        **{f"time_{name}": seconds for name, seconds in parts.items()},
+    }
+    run.images = 0
+    run.folder.metrics.write(run.last)
+    _, rate, wait, left = _speed(run)
+    note = f"loss {means['loss']:.3f}   {rate} img/s   data wait {wait}"
+    run.task.update(run.step, note)
+    if run.console.silent_for_long():
+        run.console.line(f"  step {run.step} of {run.steps}   {note}   left {left}")
+
+
+def loader_and_step(library: Library, step: float) -> str:
+    """What decoding reaches alone beside what the step reaches without waiting, in images/s, and which is the limit."""
+    alone = library.images_per_s or 0.0
+    rates = f"decoding alone {alone:,.0f} images/s, a step without waiting for images {step:,.0f}"
+    if alone >= step:
+        return f"{rates}: training does not wait for its images"
+    return f"{rates}: decoding is the limit; more cores, a smaller --data.size or a faster disk would help"
+
+
+def _speed(run: Run) -> tuple[str, str, str, str]:
+    """Loss, images/s, share of the time spent waiting for data, time left: of the last record, as words."""
+    if not run.last:
+        return "-", "-", "-", "-"
+    rate, parts = run.last["images_per_s"], [run.last[name] for name in run.last if name.startswith("time_")]
+    left = (run.steps - run.step) * run.config.train.batch_size / rate
+    wait = 100 * run.last.get("time_data", 0.0) / sum(parts)
+    return f"{run.last['loss']:.3f}", f"{rate:.0f}", f"{wait:.1f} %", duration(left)
+
+
+def end_epoch(run: Run) -> None:
+    """Evaluate if it is time to, and print the epoch's row of the table."""
+    if run.evaluated == run.epoch:  # a resumed run starts here once more
+        return
+    config, scores = run.config, {}
+    last = run.epoch == config.train.epochs
+    due = last or bool(config.eval.every and run.epoch % config.eval.every == 0)
+    if scorable(run):
+        if run.epoch == 0 and config.eval.baselines:
+            row(run, "raw pixels", _evaluate(run, "baseline", "raw pixels", lambda: score_pixels(run)))
+            row(run, "untrained", _evaluate(run, "baseline", "untrained", lambda: score_untrained(run)))
+        elif run.epoch > 0 and due:
+            scores = _evaluate(run, "eval", config.method_name, lambda: score(run, run.method.encoder))
+    if config.eval.diagnostics and run.epoch > 0 and due:
+        numbers = _evaluate(run, "diagnostics", config.method_name, lambda: diagnose(run))
+        if note := warning(numbers):
+            run.console.line(f"warning: {note}")
+    run.evaluated = run.epoch
+    if run.epoch:
+        row(run, config.method_name, scores, *_speed(run))
+
+
+def row(
+    run: Run, name: str, scores: dict[str, float], loss: str = "-", rate: str = "-", wait: str = "-", left: str = "-"
+) -> None:
+    """Print one row below HEADER."""
+    z, h = (f"{scores[key]:.1f}" if key in scores else "-" for key in ("knn_z", "knn_h"))
+    run.console.line(f"{name:<16} {run.epoch:>5} {loss:>8} {z:>7} {h:>7} {rate:>8} {wait:>10} {left:>8}")
+
+
+def score(run: Run, encoder: nn.Module) -> dict[str, float]:
+    """Weighted kNN of an encoder on the run's data: {"knn_z": percent, "knn_h": percent}."""
+    test, options = run.splits.test, run.config.eval
+    images, labels = bank(run)
+    rows, queries = (
+        extract(encoder, some, run.normalise, options.batch_size, run.obey_signal)
+        for some in (images, scored_images(run))
+    )
+    return knn_scores(rows, labels, queries, test.labels.to(run.device), options.k, options.temperature)
+
+
+def score_pixels(run: Run) -> dict[str, float]:
+    """The same of normalised pixels, as {"knn_h": percent}."""
+    test, options = run.splits.test, run.config.eval
+    images, labels = bank(run)
+    rows, queries = (pixels(some, run.normalise) for some in (images, scored_images(run)))
+    return {"knn_h": knn_score(rows, labels, queries, test.labels.to(run.device), options.k, options.temperature)}
+
+
+def score_untrained(run: Run) -> dict[str, float]:
+    """The same of the run's encoder as it is, with BatchNorm statistics of the data."""
+    encoder = calibrated(run.method.encoder, run.batches.images, run.normalise, run.config.eval.batch_size)
+    return score(run, encoder)
+
+
+def _evaluate(run: Run, kind: str, name: str, scorer: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """Compute scores and write them to the metrics."""
+    started = time.monotonic()
+    scores = scorer()
+    facts = {"kind": kind, "name": name, "step": run.step, "epoch": run.epoch, **scores}
+    run.folder.metrics.write({**facts, "time_evaluation": time.monotonic() - started})
+    return scores

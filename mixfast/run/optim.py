@@ -1,0 +1,61 @@
+"""The optimiser, and the learning rate of every step."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from mixfast.config.options import OptimConfig
+from mixfast.run.lars import LARS
+
+
+def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of the parameters that require a gradient, all on one device.
+
+    SGD and Adam in torch's fused form, one pass over memory: measured on a CPU core, 0.6 to 0.85 times the multi-tensor
+    form of SGD, half that of Adam. The rate is a float32 scalar on the device, so that a recorded step can be replayed.
+    """
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    device, momentum, decay = trainable[0].device, config.momentum, config.weight_decay
+    lr = torch.tensor(config.lr, dtype=torch.float32, device=device)
+    if config.name == "sgd":
+        return torch.optim.SGD(trainable, lr=lr, momentum=momentum, weight_decay=decay, fused=True)
+    if config.name == "adam":
+        betas, on_gpu = (momentum, 0.999), device.type == "cuda"
+        return torch.optim.Adam(trainable, lr=lr, betas=betas, weight_decay=decay, fused=True, capturable=on_gpu)
+    plain = [parameter for parameter in trainable if config.lars_exclude and parameter.ndim <= 1]
+    adapted = [parameter for parameter in trainable if not config.lars_exclude or parameter.ndim > 1]
+    groups: list[dict[str, Any]] = [{"params": adapted}, {"params": plain, "weight_decay": 0.0, "adapt": False}]
+    return LARS([group for group in groups if group["params"]], lr, momentum, decay, config.lars_trust)
+
+
+def learning_rate(config: OptimConfig, epoch: int, epochs: int, step: int) -> float:
+    """The rate of a step of an epoch of `epochs`, everything counted from 0; steps are those of the whole run.
+
+    cosine: lr/2 (1 + cos(pi e / epochs)) with e = epoch + cosine_origin; step: lr step_factor^(steps passed).
+    A warm-up multiplies it by (epoch + 1) / (warmup_epochs + 1) in its epochs, or by (step + 1) / warmup_steps in its
+    steps; the smaller factor counts.
+    """
+    if config.schedule == "cosine":
+        rate = config.lr * (1 + math.cos(math.pi * (epoch + config.cosine_origin) / epochs)) / 2
+    else:
+        rate = config.lr * config.step_factor ** sum(epoch >= share * epochs for share in config.steps)
+    by_epoch = (epoch + 1) / (config.warmup_epochs + 1)
+    by_step = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
+    return rate * min(1.0, by_epoch, by_step)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give every parameter group the same rate, in place."""
+    for group in optimizer.param_groups:
+        group["lr"].fill_(rate)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Continue with the moments of a saved state; options, and the tensor that is the rate, stay the optimiser's."""
+    options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, own in zip(optimizer.param_groups, options, strict=True):
+        group.update(own)

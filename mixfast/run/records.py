@@ -1,0 +1,47 @@
+"""The metrics of a finished run, read back: its scores, and where its time went."""
+
+from dataclasses import dataclass
+from typing import Any
+
+Records = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row of the result table; scores are kNN accuracies in percent."""
+
+    name: str
+    last: dict[str, float]  # knn_z and knn_h of the last evaluation
+    best: dict[str, float]  # the largest of all evaluations: chosen on the test set, so never the headline
+    epochs: int
+    seconds: float
+    images_per_s: float
+
+
+def result(name: str, records: Records) -> Result:
+    """The row of a run, from its metrics."""
+    train = [record for record in records if record["kind"] == "train"]
+    scores = [record for record in records if record["kind"] == "eval"]
+    keys = [key for key in ("knn_z", "knn_h") if scores]
+    seconds = train[-1]["time"] if train else 0.0
+    busy = sum(value for record in train for key, value in record.items() if key.startswith("time_"))
+    images = sum(r["images_per_s"] * sum(v for k, v in r.items() if k.startswith("time_")) for r in train)
+    return Result(
+        name,
+        last={key: scores[-1][key] for key in keys},
+        best={key: max(record[key] for record in scores) for key in keys},
+        epochs=train[-1]["epoch"] if train else 0,
+        seconds=seconds,
+        images_per_s=images / busy if busy else 0.0,
+    )
+
+
+def time_by_part(records: Records) -> dict[str, float]:
+    """Seconds by part, summed over a run's records."""
+    total: dict[str, float] = {}
+    for record in records:
+        for key, value in record.items():
+            if key.startswith("time_"):
+                part = key.removeprefix("time_")
+                total[part] = total.get(part, 0.0) + value
+    return total

@@ -1,0 +1,142 @@
+"""Photographs with boxes in the two standard formats: Pascal VOC (one XML file per image) and COCO (one JSON file).
+
+Images are stretched to squares, and their boxes with them, so that all of a set go through the network together.
+"""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixfast.errors import DataError
+from mixfast.rng import Generators
+from mixfast.scoring.boxes import Objects
+
+
+class Annotated(NamedTuple):
+    """One image file and its objects, in pixels of the file."""
+
+    path: Path
+    boxes: list[tuple[float, float, float, float]]  # half-open
+
+
+def read_voc(root: Path, split: str | None = None, difficult: bool = True) -> list[Annotated]:
+    """A folder with Annotations/*.xml and JPEGImages/, such as VOCdevkit/VOC2007.
+
+    VOC counts pixels from 1 and includes the last one; boxes here start one lower and end where VOC's end.
+
+    Args:
+        root: the folder.
+        split: reads ImageSets/Main/<split>.txt; None: every annotation.
+        difficult: whether objects marked as difficult count.
+
+    Raises:
+        DataError: a folder or file that is missing or of another format.
+    """
+    folder = root / "Annotations"
+    if split is None:
+        names = sorted(path.stem for path in folder.glob("*.xml"))
+    else:
+        listing = root / "ImageSets" / "Main" / f"{split}.txt"
+        if not listing.is_file():
+            known = sorted(path.stem for path in listing.parent.glob("*.txt"))
+            raise DataError(f"{listing} is not there; splits found: {', '.join(known[:8]) or 'none'}.")
+        names = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{folder}: no annotation. Expected ROOT/Annotations/*.xml beside ROOT/JPEGImages/*.jpg.")
+    return [_voc_file(folder / f"{name}.xml", root / "JPEGImages", difficult) for name in names]
+
+
+def _voc_file(path: Path, images: Path, difficult: bool) -> Annotated:
+    try:
+        tree = ElementTree.parse(path).getroot()
+        boxes = []
+        for item in tree.iter("object"):
+            if difficult or item.findtext("difficult", "0").strip() != "1":
+                x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
+                boxes.append((x0 - 1, y0 - 1, x1, y1))
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a VOC annotation: {error}.") from error
+    return Annotated(images / tree.findtext("filename", f"{path.stem}.jpg"), boxes)
+
+
+def read_coco(file: Path, images: Path) -> list[Annotated]:
+    """The images that a COCO instances file lists; groups of objects ("iscrowd") are left out.
+
+    Args:
+        file: such as annotations/instances_val2017.json.
+        images: folder that holds the files named in it.
+
+    Raises:
+        DataError: the file is missing or of another format.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = {item["id"]: Annotated(images / item["file_name"], []) for item in content["images"]}
+        for item in content["annotations"]:
+            if not item.get("iscrowd", 0):
+                x, y, width, height = item["bbox"]
+                found[item["image_id"]].boxes.append((x, y, x + width, y + height))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{file} cannot be read as COCO instances: {type(error).__name__} {error}.") from error
+    return list(found.values())
+
+
+def split_off(
+    entries: Sequence[Annotated], first: int, second: int, seed: int
+) -> tuple[list[Annotated], list[Annotated]]:
+    """Two disjoint random parts of the entries that have objects: at most `first`, then at most `second` images.
+
+    With too few images for both, each gets its proportion.
+
+    Raises:
+        DataError: fewer than two images with objects.
+    """
+    entries = sorted((entry for entry in entries if entry.boxes), key=lambda entry: entry.path)
+    if len(entries) < 2:
+        raise DataError(f"{len(entries)} images with objects: one to choose on and one to score are the least.")
+    order = torch.randperm(len(entries), generator=Generators(seed)["annotations"]).tolist()
+    share = min(1.0, len(entries) / (first + second))
+    cut = min(max(1, int(first * share)), len(entries) - 1)
+    return [entries[i] for i in order[:cut]], [entries[i] for i in order[cut : cut + second]]
+
+
+def load(entries: Sequence[Annotated], size: int, name: str) -> Objects:
+    """Decode images and stretch them, with their boxes, to `size` x `size`.
+
+    Raises:
+        DataError: an image is missing or unreadable.
+    """
+    images = torch.empty(len(entries), 3, size, size, dtype=torch.uint8)
+    boxes = torch.zeros(len(entries), max((len(entry.boxes) for entry in entries), default=0), 4)
+    for i, entry in enumerate(entries):
+        images[i], (height, width) = stretched(entry.path, size)
+        if entry.boxes:
+            scale = torch.tensor([size / width, size / height] * 2)
+            boxes[i, : len(entry.boxes)] = torch.tensor(entry.boxes) * scale
+    return Objects(images, boxes, torch.full((len(entries),), -1), name)
+
+
+def stretched(path: Path, size: int) -> tuple[Tensor, tuple[int, int]]:
+    """An image file as uint8 [3, size, size] whatever its shape, and its own (height, width).
+
+    A rotation noted in the file is not applied: boxes count in the pixels as stored.
+
+    Raises:
+        DataError: missing or unreadable.
+    """
+    import numpy as np
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            image.draft("RGB", (size, size))
+            small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
+    except Exception as error:  # Pillow raises whatever a broken file leads it to
+        raise DataError(f"{path} cannot be read as an image: {error}.") from error
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1), (height, width)

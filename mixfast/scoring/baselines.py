@@ -1,0 +1,94 @@
+"""What a score has to beat: raw pixels, the same network without training, edges, a box in the centre."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from mixfast.data import Images, take
+from mixfast.scoring.features import evaluation_mode
+
+CELLS = (4, 8)  # pixels over which edges are averaged
+SHAPES = (1.0, 4 / 3, 3 / 4)  # width over height of centred boxes, in units of the image's
+
+
+def pixels(images: Images, normalise: Callable[[Tensor], Tensor], side: int = 32, batch_size: int = 512) -> Tensor:
+    """Normalised pixels as features, [N, 3 side^2] at most: larger images are averaged down first.
+
+    Args:
+        images: [N, 3, H, W] uint8.
+        normalise: as in `extract`.
+    """
+    size = (min(side, images.shape[2]), min(side, images.shape[3]))
+    shrink = nn.AdaptiveAvgPool2d(size)
+    return torch.cat([shrink(normalise(batch)).flatten(1) for batch in images.split(batch_size)])
+
+
+@torch.no_grad()
+def calibrated(
+    encoder: nn.Module, images: Images, normalise: Callable[[Tensor], Tensor], batch_size: int = 512, batches: int = 8
+) -> nn.Module:
+    """A copy of `encoder` whose BatchNorm statistics are those of the data.
+
+    A fresh network has running mean 0 and variance 1, which fits nothing: evaluated like that it scores several points
+    less than the same weights deserve. The statistics here are the averages of the first `batches` batches' own.
+
+    Args:
+        encoder: left as it is.
+        images: [N, 3, H, W] uint8, in any order; N >= 2.
+        normalise: as in `extract`.
+    """
+    encoder = copy.deepcopy(encoder)
+    norms = [module for module in encoder.modules() if isinstance(getattr(module, "running_mean", None), Tensor)]
+    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+
+    def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        norm.running_var, norm.running_mean = torch.var_mean(inputs[0].transpose(0, 1).flatten(1).float(), dim=1)
+        seen[norm].append((norm.running_mean, norm.running_var))  # so each layer sees what the layers below now give
+
+    handles = [norm.register_forward_pre_hook(observe) for norm in norms]
+    with evaluation_mode(encoder):
+        for batch in take(images, slice(batches * batch_size)).split(batch_size):
+            encoder(normalise(batch))
+    for handle in handles:
+        handle.remove()
+    for norm, statistics in seen.items():
+        norm.running_mean, norm.running_var = (torch.stack(values).mean(0) for values in zip(*statistics, strict=True))
+    return encoder
+
+
+def edge_maps(images: Tensor) -> dict[str, Tensor]:
+    """Saliency without a network: the length of the image's own gradient, averaged over cells of 4 or of 8 pixels.
+
+    Args:
+        images: uint8 [N, 3, H, W].
+
+    Returns:
+        {"edges 4": [N, h, w], "edges 8": ...}, float32: central differences of the mean of the channels.
+    """
+    grey = nn.functional.pad(images.float().mean(1, keepdim=True) / 255, (1, 1, 1, 1), mode="replicate")
+    across = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2
+    down = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
+    length = torch.hypot(across, down)
+    height, width = images.shape[2:]
+    sizes = {cell: (max(1, height // cell), max(1, width // cell)) for cell in CELLS}
+    return {f"edges {cell}": nn.functional.adaptive_avg_pool2d(length, size)[:, 0] for cell, size in sizes.items()}
+
+
+def centre_maps(images: Tensor) -> dict[str, Tensor]:
+    """Maps that fall off from the centre in boxes: thresholded, the centred box of every size, of three shapes.
+
+    Args:
+        images: uint8 [N, 3, H, W]; only the shape is read.
+
+    Returns:
+        {"centre 1.00": [N, H, W], ...}, float32 in [0, 1], 1 at the centre; the number is width over height.
+    """
+    count, _, height, width = images.shape
+    y, x = (((torch.arange(side, device=images.device) + 0.5) / side * 2 - 1).abs() for side in (height, width))
+    maps = {}
+    for shape in SHAPES:
+        far = torch.maximum(y[:, None] / min(1.0, 1 / shape), x / min(1.0, shape))
+        maps[f"centre {shape:.2f}"] = (1 - far).clamp(min=0).expand(count, height, width)
+    return maps

@@ -1,0 +1,149 @@
+"""How well maps find objects: one number, or a curve over thresholds, per image. docs/localisation.md has the sources.
+
+Maps are [N, H, W], at least 0, at the size of the images; their largest value may be anything. Boxes are [N, M, 4] as
+in boxes.py. Results are shares, not percent.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixfast.scoring.boxes import distance, inside, iou, present
+from mixfast.scoring.labelling import components, label
+
+THRESHOLDS = 50  # shares 0, 0.02, ... 0.98 of a map's maximum
+DELTAS = (0.3, 0.5, 0.7)  # intersections over union that count as found, in MaxBoxAccV2
+BINS = 1000  # of a map's values, for PxAP
+HITS_AT = (1, 3, 5)  # peaks that may be used to hit objects
+_PEAK_RADIUS = 1 / 8  # of the image's side, around a peak, where no other peak is
+
+
+class Pointing(NamedTuple):
+    """bool [N] each."""
+
+    hit: Tensor  # every pixel that attains the maximum is on an object
+    tie: Tensor  # some are and some are not
+
+
+class BoxCurves(NamedTuple):
+    """float32 [N, T] each: the best IoU with any object, by threshold."""
+
+    largest: Tensor  # of the box around the largest component (MaxBoxAcc, CorLoc)
+    any: Tensor  # of the boxes around all components (MaxBoxAccV2)
+
+
+class PixelCounts(NamedTuple):
+    """float32 [N, BINS] each: how many pixels have a value in each bin, from low to high."""
+
+    on: Tensor  # the object
+    off: Tensor
+
+
+def pointing(maps: Tensor, boxes: Tensor, tolerance: float = 0.0) -> Pointing:
+    """The pointing game (Zhang et al. 2016), for maps of no class: a hit is a maximum on any object.
+
+    Args:
+        maps: [N, H, W].
+        boxes: [N, M, 4].
+        tolerance: pixels by which a maximum may miss the object; 15 on full-size photographs in the literature.
+    """
+    highest = maps == maps.amax(dim=(1, 2), keepdim=True)
+    good = (distance(boxes, (maps.shape[1], maps.shape[2])) <= tolerance).any(dim=1)
+    hit = (~highest | good).all(dim=2).all(dim=1)
+    return Pointing(hit, ~hit & (highest & good).any(dim=2).any(dim=1))
+
+
+def energy(maps: Tensor, boxes: Tensor) -> Tensor:
+    """Energy-based pointing (Score-CAM, Wang et al. 2020): share of a map's sum that is on objects, float32 [N].
+
+    A map that is 0 everywhere counts as uniform: the share of the area.
+    """
+    good = inside(boxes, (maps.shape[1], maps.shape[2])).any(dim=1)
+    maps = torch.where(maps.sum(dim=(1, 2), keepdim=True) > 0, maps, torch.ones_like(maps))
+    return (maps * good).sum(dim=(1, 2)) / maps.sum(dim=(1, 2))
+
+
+def box_curves(maps: Tensor, boxes: Tensor, thresholds: int = THRESHOLDS) -> BoxCurves:
+    """IoU of the boxes around {map >= share of its maximum} with the objects (Choe et al. 2020), by threshold.
+
+    Pixels that touch at a corner are connected. Of components of equal area, the one met first in reading order counts.
+
+    Args:
+        maps: [N, H, W].
+        boxes: [N, M, 4].
+        thresholds: T; the shares are 0, 1/T, ... (T-1)/T.
+    """
+    count, height, width = maps.shape
+    shares = torch.arange(thresholds, device=maps.device) / thresholds
+    levels = maps.amax(dim=(1, 2), keepdim=True) * shares[:, None, None, None]  # [T, N, 1, 1]
+    found = components((maps >= levels).view(-1, height, width))
+    best = iou(found.box[:, None].float(), boxes[found.mask % count]).amax(dim=1)
+    curve = torch.zeros(thresholds * count, device=maps.device)
+    anywhere = curve.scatter_reduce(0, found.mask, best, "amax")
+    # One key per component, so that the largest wins and the first of equals: area, then place in the list.
+    order = len(found.area) - torch.arange(len(found.area), device=maps.device)
+    key = found.area * (len(found.area) + 1) + order
+    top = key.new_zeros(thresholds * count).scatter_reduce(0, found.mask, key, "amax")
+    chosen = key == top[found.mask]
+    largest = curve.scatter(0, found.mask[chosen], best[chosen])
+    return BoxCurves(*(c.view(thresholds, count).T.contiguous() for c in (largest, anywhere)))
+
+
+def pixel_counts(maps: Tensor, masks: Tensor, bins: int = BINS) -> PixelCounts:
+    """Histograms of the map's values, as shares of its maximum, on and off the object.
+
+    Args:
+        maps: [N, H, W], at least 0.
+        masks: bool [N, H, W].
+        bins: of equal width over [0, 1]; the last one holds the maximum.
+    """
+    top = maps.amax(dim=(1, 2), keepdim=True)
+    shares = torch.where(top > 0, maps / top, 1.0)
+    place = (shares * bins).long().clamp(max=bins - 1).flatten(1)
+    counts = torch.zeros(len(maps), bins, device=maps.device)
+    on = masks.flatten(1).float()
+    return PixelCounts(counts.scatter_add(1, place, on), counts.scatter_add(1, place, 1 - on))
+
+
+def average_precision(on: Tensor, off: Tensor) -> Tensor:
+    """PxAP (Choe et al. 2020): area under precision over recall of pixels, all thresholds, [...].
+
+    Args:
+        on, off: pixels per bin of value, [..., BINS], of one image or summed over images (PxAP pools all pixels).
+    """
+    right, wrong = on.flip(-1).cumsum(-1), off.flip(-1).cumsum(-1)
+    precision = right / (right + wrong).clamp(min=1)
+    recall = right / right[..., -1:].clamp(min=1)
+    return (precision * recall.diff(prepend=torch.zeros_like(recall[..., :1]))).sum(-1)
+
+
+def object_hits(maps: Tensor, boxes: Tensor, ks: tuple[int, ...] = HITS_AT) -> Tensor:
+    """Share of an image's objects that its k highest peaks point at, float32 [N, len(ks)].
+
+    A peak is a connected set of pixels that attain the largest value left. It hits every object that it touches, unless
+    it reaches the background. Then it is struck out, with all that lies within an eighth of the longer side around its
+    first pixel. Of equal peaks those on the background come first, so that k = 1 is the pointing game for one object.
+    """
+    height, width = maps.shape[1:]
+    masks = inside(boxes, (height, width))  # [N, M, H, W]
+    background = ~masks.any(dim=1)
+    hit = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=maps.device)
+    left = maps.clone()
+    row, column = torch.arange(height, device=maps.device)[:, None], torch.arange(width, device=maps.device)
+    shares = []
+    for peak in range(1, max(ks) + 1):
+        top = left.amax(dim=(1, 2), keepdim=True)
+        highest = (left == top) & (top > -torch.inf)
+        first = (highest.to(torch.uint8) + (highest & background)).flatten(1).max(dim=1).indices
+        parts = label(highest)
+        spot = parts == parts.flatten(1).gather(1, first[:, None])[:, :, None]
+        spot &= highest
+        valid = ~(spot & background).flatten(1).any(dim=1)
+        hit |= (masks & spot[:, None]).flatten(2).any(dim=2) & valid[:, None]
+        y, x = (first // width)[:, None, None], (first % width)[:, None, None]
+        away = torch.hypot((row - y).float(), (column - x).float())
+        left = left.masked_fill(spot | (away <= _PEAK_RADIUS * max(height, width)), -torch.inf)
+        if peak in ks:
+            shares.append(hit.sum(1) / present(boxes).sum(1).clamp(min=1))
+    return torch.stack(shares, dim=1)

@@ -1,0 +1,219 @@
+"""Localisation scored honestly: what is chosen is chosen on other images, and an oracle number is called one.
+
+    1. On the validation images every kind of map of a network is scored at every threshold. The kind with the highest
+       MaxBoxAccV2 is kept, with the threshold that is best for each IoU.
+    2. The test images are scored with that kind and these thresholds: CorLoc (largest component, IoU 0.5) and BoxAccV2
+       (all components, mean over IoU 0.3, 0.5, 0.7), beside pointing, energy and PxAP, which need no threshold.
+    3. MaxBoxAcc and MaxBoxAccV2 of the literature pick the threshold on the images that they score. They are given too,
+       as oracle numbers.
+
+Every contestant goes through the same steps: a trained network, the same one untrained, edges, a centred box.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixfast.scoring import bootstrap, localisation
+from mixfast.scoring.baselines import centre_maps, edge_maps
+from mixfast.scoring.boxes import Objects
+from mixfast.scoring.labelling import components
+from mixfast.scoring.localisation import DELTAS, HITS_AT, BoxCurves, PixelCounts
+from mixfast.scoring.maps import Mapper, enlarged
+
+CORLOC_IOU = 0.5
+_CHUNK_PIXELS = 1 << 21  # of object masks held at once
+
+MapMaker = Callable[[Objects, Sequence[str] | None], dict[str, Tensor]]  # None: every kind; raw maps [N, h, w] by kind
+
+
+class Options(NamedTuple):
+    """What a score depends on besides maps and boxes."""
+
+    align_corners: bool = False  # of the enlargement of maps
+    tolerance: float = 0.0  # pixels, of the pointing game
+    thresholds: int = localisation.THRESHOLDS
+
+
+DEFAULTS = Options()
+
+
+class Measured(NamedTuple):
+    """One kind of map on N images, on the CPU."""
+
+    pointing: Tensor  # float32 [N], 1 for a hit
+    tie: Tensor  # float32 [N], 1 for a tie, which is no hit
+    energy: Tensor  # float32 [N]
+    curves: BoxCurves
+    pixels: PixelCounts | None  # where masks are known
+    hits: Tensor | None  # float32 [N, len(HITS_AT)], where an image has several objects
+
+
+class Choice(NamedTuple):
+    """What the validation images decide."""
+
+    kind: str
+    corloc: int  # number of the threshold
+    deltas: tuple[int, ...]  # the same for each of DELTAS
+    validation: dict[str, float]  # MaxBoxAccV2 of every kind there, in percent
+
+
+class Outcome(NamedTuple):
+    """A contestant's test result: the choice, and what each image says, [N, ...] by metric (see `METRICS`)."""
+
+    choice: Choice
+    images: dict[str, Tensor]
+
+
+def from_mapper(mapper: Mapper, kinds: Sequence[str] | None = None) -> MapMaker:
+    """A network as a contestant; `kinds` limits what it may choose from."""
+    able = mapper.kinds() if kinds is None else tuple(kinds)
+
+    def make(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
+        labelled = bool((objects.labels >= 0).all()) and objects.boxes.shape[1] == 1
+        known = [kind for kind in able if kind != "cam" or labelled]
+        return mapper.maps(objects.images, known if wanted is None else wanted, objects.labels)
+
+    return make
+
+
+def edges(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
+    """The gradient of the image as a contestant."""
+    return _pick(edge_maps(objects.images), wanted)
+
+
+def centre(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
+    """The best fixed centred box as a contestant."""
+    return _pick(centre_maps(objects.images), wanted)
+
+
+def _pick(maps: dict[str, Tensor], wanted: Sequence[str] | None) -> dict[str, Tensor]:
+    return {kind: maps[kind] for kind in (maps if wanted is None else wanted)}
+
+
+def measure(maps: Tensor, objects: Objects, options: Options = DEFAULTS) -> Measured:
+    """All scores of raw maps [N, h, w], a few images at a time; computed where the maps are."""
+    per_image = objects.boxes.shape[1] * objects.images[0, 0].numel()
+    several = bool(objects.boxes.shape[1] > 1)
+    parts = []
+    for index in torch.arange(len(maps)).split(max(1, min(64, _CHUNK_PIXELS // per_image))):
+        part = objects.take(index)
+        boxes = part.boxes.to(maps.device)
+        big = enlarged(maps[index.to(maps.device)], objects.size, options.align_corners)
+        point = localisation.pointing(big, boxes, options.tolerance)
+        found = Measured(
+            pointing=point.hit.float(),
+            tie=point.tie.float(),
+            energy=localisation.energy(big, boxes),
+            curves=localisation.box_curves(big, boxes, options.thresholds),
+            pixels=None if part.masks is None else localisation.pixel_counts(big, part.masks.to(maps.device)),
+            hits=localisation.object_hits(big, boxes) if several else None,
+        )
+        parts.append(found)
+    return _joined(parts)
+
+
+def _joined(parts: list[Any]) -> Any:
+    """Named tuples of tensors, nested, joined along images and brought to the CPU; None stays None."""
+    first = parts[0]
+    if first is None or isinstance(first, Tensor):
+        return None if first is None else torch.cat(parts).cpu()
+    return type(first)(*(_joined(list(fields)) for fields in zip(*parts, strict=True)))
+
+
+def found_at(curve: Tensor, delta: float) -> Tensor:
+    """float32 [N, T]: 1 where the IoU [N, T] reaches `delta`, so that a mean over images is an accuracy."""
+    return (curve >= delta).float()
+
+
+def choose(validation: dict[str, Measured]) -> Choice:
+    """The kind of map with the highest MaxBoxAccV2, and its best thresholds; equals go to the first."""
+    accuracies = {
+        kind: torch.stack([found_at(measured.curves.any, delta).mean(0) for delta in DELTAS])
+        for kind, measured in validation.items()
+    }
+    scores = {kind: 100 * table.amax(1).mean().item() for kind, table in accuracies.items()}
+    kind = max(scores, key=lambda name: scores[name])
+    corloc = found_at(validation[kind].curves.largest, CORLOC_IOU).mean(0).argmax().item()
+    return Choice(kind, int(corloc), tuple(accuracies[kind].argmax(1).tolist()), scores)
+
+
+def play(make: MapMaker, validation: Objects, test: Objects, options: Options = DEFAULTS) -> Outcome:
+    """Choose on `validation`, score on `test`."""
+    candidates = make(validation, None)
+    choice = choose({kind: measure(maps, validation, options) for kind, maps in candidates.items()})
+    measured = measure(make(test, [choice.kind])[choice.kind], test, options)
+    return Outcome(choice, images_of(measured, choice))
+
+
+def images_of(measured: Measured, choice: Choice) -> dict[str, Tensor]:
+    """What each image contributes to each metric that can be scored here."""
+    largest, anywhere = measured.curves
+    by_delta = [found_at(anywhere, delta) for delta in DELTAS]
+    v2 = [found[:, place] for found, place in zip(by_delta, choice.deltas, strict=True)]
+    found = {
+        "pointing": measured.pointing,
+        "tie": measured.tie,
+        "energy": measured.energy,
+        "corloc": found_at(largest[:, choice.corloc], CORLOC_IOU),
+        "box_v2": torch.stack(v2).mean(0),
+        "max_box_acc": found_at(largest, CORLOC_IOU),
+        "max_box_acc_v2": torch.stack(by_delta, dim=1),
+    }
+    if measured.pixels is not None:
+        found["pxap"] = torch.stack(measured.pixels, dim=1)
+    if measured.hits is not None:
+        found |= {f"hit_at_{k}": measured.hits[:, i] for i, k in enumerate(HITS_AT)}
+        found["background"] = 1 - measured.energy
+    return found
+
+
+def _mean(sums: Tensor, count: int) -> Tensor:
+    return 100 * sums / count
+
+
+# From sums over `count` images, [R, ...], to percent [R].
+METRICS: dict[str, Callable[..., Tensor]] = {
+    "pointing": _mean,
+    "tie": _mean,
+    "energy": _mean,
+    "pxap": lambda sums, count: 100 * localisation.average_precision(sums[:, 0], sums[:, 1]),
+    "corloc": _mean,
+    "box_v2": _mean,
+    **{f"hit_at_{k}": _mean for k in HITS_AT},
+    "background": _mean,
+    "max_box_acc": lambda sums, count: 100 * sums.amax(1) / count,  # oracle: the best threshold of these very images
+    "max_box_acc_v2": lambda sums, count: 100 * sums.amax(2).mean(1) / count,
+}
+
+
+def summarise(outcomes: Sequence[Outcome], draws: Tensor) -> dict[str, dict[str, Any]]:
+    """Every metric of one or more runs (seeds) of one method: see `bootstrap.summary`.
+
+    Args:
+        outcomes: on the same test images.
+        draws: [R, N] from `bootstrap.resamples`.
+    """
+    names = [name for name in METRICS if name in outcomes[0].images]
+    scores = {name: partial(METRICS[name], count=draws.shape[1]) for name in names}
+    return {name: bootstrap.summary([o.images[name] for o in outcomes], scores[name], draws) for name in names}
+
+
+def margin(ours: Sequence[Outcome], theirs: Sequence[Outcome], draws: Tensor, name: str) -> dict[str, float]:
+    """How far the mean of `ours` is above that of `theirs` on a metric, with its interval: the images are shared, so
+    that the interval of a difference is narrower than those of its sides."""
+    left, right = ([outcome.images[name] for outcome in side] for side in (ours, theirs))
+    return bootstrap.margin(left, right, partial(METRICS[name], count=draws.shape[1]), draws)
+
+
+def predicted(maps: Tensor, choice: Choice, thresholds: int = localisation.THRESHOLDS) -> Tensor:
+    """int64 [N, 4]: the box that CorLoc scores on maps [N, H, W] as `enlarged` makes them."""
+    found = components(maps >= choice.corloc / thresholds * maps.amax(dim=(1, 2), keepdim=True))
+    order = found.area.argsort(stable=True, descending=True)
+    first = torch.full((len(maps),), -1, device=maps.device)
+    for place in order.flip(0).tolist():  # the largest is written last
+        first[found.mask[place]] = place
+    return found.box[first]

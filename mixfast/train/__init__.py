@@ -1,0 +1,1 @@
+"""python -m mixfast.train: the command line, the report and its plots."""

@@ -1,0 +1,133 @@
+"""report.md: what a run was, what it reached beside its baselines, and where to look."""
+
+from typing import Any
+
+from mixfast.rng import Generators
+from mixfast.run.console import duration
+from mixfast.run.folder import RunFolder
+from mixfast.run.monitor import chance_loss
+from mixfast.run.records import Records, Result, result, time_by_part
+from mixfast.run.state import Run
+from mixfast.train import plots
+
+
+def table(results: list[Result], baselines: Records) -> str:
+    """The scores as a Markdown table: baselines first, then the runs in the order given."""
+    lines = [
+        "| | kNN on z | kNN on h | best z | best h | epochs | training | images/s |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for record in baselines:
+        lines.append(f"| {record['name']} | {_cell(record, 'knn_z')} | {_cell(record, 'knn_h')} | | | | | |")
+    for row in results:
+        scores = [_cell(scores, key) for scores in (row.last, row.best) for key in ("knn_z", "knn_h")]
+        cells = [row.name, *scores, str(row.epochs), duration(row.seconds), f"{row.images_per_s:.0f}"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _cell(scores: dict[str, Any], key: str) -> str:
+    return f"{scores[key]:.1f}" if key in scores else "-"
+
+
+def verdict(results: list[Result], baselines: Records) -> str:
+    """One sentence per comparison, on the last epoch's h; whoever wins."""
+    main, *others = results
+    if "knn_h" not in main.last:
+        return "Without labels there is no score."
+    rivals = [(record["name"], record["knn_h"]) for record in baselines]
+    rivals += [(f"{other.name} at equal encoder cost", other.last["knn_h"]) for other in others]
+    lines = []
+    for name, score in rivals:
+        gap = main.last["knn_h"] - score
+        side = "above" if gap >= 0 else "below"
+        lines.append(f"{main.name} is {abs(gap):.1f} points {side} {name} (kNN on h, one seed).")
+    return "\n".join(lines)
+
+
+def draw(run: Run, runs: dict[str, Records]) -> None:
+    """All plots of a run folder; `runs` holds the metrics of the run and of those it is compared with, by name."""
+    folder = run.folder.plots
+    folder.mkdir(exist_ok=True)
+    baselines = [record for record in runs[run.config.method_name] if record["kind"] == "baseline"]
+    plots.loss_curve(folder / "loss.png", runs, chance_loss(run.config))
+    plots.time_by_part(folder / "time.png", {name: time_by_part(records) for name, records in runs.items()})
+    if any(record["kind"] == "eval" for records in runs.values() for record in records):
+        plots.knn_curve(folder / "knn.png", runs, baselines)
+    if any(record["kind"] == "diagnostics" for records in runs.values() for record in records):
+        plots.diagnostics(folder / "diagnostics.png", runs)
+
+
+def draw_views(run: Run, count: int = 8) -> None:
+    """Pictures of what the method sees: the first images, their views and mixtures with boxes."""
+    run.folder.plots.mkdir(exist_ok=True)
+    images = run.batches.images[:count]
+    views = run.views(images, Generators(run.config.seed, run.device))
+    plots.view_grid(run.folder.plots / "views.png", images.cpu(), views, run.splits.mean, run.splits.std)
+
+
+def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, RunFolder]) -> str:
+    """Draw the plots and write report.md and the CSV files; returns the result table and the verdict."""
+    runs = {run.config.method_name: run.folder.metrics.read()}
+    runs |= {name: folder.metrics.read() for name, folder in companions.items()}
+    for folder in (run.folder, *companions.values()):
+        folder.metrics.write_csv()
+    draw(run, runs)
+    results = [result(name, records) for name, records in runs.items()]
+    baselines = [record for record in runs[run.config.method_name] if record["kind"] == "baseline"]
+    summary = f"{table(results, baselines)}\n\n{verdict(results, baselines)}"
+    run.folder.report.write_text(_page(run, preset, origins, summary, list(companions)), encoding="utf-8")
+    return summary
+
+
+_HEALTH = """## Health
+
+![diagnostics](plots/diagnostics.png)
+
+Effective rank: directions that h uses, 1 if it has collapsed. Alignment: squared distance of two views of a test \
+image, lower is closer; uniformity: lower is more even. found: share of positives that beat all keys of their queue; \
+shortcut: share of *another image's* positives that do, by what a batch has in common, such as its box; without a \
+shortcut it is 1 in the number of keys.
+
+"""
+
+
+def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companions: list[str]) -> str:
+    config, splits = run.config, run.splits
+    changed = "\n".join(f"- `{key}`: {origin}" for key, origin in origins.items())
+    knn = "![kNN](plots/knn.png)\n\n" if (run.folder.plots / "knn.png").exists() else ""
+    health = _HEALTH if (run.folder.plots / "diagnostics.png").exists() else ""
+    beside = f" Compared with {', '.join(companions)} at equal encoder cost (folder `compare/`)." if companions else ""
+    return f"""# {config.method_name} on {splits.name} (preset {preset}, seed {config.seed})
+
+{len(splits.train)} training and {len(splits.test)} test images of {splits.train.images.shape[-1]} pixels, \
+ResNet-{config.model.depth} of width {config.model.width}, {config.train.epochs} epochs of {len(run.batches)} steps of \
+{config.train.batch_size} images, {run.precision} on {run.device}.{beside}
+
+## Result
+
+{summary}
+
+Weighted kNN with k = {config.eval.k} and temperature {config.eval.temperature}, in percent of the test images; z is \
+the head's output, h the pooled features. The last epoch counts; "best" is chosen on the test images. "untrained" is \
+the same network before training, with BatchNorm statistics of the data. Training time excludes evaluations.
+
+{knn}## Loss
+
+![loss](plots/loss.png)
+
+{health}## What the method sees
+
+![views](plots/views.png)
+
+## Where the time went
+
+![time](plots/time.png)
+
+## Options that are not defaults
+
+{changed}
+
+All values: `config.json`. Machine and versions: `env.json`. Commands: `command.txt`. Curves: `metrics.csv`. \
+Weights for other programs: `export/`, read by `mixfast.export.load_backbone("export")` or any safetensors reader.
+"""

@@ -1,0 +1,189 @@
+"""Configurations: dotted keys, JSON and back, checks, presets, and the words of the command line."""
+
+import dataclasses
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mixfast import methods
+from mixfast.config.options import RunConfig, differences, flatten, from_dict, nearest_multiple, replace, validate
+from mixfast.config.presets import build, presets, switch_method
+from mixfast.errors import CheckpointError, ConfigError
+from mixfast.train import cli
+
+
+def moco() -> RunConfig[Any]:
+    return build("moco", [], None)[0]
+
+
+def test_flatten_and_replace_are_inverse() -> None:
+    flat = flatten(moco())
+    assert flat["optim.lr"] == 0.06 and flat["method.temperature"] == 0.1 and flat["data.kind"] == "cifar10"
+    changed = replace(moco(), {"optim.lr": 1.0, "seed": 3})
+    assert flatten(changed) == {**flat, "optim.lr": 1.0, "seed": 3}
+    assert replace(changed, flat) == moco()
+    with pytest.raises(KeyError, match=r"lrr"):
+        replace(moco(), {"optim.lrr": 1.0})
+
+
+@pytest.mark.parametrize("preset", presets())
+def test_every_preset_is_valid_and_survives_json(preset: str) -> None:
+    config, origins = build(preset, [], None)
+    validate(config)
+    written = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert from_dict(RunConfig, written, type(config.method)) == config
+    assert origins["method_name"] == f"preset {preset}" and set(origins) <= set(flatten(config))
+
+
+def test_unknown_saved_key_is_refused() -> None:
+    written = dataclasses.asdict(moco()) | {"colour": 1}
+    with pytest.raises(ConfigError, match="RunConfig has no key colour"):
+        from_dict(RunConfig, written, type(moco().method))
+
+
+def test_differences_leave_out_what_a_resumed_run_may_change() -> None:
+    old = flatten(moco())
+    new = {**old, "optim.lr": 1.0, "train.threads": 3, "data.path": "elsewhere"}
+    assert differences(old, new) == ["optim.lr: saved 0.06, wanted 1.0"]
+
+
+def test_published_recipe_and_paper_modifier() -> None:
+    flat = flatten(moco())
+    recipe = {"optim.momentum": 0.9, "optim.weight_decay": 5e-4, "train.batch_size": 512, "method.queue_size": 4096}
+    assert {key: flat[key] for key in recipe} == recipe
+    assert flat["model.depth"] == 18 and flat["model.bn_splits"] == 8 and flat["augment.crop_scale"] == (0.08, 1.0)
+    literal, origins = build("approach1", ["paper_literal"], None)
+    assert (literal.optim.lr, literal.optim.weight_decay) == (3e-3, 1e-4)
+    assert origins["optim.lr"] == "modifier paper_literal"
+
+
+def test_method_replaces_that_of_a_preset_and_keeps_shared_options() -> None:
+    config, origins = build("demo", [], "moco")
+    assert config.method_name == "moco" and origins["method_name"] == "command line"
+    assert config.method.temperature == build("demo", [], None)[0].method.temperature
+    other = switch_method(build("approach2_reference", [], None)[0], "moco")
+    assert type(other.method) is methods.load("moco").Config and other.method.queue_size == 4096
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.epochs": 0}, r"--train.epochs must be at least 1; got 0"),
+        ({"optim.lr": float("nan")}, r"--optim.lr must be at least 0; got nan"),
+        ({"eval.temperature": 0.0}, r"--eval.temperature must be above 0; got 0.0"),
+        ({"optim.steps": (0.5, 1.5)}, r"--optim.steps must be shares .* got \(0.5, 1.5\)"),
+        (
+            {"train.batch_size": 100},
+            r"multiple of --train.accumulate 1 times --model.bn_splits 8; got 100, nearest: 96",
+        ),
+        ({"train.accumulate": 3}, r"multiple of --train.accumulate 3 times .* got 512, nearest: 504"),
+        ({"method.queue_size": 4000}, r"multiple of the 512 keys .* got 4000, nearest: 4096"),
+        ({"method.symmetric": True, "method.queue_size": 512}, r"multiple of the 1024 keys .* nearest: 1024"),
+        ({"train.epochs": -1, "eval.k": 0}, r"--train.epochs .*\n--eval.k"),
+    ],
+    ids=str,
+)
+def test_impossible_values_name_option_value_and_nearest(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(replace(moco(), changes))
+
+
+def test_nearest_multiple() -> None:
+    assert [nearest_multiple(*pair) for pair in ((100, 8), (3, 8), (4000, 512), (512, 512))] == [96, 8, 4096, 512]
+
+
+def test_command_line_sets_values_and_their_origins() -> None:
+    words = ["approach2", "paper_literal", "--train.epochs", "7", "--data.download", "--augment.crop-scale", "0.2", "1"]
+    found = cli.parse(
+        [*words, "--optim.lr=0.5", "--method.reverse_regions", "cross", "--compare", "moco", "--out", "x"]
+    )
+    config = found.config
+    assert (found.preset, found.out, found.overwrite) == ("approach2", Path("x"), False)
+    assert (config.method_name, config.train.epochs, config.data.download) == ("approach2", 7, True)
+    assert (config.optim.lr, config.optim.weight_decay) == (0.5, 1e-4)
+    assert (config.augment.crop_scale, config.compare) == ((0.2, 1.0), ("moco",))
+    assert config.method.reverse_regions == "cross"
+    assert found.origins["optim.lr"] == "command line"
+    assert found.origins["optim.weight_decay"] == "modifier paper_literal"
+    assert found.origins["data.kind"] == "preset approach2"
+
+
+def test_no_word_means_the_first_run() -> None:
+    found = cli.parse([])
+    assert found.preset == "demo" and found.config == build("demo", [], None)[0]
+    assert found.config.method_name == "approach1" and found.config.data.kind == "scenes"
+
+
+def test_method_from_another_module_gets_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Config:
+        strength: float = 1.0
+
+    class Mine(methods.Method):
+        pass
+
+    Mine.Config = Config
+    module = types.ModuleType("my_lab_module")
+    module.METHOD = Mine  # type: ignore[attr-defined]
+    package = types.ModuleType("my_lab")
+    monkeypatch.setitem(__import__("sys").modules, "my_lab", package)
+    monkeypatch.setitem(__import__("sys").modules, "my_lab.mine", module)
+    found = cli.parse(["--method", "my_lab.mine", "--method.strength", "2.5"])
+    assert found.config.method == Config(2.5) and found.config.method_name == "my_lab.mine"
+
+
+BAD = [
+    ("mocoo", r"unknown preset 'mocoo'; did you mean moco"),
+    ("moco papr_literal", r"unknown modifier 'papr_literal'; did you mean paper_literal"),
+    ("--method aproach1", r"method: there is no 'aproach1'; did you mean approach1"),
+    ("--method no_such_lab.thing", r"cannot import 'no_such_lab.thing'"),
+    ("--optim.lrr 0.1", r"unknown option --optim.lrr; did you mean --optim.lr"),
+    ("--lr 0.1", r"unknown option --lr; did you mean .*--optim.lr"),
+    ("--colour 1", r"unknown option --colour"),
+    ("--train.epochs many", r"--train.epochs many: expected a whole number; the default is"),
+    ("--train.epochs", r"--train.epochs: expected a whole number"),
+    ("--train.epochs 1 2", r"--train.epochs 1 2: expected a whole number"),
+    ("--optim.lr fast", r"--optim.lr fast: expected a number"),
+    ("--train.precision fp64", r"expected one of auto, fp32, bf16"),
+    ("--data.download yes", r"--data.download yes: expected no value"),
+    ("--augment.crop_scale 0.5", r"--augment.crop_scale 0.5: expected tuple\[float, float\]"),
+    ("--augment.flip 2", r"augment.flip must be a probability"),
+    ("--model.depth 19", r"model.depth must be one of 8, 18, 20, 34, 50; got 19"),
+    ("--data.kind imagenet", r"--data.kind imagenet: expected one of scenes, cifar10"),
+    ("--method.temperature -1", r"method.temperature must be above 0"),
+    ("--train.epochs 1 --train.epochs 2", r"--train.epochs is given more than once"),
+    ("--train.batch_size 0", r"--train.batch_size must be at least 1; got 0"),
+    ("--out", r"--out needs a value"),
+    ("--out --overwrite", r"--out needs a value"),
+    ("--overwrite", r"--overwrite needs --out DIR"),
+    ("-x", r"unknown option -x"),
+    ("moco --resume runs/x", r"--resume takes preset, method and folder from the run"),
+    ("--compare nothing", r"method: there is no 'nothing'"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), BAD, ids=[words for words, _ in BAD])
+def test_bad_words_are_met_with_the_nearest_valid_ones(words: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        cli.parse(words.split())
+    assert caught.value.exit_code == 2
+
+
+def test_resume_of_no_run_is_a_checkpoint_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"not the folder of a run"):
+        cli.parse(["--resume", str(tmp_path)])
+
+
+def test_help_fits_a_screen_and_names_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    text = cli.short_help()
+    lines = text.splitlines()
+    assert len(lines) <= 44 and max(map(len, lines)) <= 100
+    assert all(name in text for name in [*presets(), *methods.MODIFIERS, *methods.names(), "--help-all"])
+    assert text.count("python -m mixfast.train") >= 4
+    cli.full_help(["approach2"])
+    everything = capsys.readouterr().out.replace("-", "_")
+    config = build("approach2", [], None)[0]
+    assert all(f"__{key}" in everything for key in flatten(config) if key != "method_name")

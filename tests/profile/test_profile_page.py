@@ -1,0 +1,33 @@
+"""The page of profiles says what the committed results say, and the curves beside it can be measured again."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import profile_page
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_page_holds_what_the_results_say() -> None:
+    """`python -m benchmarks.profile_page` writes it."""
+    text = profile_page.DOCUMENT.read_text()
+    assert profile_page.filled(text) == text
+
+
+def test_curves_are_measured_and_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "scaling.json"
+    command = [sys.executable, "-m", "benchmarks.scaling", "--smoke", "--out", str(file)]
+    environment = {**os.environ, "MIXFAST_BENCH_BUSY": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(file.read_text())
+    assert found["environment"]["clock"] == "processor" and found["environment"]["threads"] == 1
+    assert [point["sweep"] for point in found["points"]] == list(profile_page.PANELS)
+    for point in found["points"]:
+        floor = profile_page.PANELS[point["sweep"]][1]
+        assert set(point["seconds"]) == {"mixfast", "plain PyTorch", floor} and min(point["seconds"].values()) > 0
+    profile_page.draw_scaling(tmp_path / "scaling.png", found["points"])
+    assert (tmp_path / "scaling.png").stat().st_size > 5000

@@ -1,0 +1,91 @@
+"""Means against plain sums, files against what was written, and the mirror for TensorBoard."""
+
+import csv
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mixfast.errors import PlatformError
+from mixfast.run.log import Meter, Metrics, TensorBoard
+
+
+def test_meter_averages_and_starts_again() -> None:
+    meter = Meter()
+    for value in (1.0, 2.0, 6.0):
+        meter.add({"loss": torch.tensor(value, requires_grad=True), "half": torch.tensor(value, dtype=torch.bfloat16)})
+    assert meter.means() == {"loss": 3.0, "half": 3.0}
+    assert meter.means() == {}
+    meter.add({"loss": torch.tensor(5.0)})
+    assert meter.means() == {"loss": 5.0}
+
+
+def test_meter_continues_from_a_saved_state(rng: torch.Generator) -> None:
+    values = torch.rand(9, generator=rng)
+    whole, first, second = Meter(), Meter(), Meter()
+    for index, value in enumerate(values):
+        whole.add({"loss": value})
+        if index < 4:
+            first.add({"loss": value})
+    second.load_state_dict(first.state_dict(), torch.device("cpu"))
+    for value in values[4:]:
+        second.add({"loss": value})
+    assert second.means() == whole.means()
+
+
+def test_metrics_truncate_to_a_position_and_keep_order(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    assert metrics.read() == [] and metrics.position() == 0
+    metrics.write({"kind": "train", "step": 1, "loss": 0.1})
+    position = metrics.position()
+    metrics.write({"kind": "eval", "step": 1, "knn_z": 20.0})
+    metrics.truncate(position)
+    metrics.write({"kind": "train", "step": 2, "loss": 1 / 3})
+    assert metrics.read() == [
+        {"kind": "train", "step": 1, "loss": 0.1},
+        {"kind": "train", "step": 2, "loss": 1 / 3},
+    ]
+
+
+def test_csv_holds_every_field_of_every_record(tmp_path: Path) -> None:
+    metrics = Metrics(tmp_path)
+    metrics.write({"kind": "train", "step": 1, "loss": 0.5})
+    metrics.write({"kind": "eval", "step": 1, "knn_z": 20.0})
+    metrics.write_csv()
+    with open(tmp_path / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [
+        {"kind": "train", "step": "1", "loss": "0.5", "knn_z": ""},
+        {"kind": "eval", "step": "1", "loss": "", "knn_z": "20.0"},
+    ]
+
+
+def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[tuple[Any, ...]] = []
+
+    class Writer:
+        def __init__(self, folder: str, purge_step: int):
+            events.append((folder, purge_step))
+
+        def add_scalar(self, *event: Any) -> None:
+            events.append(event)
+
+        def flush(self) -> None:
+            events.append(("flush",))
+
+    module = types.ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = Writer  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    metrics = Metrics(tmp_path)
+    metrics.mirror = TensorBoard(tmp_path / "events", step=3)
+    metrics.write({"kind": "train", "name": "moco", "step": 4, "loss": 0.5})
+    assert events == [(str(tmp_path / "events"), 3), ("train/loss", 0.5, 4), ("flush",)]
+
+
+def test_tensorboard_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(PlatformError, match=r"pip install 'mixfast\[tensorboard\]'"):
+        TensorBoard(tmp_path, step=0)

@@ -1,0 +1,60 @@
+"""The loss of guessing: what it is for each method, and that the run says it."""
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mixfast import methods
+from mixfast.models import ModelConfig
+from mixfast.run import monitor
+from tests.methods.hand import BATCH, SIDE, augmentation, build
+from tests.tiny_run import open_tiny
+
+PRESETS = [
+    pytest.param(name, values, id=preset)
+    for name in methods.names()
+    for preset, values in importlib.import_module(f"mixfast.methods.{name}").PRESETS.items()
+]
+
+
+@pytest.mark.parametrize(("name", "values"), PRESETS)
+def test_a_network_that_sees_no_difference_has_the_loss_of_guessing(name: str, values: dict[str, Any]) -> None:
+    """Every head gives the same vector for every image, and the queues hold nothing else."""
+    options = {key.removeprefix("method."): value for key, value in values.items() if key.startswith("method.")}
+    method, generators = build(methods.load(name), ModelConfig(depth=8, width=8, dim=4, bn_splits=1), **options)
+    count = method.candidates(method.config, BATCH)
+    for part_name, part in method.named_modules():
+        if part_name.rpartition(".")[2] in ("head", "region_head", "key_region_head"):
+            part.register_forward_hook(lambda module, inputs, output: torch.ones_like(output))
+    for buffer_name, buffer in method.named_buffers():
+        if buffer_name.endswith(".keys"):
+            buffer.fill_(0.5)
+    images = torch.randint(256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8, generator=generators["probe"])
+    parts = method.step(method.views(images, augmentation(generators), generators), generators).parts
+    assert (count is None) == name.startswith("byol")
+    if count is not None:
+        terms = [value.item() for key, value in parts.items() if key != "lam"]
+        assert terms == pytest.approx([math.log(count)] * len(terms), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "line"),
+    [
+        ("moco", {}, "loss of guessing, per term: ln(65) = 4.17"),
+        ("simclr", {}, "loss of guessing, per term: ln(31) = 3.43"),
+        ("simclr_unmix", {"train__accumulate": 2}, "loss of guessing, per term: ln(15) = 2.71"),
+        ("byol", {}, None),
+    ],
+)
+def test_a_run_begins_with_it(
+    method: str, changes: dict[str, Any], line: str | None, tmp_path: Path, capsys: Any
+) -> None:
+    run = open_tiny(tmp_path, method, **changes)
+    monitor.introduce(run)
+    printed = capsys.readouterr().out
+    assert (line in printed) if line else ("guessing" not in printed)
+    assert (monitor.chance_loss(run.config) is None) == (line is None)

@@ -1,0 +1,250 @@
+"""The training command as a user meets it: files, printed lines, exit codes and their messages."""
+
+import csv
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mixfast import methods
+from mixfast.methods.bases.method import Step
+from mixfast.run import engine
+from mixfast.run.folder import RunFolder
+from mixfast.train.__main__ import main
+from tests.tiny_run import process_settings_kept, records, words
+
+MoCo = methods.load("moco")
+
+
+class Failing(MoCo):  # type: ignore[misc, valid-type]
+    """MoCo that meets one kind of trouble in its third step."""
+
+    trouble = ""
+    steps = 0
+
+    def step(self, views: dict[str, Tensor], generators: Any) -> Step:
+        self.steps += 1
+        out = super().step(views, generators)
+        if self.steps < 3 or not self.trouble:
+            return out
+        if self.trouble == "bug":
+            raise RuntimeError("shapes do not match")
+        if self.trouble == "gpu memory":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if self.trouble == "host memory":
+            torch.empty(2**50)
+        return Step(out.loss * float("nan"), out.parts, out.carry)
+
+
+METHOD = Failing
+
+
+@pytest.fixture(scope="module", autouse=True)
+def settings() -> Iterator[None]:
+    with process_settings_kept():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of approach1 with moco beside it, through the command line."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert main(words(out, compare=["moco"])) == 0
+    return out
+
+
+def test_run_folder_is_complete(finished: Path) -> None:
+    names = {str(path.relative_to(finished)) for path in finished.rglob("*") if path.is_file()}
+    assert {
+        "config.json", "command.txt", "env.json", "status.json", "metrics.jsonl", "metrics.csv", "log.txt", "report.md",
+        "checkpoints/last.pt", "checkpoints/previous.pt", "export/backbone.safetensors", "export/export.json",
+        "plots/loss.png", "plots/knn.png", "plots/views.png", "plots/time.png",
+        "compare/moco/metrics.jsonl", "compare/moco/checkpoints/last.pt", "compare/moco/status.json",
+    } <= names  # fmt: skip
+    assert not [name for name in names if name.endswith(".tmp")]
+    status = json.loads((finished / "status.json").read_text())
+    assert {"state": "finished", "exit_code": 0, "step": 12, "epoch": 3}.items() <= status.items()
+    env = json.loads((finished / "env.json").read_text())
+    assert env["threads"] == 1 and env["torch"] == torch.__version__ and "multi_queue_infonce" in env["backends"]
+    config = json.loads((finished / "config.json").read_text())
+    assert config["values"]["train"]["epochs"] == 3 and config["values"]["model"]["width"] == 8
+    assert config["origins"]["train.epochs"] == "command line" and config["origins"]["augment.hue"] == "preset demo"
+
+
+def test_metrics_hold_baselines_terms_and_scores(finished: Path) -> None:
+    lines = records(finished)
+    baselines = {line["name"]: line for line in lines if line["kind"] == "baseline"}
+    assert set(baselines) == {"raw pixels", "untrained"} and "knn_z" in baselines["untrained"]
+    scored = [line for line in lines if line["kind"] == "eval"]
+    assert [line["epoch"] for line in scored] == [2, 3]  # every second epoch, and the last
+    assert all(0 <= line[key] <= 100 for line in scored for key in ("knn_z", "knn_h"))
+    train = [line for line in lines if line["kind"] == "train"]
+    assert [line["step"] for line in train] == list(range(1, 13))
+    assert {"loss", "original", "mixed", "local_global", "local", "global", "lam"} <= set(train[0])
+    with open(finished / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in rows if row["loss"]] == [line["loss"] for line in train]
+
+
+def test_companion_has_the_same_encoder_budget_and_no_baselines(finished: Path) -> None:
+    # Approach 1: 2 passes with and 2 without gradient, 8 units; MoCo: 1 and 1, 4 units; so twice the epochs.
+    lines = records(finished / "compare" / "moco")
+    assert max(line["epoch"] for line in lines) == 6
+    assert not [line for line in lines if line["kind"] == "baseline"]
+    other = RunFolder.open(finished / "compare" / "moco").read_config()[0]
+    assert other.method_name == "moco" and other.method.temperature == 0.2 and other.eval.every == 4
+
+
+def test_report_shows_every_row_and_only_files_that_exist(finished: Path) -> None:
+    text = (finished / "report.md").read_text()
+    last = [line for line in records(finished) if line["kind"] == "eval"][-1]
+    assert f"| approach1 | {last['knn_z']:.1f} | {last['knn_h']:.1f} |" in text
+    for name in ("raw pixels", "untrained", "moco at equal encoder cost"):
+        assert name in text
+    pictures = [part.split(")")[0] for part in text.split("](")[1:]]
+    assert sorted(pictures) == [f"plots/{name}.png" for name in ("diagnostics", "knn", "loss", "time", "views")]
+    assert all((finished / picture).stat().st_size > 1000 for picture in pictures)
+
+
+def test_existing_folder_is_refused_then_overwritten(finished: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    small = [*words(out, "moco", train__epochs=1, data__scenes=16, eval__every=0), "--eval.no-baselines"]
+    assert main(small) == 2
+    assert f"--out {out} exists and is not empty" in capsys.readouterr().err
+    assert json.loads((out / "status.json").read_text())["state"] == "finished"  # untouched
+    assert main([*small, "--overwrite"]) == 0
+    assert f"report    {out / 'report.md'}" in capsys.readouterr().out
+    assert not (out / "compare").exists()
+    assert [record["kind"] for record in records(out)] == ["train", "eval", "diagnostics"]
+
+
+def test_finished_run_can_be_continued_and_changes_nothing(finished: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    before = records(out)
+    assert main(["--resume", str(out), "--train.threads", "1"]) == 0
+    assert "continuing approach1 after step 12 of 12" in capsys.readouterr().out
+    assert records(out) == before
+    assert len((out / "command.txt").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--optim.lr", "0.5"], "optim.lr: saved 0.06, wanted 0.5"),
+        (["--train.epochs", "9", "--seed", "4"], "train.epochs: saved 3, wanted 9\n  seed: saved 0, wanted 4"),
+    ],
+)
+def test_continuing_with_other_options_lists_them(
+    options: list[str], message: str, finished: Path, capsys: Any
+) -> None:
+    assert main(["--resume", str(finished), *options]) == 4
+    assert message in capsys.readouterr().err
+
+
+def test_broken_checkpoints_exit_4(finished: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    last = out / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:3000])
+    assert main(["--resume", str(out)]) == 4
+    previous = out / "checkpoints" / "previous.pt"
+    assert f"--resume {previous}" in capsys.readouterr().err
+    assert main(["--resume", str(previous)]) == 0
+    assert records(out) == records(finished)
+    shutil.rmtree(out / "checkpoints")
+    assert main(["--resume", str(out)]) == 4
+    assert "no checkpoint in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("trouble", "code", "parts"),
+    [
+        ("nan", 5, ["step 2 (epoch 0), precision fp32: loss = nan", "nonfinite.pt", "mixfast.evaluate replay"]),
+        (
+            "gpu memory",
+            6,
+            ["out of memory after part 'augment'", "weights", "activations of 16 images", "accumulate 2"],
+        ),
+        ("host memory", 6, ["out of memory after part 'augment'", "largest batch that fits at once: ", "images"]),
+        ("bug", 1, ["internal error: RuntimeError: shapes do not match", "mixfast.doctor", "log.txt"]),
+    ],
+)
+def test_trouble_while_training(
+    trouble: str, code: int, parts: list[str], tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.train import test_train_cli  # the module that --method imports, which need not be this object
+
+    monkeypatch.setattr(test_train_cli.Failing, "trouble", trouble)
+    out = tmp_path / "run"
+    arguments = [*words(out, "tests.train.test_train_cli"), "--eval.no-baselines"]
+    assert main(arguments) == code
+    error = capsys.readouterr().err
+    assert all(part in error for part in parts), error
+    assert f"--resume {out}" in error  # the checkpoint of step 0 is there
+    assert "Traceback" not in error and "Traceback" in (out / "log.txt").read_text()
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("failed", code)
+    assert main([*arguments, "--overwrite", "--traceback"]) == code
+    assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        ("--train.device tpu", 2, "must be auto, cpu, cuda or cuda:N"),
+        ("--train.device cuda:77", 7, "sees"),
+        ("--data.kind folder", 2, "needs --data.path"),
+        ("--data.kind folder --data.path no_such_folder", 3, "no_such_folder"),
+        ("--train.epoch 1", 2, "did you mean --train.epochs"),
+    ],
+)
+def test_errors_before_training(options: str, code: int, message: str, tmp_path: Path, capsys: Any) -> None:
+    assert main(["--out", str(tmp_path / "run"), *options.split()]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and "Traceback" not in error
+
+
+def test_folder_without_classes_trains_without_knn(tmp_path: Path, capsys: Any, rng: torch.Generator) -> None:
+    (tmp_path / "images").mkdir()
+    for index in range(40):
+        pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8, generator=rng).numpy()
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
+    data = {"data__kind": "folder", "data__path": tmp_path / "images", "data__cache_dir": tmp_path / "cache"}
+    assert main(words(tmp_path / "run", "moco", train__epochs=1, **data, data__workers=0)) == 0
+    assert "kNN is off: not every image has a class." in capsys.readouterr().out
+    assert {line["kind"] for line in records(tmp_path / "run")} == {"train", "diagnostics"}
+    assert "Without labels there is no score." in (tmp_path / "run" / "report.md").read_text()
+
+
+def test_help_needs_no_folder(capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flag in ("--help", "-h", "--help-all"):
+        assert main([flag]) == 0
+        assert "usage" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupt_before_training_exits_130(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mixfast.train.__main__.load", interrupt)
+    assert main(words(tmp_path / "run")) == 130
+    assert "stopped before training began" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_default_folder_is_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(engine, "train_epoch", lambda run: None)
+    assert main([*words(tmp_path, "moco", eval__every=0)[2:], "--eval.no-baselines"]) == 0
+    assert (tmp_path / "runs" / "demo-0001" / "report.md").exists()
+    assert "report    runs/demo-0001/report.md" in capsys.readouterr().out
