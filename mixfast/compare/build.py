@@ -1,4 +1,4 @@
-"""From run folders to a report on disk, whole or not at all."""
+"""Write the report of some run folders: whole, or not at all."""
 
 import json
 import os
@@ -12,9 +12,9 @@ from typing import Annotated
 
 import tyro
 
-from mixfast.compare import curves, objects
+from mixfast.compare import attention, curves
+from mixfast.compare.attention import Data
 from mixfast.compare.gather import Section, gather
-from mixfast.compare.objects import Data
 from mixfast.compare.page import Chapter, numbers, page
 from mixfast.errors import ConfigError
 from mixfast.evaluate.runs import Opened, Place
@@ -32,7 +32,7 @@ class Compare(Place):
     out: Path | None = None  # folder of the report; none: runs/comparison-NNNN
     overwrite: bool = False  # replace the report that is there
     page: Path | None = None  # write the Markdown to this file instead of report.md in the folder
-    folder_name: str | None = None  # what to call the images of runs on a folder; none: by the folder's name
+    folder_name: str | None = None  # name of the images of runs on a folder; none: the folder's name
     localise: Data = "auto"  # images on which maps look for objects; auto: scenes for runs on scenes, else canvas
     count: int = 1000  # images on which localisation is scored, at most
     validation: int = 300  # other images, on which map and threshold are chosen
@@ -43,8 +43,8 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
     """Write the report of some runs; returns the file of its Markdown.
 
     Raises:
-        ConfigError: no run, runs that count twice, or a folder that is there and holds something else.
-        CheckpointError: not a run, or one that cannot be read.
+        ConfigError: no run, two runs with the same options and seed, or an existing folder that is no report.
+        CheckpointError: a folder that is no run, or that cannot be read.
     """
     if min(options.count, options.validation) < 1 or options.maps < 0:
         given = f"{options.count}, {options.validation} and {options.maps}"
@@ -52,21 +52,21 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
     if options.page and options.page.exists() and not options.overwrite:
         raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
     sections = gather(options.runs, options.folder_name)
-    place = _place(options)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{place.name}-", dir=place.parent))
+    folder = _report_folder(options)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         chapters = [_chapter(section, options, fresh) for section in sections]
-        file = options.page or place / PAGE
-        prefix = f"{os.path.relpath(place, file.parent)}/" if options.page else ""
+        file = options.page or folder / PAGE
+        prefix = f"{os.path.relpath(folder, file.parent)}/" if options.page else ""
         text = page(chapters, prefix)
         write_json(fresh / RESULTS, numbers(chapters, [Path(word).name for word in words], now()))
         if not options.page:
             (fresh / PAGE).write_text(text, encoding="utf-8")
-        fresh.chmod(0o755)  # mkdtemp gives the owner alone a look
-        if place.exists():
-            shutil.rmtree(place)
-        fresh.rename(place)
+        fresh.chmod(0o755)  # mkdtemp's folders are readable by their owner only
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
         if options.page:
             options.page.parent.mkdir(parents=True, exist_ok=True)
             options.page.write_text(text, encoding="utf-8")
@@ -75,8 +75,8 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
     return file
 
 
-def _place(options: Compare) -> Path:
-    """The folder to write, checked: a new number, an empty folder, or with --overwrite an earlier report."""
+def _report_folder(options: Compare) -> Path:
+    """The folder to write, checked: the next number, an empty folder, or with --overwrite an earlier report."""
     if options.out is None:
         if options.overwrite:
             raise ConfigError("--overwrite needs --out FOLDER: the report to replace.")
@@ -86,7 +86,9 @@ def _place(options: Compare) -> Path:
     out = options.out
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not _is_report(out):
-            raise ConfigError(f"--out {out} exists and is no report of this command: not touched. Choose another.")
+            raise ConfigError(
+                f"--out {out} exists and is no report of this command: not touched. Choose another --out."
+            )
         if not options.overwrite:
             raise ConfigError(f"--out {out} holds a report. Replace it with --overwrite, or choose another --out.")
     return out
@@ -110,21 +112,21 @@ def _chapter(section: Section, options: Compare, folder: Path) -> Chapter:
         curves.losses(folder / chapter.loss, section)
     if options.localise == "none" and not options.maps:
         return chapter
-    if gone := [one.label for one in section.members if one.finished and not one.weights]:
-        chapter.notes.append(f"No checkpoint, so neither maps nor localisation: {shlex.join(gone)}.")
-    if runs := objects.opened(section, options):
-        _places(chapter, runs, options, folder)
+    if missing := [run.label for run in section.members if run.finished and not run.has_checkpoint]:
+        chapter.notes.append(f"No checkpoint, so neither maps nor localisation: {shlex.join(missing)}.")
+    if runs := attention.open_finished(section, options):
+        _maps(chapter, runs, options, folder)
     return chapter
 
 
-def _places(chapter: Chapter, runs: Sequence[Opened], options: Compare, folder: Path) -> None:
+def _maps(chapter: Chapter, runs: Sequence[Opened], options: Compare, folder: Path) -> None:
     slug = chapter.section.slug
     if options.localise != "none":
-        chapter.result = objects.score(runs, options.localise, options.count, options.validation)
-        chapter.places = f"{slug}-localisation.png"
-        objects.draw_places(folder / chapter.places, chapter.result)
-        chapter.heads = objects.heads(runs, chapter.result)
-        chapter.place_facts = objects.facts(runs, chapter.result)
+        chapter.result = attention.score_localisation(runs, options.localise, options.count, options.validation)
+        chapter.localisation = f"{slug}-localisation.png"
+        attention.draw_localisation(folder / chapter.localisation, chapter.result)
+        chapter.untrained_names = attention.untrained_names(runs, chapter.result)
+        chapter.result_numbers = attention.localisation_numbers(runs, chapter.result)
     if options.maps:
         chapter.maps = f"{slug}-maps.png"
-        chapter.maps_title, chapter.map_scores = objects.draw_maps(folder / chapter.maps, runs, options.maps)
+        chapter.maps_title, chapter.map_scores = attention.draw_maps(folder / chapter.maps, runs, options.maps)

@@ -4,17 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from mixfast.compare.gather import Group, Member, Section
-from mixfast.compare.statistics import KEYS, baselines
-from mixfast.compare.verdict import ranked
+from mixfast.compare.statistics import KEYS, baselines, ranked
 from mixfast.run.monitor import chance_loss
 from mixfast.train.plots import figure, term_names
 
-_COLUMNS = 4  # of small pictures
-_STYLES = ("-", "--", ":")  # beyond ten groups the colours begin again with another style
+_COLUMNS = 4  # of panels
+_STYLES = ("-", "--", ":")  # after ten groups the colours repeat with the next style
 
 
 def knn(path: Path, section: Section) -> bool:
-    """kNN on z and h against encoder passes, the mean of each group with a band from the lowest to the highest seed.
+    """kNN on z and h against encoder passes: the mean of each group, in a band from its lowest to its highest seed.
 
     A curve begins at cost 0 with the untrained network. Returns whether there was anything to draw.
     """
@@ -41,20 +40,20 @@ def knn(path: Path, section: Section) -> bool:
                 axis.axhline(mean, color="grey", linestyle=style, linewidth=1)
                 axis.text(1, mean, f" {name}", fontsize=7, color="grey", va="center", transform=_right(axis))
         title = f"kNN on {key.removeprefix('knn_')}"
-        axis.set(title=title, xlabel="encoder passes, in epochs of moco", ylabel="weighted kNN, %", xlim=(0, None))
-    columns = max(1, min(5, 160 // (12 + max(len(group.name) for group in order))))  # what the page's width holds
+        axis.set(title=title, xlabel="encoder passes, in epochs of MoCo", ylabel="weighted kNN, %", xlim=(0, None))
+    columns = max(1, min(5, 160 // (12 + max(len(group.name) for group in order))))  # as many as fit the width
     page.legend(fontsize=7, ncols=columns, loc="outside lower center")
     page.savefig(path)
     return True
 
 
 def _right(axis: Any) -> Any:
-    """x as a share of the axis, y in its units."""
+    """The transform in which x is a share of the axis and y is in the axis's units."""
     return axis.get_yaxis_transform()
 
 
 def _points(group: Group, key: str, start: dict[int, float]) -> dict[float, list[float]]:
-    """Scores of the seeds by encoder passes."""
+    """Scores of the seeds by encoder passes; `start`: scores of the untrained network by seed."""
     points: dict[float, list[float]] = {}
     for member in group.members:
         if member.config.seed in start:
@@ -66,7 +65,7 @@ def _points(group: Group, key: str, start: dict[int, float]) -> dict[float, list
 
 
 def losses(path: Path, section: Section) -> None:
-    """A panel per group: the loss terms of its first run, those of other seeds fainter, and the line of guessing."""
+    """A panel per group: the loss terms of its first run, those of its other seeds fainter, and the chance level."""
     columns = min(_COLUMNS, len(section.groups))
     rows = -(-len(section.groups) // columns)
     page, axes = figure(3.3 * columns, 2.7 * rows, rows, columns)
@@ -75,7 +74,7 @@ def losses(path: Path, section: Section) -> None:
             _terms(axis, member, 0.3 if number else 1.0, label=not number)
         chance = chance_loss(group.config)
         if chance is not None:
-            axis.axhline(chance, color="grey", linestyle=":", linewidth=1, label=f"guessing: {chance:.1f}")
+            axis.axhline(chance, color="grey", linestyle=":", linewidth=1, label=f"chance level: {chance:.1f}")
         axis.set_title(group.name, fontsize=8)
         axis.tick_params(labelsize=7)
         axis.legend(fontsize=6)

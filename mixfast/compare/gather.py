@@ -1,4 +1,4 @@
-"""Runs as a comparison sees them: read from their folders, in sections of what is comparable, grouped over seeds."""
+"""Runs read from their folders, sorted into sections whose scores are comparable, and grouped over seeds."""
 
 import dataclasses
 import json
@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from mixfast import methods
-from mixfast.compare.published import TABLE
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import DEFAULT, presets
 from mixfast.errors import CheckpointError, ConfigError
@@ -19,8 +18,22 @@ from mixfast.run.budget import step_cost
 from mixfast.run.folder import RunFolder
 from mixfast.run.records import Records, Result, result
 
-# Of a run's configuration, what two runs must share for their scores to answer the same question. "cache" and the like
-# say how the images are read, not which.
+# The paper's Table 1 in its order: the name of a row and its score in percent, by preset. docs/paper.md says where the
+# scores come from.
+PAPER = "*Leveraging Image Mixtures for Unsupervised Detection Pre-training*, Table 1"
+PAPER_SETTING = "CIFAR-10, ResNet-18, batch 512, 1000 epochs"
+TABLE_1 = {
+    "simclr": ("SimCLR", 88.42),
+    "byol": ("BYOL", 94.20),
+    "moco": ("MoCo", 88.97),
+    "moco_cutmix": ("MoCo + CutMix", 91.31),
+    "moco_unmix": ("MoCo + Un-Mix", 91.34),
+    "approach1": ("Approach 1", 90.15),
+    "approach2": ("Approach 2", 89.97),
+}
+
+# The options that two runs must share for their scores to be comparable. Options that say how images are read ("cache",
+# for one) are not among them: they do not change which images are read.
 _DATA = ("kind", "size", "limit", "test_limit")
 _SCENES = ("scenes", "test_scenes", "scene")
 _FOLDER = ("path", "test_path", "holdout")
@@ -39,12 +52,13 @@ class Member:
 
     @property
     def label(self) -> str:
-        """The folder's name, without the places of one machine; a companion's with that of its run."""
+        """The folder's name; of a run that `--compare` started, also the name of the run that started it."""
         path = self.folder.path.resolve()
         return "/".join(path.parts[-3:]) if path.parent.name == "compare" else path.name
 
     @cached_property
     def result(self) -> Result:
+        """Scores, epochs and speed of the run."""
         return result(self.config.method_name, self.records)
 
     @property
@@ -55,16 +69,21 @@ class Member:
         return evaluated or self.folder.status().get("state") == "finished"
 
     @property
-    def weights(self) -> bool:
-        """Whether there is a checkpoint."""
+    def has_checkpoint(self) -> bool:
+        """Whether the folder holds a checkpoint."""
         return self.folder.has_checkpoint()
 
+    @property
+    def newest_checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        return checkpoint.find(self.folder.path)
+
     def last(self, kind: str) -> dict[str, Any] | None:
-        """The newest record of a kind."""
+        """The newest record of a kind; None if there is none."""
         return next((record for record in reversed(self.records) if record["kind"] == kind), None)
 
-    def fact(self, name: str) -> Any:
-        """The content of a small file of the folder: parsed if JSON, else lines; None if it is not there."""
+    def read_file(self, name: str) -> Any:
+        """The content of a small file in the folder: parsed if it is JSON, else a list of lines; None if absent."""
         path = self.folder.path / name
         if not path.is_file():
             return None
@@ -77,27 +96,35 @@ class Group:
     """Runs that differ in nothing but the seed, by seed."""
 
     name: str
-    recipe: str  # preset if it is one of the method's own, else the method
+    recipe: str  # the preset if it is one of the method's own, else the method
     members: list[Member]
 
     @property
     def config(self) -> RunConfig[Any]:
+        """The configuration of the first seed."""
         return self.members[0].config
 
     @property
     def finished(self) -> list[Member]:
+        """The runs whose last epoch has been trained and evaluated."""
         return [member for member in self.members if member.finished]
+
+    @property
+    def changed_options(self) -> dict[str, object]:
+        """The method's own options that are not at their defaults."""
+        defaults = flatten(type(self.config.method)())
+        return {key: value for key, value in flatten(self.config.method).items() if value != defaults[key]}
 
     @cached_property
     def cost(self) -> float:
-        """Encoder passes per image of a step, relative to plain moco's."""
+        """Encoder passes per image of a step, relative to plain MoCo's."""
         config, side = self.config, self.config.data.size
         plain: Any = dataclasses.replace(config, method_name="moco", method=methods.load("moco").Config())
         return step_cost(config, side).encoder / step_cost(plain, side).encoder
 
     @property
-    def total(self) -> float:
-        """Encoder passes of a whole run, in epochs of plain moco."""
+    def total_cost(self) -> float:
+        """Encoder passes of a whole run, in epochs of plain MoCo."""
         return self.cost * self.config.train.epochs
 
 
@@ -106,28 +133,40 @@ class Section:
     """Groups whose scores may be compared."""
 
     title: str
-    slug: str  # of file names
+    slug: str  # start of the names of its pictures
     groups: list[Group]
 
     @property
     def members(self) -> list[Member]:
+        """Every run of every group."""
         return [member for group in self.groups for member in group.members]
 
     @property
     def config(self) -> RunConfig[Any]:
+        """The configuration of the first run; data, backbone and classifier are those of every run."""
         return self.groups[0].config
+
+    def table_1_groups(self) -> dict[str, Group]:
+        """By recipe of the paper's table, the group that stands in its row: the nearest to the method's defaults."""
+        rows = {}
+        for recipe in TABLE_1:
+            groups = [group for group in self.groups if recipe == group.recipe == group.config.method_name]
+            if groups:
+                rows[recipe] = min(groups, key=lambda group: (len(group.changed_options), -len(group.finished)))
+        return rows
 
 
 def gather(paths: Sequence[Path], folder_name: str | None = None) -> list[Section]:
-    """The runs of some folders in sections, in the order given; groups in the order of the paper's table.
+    """The runs of `paths` in sections, in the order given; groups are in the order of the paper's table.
 
     Args:
-        folder_name: what to call the images of runs on a folder; None: by the folder's name.
+        paths: folders of runs.
+        folder_name: name of the images of runs on a folder; None: the folder's name.
 
     Raises:
-        ConfigError: no run given, or one twice, or two that are the same run with the same seed; or a name for what is
-            not one folder of images.
-        CheckpointError: not a run's folder, or one that cannot be read.
+        ConfigError: no run, two runs with the same options and seed, or a `folder_name` where the runs do not read one
+            folder of images.
+        CheckpointError: a path that is not a run's folder, or whose files cannot be read.
     """
     if not paths:
         raise ConfigError("give at least one RUN: the folder of a run of python -m mixfast.train.")
@@ -136,20 +175,20 @@ def gather(paths: Sequence[Path], folder_name: str | None = None) -> list[Sectio
     if folder_name is not None and len(folders) != 1:
         raise ConfigError(
             f"--folder-name {folder_name!r} names the images of one folder; these runs read {len(folders)} folders. "
-            "Leave it away, or compare the runs of each folder on their own."
+            "Drop the option, or compare the runs of each folder on their own."
         )
     sections: dict[str, list[Member]] = {}
     for member in members:
-        sections.setdefault(_comparable(member.config), []).append(member)
+        sections.setdefault(_comparability_key(member.config), []).append(member)
     slugs: list[str] = []
-    found = []
-    for inside in sections.values():
-        kind = inside[0].config.data.kind
+    gathered = []
+    for comparable in sections.values():
+        kind = comparable[0].config.data.kind
         slugs.append(kind)
         number = slugs.count(kind)
         slug = kind if number == 1 else f"{kind}-{number}"
-        found.append(Section(_title(inside[0].config, folder_name), slug, _groups(inside)))
-    return found
+        gathered.append(Section(_title(comparable[0].config, folder_name), slug, _groups(comparable)))
+    return gathered
 
 
 def _read(path: Path) -> Member:
@@ -162,8 +201,8 @@ def _read(path: Path) -> Member:
     return Member(folder, config, preset, records)
 
 
-def _comparable(config: RunConfig[Any]) -> str:
-    """Equal for runs that have data set, number of images, backbone and classifier in common."""
+def _comparability_key(config: RunConfig[Any]) -> str:
+    """A text that is equal for runs with the same data set, number of images, backbone and classifier."""
     extra = {"scenes": _SCENES, "folder": _FOLDER}.get(config.data.kind, ())
     data = [getattr(config.data, name) for name in (*_DATA, *extra)]
     model = [getattr(config.model, name) for name in _BACKBONE]
@@ -192,33 +231,27 @@ def _groups(members: list[Member]) -> list[Group]:
             if other.config.seed == member.config.seed:
                 raise ConfigError(
                     f"{member.folder.path} and {other.folder.path} are the same run ({name}, seed "
-                    f"{member.config.seed}): as seeds of one group they would count twice. Leave one away."
+                    f"{member.config.seed}): they would count twice as seeds of one group. Drop one."
                 )
         group.members.append(member)
     for group in groups.values():
         group.members.sort(key=lambda member: member.config.seed)
-    order = [published.method for published in TABLE]
-    last = len(order)
-    return sorted(groups.values(), key=lambda g: order.index(g.recipe) if g.recipe in order else last)
+    order = list(TABLE_1)
+    return sorted(groups.values(), key=lambda g: order.index(g.recipe) if g.recipe in order else len(order))
 
 
 def _recipe(member: Member) -> str:
-    """The preset, where it is one of the method's own; the first run and others' presets only set sizes."""
+    """The preset if it is one of the method's own, else the method: presets for a first run only set sizes."""
     known = presets().get(member.preset)
     own = known is not None and known.method == member.config.method_name and member.preset != DEFAULT
     return member.preset if own else member.config.method_name
 
 
-def differing(section: Section) -> dict[str, dict[str, Any]]:
-    """Options outside the method's own in which groups differ, the seed left out: group: option: value."""
+def differing_options(section: Section) -> dict[str, dict[str, Any]]:
+    """By group, the values of the options in which groups differ, without the method's own options and the seed."""
     flat = {group.name: flatten(group.config) for group in section.groups}
     keys = [key for key in flatten(section.config) if key.partition(".")[0] in ("augment", "model", "optim", "train")]
     free = ("train.device", "train.threads", "train.tensorboard", "train.log_every")
     keys = [key for key in keys if key not in free and not key.startswith("train.checkpoint")]
     unlike = [key for key in keys if len({repr(values.get(key)) for values in flat.values()}) > 1]
     return {name: {key: values[key] for key in unlike} for name, values in flat.items()}
-
-
-def newest(member: Member) -> Path:
-    """The checkpoint that a run's last words were about."""
-    return checkpoint.find(member.folder.path)

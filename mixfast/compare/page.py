@@ -6,58 +6,67 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixfast.compare import objects, tables
-from mixfast.compare.gather import Group, Member, Section, differing
-from mixfast.compare.published import SOURCE, TABLE
-from mixfast.compare.statistics import KEYS, Difference, baselines, scores, spread
-from mixfast.compare.verdict import above, changed, comparable, differences, ranked, reference, rows, variants, verdict
+from mixfast.compare import attention, tables
+from mixfast.compare.gather import PAPER, PAPER_SETTING, TABLE_1, Group, Member, Section, differing_options
+from mixfast.compare.statistics import (
+    KEYS,
+    Difference,
+    baselines,
+    differences,
+    plain_moco,
+    ranked,
+    scores,
+    spread,
+    variants,
+)
 from mixfast.evaluate.localise import Result
 
-SCHEMA = 1
-_HEALTH = """Of the last epoch, means over seeds. std of z: 0 if it has collapsed, 1 if directions are used \
-evenly. Effective rank: directions that h uses. Alignment: squared distance of two views of a test \
-image, lower is closer; uniformity: lower is more even. Queue age: steps after which a key is \
-overwritten."""
-_FOUND = """On one batch of {batch} training images, so in steps of {step:.2g} %: the share of the positives \
-that beat every key of their queue, and of *another image's* positives that do. The second column \
-should be at chance, 1 in the number of keys and the positive; what is above it is found by what a \
-batch has in common, such as its box, and not by the image."""
+SCHEMA = 2  # 1 also held a verdict in words and remarks on the paper's numbers
 _SCORES = """Weighted kNN (k = {k}, temperature {t}) in percent of the test images after the last epoch, mean and \
 standard deviation over seeds; z is the head's output, h the pooled features. **max** is the best of \
-all evaluations: chosen on the test images, so it is no result. "untrained" is the network before \
-training with BatchNorm statistics of the data (z of the first run's head)."""
-_GAPS = """Means of the differences seed by seed, with Student's t; each interval stands for itself, none is widened \
-for the number of rows. Runs of one seed share images, order and first weights. Where a method was \
-run in several forms, the others stand beside the one nearest to its defaults."""
-_COST = """Encoder passes count a pass with gradient as three, forward and backward; training is the wall time without \
-evaluations, mean over seeds, on the machines below."""
-_PLACES = """Percent of {images} images ({data}); map and threshold are chosen on {validation} others. ± over \
+all evaluations: it is chosen on the test images, so it is no result. "untrained" is the network before \
+training with BatchNorm statistics of the data (z of the first run's head). **paper**: {paper}, for {setting}; \
+in another setting compare the order of the methods, not the scores."""
+_GAPS = """Means of the differences seed by seed, with Student's t; the intervals are not corrected for the number of \
+rows. Runs of one seed share images, order and first weights. Where a recipe was run in several variants, the others \
+are compared with the one nearest to the method's defaults."""
+_COST = """An encoder pass with gradient counts as three passes, for forward and backward. Training is the wall time \
+without evaluations, mean over seeds, on the machines listed below."""
+_CURVES = "Lines: means over seeds; bands: lowest to highest. Loss: the first seed, others fainter."
+_HEALTH = """Diagnostics of the last epoch, means over seeds. std of z: 0 if it has collapsed, 1 if directions are \
+used evenly. Effective rank: directions that h uses. Alignment: squared distance of two views of a test \
+image, lower is closer; uniformity: lower is more even. Queue age: steps after which a key is \
+overwritten."""
+_POSITIVES = """Measured on one batch of {batch} training images, so in steps of {step:.2g} %: the share of positives \
+that beat every key of their queue, and the share of *another image's* positives that do. The second share \
+should be at chance level, 1 / (keys + 1); above it, positives are found by what a batch has in common, such as its \
+box, and not by the image."""
+_LOCALISATION = """Percent of {images} images ({data}); map and threshold are chosen on {validation} others. ± over \
 seeds; in brackets 95 % of bootstrap draws of the images. Oracle: threshold chosen on the images \
 that are scored, an upper bound."""
-
-
-_CURVES = "Lines: means over seeds; bands: lowest to highest. Loss: the first seed, others fainter."
+_MARGINS = "CorLoc minus that of the same network untrained; the interval is of bootstrap draws of the images."
+_OPTIONS = "Options in which runs differ, and options of a method that are not at their defaults:"
 
 
 @dataclass
 class Chapter:
-    """A section with what was measured for it; names of pictures that were drawn."""
+    """A section with what was measured for it, and the file names of its pictures ("" if not drawn)."""
 
     section: Section
     knn: str = ""
     loss: str = ""
     maps: str = ""
     maps_title: str = ""
-    places: str = ""
-    result: Result | None = None
     map_scores: dict[str, dict[str, float]] = field(default_factory=dict)
-    place_facts: dict[str, Any] | None = None
-    heads: dict[str, str] = field(default_factory=dict)  # names of the untrained networks, by row
-    notes: list[str] = field(default_factory=list)  # on what is missing, and why
+    localisation: str = ""
+    result: Result | None = None
+    result_numbers: dict[str, Any] | None = None
+    untrained_names: dict[str, str] = field(default_factory=dict)  # name in the table by name of the row
+    notes: list[str] = field(default_factory=list)  # what is missing, and why
 
 
 def page(chapters: Sequence[Chapter], prefix: str = "") -> str:
-    """The report; `prefix` stands before the names of pictures."""
+    """The report in Markdown; `prefix` is put before the file names of pictures."""
     runs = sum(len(chapter.section.members) for chapter in chapters)
     intro = f"# Comparison of {runs} runs\n\nMade by `python -m mixfast.compare`; every number is in `results.json`."
     if len(chapters) > 1:
@@ -68,43 +77,36 @@ def page(chapters: Sequence[Chapter], prefix: str = "") -> str:
 
 def _section(chapter: Chapter, prefix: str) -> str:
     section = chapter.section
-    parts = [f"## {section.title}", "### In short", *verdict(section)]
-    parts += ["### Table 1", tables.table_1(section), _caption(section), comparable(section)]
-    parts += [f"Origin of the paper's numbers ({SOURCE}):\n\n{tables.remarks()}"]
+    scorer, batch = section.config.eval, section.config.train.batch_size // section.config.train.accumulate
+    caption = _SCORES.format(k=scorer.k, t=scorer.temperature, paper=PAPER, setting=PAPER_SETTING)
+    parts = [f"## {section.title}", "### Table 1", tables.table_1(section), caption]
     if missing := [*tables.unfinished(section), *chapter.notes]:
         parts += ["\n".join(f"- {line}" for line in missing)]
-    base = reference(section)
-    tables_of_gaps = [tables.to_base(base, ranked(section)) if base else ""]
-    tables_of_gaps += [tables.to_base(plain, forms) for plain, forms in variants(section)]
-    if gaps := [table for table in tables_of_gaps if table]:
+    base = plain_moco(section)
+    gaps = [tables.difference_table(base, ranked(section)) if base else ""]
+    gaps += [tables.difference_table(plain, groups) for plain, groups in variants(section)]
+    if gaps := [table for table in gaps if table]:
         parts += ["### Differences", *gaps, _GAPS]
-    parts += ["### What it cost", tables.cost(section), _COST]
+    parts += ["### Cost", tables.cost(section), _COST]
     pictures = [(chapter.knn, "kNN"), (chapter.loss, "loss")]
     drawn = [f"![{title}]({prefix}{name})" for name, title in pictures if name]
     parts += ["### Curves", *drawn, _CURVES]
     if health := tables.health(section):
-        parts += ["### Health", health, _HEALTH]
-    if found := tables.positives(section):
-        batch = section.config.train.batch_size // section.config.train.accumulate
-        parts += [found, _FOUND.format(batch=batch, step=100 / batch)]
-    return "\n\n".join([*parts, *_where(chapter, prefix)])
+        parts += ["### Diagnostics", health, _HEALTH]
+    if positives := tables.positives(section):
+        parts += [positives, _POSITIVES.format(batch=batch, step=100 / batch)]
+    return "\n\n".join([*parts, *_maps(chapter, prefix)])
 
 
-def _caption(section: Section) -> str:
-    scorer = section.config.eval
-    return _SCORES.format(k=scorer.k, t=scorer.temperature)
-
-
-def _where(chapter: Chapter, prefix: str) -> list[str]:
+def _maps(chapter: Chapter, prefix: str) -> list[str]:
     parts = []
     if chapter.result:
-        settings = chapter.result.settings
-        parts += ["### Where the objects are", "\n".join(f"- {line}" for line in objects.margins(chapter.result))]
-        parts += [objects.table(chapter.result, chapter.heads)]
-        parts += [_PLACES.format(**settings), f"![maps and boxes]({prefix}{chapter.places})"]
+        parts += ["### Localisation", attention.localisation_table(chapter.result, chapter.untrained_names)]
+        parts += [_LOCALISATION.format(**chapter.result.settings), attention.margin_table(chapter.result), _MARGINS]
+        parts += [f"![maps and boxes]({prefix}{chapter.localisation})"]
     if chapter.maps:
         parts += ["### Attention maps", f"![attention maps]({prefix}{chapter.maps})"]
-        parts += [f"One seed of each method ({chapter.maps_title}): pictures to look at, not evidence."]
+        parts += [f"One seed of each method ({chapter.maps_title}): pictures, not evidence."]
     return parts
 
 
@@ -112,22 +114,21 @@ def _appendix(chapters: Sequence[Chapter]) -> str:
     parts = ["## How it was made"]
     for chapter in chapters:
         section = chapter.section
-        parts += [f"### {section.title}", "Options in which recipes differ, and methods' own that are no defaults:"]
-        parts += [tables.options(section)]
+        parts += [f"### {section.title}", _OPTIONS, tables.options(section)]
         commands = [_command(group) for group in section.groups]
-        parts += ["Commands (the first seed's; absolute paths are cut to their last part):"]
+        parts += ["Commands of the first seed; absolute paths are cut to their last part:"]
         parts += ["```text\n" + "\n".join(commands) + "\n```"]
-        seeds = [f"`{g.name}`: {', '.join(str(one.config.seed) for one in g.members)}" for g in section.groups]
+        seeds = [f"`{g.name}`: {', '.join(str(run.config.seed) for run in g.members)}" for g in section.groups]
         parts += [f"Seeds: {'; '.join(seeds)}."]
-    members = [one for chapter in chapters for one in chapter.section.members]
+    members = [run for chapter in chapters for run in chapter.section.members]
     machines = dict.fromkeys(filter(None, map(_machine, members)))
-    parts += ["Machines and versions:\n\n" + ("\n".join(f"- {line}" for line in machines) or "not written down")]
+    parts += ["Machines and versions:\n\n" + ("\n".join(f"- {line}" for line in machines) or "not recorded")]
     return "\n\n".join(parts)
 
 
 def _command(group: Group) -> str:
     member = group.members[0]
-    lines = member.fact("command.txt")
+    lines = member.read_file("command.txt")
     if not lines:
         return f"{group.name}: no command.txt ({member.label})"
     words = shlex.split(lines[0].partition("  ")[2])
@@ -135,7 +136,7 @@ def _command(group: Group) -> str:
 
 
 def _machine(member: Member) -> str:
-    env = member.fact("env.json")
+    env = member.read_file("env.json")
     if not env:
         return ""
     git = env.get("git") or {}
@@ -148,39 +149,40 @@ def _machine(member: Member) -> str:
 def numbers(chapters: Sequence[Chapter], command: Sequence[str], time: str) -> dict[str, Any]:
     """The content of results.json."""
     about = {"schema": SCHEMA, "command": "compare", "time": time, "words": list(command)}
-    paper = [dataclasses.asdict(row) for row in TABLE]
-    return {**about, "paper": {"source": SOURCE, "rows": paper}, "sections": [_numbers(one) for one in chapters]}
+    rows = [{"row": row, "method": recipe, "score": score} for recipe, (row, score) in TABLE_1.items()]
+    return {**about, "paper": {"source": PAPER, "rows": rows}, "sections": [_numbers(chapter) for chapter in chapters]}
 
 
 def _numbers(chapter: Chapter) -> dict[str, Any]:
     section = chapter.section
-    places = {group.name: published.row for published, group in rows(section) if group}
+    base = plain_moco(section)
+    paper_rows = {group.name: TABLE_1[recipe][0] for recipe, group in section.table_1_groups().items()}
     return {
         "title": section.title,
-        "verdict": verdict(section),
-        "groups": [{**_group(group), "paper_row": places.get(group.name)} for group in section.groups],
+        "groups": [{**_group(group), "paper_row": paper_rows.get(group.name)} for group in section.groups],
         "baselines": {
-            name: {key: {"values": found, **_spread(found)} for key, found in row.items()}
+            name: {key: {"values": values, **_spread(values)} for key, values in row.items()}
             for name, row in baselines(section).items()
         },
-        "above_moco": {key: _gaps(differences(section, key)) for key in KEYS},
+        "above_moco": {key: _gaps(differences(base, ranked(section), key)) if base else {} for key in KEYS},
         "above_plain_form": {
-            key: {plain.name: _gaps(above(plain, forms, key)) for plain, forms in variants(section)} for key in KEYS
+            key: {plain.name: _gaps(differences(plain, groups, key)) for plain, groups in variants(section)}
+            for key in KEYS
         },
-        "differing_options": differing(section),
+        "differing_options": differing_options(section),
         "maps": chapter.map_scores or None,
-        "localise": chapter.place_facts,
+        "localise": chapter.result_numbers,
         "notes": [*tables.unfinished(section), *chapter.notes],
     }
 
 
-def _gaps(found: dict[str, Difference]) -> dict[str, Any]:
-    return {name: dataclasses.asdict(gap) for name, gap in found.items()}
+def _gaps(gaps: dict[str, Difference]) -> dict[str, Any]:
+    return {name: dataclasses.asdict(gap) for name, gap in gaps.items()}
 
 
 def _spread(values: dict[int, float]) -> dict[str, Any]:
-    found = spread(list(values.values()))
-    return dataclasses.asdict(found) if found else {}
+    row = spread(list(values.values()))
+    return dataclasses.asdict(row) if row else {}
 
 
 def _group(group: Group) -> dict[str, Any]:
@@ -190,16 +192,16 @@ def _group(group: Group) -> dict[str, Any]:
         "method": group.config.method_name,
         "recipe": group.recipe,
         "epochs": group.config.train.epochs,
-        "method_options": changed(group),
+        "method_options": group.changed_options,
         "cost_of_a_step": group.cost,
-        "total_cost": group.total,
+        "total_cost": group.total_cost,
         **{
             f"{kind}_{key}": {"values": values, **_spread(values)}
             for kind, best in kinds
             for key in KEYS
             if (values := scores(group, key, best))
         },
-        "runs": [_run(one) for one in group.members],
+        "runs": [_run(member) for member in group.members],
     }
 
 

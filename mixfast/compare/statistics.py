@@ -34,49 +34,70 @@ class Difference:
     high: float | None
     n: int
 
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves 0 out; never for one pair."""
-        return self.low is not None and self.high is not None and not self.low <= 0 <= self.high
-
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """None for no values."""
+    """Mean and standard deviation of `values`; None if there are none."""
     if not values:
         return None
     return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
 
 
 def difference(ours: dict[int, float], theirs: dict[int, float]) -> Difference | None:
-    """Of values by seed, over the seeds that both have; None if there is none."""
-    pairs = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
-    found = spread(pairs)
-    if found is None:
+    """Mean of `ours` minus `theirs`, values by seed, over the seeds in both; None without a common seed."""
+    pairs = spread([ours[seed] - theirs[seed] for seed in ours if seed in theirs])
+    if pairs is None:
         return None
-    if found.std is None:
-        return Difference(found.mean, None, None, 1)
-    half = _T[min(found.n - 1, len(_T)) - 1] * found.std / math.sqrt(found.n)
-    return Difference(found.mean, found.mean - half, found.mean + half, found.n)
+    if pairs.std is None:
+        return Difference(pairs.mean, None, None, 1)
+    half = _T[min(pairs.n - 1, len(_T)) - 1] * pairs.std / math.sqrt(pairs.n)
+    return Difference(pairs.mean, pairs.mean - half, pairs.mean + half, pairs.n)
 
 
 def scores(group: Group, key: str, best: bool = False) -> dict[int, float]:
     """Scores of the finished runs by seed: of the last epoch, or the largest, which is chosen on the test images."""
-    found = {}
+    by_seed = {}
     for member in group.finished:
         values = member.result.best if best else member.result.last
         if key in values:
-            found[member.config.seed] = values[key]
-    return found
+            by_seed[member.config.seed] = values[key]
+    return by_seed
 
 
 def baselines(section: Section) -> dict[str, dict[str, dict[int, float]]]:
-    """Scores by baseline, key and seed; one that several runs scored with a seed is the same and counts once."""
-    found: dict[str, dict[str, dict[int, float]]] = {}
+    """Scores by baseline, key and seed; where several runs scored a baseline with one seed, the first counts."""
+    rows: dict[str, dict[str, dict[int, float]]] = {}
     for member in section.members:
         for record in member.records:
             if record["kind"] == "baseline":
-                row = found.setdefault(record["name"], {})
+                row = rows.setdefault(record["name"], {})
                 for key in KEYS:
                     if key in record:
                         row.setdefault(key, {}).setdefault(member.config.seed, record[key])
-    return found
+    return rows
+
+
+def ranked(section: Section) -> list[Group]:
+    """Groups with scores, the highest mean kNN on h first."""
+    scored = [group for group in section.groups if scores(group, "knn_h")]
+    return sorted(scored, key=lambda group: -statistics.fmean(scores(group, "knn_h").values()))
+
+
+def plain_moco(section: Section) -> Group | None:
+    """The group in the MoCo row of the paper's table, if it has scores."""
+    group = section.table_1_groups().get("moco")
+    return group if group and scores(group, "knn_h") else None
+
+
+def differences(base: Group, groups: Sequence[Group], key: str) -> dict[str, Difference]:
+    """By name of group, its scores minus those of `base` over the seeds of both; no entry without a common seed."""
+    gaps = {group.name: difference(scores(group, key), scores(base, key)) for group in groups if group is not base}
+    return {name: gap for name, gap in gaps.items() if gap}
+
+
+def variants(section: Section) -> list[tuple[Group, list[Group]]]:
+    """For each recipe with several groups: the group nearest to the method's defaults, and all groups, best first."""
+    by_recipe: dict[str, list[Group]] = {}
+    for group in ranked(section):
+        by_recipe.setdefault(group.recipe, []).append(group)
+    several = [groups for groups in by_recipe.values() if len(groups) > 1]
+    return [(min(groups, key=lambda group: len(group.changed_options)), groups) for groups in several]

@@ -1,0 +1,104 @@
+"""Attention maps of the runs side by side, and how well they localise objects."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from mixfast.compare.gather import Section
+from mixfast.compare.tables import markdown
+from mixfast.evaluate import localise, maps
+from mixfast.evaluate.contestants import Localise
+from mixfast.evaluate.localise import ORACLES, TITLES, Result
+from mixfast.evaluate.runs import Common, Opened, Place, open_runs
+
+Data = Literal["auto", "scenes", "canvas", "none"]
+
+
+def open_finished(section: Section, machine: Place) -> list[Opened]:
+    """The finished runs that have a checkpoint, with their weights, named as in the section."""
+    members = [(group.name, run) for group in section.groups for run in group.finished if run.has_checkpoint]
+    if not members:
+        return []
+    paths = tuple(run.newest_checkpoint for _, run in members)
+    runs = open_runs(Common(paths, data_path=machine.data_path, device=machine.device, threads=machine.threads))
+    for run, (name, _) in zip(runs, members, strict=True):
+        run.name = name
+    return runs
+
+
+def score_localisation(runs: Sequence[Opened], data: Data, count: int, validation: int) -> Result:
+    """The scores of `evaluate localise` on `count` images; map and threshold are chosen on `validation` others."""
+    assert data != "none"
+    options = Localise(tuple(run.checkpoint for run in runs), data=data, count=count, validation=validation)
+    return localise.evaluate(options, runs)
+
+
+def untrained_names(runs: Sequence[Opened], result: Result) -> dict[str, str]:
+    """Name in the table of each row of an untrained network; "" for a row that repeats an earlier one.
+
+    Networks that differ in their head have an untrained network each. Its scores are equal unless a map reads the head.
+    """
+    models: dict[str, list[str]] = {}
+    for run in runs:
+        models.setdefault(str(run.run.config.model), []).append(f"`{run.name}`")
+    rows = [row.name for row in result.rows if row.role == "untrained"]
+    if len({str(result.scores[name]) for name in rows}) == 1:
+        return {name: "" if number else "untrained" for number, name in enumerate(rows)}
+    names = [f"untrained, as {', '.join(dict.fromkeys(groups))}" for groups in models.values()]
+    return dict(zip(rows, names, strict=True))
+
+
+def localisation_table(result: Result, untrained: dict[str, str]) -> str:
+    """A row per group and baseline: mean, spread over seeds, and the interval over images."""
+    keys = [key for key in TITLES if any(key in scores for scores in result.scores.values())]
+    body = []
+    for row in result.rows:
+        cells = ["/".join(dict.fromkeys(outcome.choice.kind for outcome in row.outcomes))]
+        for key in keys:
+            score = result.scores[row.name].get(key)
+            if score is None:
+                cells.append("-")
+                continue
+            std = "" if score["std"] is None else f" ± {score['std']:.1f}"
+            interval = "" if key in ORACLES else f" ({score['low']:.0f}-{score['high']:.0f})"
+            cells.append(f"{score['mean']:.1f}{std}{interval}")
+        if name := f"`{row.name}`" if row.role == "run" else untrained.get(row.name, row.name):
+            body.append([name, *cells])
+    return markdown(["", "map", *(TITLES[key] for key in keys)], body)
+
+
+def margin_table(result: Result) -> str:
+    """CorLoc of each group minus that of its network untrained, with the interval over images."""
+    body = []
+    for name, margins in result.margins.items():
+        margin = margins["corloc"]
+        body.append([f"`{name}`", f"{margin['mean']:+.1f}", f"{margin['low']:+.1f} to {margin['high']:+.1f}"])
+    return markdown(["minus untrained", "CorLoc", "95 % interval"], body)
+
+
+def localisation_numbers(runs: Sequence[Opened], result: Result) -> dict[str, Any]:
+    """The numbers of `evaluate localise`; a run is given by the name of its folder, not by its path on this machine."""
+    numbers = localise.facts(runs, result)
+    for entry, run in zip(numbers["runs"], runs, strict=True):
+        entry["path"] = run.run.folder.path.name
+    return numbers
+
+
+def draw_maps(path: Path, runs: Sequence[Opened], count: int) -> tuple[str, dict[str, dict[str, float]]]:
+    """Draw the maps of one run per group and of the first run's network untrained; returns title and scores."""
+    unique = {run.name: run for run in reversed(runs)}
+    first = runs[0]
+    contestants = [(run.name, run.trained, run) for run in reversed(unique.values())]
+    contestants.append(("untrained", first.untrained(), first))
+    options = maps.Maps(tuple(run.checkpoint for run in unique.values()), count=count)
+    title, _, scores = maps.draw(path, options, first, contestants)
+    return title, scores
+
+
+def draw_localisation(path: Path, result: Result) -> None:
+    """Draw a few images and each contestant's map with the box that CorLoc scores; one untrained network, the first."""
+    first = next(row for row in result.rows if row.role == "untrained")
+    shown = [row for row in result.rows if row.role != "untrained" or row is first]
+    renamed = [dataclasses.replace(row, name="untrained") if row is first else row for row in shown]
+    localise.draw(path, result._replace(rows=renamed))
