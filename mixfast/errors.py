@@ -1,5 +1,15 @@
 """Errors a user can act on; the command lines turn each into its exit code (docs/reproduce.md lists them)."""
 
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "NonFiniteError",
+    "OutOfMemoryError",
+    "PlatformError",
+    "UserError",
+]
+
 
 class UserError(Exception):
     """Something the user can fix. The message says what is wrong, where, and what to do; one sentence each."""

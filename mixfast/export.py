@@ -17,6 +17,8 @@ from mixfast.run.folder import write_json
 from mixfast.run.state import Run
 from mixfast.scoring.features import evaluation_mode
 
+__all__ = ["export", "load_backbone"]
+
 WEIGHTS, FACTS = "backbone.safetensors", "export.json"
 
 

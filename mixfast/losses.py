@@ -9,6 +9,8 @@ from torch import Tensor
 
 from mixfast.ops import multi_queue_infonce, nt_xent
 
+__all__ = ["PairTerm", "Term", "infonce_sum", "minus_cosine", "nt_xent_sum", "unit"]
+
 
 @dataclass(frozen=True)
 class Term:

@@ -5,6 +5,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+__all__ = ["Generators"]
+
 COUNTER = "counter/"  # before the name of such a stream in a saved state
 
 

@@ -71,7 +71,7 @@ def second_view(cfg: AugmentConfig) -> AugmentConfig:
 _DEMO = AugmentConfig()
 _VICREG = replace(_DEMO, interpolation="bicubic", saturation=0.2, blur=0.5, solarise=0.5)
 
-# Names follow the papers.
+# Recipes of the literature by name; the names follow the papers.
 PRESETS: dict[str, AugmentConfig] = {
     "demo": _DEMO,
     "ref": replace(_DEMO, interpolation="bicubic"),

@@ -125,6 +125,7 @@ class Streamed:
         return self.take(index).numbers.numpy()
 
 
+# uint8 [N, 3, H, W]: a tensor, or images in files that are read when they are asked for.
 Images = Tensor | Streamed
 
 

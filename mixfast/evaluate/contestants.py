@@ -14,7 +14,7 @@ from mixfast.evaluate.runs import Common, Opened, grouped, open_runs
 from mixfast.run import checkpoint
 from mixfast.scoring import protocol
 from mixfast.scoring.boxes import Objects
-from mixfast.scoring.maps import LAST_ONLY, Network, fit
+from mixfast.scoring.maps import LAST_ONLY, Network, fit_mapper
 from mixfast.scoring.protocol import MapMaker, Outcome
 
 LABEL_FREE = ("norm", "power", "eigen", "sim")
@@ -72,7 +72,7 @@ def _maker(options: Localise, one: Opened, network: Network, validation: Objects
         raise ConfigError(f"--kinds {' '.join(options.kinds)}: none of them can be made of this layer; add norm.")
     weights = probe_weights(one, network) if "cam" in kinds else None
     try:
-        mapper = fit(network, validation.images, layer=options.layer, stride=options.stride, classifier=weights)
+        mapper = fit_mapper(network, validation.images, layer=options.layer, stride=options.stride, classifier=weights)
     except ValueError as error:
         raise ConfigError(f"--{error}.") from error
     return protocol.from_mapper(mapper, kinds)

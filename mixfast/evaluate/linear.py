@@ -12,7 +12,7 @@ from mixfast.evaluate.runs import Board, Common, Opened, keep, need_labels, open
 from mixfast.rng import Generators
 from mixfast.scoring.baselines import pixels
 from mixfast.scoring.features import extract
-from mixfast.scoring.linear import CACHED, SGD, Recipe, linear_score, linear_scores, sgd_score
+from mixfast.scoring.linear import CACHED, SGD, LinearRecipe, linear_score, linear_scores, sgd_score
 from mixfast.scoring.maps import Network
 
 
@@ -50,7 +50,7 @@ def linear(options: Linear) -> None:
         print(f"lr: chosen among {', '.join(f'{lr:g}' for lr in recipe.lrs)} on a tenth of the training images")
 
 
-def _recipe(options: Linear) -> Recipe:
+def _recipe(options: Linear) -> LinearRecipe:
     base = SGD if options.protocol == "sgd" else CACHED
     given = {"epochs": options.epochs, "lrs": options.lr or None, "batch_size": options.batch_size}
     recipe = dataclasses.replace(base, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ def _recipe(options: Linear) -> Recipe:
     return recipe
 
 
-def _score(one: Opened, network: Network, options: Linear, recipe: Recipe) -> dict[str, float]:
+def _score(one: Opened, network: Network, options: Linear, recipe: LinearRecipe) -> dict[str, float]:
     run = one.run
     train, test = run.splits.train, run.splits.test
     generators = Generators(run.config.seed, run.device)
@@ -86,7 +86,7 @@ def _score(one: Opened, network: Network, options: Linear, recipe: Recipe) -> di
     return sgd_score(network, view, *images, generators["linear"], recipe, progress)
 
 
-def _pixels(one: Opened, recipe: Recipe) -> dict[str, float]:
+def _pixels(one: Opened, recipe: LinearRecipe) -> dict[str, float]:
     run = one.run
     train, test = run.splits.train, run.splits.test
     bank, queries = (pixels(images, run.normalise) for images in (run.batches.images, test.images))

@@ -73,7 +73,7 @@ def evaluate(options: Localise, opened: Sequence[Opened]) -> Result:
     rows = contestants(options, opened, validation)
     how = Options(tolerance=options.tolerance)
     for row in rows:
-        row.outcomes = [protocol.play(maker, validation, test, how) for maker in row.makers]
+        row.outcomes = [protocol.choose_and_score(maker, validation, test, how) for maker in row.makers]
     draws = bootstrap.resamples(len(test), options.seed)
     base = {row.model: row.outcomes for row in rows if row.role == "untrained"}
     names = [name for name in TITLES if name in rows[0].outcomes[0].images]

@@ -22,7 +22,7 @@ from mixfast.scoring.boxes import Objects, from_set
 from mixfast.scoring.dilate import fine_stride
 from mixfast.scoring.features import extract
 from mixfast.scoring.linear import probe
-from mixfast.scoring.maps import Mapper, Network, enlarged, entropy, fit
+from mixfast.scoring.maps import Mapper, Network, enlarged, entropy, fit_mapper
 
 PHOTOGRAPH = 128  # pixels to which given files are stretched, as in the paper's figure
 Contestant = tuple[str, Network, Opened]  # title of its column, what makes the maps, the run it belongs to
@@ -112,7 +112,9 @@ def _mapper(options: Maps, one: Opened, network: Network, data: Objects) -> Mapp
     reference = resized(one.run.splits.train.images[:_REFERENCE], data.size[0])
     weights = probe_weights(one, network) if options.kind == "cam" else None
     try:
-        return fit(network, reference, layer=options.layer, stride=options.stride, classifier=weights, p=options.p)
+        return fit_mapper(
+            network, reference, layer=options.layer, stride=options.stride, classifier=weights, p=options.p
+        )
     except ValueError as error:
         raise ConfigError(f"--{error}.") from error
 

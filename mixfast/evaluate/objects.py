@@ -84,5 +84,5 @@ def _photographs(options: ObjectData, kind: str) -> tuple[Objects, Objects]:
         entries = annotations.read_voc(options.path, options.split, options.difficult)
     size = options.size or PHOTOGRAPH
     parts = annotations.split_off(entries, options.validation, options.count, options.seed)
-    validation, test = (annotations.load(part, size, kind) for part in parts)
+    validation, test = (annotations.load_annotated(part, size, kind) for part in parts)
     return validation, test

@@ -14,6 +14,8 @@ from mixfast.models.resnet import LAYOUTS, ResNet
 
 @dataclass(frozen=True)
 class ModelConfig:
+    """The `model` section: backbone, head and the size of the embedding."""
+
     depth: int = 18  # ResNet: 18, 34, 50 (four stages), or 8, 20 (three stages, for small images and budgets)
     width: int = 64  # channels of the first stage; each further stage doubles them
     stem: Literal["cifar", "cifar_s2", "imagenet"] = "cifar"  # 3x3 stride 1, 3x3 stride 2, or 7x7 stride 2 + max-pool

@@ -56,7 +56,7 @@ def _positives(run: Run, draws: Generators) -> dict[str, Tensor]:
     steps = [len(queues[name]) / (len(keys) * run.config.train.accumulate) for name, keys in step.carry.items()]
     numbers = {"queue_age": torch.tensor(max(steps), device=run.device)}
     for name, shift in (("found", 0), ("shortcut", diagnostics.STRANGER)):
-        shares = diagnostics.found(step.terms, queues, shift)
+        shares = diagnostics.positives_found(step.terms, queues, shift)
         numbers |= {f"{name}_{term}": share for term, share in shares.items()}
     return numbers
 

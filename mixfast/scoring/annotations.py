@@ -105,7 +105,7 @@ def split_off(
     return [entries[i] for i in order[:cut]], [entries[i] for i in order[cut : cut + second]]
 
 
-def load(entries: Sequence[Annotated], size: int, name: str) -> Objects:
+def load_annotated(entries: Sequence[Annotated], size: int, name: str) -> Objects:
     """Decode images and stretch them, with their boxes, to `size` x `size`.
 
     Raises:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mixfast.losses import Term
 
-STRANGER = 2  # rows; an even shift never meets a batch's reversal in an even batch (see `found`)
+STRANGER = 2  # rows; an even shift never meets a batch's reversal in an even batch (see `positives_found`)
 
 
 def spread(rows: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def uniformity(rows: Tensor) -> Tensor:
     return torch.nn.functional.pdist(rows).square().mul(-2).exp().mean().log()
 
 
-def found(terms: Sequence[Term], queues: Mapping[str, Tensor], shift: int = 0) -> dict[str, Tensor]:
+def positives_found(terms: Sequence[Term], queues: Mapping[str, Tensor], shift: int = 0) -> dict[str, Tensor]:
     """By term, the share of queries that are nearer to their positive than to every key of the term's queue.
 
     With a `shift`, the positive of row n is that of row n - shift: another image's. What is still found then, above

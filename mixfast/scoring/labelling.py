@@ -14,7 +14,7 @@ from torch import Tensor
 _CHUNK_PIXELS = 1 << 20  # of masks looked at together: measured fastest on a CPU
 
 
-class Components(NamedTuple):
+class ConnectedComponents(NamedTuple):
     """All components of N masks, C in total, ordered by mask and then by their first pixel in reading order."""
 
     mask: Tensor  # int64 [C], the mask that each belongs to
@@ -31,7 +31,7 @@ class _Runs(NamedTuple):
     pixel: Tensor  # int32 [N, H, W], run of each pixel; meaningless outside the mask
 
 
-def label(masks: Tensor, *, diagonal: bool = True) -> Tensor:
+def label_components(masks: Tensor, *, diagonal: bool = True) -> Tensor:
     """The component of every pixel of bool masks [N, H, W], named by its first pixel in reading order.
 
     Args:
@@ -49,16 +49,16 @@ def label(masks: Tensor, *, diagonal: bool = True) -> Tensor:
     return torch.where(masks, first[runs.pixel.clamp(min=0).long()], -1)
 
 
-def components(masks: Tensor, *, diagonal: bool = True) -> Components:
-    """Area and box of every component of bool masks [N, H, W]; see `label` for `diagonal`."""
+def connected_components(masks: Tensor, *, diagonal: bool = True) -> ConnectedComponents:
+    """Area and box of every component of bool masks [N, H, W]; see `label_components` for `diagonal`."""
     count, height, width = masks.shape
     chunk = max(1, _CHUNK_PIXELS // max(1, height * width))
     parts = [_boxes(masks[i : i + chunk], i, diagonal) for i in range(0, max(count, 1), chunk)]
-    return Components(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
+    return ConnectedComponents(*(torch.cat(pieces) for pieces in zip(*parts, strict=True)))
 
 
-def _boxes(masks: Tensor, offset: int, diagonal: bool) -> Components:
-    """Components of masks [n, H, W] that are masks offset, offset + 1, ... of the whole."""
+def _boxes(masks: Tensor, offset: int, diagonal: bool) -> ConnectedComponents:
+    """ConnectedComponents of masks [n, H, W] that are masks offset, offset + 1, ... of the whole."""
     _, height, width = masks.shape
     runs = _runs(masks, diagonal)
     roots, component = runs.component.unique(return_inverse=True)
@@ -68,7 +68,7 @@ def _boxes(masks: Tensor, offset: int, diagonal: bool) -> Components:
     empty = x.new_zeros(len(roots))
     box = torch.stack([empty.scatter_reduce(0, component, v, how, include_self=False) for v, how in ends], dim=1)
     area = empty.scatter_add(0, component, runs.length)
-    return Components(line[roots] // height + offset, area, box)
+    return ConnectedComponents(line[roots] // height + offset, area, box)
 
 
 def _runs(masks: Tensor, diagonal: bool) -> _Runs:

@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]  # epochs done, of how many
 
 
 @dataclass(frozen=True)
-class Recipe:
+class LinearRecipe:
     """How a linear layer is trained; the defaults are the cached protocol's."""
 
     epochs: int = 500
@@ -37,8 +37,8 @@ class Recipe:
     momentum: float = 0.9  # sgd
 
 
-CACHED = Recipe()
-SGD = Recipe(epochs=100, batch_size=256, lrs=(30.0,), weight_decay=0.0, drops=(0.6, 0.8))
+CACHED = LinearRecipe()
+SGD = LinearRecipe(epochs=100, batch_size=256, lrs=(30.0,), weight_decay=0.0, drops=(0.6, 0.8))
 
 
 def split(count: int, generator: torch.Generator, share: float = HELD_OUT) -> tuple[Tensor, Tensor]:
@@ -57,7 +57,7 @@ def new_layer(features: int, classes: int, generator: torch.Generator) -> nn.Lin
 
 
 def fit_cached(
-    features: Tensor, labels: Tensor, classes: int, recipe: Recipe, lr: float, generator: torch.Generator
+    features: Tensor, labels: Tensor, classes: int, recipe: LinearRecipe, lr: float, generator: torch.Generator
 ) -> nn.Linear:
     """A layer trained on features [N, C] with labels int64 [N]; all on the generator's device."""
     layer = new_layer(features.shape[1], classes, generator)
@@ -78,7 +78,7 @@ def probe(
     labels: Tensor,
     classes: int,
     generator: torch.Generator,
-    recipe: Recipe = CACHED,
+    recipe: LinearRecipe = CACHED,
 ) -> tuple[nn.Linear, float]:
     """A layer trained on cached features, and the rate that it was trained with.
 
@@ -110,7 +110,7 @@ def linear_scores(
     queries: Features,
     answers: Tensor,
     generator: torch.Generator,
-    recipe: Recipe = CACHED,
+    recipe: LinearRecipe = CACHED,
 ) -> dict[str, float]:
     """`linear_score` on both kinds of features: {"linear_z", "lr_z", "linear_h", "lr_h"}."""
     scores: dict[str, float] = {}
@@ -126,7 +126,7 @@ def linear_score(
     queries: Tensor,
     answers: Tensor,
     generator: torch.Generator,
-    recipe: Recipe = CACHED,
+    recipe: LinearRecipe = CACHED,
 ) -> tuple[float, float]:
     """Test accuracy in percent of the cached protocol, and the rate that was used.
 
@@ -148,7 +148,7 @@ def sgd_score(
     test: Images,
     answers: Tensor,
     generator: torch.Generator,
-    recipe: Recipe = SGD,
+    recipe: LinearRecipe = SGD,
     progress: Progress = lambda done, of: None,
 ) -> dict[str, float]:
     """Test accuracy in percent of the full protocol on h: {"linear_h", "lr_h"}.
@@ -180,7 +180,7 @@ def _fit_sgd(
     images: Images,
     labels: Tensor,
     classes: int,
-    recipe: Recipe,
+    recipe: LinearRecipe,
     rates: Sequence[float],
     generator: torch.Generator,
     progress: Progress,

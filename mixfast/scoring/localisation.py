@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixfast.scoring.boxes import distance, inside, iou, present
-from mixfast.scoring.labelling import components, label
+from mixfast.scoring.labelling import connected_components, label_components
 
 THRESHOLDS = 50  # shares 0, 0.02, ... 0.98 of a map's maximum
 DELTAS = (0.3, 0.5, 0.7)  # intersections over union that count as found, in MaxBoxAccV2
@@ -77,7 +77,7 @@ def box_curves(maps: Tensor, boxes: Tensor, thresholds: int = THRESHOLDS) -> Box
     count, height, width = maps.shape
     shares = torch.arange(thresholds, device=maps.device) / thresholds
     levels = maps.amax(dim=(1, 2), keepdim=True) * shares[:, None, None, None]  # [T, N, 1, 1]
-    found = components((maps >= levels).view(-1, height, width))
+    found = connected_components((maps >= levels).view(-1, height, width))
     best = iou(found.box[:, None].float(), boxes[found.mask % count]).amax(dim=1)
     curve = torch.zeros(thresholds * count, device=maps.device)
     anywhere = curve.scatter_reduce(0, found.mask, best, "amax")
@@ -136,7 +136,7 @@ def object_hits(maps: Tensor, boxes: Tensor, ks: tuple[int, ...] = HITS_AT) -> T
         top = left.amax(dim=(1, 2), keepdim=True)
         highest = (left == top) & (top > -torch.inf)
         first = (highest.to(torch.uint8) + (highest & background)).flatten(1).max(dim=1).indices
-        parts = label(highest)
+        parts = label_components(highest)
         spot = parts == parts.flatten(1).gather(1, first[:, None])[:, :, None]
         spot &= highest
         valid = ~(spot & background).flatten(1).any(dim=1)

@@ -34,7 +34,7 @@ class Network(NamedTuple):
 
 @dataclass(frozen=True)
 class Mapper:
-    """Makes the maps of one network; `fit` builds one."""
+    """Makes the maps of one network; `fit_mapper` builds one."""
 
     network: Network
     layer: int | None = None  # stage that is looked at, 1 is the first; None: the last
@@ -103,7 +103,7 @@ class Mapper:
         return classifier[guessed if labels is None else torch.where(labels >= 0, labels, guessed)]
 
 
-def fit(
+def fit_mapper(
     network: Network,
     reference: Tensor,
     *,

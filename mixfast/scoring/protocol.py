@@ -20,7 +20,7 @@ from torch import Tensor
 from mixfast.scoring import bootstrap, localisation
 from mixfast.scoring.baselines import centre_maps, edge_maps
 from mixfast.scoring.boxes import Objects
-from mixfast.scoring.labelling import components
+from mixfast.scoring.labelling import connected_components
 from mixfast.scoring.localisation import DELTAS, HITS_AT, BoxCurves, PixelCounts
 from mixfast.scoring.maps import Mapper, enlarged
 
@@ -141,7 +141,7 @@ def choose(validation: dict[str, Measured]) -> Choice:
     return Choice(kind, int(corloc), tuple(accuracies[kind].argmax(1).tolist()), scores)
 
 
-def play(make: MapMaker, validation: Objects, test: Objects, options: Options = DEFAULTS) -> Outcome:
+def choose_and_score(make: MapMaker, validation: Objects, test: Objects, options: Options = DEFAULTS) -> Outcome:
     """Choose on `validation`, score on `test`."""
     candidates = make(validation, None)
     choice = choose({kind: measure(maps, validation, options) for kind, maps in candidates.items()})
@@ -211,7 +211,7 @@ def margin(ours: Sequence[Outcome], theirs: Sequence[Outcome], draws: Tensor, na
 
 def predicted(maps: Tensor, choice: Choice, thresholds: int = localisation.THRESHOLDS) -> Tensor:
     """int64 [N, 4]: the box that CorLoc scores on maps [N, H, W] as `enlarged` makes them."""
-    found = components(maps >= choice.corloc / thresholds * maps.amax(dim=(1, 2), keepdim=True))
+    found = connected_components(maps >= choice.corloc / thresholds * maps.amax(dim=(1, 2), keepdim=True))
     order = found.area.argsort(stable=True, descending=True)
     first = torch.full((len(maps),), -1, device=maps.device)
     for place in order.flip(0).tolist():  # the largest is written last

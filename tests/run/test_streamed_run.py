@@ -17,7 +17,7 @@ from mixfast.run.state import Run
 from mixfast.scoring import canvas
 from mixfast.scoring.baselines import calibrated, pixels
 from mixfast.scoring.knn import knn_scores
-from mixfast.scoring.linear import Recipe, sgd_score
+from mixfast.scoring.linear import LinearRecipe, sgd_score
 from mixfast.scoring.maps import Network
 from tests.tiny_run import assert_same, last_state, open_tiny, records, train_in_child, words
 
@@ -102,7 +102,7 @@ def test_evaluations_from_files_equal_those_in_memory(images: Path, tmp_path: Pa
     for run in (whole, files):
         network = Network(run.method.encoder, run.normalise)
         labels, generator = run.splits.train.labels, torch.Generator().manual_seed(0)
-        recipe = Recipe(epochs=1, batch_size=10, lrs=(0.1, 1.0))
+        recipe = LinearRecipe(epochs=1, batch_size=10, lrs=(0.1, 1.0))
         test = (run.splits.test.images, run.splits.test.labels)
         view = lambda batch: normalise(batch, run.splits.mean, run.splits.std)  # noqa: B023, E731
         scores.append(sgd_score(network, view, run.batches.images, labels, *test, generator, recipe))

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from mixfast.errors import DataError
-from mixfast.scoring.annotations import Annotated, load, read_coco, read_voc, split_off, stretched
+from mixfast.scoring.annotations import Annotated, load_annotated, read_coco, read_voc, split_off, stretched
 
 VOC = """<annotation><filename>{name}.png</filename><size><width>40</width><height>20</height></size>
 <object><name>dog</name><difficult>0</difficult><bndbox><xmin>11</xmin><ymin>5</ymin><xmax>30</xmax><ymax>14</ymax>
@@ -40,7 +40,7 @@ def test_voc_boxes_start_at_zero_and_end_half_open(voc: Path) -> None:
 
 
 def test_boxes_are_stretched_with_their_images(voc: Path) -> None:
-    objects = load(read_voc(voc, difficult=False), 80, "voc")
+    objects = load_annotated(read_voc(voc, difficult=False), 80, "voc")
     assert objects.images.shape == (4, 3, 80, 80) and objects.labels.tolist() == [-1] * 4
     assert objects.boxes[0].tolist() == [[20, 16, 60, 56]]  # 2 times in x, 4 times in y
     red = objects.images[0, 0] > 127
@@ -50,7 +50,7 @@ def test_boxes_are_stretched_with_their_images(voc: Path) -> None:
 
 def test_images_with_fewer_objects_are_padded(voc: Path) -> None:
     entries = [Annotated(voc / "JPEGImages" / "a.png", []), *read_voc(voc)[:1]]
-    objects = load(entries, 20, "voc")
+    objects = load_annotated(entries, 20, "voc")
     assert objects.boxes.tolist() == [[[0] * 4, [0] * 4], [[5, 4, 15, 14], [0, 0, 2, 2]]]
 
 

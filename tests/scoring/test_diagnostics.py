@@ -44,7 +44,7 @@ def test_found_by_loops() -> None:
     for shift in (0, 2):
         hits = [float(query[n] @ keys[(n - shift) % 8]) > max(float(query[n] @ key) for key in queue) for n in range(8)]
         assert 0 < sum(hits) < 8
-        assert diagnostics.found(terms, {"queue": queue}, shift)["a"].item() == pytest.approx(sum(hits) / 8)
+        assert diagnostics.positives_found(terms, {"queue": queue}, shift)["a"].item() == pytest.approx(sum(hits) / 8)
 
 
 def test_a_box_that_keys_give_away_is_a_shortcut() -> None:
@@ -52,7 +52,7 @@ def test_a_box_that_keys_give_away_is_a_shortcut() -> None:
     box, queue = torch.tensor([0.0, 0.0, 1.0]), torch.nn.functional.pad(rows(64, 2).float(), (0, 1))
     query, positive = (unit(torch.nn.functional.pad(rows(16, 2, s).float(), (0, 1)) + 3 * box) for s in (4, 5))
     terms = [Term("local", query, positive, "queue")]
-    assert diagnostics.found(terms, {"queue": queue}, diagnostics.STRANGER)["local"].item() == 1
+    assert diagnostics.positives_found(terms, {"queue": queue}, diagnostics.STRANGER)["local"].item() == 1
 
 
 def test_a_stranger_is_neither_the_image_nor_its_reversal() -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mixfast.scoring.labelling import components, label
+from mixfast.scoring.labelling import connected_components, label_components
 
 SPIRAL = """
 #########
@@ -61,8 +61,10 @@ def by_hand(masks: Tensor, diagonal: bool) -> list[tuple[int, int, list[int]]]:
 
 
 def assert_components(masks: Tensor, diagonal: bool) -> None:
-    assert torch.equal(label(masks, diagonal=diagonal), torch.stack([flood(mask, diagonal) for mask in masks]))
-    found = components(masks, diagonal=diagonal)
+    assert torch.equal(
+        label_components(masks, diagonal=diagonal), torch.stack([flood(mask, diagonal) for mask in masks])
+    )
+    found = connected_components(masks, diagonal=diagonal)
     rows = zip(found.mask.tolist(), found.area.tolist(), found.box.tolist(), strict=True)
     assert list(rows) == by_hand(masks, diagonal)
 
@@ -82,8 +84,8 @@ def test_long_paths(picture: str, diagonal: bool) -> None:
 
 def test_corners_join_only_if_they_may() -> None:
     mask = drawn(STAIRS)[None]
-    assert components(mask).area.tolist() == [9]
-    assert components(mask, diagonal=False).area.tolist() == [1] * 9
+    assert connected_components(mask).area.tolist() == [9]
+    assert connected_components(mask, diagonal=False).area.tolist() == [1] * 9
 
 
 @settings(max_examples=40, deadline=None)
@@ -95,16 +97,16 @@ def test_small_masks_equal_the_flood_fill(height: int, width: int, diagonal: boo
 
 def test_empty_and_full_masks() -> None:
     masks = torch.stack([torch.zeros(3, 4, dtype=torch.bool), torch.ones(3, 4, dtype=torch.bool)])
-    found = components(masks)
+    found = connected_components(masks)
     assert (found.mask.tolist(), found.area.tolist(), found.box.tolist()) == ([1], [12], [[0, 0, 4, 3]])
-    nothing = components(masks[:1])
+    nothing = connected_components(masks[:1])
     assert nothing.mask.shape == (0,) and nothing.box.shape == (0, 4)
-    assert torch.equal(label(masks[:1]), torch.full((1, 3, 4), -1))
+    assert torch.equal(label_components(masks[:1]), torch.full((1, 3, 4), -1))
 
 
 def test_many_masks_are_numbered_through(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
     masks = torch.rand(30, 6, 6, generator=rng) < 0.4
-    whole = components(masks)
+    whole = connected_components(masks)
     monkeypatch.setattr("mixfast.scoring.labelling._CHUNK_PIXELS", 7 * 36)  # 7 masks at a time
-    for one, other in zip(whole, components(masks), strict=True):
+    for one, other in zip(whole, connected_components(masks), strict=True):
         assert torch.equal(one, other)

@@ -10,10 +10,20 @@ from torch import Tensor
 
 from mixfast.models import ModelConfig, build_encoder
 from mixfast.scoring.features import Features
-from mixfast.scoring.linear import CACHED, SGD, Recipe, fit_cached, linear_score, linear_scores, probe, sgd_score, split
+from mixfast.scoring.linear import (
+    CACHED,
+    SGD,
+    LinearRecipe,
+    fit_cached,
+    linear_score,
+    linear_scores,
+    probe,
+    sgd_score,
+    split,
+)
 from mixfast.scoring.maps import Network
 
-QUICK = Recipe(epochs=30, batch_size=64, lrs=(0.1,))
+QUICK = LinearRecipe(epochs=30, batch_size=64, lrs=(0.1,))
 
 
 def clouds(generator: torch.Generator, count: int = 300, spread: float = 0.3) -> tuple[Tensor, Tensor]:
@@ -30,7 +40,7 @@ def test_recipes_are_those_of_the_literature() -> None:
 
 def test_cached_training_equals_adam_by_hand(rng: torch.Generator) -> None:
     features, labels = clouds(rng, 50)
-    recipe = Recipe(epochs=4, batch_size=20, lrs=(0.05,), lr_end=1e-3, weight_decay=0.01)
+    recipe = LinearRecipe(epochs=4, batch_size=20, lrs=(0.05,), lr_end=1e-3, weight_decay=0.01)
     layer = fit_cached(features, labels, 4, recipe, 0.05, torch.Generator().manual_seed(1))
     draw = torch.Generator().manual_seed(1)
     weight, bias = torch.empty(4, 8).normal_(std=0.01, generator=draw).double(), torch.zeros(4).double()
@@ -63,7 +73,7 @@ def test_separable_features_are_learned_and_noise_is_not(rng: torch.Generator) -
 
 def test_a_rate_is_chosen_on_held_out_training_images(rng: torch.Generator) -> None:
     bank, labels = clouds(rng)
-    recipe = Recipe(epochs=5, batch_size=64, lrs=(1e-7, 0.1, 1e-6), lr_end=1e-8)
+    recipe = LinearRecipe(epochs=5, batch_size=64, lrs=(1e-7, 0.1, 1e-6), lr_end=1e-8)
     assert probe(bank, labels, 4, rng, recipe)[1] == 0.1
 
 
@@ -96,7 +106,7 @@ def test_the_full_protocol_trains_on_views_and_tests_on_plain_images(network: Ne
         seen.append(len(batch))
         return network.normalise(batch.flip(3))
 
-    recipe = Recipe(epochs=30, batch_size=25, lrs=(10.0,), drops=(0.5,), weight_decay=0.0)
+    recipe = LinearRecipe(epochs=30, batch_size=25, lrs=(10.0,), drops=(0.5,), weight_decay=0.0)
     scores = sgd_score(
         network, augment, images, labels, test, answers, rng, recipe, lambda done, of: told.append((done, of))
     )
@@ -108,7 +118,7 @@ def test_the_full_protocol_trains_on_views_and_tests_on_plain_images(network: Ne
 
 def test_the_full_protocol_chooses_a_rate_too(network: Network, rng: torch.Generator) -> None:
     (images, labels), (test, answers) = coloured(60, rng), coloured(30, rng)
-    recipe = Recipe(epochs=30, batch_size=30, lrs=(1e-6, 10.0), weight_decay=0.0)
+    recipe = LinearRecipe(epochs=30, batch_size=30, lrs=(1e-6, 10.0), weight_decay=0.0)
     scores = sgd_score(network, network.normalise, images, labels, test, answers, rng, recipe)
     assert scores["lr_h"] == 10 and scores["linear_h"] > 50
 
@@ -118,7 +128,7 @@ def test_sgd_equals_the_rule_by_hand(network: Network, rng: torch.Generator) -> 
     from mixfast.scoring.linear import _fit_sgd
 
     images, labels = coloured(12, rng)
-    recipe = Recipe(epochs=5, batch_size=12, lrs=(0.5,), drops=(0.6, 0.8), weight_decay=0.0)
+    recipe = LinearRecipe(epochs=5, batch_size=12, lrs=(0.5,), drops=(0.6, 0.8), weight_decay=0.0)
     network.encoder.eval()
     (layer,) = _fit_sgd(
         network, network.normalise, images, labels, 3, recipe, [0.5], torch.Generator().manual_seed(2), lambda *_: None

@@ -10,7 +10,7 @@ from torch import Tensor
 from mixfast.models import Encoder, ModelConfig, build_encoder
 from mixfast.scoring.baselines import centre_maps, edge_maps
 from mixfast.scoring.dilate import dilated, fine_stride, total_stride
-from mixfast.scoring.maps import KINDS, Network, channel_means, enlarged, entropy, fit, principal
+from mixfast.scoring.maps import KINDS, Network, channel_means, enlarged, entropy, fit_mapper, principal
 
 IMAGES = torch.randint(256, (9, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
 
@@ -42,7 +42,7 @@ def features(encoder: Encoder, layer: int | None = None) -> Tensor:
 
 def test_kinds_equal_their_formulas(network: Network, rng: torch.Generator) -> None:
     weights = torch.randn(3, 32, generator=rng)
-    mapper = fit(network, IMAGES[:4], stride=8, classifier=weights, p=3.0)
+    mapper = fit_mapper(network, IMAGES[:4], stride=8, classifier=weights, p=3.0)
     assert mapper.kinds() == KINDS and mapper.stride == 8
     labels = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, -1])
     mapper = type(mapper)(*[getattr(mapper, name) for name in ("network", "layer", "means", "classifier", "p")], 4)
@@ -68,7 +68,7 @@ def test_kinds_equal_their_formulas(network: Network, rng: torch.Generator) -> N
 
 
 def test_a_prediction_stands_in_where_there_are_no_labels(network: Network, rng: torch.Generator) -> None:
-    mapper = fit(network, IMAGES, stride=8, classifier=torch.randn(3, 32, generator=rng))
+    mapper = fit_mapper(network, IMAGES, stride=8, classifier=torch.randn(3, 32, generator=rng))
     unknown = torch.full((9,), -1)
     assert torch.equal(mapper.maps(IMAGES, ["cam"])["cam"], mapper.maps(IMAGES, ["cam"], unknown)["cam"])
 
@@ -160,7 +160,7 @@ def test_the_stride_gives_fourteen_cells(depth: int, stem: str, side: int, expec
     network = build(rng, depth, stem)
     assert fine_stride(network.encoder.backbone, side) == expected
     if side == 32:
-        assert fit(network, IMAGES).stride == expected
+        assert fit_mapper(network, IMAGES).stride == expected
 
 
 def test_channel_means_are_over_all_cells(network: Network) -> None:
@@ -169,13 +169,13 @@ def test_channel_means_are_over_all_cells(network: Network) -> None:
 
 
 def test_an_early_layer_has_no_head_and_no_probe(network: Network) -> None:
-    mapper = fit(network, IMAGES, layer=1, classifier=torch.ones(2, 16))
+    mapper = fit_mapper(network, IMAGES, layer=1, classifier=torch.ones(2, 16))
     assert mapper.kinds() == ("norm", "power", "eigen")
     assert mapper.maps(IMAGES, ["eigen"])["eigen"].shape == (9, 16, 16)
     with pytest.raises(ValueError, match="kinds must be among norm, power, eigen here; got sim"):
         mapper.maps(IMAGES, ["sim"])
     with pytest.raises(ValueError, match=r"layer must be in 1 ... 3 for this network; got 4"):
-        fit(network, IMAGES, layer=4)
+        fit_mapper(network, IMAGES, layer=4)
 
 
 def test_edges_equal_a_loop() -> None:

@@ -12,7 +12,7 @@ from mixfast.scoring import protocol
 from mixfast.scoring.bootstrap import resamples
 from mixfast.scoring.boxes import Objects, inside
 from mixfast.scoring.localisation import DELTAS, box_curves
-from mixfast.scoring.maps import Network, fit
+from mixfast.scoring.maps import Network, fit_mapper
 
 SIDE = 16
 
@@ -43,7 +43,7 @@ class Player:
 def test_the_better_kind_is_chosen_on_validation_and_alone_is_scored(rng: torch.Generator) -> None:
     player = Player({"bad": 2.0, "good": 0.2, "also": 0.2}, rng)
     validation, test = make_objects(40, rng), make_objects(30, rng)
-    outcome = protocol.play(player, validation, test)
+    outcome = protocol.choose_and_score(player, validation, test)
     assert outcome.choice.kind in ("good", "also")
     assert player.asked == [(40, ("bad", "good", "also")), (30, (outcome.choice.kind,))]
     assert outcome.choice.validation["good"] > outcome.choice.validation["bad"] + 10
@@ -66,7 +66,7 @@ def test_thresholds_are_those_that_suit_the_validation_images(rng: torch.Generat
 
 def test_oracles_are_not_below_what_is_held_out(rng: torch.Generator) -> None:
     player = Player({"map": 0.5}, rng)
-    outcomes = [protocol.play(player, make_objects(20, rng), make_objects(50, rng)) for _ in range(3)]
+    outcomes = [protocol.choose_and_score(player, make_objects(20, rng), make_objects(50, rng)) for _ in range(3)]
     for outcome in outcomes:
         scores = protocol.summarise([outcome], resamples(50))
         assert scores["max_box_acc"]["mean"] >= scores["corloc"]["mean"]
@@ -97,12 +97,12 @@ def test_a_perfect_map_scores_a_hundred_and_a_uniform_one_the_area(rng: torch.Ge
     def uniform(data: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
         return {"map": torch.full((len(data), 4, 4), 7.0)}
 
-    best = protocol.summarise([protocol.play(perfect, objects, objects)], draws)
+    best = protocol.summarise([protocol.choose_and_score(perfect, objects, objects)], draws)
     assert {name: best[name]["mean"] for name in best if name != "tie"} == dict.fromkeys(
         ("pointing", "energy", "pxap", "corloc", "box_v2", "max_box_acc", "max_box_acc_v2"), 100
     )
     assert best["pxap"]["low"] == 100 and best["tie"]["mean"] == 0
-    flat = protocol.summarise([protocol.play(uniform, objects, objects)], draws)
+    flat = protocol.summarise([protocol.choose_and_score(uniform, objects, objects)], draws)
     assert objects.masks is not None
     area = 100 * objects.masks.float().mean().item()
     assert flat["energy"]["mean"] == pytest.approx(area, rel=1e-5) and flat["pxap"]["mean"] == pytest.approx(area)
@@ -129,7 +129,7 @@ def test_pxap_pools_pixels_over_images(rng: torch.Generator) -> None:
 
 def test_several_objects_and_no_masks(rng: torch.Generator) -> None:
     objects = make_objects(12, rng, objects=3, masks=False)
-    scores = protocol.summarise([protocol.play(Player({"map": 0.3}, rng), objects, objects)], resamples(12))
+    scores = protocol.summarise([protocol.choose_and_score(Player({"map": 0.3}, rng), objects, objects)], resamples(12))
     assert "pxap" not in scores
     assert scores["hit_at_1"]["mean"] <= scores["hit_at_3"]["mean"] <= scores["hit_at_5"]["mean"]
     assert scores["background"]["mean"] == pytest.approx(100 - scores["energy"]["mean"], rel=1e-5)
@@ -159,19 +159,19 @@ def test_networks_and_rules_play_by_the_same_protocol(rng: torch.Generator) -> N
     encoder = build_encoder(ModelConfig(depth=8, width=8, dim=4, bn_splits=1), rng)
     network = Network(encoder, lambda images: images.float() / 255 - 0.5)
     validation, test = make_objects(10, rng), make_objects(8, rng)
-    mapper = fit(network, validation.images, classifier=torch.randn(3, 32, generator=rng))
-    outcome = protocol.play(protocol.from_mapper(mapper), validation, test)
+    mapper = fit_mapper(network, validation.images, classifier=torch.randn(3, 32, generator=rng))
+    outcome = protocol.choose_and_score(protocol.from_mapper(mapper), validation, test)
     assert set(outcome.choice.validation) == {"norm", "power", "eigen", "sim", "cam"}
     several = make_objects(4, rng, objects=2)  # whose class would cam take?
     assert set(protocol.from_mapper(mapper)(several, None)) == {"norm", "power", "eigen", "sim"}
     for rule, kinds in ((protocol.edges, ("edges 4", "edges 8")), (protocol.centre, ("centre 1.00",))):
-        outcome = protocol.play(rule, validation, test)
+        outcome = protocol.choose_and_score(rule, validation, test)
         assert set(kinds) <= set(outcome.choice.validation)
 
 
 def test_margin_is_the_difference_of_the_means(rng: torch.Generator) -> None:
     validation, test, draws = make_objects(20, rng), make_objects(30, rng), resamples(30)
-    good, bad = (protocol.play(Player({"map": noise}, rng), validation, test) for noise in (0.2, 1.5))
+    good, bad = (protocol.choose_and_score(Player({"map": noise}, rng), validation, test) for noise in (0.2, 1.5))
     scores = [protocol.summarise([one], draws)["box_v2"]["mean"] for one in (good, bad)]
     found = protocol.margin([good], [bad], draws, "box_v2")
     assert found["mean"] == pytest.approx(scores[0] - scores[1]) and found["low"] < found["mean"] < found["high"]
