@@ -167,14 +167,14 @@ def sgd_score(
         if len(rates) > 1:
             used, held = split(len(images), generator)
             seen, unseen = take(images, used), take(images, held)
-            layers = _fit_sgd(network, augment, seen, labels[used], classes, recipe, rates, generator, progress)
+            layers = fit_sgd(network, augment, seen, labels[used], classes, recipe, rates, generator, progress)
             found = [_test(network, layer, unseen, labels[held]) for layer in layers]
             rates = [rates[found.index(max(found))]]
-        (layer,) = _fit_sgd(network, augment, images, labels, classes, recipe, rates, generator, progress)
+        (layer,) = fit_sgd(network, augment, images, labels, classes, recipe, rates, generator, progress)
         return {"linear_h": _test(network, layer, test, answers), "lr_h": rates[0]}
 
 
-def _fit_sgd(
+def fit_sgd(
     network: Network,
     augment: Callable[[Tensor], Tensor],
     images: Images,
@@ -185,7 +185,19 @@ def _fit_sgd(
     generator: torch.Generator,
     progress: Progress,
 ) -> list[nn.Linear]:
-    """A layer per rate, all trained on the same features in one go: the encoder is what costs."""
+    """A layer per rate, all trained side by side on the same features, because the encoder is what costs.
+
+    Args:
+        network: frozen; in evaluation mode already.
+        augment: uint8 images [B, 3, H, W] to random, normalised views.
+        images: uint8 [N, 3, H, W] on the generator's device, or in files.
+        labels: int64 [N].
+        classes: number of classes.
+        recipe: everything but the rates.
+        rates: one per layer.
+        generator: weights and the order of the images.
+        progress: told after every epoch.
+    """
     width = network.encoder.backbone.out_channels
     layers = [new_layer(width, classes, generator) for _ in rates]
     groups = [{"params": list(layer.parameters()), "lr": rate} for layer, rate in zip(layers, rates, strict=True)]

@@ -15,6 +15,7 @@ from mixfast.scoring.linear import (
     SGD,
     LinearRecipe,
     fit_cached,
+    fit_sgd,
     linear_score,
     linear_scores,
     probe,
@@ -125,12 +126,10 @@ def test_the_full_protocol_chooses_a_rate_too(network: Network, rng: torch.Gener
 
 def test_sgd_equals_the_rule_by_hand(network: Network, rng: torch.Generator) -> None:
     """Momentum, the drops, and the layer's start: one layer on one batch of features, in float64."""
-    from mixfast.scoring.linear import _fit_sgd
-
     images, labels = coloured(12, rng)
     recipe = LinearRecipe(epochs=5, batch_size=12, lrs=(0.5,), drops=(0.6, 0.8), weight_decay=0.0)
     network.encoder.eval()
-    (layer,) = _fit_sgd(
+    (layer,) = fit_sgd(
         network, network.normalise, images, labels, 3, recipe, [0.5], torch.Generator().manual_seed(2), lambda *_: None
     )
     with torch.no_grad():

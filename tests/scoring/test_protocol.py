@@ -135,14 +135,16 @@ def test_several_objects_and_no_masks(rng: torch.Generator) -> None:
     assert scores["background"]["mean"] == pytest.approx(100 - scores["energy"]["mean"], rel=1e-5)
 
 
-def test_measuring_in_parts_is_measuring_at_once(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
-    objects = make_objects(9, rng, objects=2)
+def test_many_images_are_measured_as_each_alone(rng: torch.Generator) -> None:
+    """150 images are more than are measured together."""
+    objects = make_objects(150, rng, objects=2)
     (maps,) = Player({"map": 0.5}, rng)(objects, None).values()
-    whole = protocol.measure(maps, objects)
-    monkeypatch.setattr(protocol, "_CHUNK_PIXELS", 4 * 2 * SIDE**2)
-    parts = protocol.measure(maps, objects)
-    assert torch.equal(whole.energy, parts.energy) and torch.equal(whole.curves.any, parts.curves.any)
-    assert whole.pixels is not None and parts.pixels is not None and torch.equal(whole.pixels.on, parts.pixels.on)
+    together = protocol.measure(maps, objects)
+    alone = [protocol.measure(maps[i : i + 1], objects.take(torch.tensor([i]))) for i in range(0, 150, 7)]
+    torch.testing.assert_close(together.energy[::7], torch.cat([part.energy for part in alone]))
+    assert torch.equal(together.curves.any[::7], torch.cat([part.curves.any for part in alone]))
+    assert together.pixels is not None
+    assert torch.equal(together.pixels.on[::7], torch.cat([part.pixels.on for part in alone if part.pixels]))
 
 
 def test_the_drawn_box_is_the_one_that_is_scored(rng: torch.Generator) -> None:
