@@ -19,9 +19,9 @@ from mixfast.ops import _dispatch, _native
 PACKAGES = ("numpy", "pillow", "tyro", "rich", "safetensors", "matplotlib", "torchvision", "triton")
 
 
-def main(words: Sequence[str] = ()) -> None:
+def main(arguments: Sequence[str] = ()) -> None:
     """Print the report; it goes into bug reports, so it holds no secrets and needs nothing but torch."""
-    if {"--help", "-h"} & set(words):
+    if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").rstrip())
         return
     for title, rows in (
@@ -78,11 +78,11 @@ def devices() -> list[tuple[str, str]]:
     if not torch.backends.cuda.is_built():
         return [*rows, ("cuda", "this torch is built without CUDA")]
     if not torch.cuda.is_available():
-        return [*rows, ("cuda", "no GPU that its driver offers to torch")]
+        return [*rows, ("cuda", "torch finds no GPU, or no driver for it")]
     for index in range(torch.cuda.device_count()):
-        found = torch.cuda.get_device_properties(index)
-        size = found.total_memory / 2**30
-        rows.append((f"cuda:{index}", f"{found.name}, sm_{found.major}{found.minor}, {size:.0f} GiB"))
+        gpu = torch.cuda.get_device_properties(index)
+        size = gpu.total_memory / 2**30
+        rows.append((f"cuda:{index}", f"{gpu.name}, sm_{gpu.major}{gpu.minor}, {size:.0f} GiB"))
     return rows
 
 
@@ -96,7 +96,7 @@ def environment() -> list[tuple[str, str]]:
 
 
 def operations() -> list[tuple[str, str]]:
-    """("operation backend", the reason why it cannot be used here, or for which tensors "auto" takes it)."""
+    """("operation backend", why it cannot be used on this machine, or for which tensors "auto" takes it)."""
     return [
         (f"{op} {name}", why or "available" + "".join(f"; {part}" for part in _automatic(op, name, row)))
         for op, row in mixfast.backends().items()
@@ -105,14 +105,14 @@ def operations() -> list[tuple[str, str]]:
 
 
 def _automatic(operation: str, backend: str, reasons: dict[str, str | None]) -> list[str]:
-    """For which tensors that can exist here "auto" takes a backend that can be used here."""
-    found = []
+    """For which devices of this machine "auto" takes a backend, and after which others."""
+    parts = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         usable = [name for name in _dispatch.automatic(operation, device) if reasons[name] is None]
         if backend in usable:
             others = " and ".join(usable[: usable.index(backend)])
-            found.append(f"auto for {device} tensors" + (f", after {others}" if others else ""))
-    return found
+            parts.append(f"auto for {device} tensors" + (f", after {others}" if others else ""))
+    return parts
 
 
 if __name__ == "__main__":

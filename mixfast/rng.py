@@ -7,14 +7,14 @@ from torch import Tensor
 
 __all__ = ["Generators"]
 
-COUNTER = "counter/"  # before the name of such a stream in a saved state
+COUNTER = "counter/"  # prefix of a counter's name in a saved state
 
 
 class Generators:
     """One independent `torch.Generator` per purpose, all derived from a single seed.
 
-    Purposes are named by their first use, so that a draw added to one part of a run does not change the
-    stream of another: `generators["mix"]`, `["shuffle"]`, `["order"]`, `["weights"]`, `["queue"]`, and
+    The first use of a name makes its stream, so that a draw added to one part of a run does not change the stream of
+    another: `generators["mix"]`, `["shuffle"]`, `["order"]`, `["weights"]`, `["queue"]` and
     `generators.counter("augment")`.
     """
 
@@ -39,7 +39,7 @@ class Generators:
         return self._counters[name]
 
     def streams(self) -> list[torch.Generator]:
-        """The `torch.Generator` of every purpose so far: what a CUDA graph has to be told of."""
+        """The `torch.Generator` of every purpose so far; a CUDA graph must register them."""
         return list(self._streams.values())
 
     def _seed_of(self, name: str) -> int:

@@ -40,12 +40,12 @@ def augment(
         images: uint8 [B, 3, H, W], RGB.
         cfg: the recipe.
         state: int64 [2] on the images' device, as `mixfast.rng.Generators.counter` keeps it; its draw moves on by one.
-        mean, std: of the three channels, in units of [0, 1].
-        size: side, or (height, width), of the views; that of the images if None.
-        memory_format: of the views.
+        mean, std: of the three channels, of pixels in [0, 1].
+        size: side, or (height, width), of the views in pixels; None: the size of the images.
+        memory_format: memory format of the views.
 
     Returns:
-        float32 [B, 3, S, T] each, normalised.
+        `count` tensors float32 [B, 3, S, T], normalised.
     """
     _check(images)
     recipes = [cfg] + [second_view(cfg)] * (count - 1)

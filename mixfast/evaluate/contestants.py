@@ -60,7 +60,7 @@ def contestants(options: Localise, opened: Sequence[Opened], validation: Objects
     if options.supervised:
         makers = [_supervised(options, path, opened[0], validation) for path in options.supervised]
         rows.append(Row("supervised", "supervised", makers))
-    simple = {"edges": protocol.edges, "centred box": protocol.centre}
+    simple = {"edges": protocol.edge_contestant, "centred box": protocol.centre_contestant}
     return [*rows, *(Row(name, "baseline", [maker]) for name, maker in simple.items())]
 
 
@@ -75,7 +75,7 @@ def _maker(options: Localise, one: Opened, network: Network, validation: Objects
         mapper = fit_mapper(network, validation.images, layer=options.layer, stride=options.stride, classifier=weights)
     except ValueError as error:
         raise ConfigError(f"--{error}.") from error
-    return protocol.from_mapper(mapper, kinds)
+    return protocol.mapper_contestant(mapper, kinds)
 
 
 def _supervised(options: Localise, path: Path, like: Opened, validation: Objects) -> MapMaker:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from mixfast.evaluate import pictures
 from mixfast.evaluate.runs import Common, evaluation_folder, open_runs
-from mixfast.scoring.embed import principal_plane, write
+from mixfast.scoring.embed import principal_plane, write_embeddings
 from mixfast.scoring.features import extract
 
 
@@ -31,7 +31,7 @@ def embed(options: Embed) -> None:
         folder = evaluation_folder([one], options.out)
         prefix = f"{number}-" if options.out is not None and len(opened) > 1 else ""
         stem = folder / f"{prefix}embeddings-{options.split}"
-        paths = write(stem, features, images.labels, options.format)
+        paths = write_embeddings(stem, features, images.labels, options.format)
         if options.picture:
             paths.append(stem.with_name(f"{stem.name}.png"))
             units = {f"{name} of {one.name}": F.normalize(value) for name, value in features._asdict().items()}

@@ -18,7 +18,7 @@ from mixfast.evaluate.runs import Common, Opened, evaluation_folder, keep, open_
 from mixfast.rng import Generators
 from mixfast.scoring import localisation
 from mixfast.scoring.annotations import stretched
-from mixfast.scoring.boxes import Objects, from_set
+from mixfast.scoring.boxes import Objects, objects_from_set
 from mixfast.scoring.dilate import fine_stride
 from mixfast.scoring.features import extract
 from mixfast.scoring.linear import probe
@@ -146,7 +146,7 @@ def _images(options: Maps, first: Opened) -> tuple[Objects, list[str]]:
     side = options.resize or test.images.shape[2]
     if test.boxes is None:
         return Objects(resized(test.in_memory(), side), torch.zeros(len(test), 0, 4), test.labels, "test images"), names
-    found = from_set(test, "test images")
+    found = objects_from_set(test, "test images")
     scale = side / test.images.shape[2]
     return Objects(resized(test.in_memory(), side), found.boxes * scale, test.labels, found.name), names
 

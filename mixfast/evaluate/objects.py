@@ -11,7 +11,7 @@ from mixfast.data.sets import ImageSet
 from mixfast.errors import ConfigError
 from mixfast.evaluate.runs import Common, Opened
 from mixfast.scoring import annotations, canvas
-from mixfast.scoring.boxes import Objects, from_set
+from mixfast.scoring.boxes import Objects, objects_from_set
 
 PHOTOGRAPH = 224  # side of VOC and COCO images unless another is given
 CANVAS = 64
@@ -66,7 +66,7 @@ def _scenes(options: ObjectData, first: Opened) -> tuple[Objects, Objects]:
     look = config.scene if config.kind == "scenes" else SceneConfig()
     test = first.run.splits.test if own else scenes.generate(options.count, size, seed, "test", look)
     chosen = scenes.generate(options.validation, size, seed, "validation", look)
-    return from_set(chosen, "scenes"), from_set(_head(test, options.count), "scenes")
+    return objects_from_set(chosen, "scenes"), objects_from_set(_head(test, options.count), "scenes")
 
 
 def _head(images: ImageSet, count: int) -> ImageSet:

@@ -34,7 +34,7 @@ def diagnose(run: Run) -> dict[str, float]:
     plain = extract(run.method.encoder, images, run.normalise, size)
     first, second = (unit(extract(run.method.encoder, images, view, size).z) for _ in range(2))
     numbers = {
-        "std_z": diagnostics.spread(unit(plain.z)),
+        "std_z": diagnostics.normalised_std(unit(plain.z)),
         "effective_rank_h": diagnostics.effective_rank(plain.h),
         "uniformity": diagnostics.uniformity(unit(plain.z)),
         "alignment": diagnostics.alignment(first, second),

@@ -1,7 +1,7 @@
 """Scores of a trained encoder: nearest neighbours, linear probes, attention maps that localise objects, diagnostics."""
 
 from mixfast.scoring.annotations import load_annotated, read_coco, read_voc, split_off
-from mixfast.scoring.baselines import calibrated, centre_maps, edge_maps
+from mixfast.scoring.baselines import calibrated
 from mixfast.scoring.bootstrap import resamples
 from mixfast.scoring.boxes import Objects, iou
 from mixfast.scoring.canvas import compose
@@ -14,7 +14,15 @@ from mixfast.scoring.labelling import connected_components, label_components
 from mixfast.scoring.linear import LinearRecipe, linear_score, linear_scores, sgd_score
 from mixfast.scoring.localisation import average_precision, box_curves, energy, object_hits, pixel_counts, pointing
 from mixfast.scoring.maps import Mapper, Network, enlarged, fit_mapper
-from mixfast.scoring.protocol import Outcome, choose_and_score, from_mapper, margin, summarise
+from mixfast.scoring.protocol import (
+    Outcome,
+    centre_contestant,
+    choose_and_score,
+    edge_contestant,
+    mapper_contestant,
+    margin,
+    summarise,
+)
 
 __all__ = [
     "Features",
@@ -28,19 +36,18 @@ __all__ = [
     "average_precision",
     "box_curves",
     "calibrated",
-    "centre_maps",
+    "centre_contestant",
     "choose_and_score",
     "component_scores",
     "compose",
     "connected_components",
     "dilated",
-    "edge_maps",
+    "edge_contestant",
     "effective_rank",
     "energy",
     "enlarged",
     "extract",
     "fit_mapper",
-    "from_mapper",
     "iou",
     "knn_predict",
     "knn_score",
@@ -49,6 +56,7 @@ __all__ = [
     "linear_score",
     "linear_scores",
     "load_annotated",
+    "mapper_contestant",
     "margin",
     "object_hits",
     "pixel_counts",

@@ -76,29 +76,32 @@ def read_coco(file: Path, images: Path) -> list[Annotated]:
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        found = {item["id"]: Annotated(images / item["file_name"], []) for item in content["images"]}
+        by_id = {item["id"]: Annotated(images / item["file_name"], []) for item in content["images"]}
         for item in content["annotations"]:
             if not item.get("iscrowd", 0):
                 x, y, width, height = item["bbox"]
-                found[item["image_id"]].boxes.append((x, y, x + width, y + height))
+                by_id[item["image_id"]].boxes.append((x, y, x + width, y + height))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read as COCO instances: {type(error).__name__} {error}.") from error
-    return list(found.values())
+    return list(by_id.values())
 
 
 def split_off(
     entries: Sequence[Annotated], first: int, second: int, seed: int
 ) -> tuple[list[Annotated], list[Annotated]]:
-    """Two disjoint random parts of the entries that have objects: at most `first`, then at most `second` images.
+    """Two disjoint random parts of the entries with objects: at most `first` images, and at most `second` others.
 
-    With too few images for both, each gets its proportion.
+    With fewer than `first + second` images, both parts shrink in proportion.
 
     Raises:
         DataError: fewer than two images with objects.
     """
     entries = sorted((entry for entry in entries if entry.boxes), key=lambda entry: entry.path)
     if len(entries) < 2:
-        raise DataError(f"{len(entries)} images with objects: one to choose on and one to score are the least.")
+        raise DataError(
+            f"annotations: at least 2 images with objects are needed, one to choose the map on and one to score; "
+            f"got {len(entries)}. Use another split or folder."
+        )
     order = torch.randperm(len(entries), generator=Generators(seed)["annotations"]).tolist()
     share = min(1.0, len(entries) / (first + second))
     cut = min(max(1, int(first * share)), len(entries) - 1)

@@ -1,4 +1,4 @@
-"""Intervals that say how far a score would move with other images, and spreads over seeds."""
+"""Bootstrap intervals of a score over images, and its standard deviation over seeds."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,25 +21,25 @@ def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Tensor:
 
 
 def interval(values: Tensor) -> tuple[float, float]:
-    """The central `LEVEL` of values [R]."""
+    """Both ends of the central 95 % of values [R]."""
     tail = (1 - LEVEL) / 2
     low, high = torch.quantile(values.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
 
 
 def summary(per_run: Sequence[Tensor], score: Score, draws: Tensor) -> dict[str, Any]:
-    """A score of several runs (seeds) on the same images.
+    """Mean score of several runs (seeds) on the same images, with its bootstrap interval.
 
     Args:
-        per_run: what each run says of each image, [N, ...] each.
-        score: from sums over images [R, ...] to R scores; the weights of a sum add up to N.
+        per_run: for each run, its values for every image, [N, ...].
+        score: maps weighted sums over images [R, ...] to scores [R]; the weights of a sum add up to N.
         draws: [R, N] from `resamples`.
 
     Returns:
-        mean over the runs; std over the runs (None for one); low, high: bootstrap interval of the mean, images drawn
-        with replacement and the same for all runs; values: of each run.
+        {"mean", "std", "low", "high", "values"}: mean and standard deviation over the runs (None for one run); the
+        interval of the mean, images drawn with replacement and the same for all runs; the score of each run.
     """
-    values = [_scores(one, score, torch.ones(1, draws.shape[1])).item() for one in per_run]
+    values = [_scores(run, score, torch.ones(1, draws.shape[1])).item() for run in per_run]
     low, high = interval(_mean_scores(per_run, score, draws))
     std = torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else None
     return {"mean": sum(values) / len(values), "std": std, "low": low, "high": high, "values": values}
@@ -54,7 +54,7 @@ def margin(ours: Sequence[Tensor], theirs: Sequence[Tensor], score: Score, draws
 
 
 def _mean_scores(per_run: Sequence[Tensor], score: Score, draws: Tensor) -> Tensor:
-    return torch.stack([_scores(one, score, draws) for one in per_run]).mean(0)
+    return torch.stack([_scores(run, score, draws) for run in per_run]).mean(0)
 
 
 def _scores(values: Tensor, score: Score, weights: Tensor) -> Tensor:

@@ -42,14 +42,17 @@ class Objects:
         )
 
 
-def from_set(images: ImageSet, name: str) -> Objects:
-    """A data set that knows one box per image.
+def objects_from_set(images: ImageSet, name: str) -> Objects:
+    """The images of a data set with one box each.
 
     Raises:
-        ValueError: it knows none.
+        ValueError: the data set has no boxes.
     """
     if images.boxes is None:
-        raise ValueError(f"from_set: {name} must have boxes; got a data set without")
+        raise ValueError(
+            f"objects_from_set: {name} must have a box per image; got a data set without boxes. "
+            "mixfast.scoring.compose makes objects with boxes from any images."
+        )
     masks = None if images.masks is None else images.masks.bool()
     return Objects(images.in_memory(), images.boxes.float()[:, None], images.labels, name, masks)
 

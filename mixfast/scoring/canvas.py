@@ -18,7 +18,7 @@ from mixfast.mix import box_mask
 from mixfast.rng import Generators
 from mixfast.scoring.boxes import Objects
 
-SIDES = (0.4, 0.6)  # of the canvas, side of a single object; several share the canvas in a square grid
+SIDES = (0.4, 0.6)  # range of a single object's side, as a share of the canvas; several objects share a square grid
 _STEPS = 8  # different object sides, so that objects of one side are resized together
 _CHUNK = 512  # canvases painted together
 
@@ -35,8 +35,8 @@ def compose(source: ImageSet, count: int, size: int, objects: int, seed: int, sp
         count: N.
         size: side of the canvas in pixels.
         objects: M per canvas, at least 1.
-        seed: with `split`, of everything that is drawn.
-        split: names an independent stream, such as "validation".
+        seed: seed of everything that is drawn, together with `split`.
+        split: name of an independent stream, such as "validation".
 
     Returns:
         Images with boxes [N, M, 4] and the labels of the first objects. No masks: an object here is a rectangle.
@@ -89,9 +89,9 @@ def _paste(canvases: Tensor, images: Images, index: Tensor, boxes: Tensor) -> No
 
 
 def textures(donors: Tensor, size: int, draw: torch.Generator) -> Tensor:
-    """uint8 [n, 3, size, size]: a texture for each of n donor images uint8 [n, 3, H, W], in colours of theirs.
+    """uint8 [n, 3, size, size]: for each of n donor images uint8 [n, 3, H, W], a texture in its colours.
 
-    The mean length of its gradient is that of the donor, times a factor between 0.4 and 1 that is drawn.
+    The mean length of the texture's gradient is the donor's, times a random factor between 0.4 and 1.
     """
     count = len(donors)
     pixels = donors.flatten(2).float()

@@ -3,8 +3,8 @@ base image, among n?
 
 The mixture is CutMix: n base images, each with a box filled from another of them. A region's vector is the mean of the
 upsampled map inside (outside) the box, as the methods with region terms compute it. The gallery holds the same n images
-unmixed, pooled whole. The best match by cosine counts; chance is 1 / n. Besides the right answer the share of the wrong
-component is given: "inside finds the base" says that the surroundings leak into the box.
+unmixed, pooled whole. The best match by cosine counts; the chance level is 1 / n. Besides the right answer the share of
+the wrong component is given: "inside finds the base" says that the surroundings leak into the box.
 """
 
 import math
@@ -45,7 +45,7 @@ def retrieval(inside: Tensor, outside: Tensor, gallery: Tensor, donors: Tensor) 
     Returns:
         "inside_finds_pasted", "inside_finds_base", "outside_finds_base", "outside_finds_pasted": which image is the
         most similar of all n. "inside_prefers_pasted", "outside_prefers_base": which of the two components is the more
-        similar; guessing gives 50.
+        similar; the chance level is 50.
     """
     gallery = F.normalize(gallery.float(), dim=1)
     bases = torch.arange(len(gallery), device=gallery.device)
@@ -87,11 +87,11 @@ def component_scores(
         batch_size: images per forward pass.
 
     Returns:
-        The shares of `retrieval`, in percent, and "chance", that of finding one of n.
+        The shares of `retrieval`, in percent, and "chance": the chance level of finding one image of n.
     """
     count, size = len(images), (images.shape[2], images.shape[3])
     order = torch.randperm(count, generator=generator, device=generator.device)
-    donors = torch.empty_like(order).scatter_(0, order, order.roll(1))  # one cycle: nobody gets itself
+    donors = torch.empty_like(order).scatter_(0, order, order.roll(1))  # one cycle: no image is its own donor
     boxes = mixture_boxes(count, size, area, generator)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     project = nn.Identity() if head is None else head

@@ -1,4 +1,4 @@
-"""Signs of health that need no labels: has the encoder collapsed, and what do its positives give away?"""
+"""Diagnostics without labels: has the encoder collapsed, and can positives be found without looking at the image?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,9 +10,11 @@ from mixfast.losses import Term
 STRANGER = 2  # rows; an even shift never meets a batch's reversal in an even batch (see `positives_found`)
 
 
-def spread(rows: Tensor) -> Tensor:
-    """Mean standard deviation of the coordinates of unit rows [N, D], times sqrt(D): 1 if they fill the sphere, 0 if
-    all are the same."""
+def normalised_std(rows: Tensor) -> Tensor:
+    """Mean standard deviation of the coordinates of unit rows [N, D], times sqrt(D).
+
+    1 if the rows fill the sphere, 0 if all rows are the same.
+    """
     return rows.std(dim=0, correction=0).mean() * rows.shape[1] ** 0.5
 
 
@@ -27,8 +29,10 @@ def effective_rank(rows: Tensor) -> Tensor:
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared distance of unit rows [N, D] to the same rows of other views: 0 if views of an image agree, 2 if
-    they are at right angles (Wang & Isola 2020, section 4.1.1, alpha = 2)."""
+    """Mean squared distance between unit rows [N, D] of one view and those of another.
+
+    0 if the views of an image agree, 2 if they are at right angles (Wang & Isola 2020, section 4.1.1, alpha = 2).
+    """
     return (first - second).square().sum(dim=1).mean()
 
 
@@ -44,14 +48,15 @@ def uniformity(rows: Tensor) -> Tensor:
 def positives_found(terms: Sequence[Term], queues: Mapping[str, Tensor], shift: int = 0) -> dict[str, Tensor]:
     """By term, the share of queries that are nearer to their positive than to every key of the term's queue.
 
-    With a `shift`, the positive of row n is that of row n - shift: another image's. What is still found then, above
-    1 / (K + 1), the batch gives away without the image: positives are the only keys that were made with this step's
-    box and this step's encoder. A mixture holds image B - 1 - n as well as n; `STRANGER` rows away is neither, if the
-    batch B is even and above 2.
+    With a `shift`, row n gets the positive of row n - shift, which is another image's. A share above 1 / (K + 1) then
+    means that positives are recognised without the image: they are the only keys that were made with this step's box
+    and this step's encoder. A mixture holds image B - 1 - n as well as n; the row `STRANGER` rows away is neither, if
+    the batch size B is even and above 2.
 
     Args:
-        terms: of one step.
+        terms: the terms of one step.
         queues: by name, [K, D].
+        shift: rows by which positives are rotated.
     """
     shares = {}
     for term in terms:

@@ -29,11 +29,12 @@ def principal_plane(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
     return plane.float(), (shares[0], shares[1])
 
 
-def write(stem: Path, features: Features, labels: Tensor, form: str) -> list[Path]:
-    """Write z [N, D], h [N, C] float32 and labels int64 [N]: one stem.safetensors, or stem-z.npy and its sisters.
+def write_embeddings(stem: Path, features: Features, labels: Tensor, form: str) -> list[Path]:
+    """Write z [N, D], h [N, C] float32 and labels int64 [N]: stem.safetensors, or stem-z.npy, stem-h.npy and
+    stem-labels.npy.
 
     Raises:
-        ValueError: an unknown form.
+        ValueError: `form` is neither "safetensors" nor "npy".
     """
     tensors = {"z": features.z, "h": features.h, "labels": labels}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
@@ -50,4 +51,4 @@ def write(stem: Path, features: Features, labels: Tensor, form: str) -> list[Pat
         for path, tensor in zip(paths, tensors.values(), strict=True):
             np.save(path, tensor.numpy(), allow_pickle=False)
         return paths
-    raise ValueError(f"write: form must be one of {', '.join(FORMATS)}; got {form!r}")
+    raise ValueError(f"write_embeddings: form must be one of {', '.join(FORMATS)}; got {form!r}")

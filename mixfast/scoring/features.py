@@ -11,7 +11,7 @@ from mixfast.data import Images
 
 
 class Features(NamedTuple):
-    """What the evaluations read, float32: z [N, D] head output, h [N, C] pooled backbone features."""
+    """Features of N images, float32: z [N, D], the head's output, and h [N, C], pooled features of the backbone."""
 
     z: Tensor
     h: Tensor
@@ -30,7 +30,7 @@ def extract(
     Args:
         encoder: returns an object with fields `z` [n, D] and `h` [n, C].
         images: [N, 3, H, W] uint8, in memory or in files.
-        normalise: uint8 batch -> the float batch that the encoder was trained on, without augmentation.
+        normalise: turns a uint8 batch into the encoder's float input, without augmentation.
         batch_size: images per forward pass.
         stop: called before every batch; an exception in it ends the extraction.
     """

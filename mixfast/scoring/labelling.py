@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_CHUNK_PIXELS = 1 << 20  # of masks looked at together: measured fastest on a CPU
+_CHUNK_PIXELS = 1 << 20  # pixels of masks that are labelled together: measured fastest on a CPU
 
 
 class ConnectedComponents(NamedTuple):
@@ -90,18 +90,18 @@ def _runs(masks: Tensor, diagonal: bool) -> _Runs:
     start, length = places[0], places[1] - places[0] + 1
     pixel = starts.flatten().cumsum(0, dtype=torch.int32) - 1
     lower = [place + width + step for place, step in zip(places[2:], (0, 1, -1), strict=False)]
-    one, other = pixel[torch.cat(places[2:])].long(), pixel[torch.cat(lower)].long()
-    return _Runs(start, length, _least(len(start), one, other), pixel.view(masks.shape))
+    upper_runs, lower_runs = pixel[torch.cat(places[2:])].long(), pixel[torch.cat(lower)].long()
+    return _Runs(start, length, _least(len(start), upper_runs, lower_runs), pixel.view(masks.shape))
 
 
-def _least(count: int, one: Tensor, other: Tensor) -> Tensor:
-    """int64 [count]: the least node that each node of the graph with edges (one, other) is connected with."""
-    least = torch.arange(count, device=one.device)
+def _least(count: int, left: Tensor, right: Tensor) -> Tensor:
+    """int64 [count]: for each node of the graph with edges (left, right), the least node that it is connected with."""
+    least = torch.arange(count, device=left.device)
     while True:
         before = least
-        lower = torch.minimum(least[one], least[other])
+        lower = torch.minimum(least[left], least[right])
         # Hooking the roots, not only the ends of an edge, joins whole trees in one round.
-        for end in (one, other):
+        for end in (left, right):
             least = least.scatter_reduce(0, before[end], lower, "amin")
         least = least[least]
         if torch.equal(least, before):

@@ -5,7 +5,7 @@
     sgd      features of a random crop and flip in every step; SGD 30 with momentum 0.9, 100 epochs, rate x 0.1 after 60
              and 80 of them, no decay, batch 256 (He et al. 2020)
 
-A rate that is to be found among several is found on training images held out for it, never on the test images.
+With several learning rates, the best on held-out training images is used. The test images choose nothing.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,8 +20,8 @@ from mixfast.scoring.features import Features, evaluation_mode
 from mixfast.scoring.knn import accuracy
 from mixfast.scoring.maps import Network
 
-HELD_OUT = 0.1  # share of the training images, where a rate is chosen
-Progress = Callable[[int, int], None]  # epochs done, of how many
+HELD_OUT = 0.1  # share of the training images on which the learning rate is chosen
+Progress = Callable[[int, int], None]  # called with the epochs done and the epochs in all
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class LinearRecipe:
     epochs: int = 500
     batch_size: int = 1000
     lrs: tuple[float, ...] = (1e-2,)  # more than one: the best on held-out training images is taken
-    lr_end: float = 1e-6  # cached: rate of the last epoch
+    lr_end: float = 1e-6  # cached: learning rate of the last epoch
     weight_decay: float = 5e-6
-    drops: tuple[float, ...] = ()  # sgd: shares of the training after which the rate falls to a tenth
+    drops: tuple[float, ...] = ()  # sgd: shares of the training after which the learning rate falls to a tenth
     momentum: float = 0.9  # sgd
 
 
@@ -42,14 +42,14 @@ SGD = LinearRecipe(epochs=100, batch_size=256, lrs=(30.0,), weight_decay=0.0, dr
 
 
 def split(count: int, generator: torch.Generator, share: float = HELD_OUT) -> tuple[Tensor, Tensor]:
-    """Random positions int64 to train on and to choose on; at least one of each."""
+    """Random positions int64 to train on, and to choose the learning rate on; at least one of each."""
     order = torch.randperm(count, generator=generator, device=generator.device)
-    held = min(max(1, round(share * count)), count - 1)
-    return order[held:], order[:held]
+    held_out = min(max(1, round(share * count)), count - 1)
+    return order[held_out:], order[:held_out]
 
 
 def new_layer(features: int, classes: int, generator: torch.Generator) -> nn.Linear:
-    """Weights from N(0, 0.01^2), biases 0."""
+    """A linear layer with weights from N(0, 0.01^2) and biases 0, on the generator's device."""
     layer = nn.Linear(features, classes, device=generator.device)
     nn.init.normal_(layer.weight, std=0.01, generator=generator)
     nn.init.zeros_(layer.bias)
@@ -80,21 +80,22 @@ def probe(
     generator: torch.Generator,
     recipe: LinearRecipe = CACHED,
 ) -> tuple[nn.Linear, float]:
-    """A layer trained on cached features, and the rate that it was trained with.
+    """A layer trained on cached features, and the learning rate that it was trained with.
 
     Args:
         bank: [N, C] features of the training images.
         labels: int64 [N].
         classes: number of classes.
         generator: on the device of `bank`.
-        recipe: with several rates, each is tried on nine tenths and judged on the rest; then all images are used.
+        recipe: with several learning rates, each is tried on nine tenths of the images and judged on the rest; the
+            best one then trains on all images.
     """
     rates, chosen = list(recipe.lrs), 0
     if len(rates) > 1:
-        used, held = split(len(bank), generator)
-        layers = [fit_cached(bank[used], labels[used], classes, recipe, rate, generator) for rate in rates]
-        found = [accuracy(predict(layer, bank[held]), labels[held]) for layer in layers]
-        chosen = found.index(max(found))
+        kept, held_out = split(len(bank), generator)
+        layers = [fit_cached(bank[kept], labels[kept], classes, recipe, rate, generator) for rate in rates]
+        accuracies = [accuracy(predict(layer, bank[held_out]), labels[held_out]) for layer in layers]
+        chosen = accuracies.index(max(accuracies))
     return fit_cached(bank, labels, classes, recipe, rates[chosen], generator), rates[chosen]
 
 
@@ -128,12 +129,12 @@ def linear_score(
     generator: torch.Generator,
     recipe: LinearRecipe = CACHED,
 ) -> tuple[float, float]:
-    """Test accuracy in percent of the cached protocol, and the rate that was used.
+    """Test accuracy in percent of the cached protocol, and the learning rate that was used.
 
     Args:
         bank, queries: [N, C] and [M, C] features of training and test images, on the generator's device.
         labels, answers: int64 [N] and [M] classes, from 0.
-        generator: weights and the order of the images.
+        generator: draws the weights and the order of the images.
         recipe: see `probe`.
     """
     layer, rate = probe(bank, labels, int(max(labels.max(), answers.max())) + 1, generator, recipe)
@@ -157,19 +158,20 @@ def sgd_score(
         network: frozen, in evaluation mode.
         augment: uint8 images [B, 3, H, W] to random, normalised views.
         images, test: uint8 [N, 3, H, W] and [M, 3, H, W] on the generator's device, or in files.
-        labels, answers: int64 [N] and [M] there.
-        generator: weights and the order of the images.
-        recipe: several rates are trained side by side on the same views, and judged as in `probe`.
-        progress: told after every epoch.
+        labels, answers: int64 [N] and [M] on the generator's device.
+        generator: draws the weights and the order of the images.
+        recipe: several learning rates are trained side by side on the same views, and judged as in `probe`.
+        progress: called after every epoch.
     """
     classes, rates = int(max(labels.max(), answers.max())) + 1, list(recipe.lrs)
     with evaluation_mode(network.encoder):
         if len(rates) > 1:
-            used, held = split(len(images), generator)
-            seen, unseen = take(images, used), take(images, held)
-            layers = fit_sgd(network, augment, seen, labels[used], classes, recipe, rates, generator, progress)
-            found = [_test(network, layer, unseen, labels[held]) for layer in layers]
-            rates = [rates[found.index(max(found))]]
+            kept, held_out = split(len(images), generator)
+            some = take(images, kept)
+            layers = fit_sgd(network, augment, some, labels[kept], classes, recipe, rates, generator, progress)
+            others = take(images, held_out)
+            accuracies = [_test(network, layer, others, labels[held_out]) for layer in layers]
+            rates = [rates[accuracies.index(max(accuracies))]]
         (layer,) = fit_sgd(network, augment, images, labels, classes, recipe, rates, generator, progress)
         return {"linear_h": _test(network, layer, test, answers), "lr_h": rates[0]}
 
@@ -193,10 +195,10 @@ def fit_sgd(
         images: uint8 [N, 3, H, W] on the generator's device, or in files.
         labels: int64 [N].
         classes: number of classes.
-        recipe: everything but the rates.
-        rates: one per layer.
-        generator: weights and the order of the images.
-        progress: told after every epoch.
+        recipe: everything but the learning rates.
+        rates: a learning rate per layer.
+        generator: draws the weights and the order of the images.
+        progress: called after every epoch.
     """
     width = network.encoder.backbone.out_channels
     layers = [new_layer(width, classes, generator) for _ in rates]
@@ -220,5 +222,6 @@ def fit_sgd(
 
 @torch.no_grad()
 def _test(network: Network, layer: nn.Linear, images: Images, labels: Tensor, batch_size: int = 512) -> float:
-    guesses = [predict(layer, network.encoder(network.normalise(b)).h.float()) for b in images.split(batch_size)]
-    return accuracy(torch.cat(guesses), labels)
+    """Accuracy in percent of a layer on plain images."""
+    predictions = [predict(layer, network.encoder(network.normalise(b)).h.float()) for b in images.split(batch_size)]
+    return accuracy(torch.cat(predictions), labels)

@@ -1,4 +1,4 @@
-"""How well maps find objects: one number, or a curve over thresholds, per image. docs/localisation.md has the sources.
+"""How well maps localise objects: per image a number, or a curve over thresholds. Sources: docs/localisation.md.
 
 Maps are [N, H, W], at least 0, at the size of the images; their largest value may be anything. Boxes are [N, M, 4] as
 in boxes.py. Results are shares, not percent.
@@ -13,17 +13,17 @@ from mixfast.scoring.boxes import distance, inside, iou, present
 from mixfast.scoring.labelling import connected_components, label_components
 
 THRESHOLDS = 50  # shares 0, 0.02, ... 0.98 of a map's maximum
-DELTAS = (0.3, 0.5, 0.7)  # intersections over union that count as found, in MaxBoxAccV2
-BINS = 1000  # of a map's values, for PxAP
-HITS_AT = (1, 3, 5)  # peaks that may be used to hit objects
-_PEAK_RADIUS = 1 / 8  # of the image's side, around a peak, where no other peak is
+DELTAS = (0.3, 0.5, 0.7)  # least intersections over union of a correct box, in MaxBoxAccV2
+BINS = 1000  # bins of a map's values, for PxAP
+HITS_AT = (1, 3, 5)  # numbers of peaks k of hit@k
+_PEAK_RADIUS = 1 / 8  # as a share of the longer side: no two peaks are closer than this
 
 
 class Pointing(NamedTuple):
-    """bool [N] each."""
+    """Result of the pointing game by image, bool [N] each."""
 
     hit: Tensor  # every pixel that attains the maximum is on an object
-    tie: Tensor  # some are and some are not
+    tie: Tensor  # some pixels that attain the maximum are on an object and some are not
 
 
 class BoxCurves(NamedTuple):
@@ -36,12 +36,12 @@ class BoxCurves(NamedTuple):
 class PixelCounts(NamedTuple):
     """float32 [N, BINS] each: how many pixels have a value in each bin, from low to high."""
 
-    on: Tensor  # the object
-    off: Tensor
+    on: Tensor  # pixels on the object
+    off: Tensor  # pixels off the object
 
 
 def pointing(maps: Tensor, boxes: Tensor, tolerance: float = 0.0) -> Pointing:
-    """The pointing game (Zhang et al. 2016), for maps of no class: a hit is a maximum on any object.
+    """The pointing game (Zhang et al. 2016), for maps without a class: a maximum on any object is a hit.
 
     Args:
         maps: [N, H, W].
@@ -96,7 +96,7 @@ def pixel_counts(maps: Tensor, masks: Tensor, bins: int = BINS) -> PixelCounts:
     Args:
         maps: [N, H, W], at least 0.
         masks: bool [N, H, W].
-        bins: of equal width over [0, 1]; the last one holds the maximum.
+        bins: number of bins, of equal width over [0, 1]; the last one holds the maximum.
     """
     top = maps.amax(dim=(1, 2), keepdim=True)
     shares = torch.where(top > 0, maps / top, 1.0)

@@ -99,8 +99,8 @@ class Mapper:
         """[B, C]: the classifier's row for each image."""
         assert self.classifier is not None
         classifier = self.classifier.to(h.dtype)
-        guessed = (h @ classifier.T).argmax(1)
-        return classifier[guessed if labels is None else torch.where(labels >= 0, labels, guessed)]
+        predicted = (h @ classifier.T).argmax(1)
+        return classifier[predicted if labels is None else torch.where(labels >= 0, labels, predicted)]
 
 
 def fit_mapper(

@@ -1,11 +1,11 @@
-"""Localisation scored honestly: what is chosen is chosen on other images, and an oracle number is called one.
+"""Protocol of localisation: map and threshold are chosen on other images than the scored ones.
 
     1. On the validation images every kind of map of a network is scored at every threshold. The kind with the highest
        MaxBoxAccV2 is kept, with the threshold that is best for each IoU.
     2. The test images are scored with that kind and these thresholds: CorLoc (largest component, IoU 0.5) and BoxAccV2
        (all components, mean over IoU 0.3, 0.5, 0.7), beside pointing, energy and PxAP, which need no threshold.
-    3. MaxBoxAcc and MaxBoxAccV2 of the literature pick the threshold on the images that they score. They are given too,
-       as oracle numbers.
+    3. MaxBoxAcc and MaxBoxAccV2 of the literature choose the threshold on the images that they score. They are given
+       as well, and called oracles.
 
 Every contestant goes through the same steps: a trained network, the same one untrained, edges, a centred box.
 """
@@ -25,16 +25,17 @@ from mixfast.scoring.localisation import DELTAS, HITS_AT, BoxCurves, PixelCounts
 from mixfast.scoring.maps import Mapper, enlarged
 
 CORLOC_IOU = 0.5
-_CHUNK_PIXELS = 1 << 21  # of object masks held at once
+_CHUNK_PIXELS = 1 << 21  # bound on the pixels of object masks in memory at once
 
-MapMaker = Callable[[Objects, Sequence[str] | None], dict[str, Tensor]]  # None: every kind; raw maps [N, h, w] by kind
+# Makes raw maps [N, h, w] by kind, of the kinds that are asked for; None: of every kind.
+MapMaker = Callable[[Objects, Sequence[str] | None], dict[str, Tensor]]
 
 
 class Options(NamedTuple):
-    """What a score depends on besides maps and boxes."""
+    """Options of the scores."""
 
-    align_corners: bool = False  # of the enlargement of maps
-    tolerance: float = 0.0  # pixels, of the pointing game
+    align_corners: bool = False  # whether maps are enlarged with aligned corners
+    tolerance: float = 0.0  # pixels by which the pointing game may miss
     thresholds: int = localisation.THRESHOLDS
 
 
@@ -42,7 +43,7 @@ DEFAULTS = Options()
 
 
 class Measured(NamedTuple):
-    """One kind of map on N images, on the CPU."""
+    """Scores by image of one kind of map on N images, on the CPU."""
 
     pointing: Tensor  # float32 [N], 1 for a hit
     tie: Tensor  # float32 [N], 1 for a tie, which is no hit
@@ -53,23 +54,23 @@ class Measured(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What the validation images decide."""
+    """Map and thresholds that are best on the validation images."""
 
     kind: str
-    corloc: int  # number of the threshold
-    deltas: tuple[int, ...]  # the same for each of DELTAS
-    validation: dict[str, float]  # MaxBoxAccV2 of every kind there, in percent
+    corloc: int  # number of the threshold for CorLoc
+    deltas: tuple[int, ...]  # number of the threshold for each of DELTAS
+    validation: dict[str, float]  # MaxBoxAccV2 of every kind on the validation images, in percent
 
 
 class Outcome(NamedTuple):
-    """A contestant's test result: the choice, and what each image says, [N, ...] by metric (see `METRICS`)."""
+    """A contestant's result on the test images: its choice, and values per image [N, ...] by metric of `METRICS`."""
 
     choice: Choice
     images: dict[str, Tensor]
 
 
-def from_mapper(mapper: Mapper, kinds: Sequence[str] | None = None) -> MapMaker:
-    """A network as a contestant; `kinds` limits what it may choose from."""
+def mapper_contestant(mapper: Mapper, kinds: Sequence[str] | None = None) -> MapMaker:
+    """The maps of a network as a contestant; `kinds` limits the maps that it may choose from."""
     able = mapper.kinds() if kinds is None else tuple(kinds)
 
     def make(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
@@ -80,13 +81,13 @@ def from_mapper(mapper: Mapper, kinds: Sequence[str] | None = None) -> MapMaker:
     return make
 
 
-def edges(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
-    """The gradient of the image as a contestant."""
+def edge_contestant(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
+    """The length of the image's gradient as a contestant (`edge_maps`)."""
     return _pick(edge_maps(objects.images), wanted)
 
 
-def centre(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
-    """The best fixed centred box as a contestant."""
+def centre_contestant(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
+    """The best fixed centred box as a contestant (`centre_maps`)."""
     return _pick(centre_maps(objects.images), wanted)
 
 
@@ -95,7 +96,7 @@ def _pick(maps: dict[str, Tensor], wanted: Sequence[str] | None) -> dict[str, Te
 
 
 def measure(maps: Tensor, objects: Objects, options: Options = DEFAULTS) -> Measured:
-    """All scores of raw maps [N, h, w], a few images at a time; computed where the maps are."""
+    """All scores of raw maps [N, h, w] on N images, computed on the maps' device, a few images at a time."""
     per_image = objects.boxes.shape[1] * objects.images[0, 0].numel()
     several = bool(objects.boxes.shape[1] > 1)
     parts = []
@@ -124,7 +125,7 @@ def _joined(parts: list[Any]) -> Any:
     return type(first)(*(_joined(list(fields)) for fields in zip(*parts, strict=True)))
 
 
-def found_at(curve: Tensor, delta: float) -> Tensor:
+def reaches(curve: Tensor, delta: float) -> Tensor:
     """float32 [N, T]: 1 where the IoU [N, T] reaches `delta`, so that a mean over images is an accuracy."""
     return (curve >= delta).float()
 
@@ -132,35 +133,42 @@ def found_at(curve: Tensor, delta: float) -> Tensor:
 def choose(validation: dict[str, Measured]) -> Choice:
     """The kind of map with the highest MaxBoxAccV2, and its best thresholds; equals go to the first."""
     accuracies = {
-        kind: torch.stack([found_at(measured.curves.any, delta).mean(0) for delta in DELTAS])
+        kind: torch.stack([reaches(measured.curves.any, delta).mean(0) for delta in DELTAS])
         for kind, measured in validation.items()
     }
     scores = {kind: 100 * table.amax(1).mean().item() for kind, table in accuracies.items()}
     kind = max(scores, key=lambda name: scores[name])
-    corloc = found_at(validation[kind].curves.largest, CORLOC_IOU).mean(0).argmax().item()
+    corloc = reaches(validation[kind].curves.largest, CORLOC_IOU).mean(0).argmax().item()
     return Choice(kind, int(corloc), tuple(accuracies[kind].argmax(1).tolist()), scores)
 
 
 def choose_and_score(make: MapMaker, validation: Objects, test: Objects, options: Options = DEFAULTS) -> Outcome:
-    """Choose on `validation`, score on `test`."""
+    """The scores on `test` of the map and the thresholds that are best on `validation`.
+
+    Args:
+        make: a contestant, such as `mapper_contestant(fit_mapper(network, images))`.
+        validation: images to choose on, none of which is in `test`.
+        test: images to score.
+        options: how maps are enlarged and scored.
+    """
     candidates = make(validation, None)
     choice = choose({kind: measure(maps, validation, options) for kind, maps in candidates.items()})
     measured = measure(make(test, [choice.kind])[choice.kind], test, options)
-    return Outcome(choice, images_of(measured, choice))
+    return Outcome(choice, values_per_image(measured, choice))
 
 
-def images_of(measured: Measured, choice: Choice) -> dict[str, Tensor]:
-    """What each image contributes to each metric that can be scored here."""
+def values_per_image(measured: Measured, choice: Choice) -> dict[str, Tensor]:
+    """Values per image [N, ...] by metric of `METRICS`; some metrics need masks, or several objects."""
     largest, anywhere = measured.curves
-    by_delta = [found_at(anywhere, delta) for delta in DELTAS]
+    by_delta = [reaches(anywhere, delta) for delta in DELTAS]
     v2 = [found[:, place] for found, place in zip(by_delta, choice.deltas, strict=True)]
     found = {
         "pointing": measured.pointing,
         "tie": measured.tie,
         "energy": measured.energy,
-        "corloc": found_at(largest[:, choice.corloc], CORLOC_IOU),
+        "corloc": reaches(largest[:, choice.corloc], CORLOC_IOU),
         "box_v2": torch.stack(v2).mean(0),
-        "max_box_acc": found_at(largest, CORLOC_IOU),
+        "max_box_acc": reaches(largest, CORLOC_IOU),
         "max_box_acc_v2": torch.stack(by_delta, dim=1),
     }
     if measured.pixels is not None:
@@ -191,10 +199,10 @@ METRICS: dict[str, Callable[..., Tensor]] = {
 
 
 def summarise(outcomes: Sequence[Outcome], draws: Tensor) -> dict[str, dict[str, Any]]:
-    """Every metric of one or more runs (seeds) of one method: see `bootstrap.summary`.
+    """Every metric of one or more runs (seeds) of one method: {metric: {"mean", "std", "low", "high", "values"}}.
 
     Args:
-        outcomes: on the same test images.
+        outcomes: one per run, all on the same test images.
         draws: [R, N] from `bootstrap.resamples`.
     """
     names = [name for name in METRICS if name in outcomes[0].images]
@@ -203,8 +211,10 @@ def summarise(outcomes: Sequence[Outcome], draws: Tensor) -> dict[str, dict[str,
 
 
 def margin(ours: Sequence[Outcome], theirs: Sequence[Outcome], draws: Tensor, name: str) -> dict[str, float]:
-    """How far the mean of `ours` is above that of `theirs` on a metric, with its interval: the images are shared, so
-    that the interval of a difference is narrower than those of its sides."""
+    """Mean of `ours` minus mean of `theirs` on a metric, with its bootstrap interval.
+
+    Both sides are scored on the same images, so the interval is narrower than those of the two means suggest.
+    """
     left, right = ([outcome.images[name] for outcome in side] for side in (ours, theirs))
     return bootstrap.margin(left, right, partial(METRICS[name], count=draws.shape[1]), draws)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mixfast.data.sets import ImageSet
-from mixfast.scoring.boxes import Objects, distance, from_set, inside, iou, present
+from mixfast.scoring.boxes import Objects, distance, inside, iou, objects_from_set, present
 
 
 def test_iou_of_hand_numbers() -> None:
@@ -57,13 +57,13 @@ def test_a_data_set_becomes_objects_and_can_be_taken_apart() -> None:
     boxes = torch.tensor([[0, 0, 4, 4], [1, 2, 3, 8], [2, 2, 6, 6]])
     masks = torch.zeros(3, 8, 8, dtype=torch.uint8)
     labels = torch.tensor([5, 6, 7])
-    objects = from_set(ImageSet(images, labels, (), boxes, masks), "some")
+    objects = objects_from_set(ImageSet(images, labels, (), boxes, masks), "some")
     assert objects.boxes.shape == (3, 1, 4) and objects.size == (8, 8) and objects.masks is not None
     part = objects.take(torch.tensor([2, 0]))
     assert isinstance(part, Objects) and len(part) == 2
     assert part.boxes[:, 0].tolist() == [[2, 2, 6, 6], [0, 0, 4, 4]] and part.labels.tolist() == [7, 5]
-    with pytest.raises(ValueError, match="some must have boxes"):
-        from_set(ImageSet(images, labels, ()), "some")
+    with pytest.raises(ValueError, match="some must have a box per image; got a data set without boxes"):
+        objects_from_set(ImageSet(images, labels, ()), "some")
 
 
 def test_boxes_without_area_are_no_objects() -> None:

@@ -15,8 +15,8 @@ def rows(count: int, dim: int, seed: int = 0) -> torch.Tensor:
 
 def test_spread_is_one_on_the_axes_and_zero_if_all_are_the_same() -> None:
     axes = torch.cat([torch.eye(4), -torch.eye(4)])
-    assert diagnostics.spread(axes).item() == pytest.approx(1)
-    assert diagnostics.spread(axes[:1].expand(8, 4)).item() == 0
+    assert diagnostics.normalised_std(axes).item() == pytest.approx(1)
+    assert diagnostics.normalised_std(axes[:1].expand(8, 4)).item() == 0
 
 
 def test_effective_rank_counts_equal_directions() -> None:

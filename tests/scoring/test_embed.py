@@ -7,24 +7,24 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mixfast.scoring.embed import principal_plane, write
+from mixfast.scoring.embed import principal_plane, write_embeddings
 from mixfast.scoring.features import Features
 
 
 def test_both_formats_hold_the_same(tmp_path: Path, rng: torch.Generator) -> None:
     features = Features(torch.randn(5, 3, generator=rng), torch.randn(5, 4, generator=rng))
     labels = torch.tensor([1, -1, 0, 2, 2])
-    (path,) = write(tmp_path / "v1.2-test", features, labels, "safetensors")
+    (path,) = write_embeddings(tmp_path / "v1.2-test", features, labels, "safetensors")
     assert path.name == "v1.2-test.safetensors"
     stored = load_file(path)
-    paths = write(tmp_path / "v1.2-test", features, labels, "npy")
+    paths = write_embeddings(tmp_path / "v1.2-test", features, labels, "npy")
     assert [p.name for p in paths] == [f"v1.2-test-{name}.npy" for name in ("z", "h", "labels")]
     assert set(stored) == {"z", "h", "labels"}
     for name, expected in (("z", features.z), ("h", features.h), ("labels", labels)):
         assert torch.equal(stored[name], expected)
         assert torch.equal(torch.from_numpy(np.load(tmp_path / f"v1.2-test-{name}.npy")), expected)
     with pytest.raises(ValueError, match="form must be one of safetensors, npy; got 'csv'"):
-        write(tmp_path / "x", features, labels, "csv")
+        write_embeddings(tmp_path / "x", features, labels, "csv")
 
 
 def test_the_plane_keeps_most_of_the_variance(rng: torch.Generator) -> None:

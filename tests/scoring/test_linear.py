@@ -67,7 +67,7 @@ def test_separable_features_are_learned_and_noise_is_not(rng: torch.Generator) -
     queries, answers = clouds(rng, 200)
     assert linear_score(bank, labels, queries, answers, rng, QUICK)[0] > 93
     noise = linear_score(torch.randn(300, 8, generator=rng), labels, queries, answers, rng, QUICK)[0]
-    assert abs(noise - 25) < 4 * 100 * math.sqrt(0.25 * 0.75 / 200)  # 4 standard errors around guessing
+    assert abs(noise - 25) < 4 * 100 * math.sqrt(0.25 * 0.75 / 200)  # 4 standard errors around chance level
     both = linear_scores(Features(bank, bank), labels, Features(queries, queries), answers, rng, QUICK)
     assert set(both) == {"linear_z", "lr_z", "linear_h", "lr_h"} and both["linear_h"] > 93 and both["lr_z"] == 0.1
 

@@ -60,7 +60,7 @@ def test_thresholds_are_those_that_suit_the_validation_images(rng: torch.Generat
     assert low.corloc == high.corloc == 1 and low.deltas == (1, 1, 1)
     blurred = F.avg_pool2d(clean[:, None], 5, 1, 2)[:, 0]
     choice = protocol.choose({"map": protocol.measure(blurred, objects)})
-    curve = protocol.found_at(protocol.measure(blurred, objects).curves.largest, 0.5).mean(0)
+    curve = protocol.reaches(protocol.measure(blurred, objects).curves.largest, 0.5).mean(0)
     assert curve[choice.corloc] == curve.max() and choice.corloc == curve.argmax() > 1
 
 
@@ -77,10 +77,10 @@ def test_max_box_acc_falls_with_delta_and_v2_lies_between(rng: torch.Generator) 
     objects = make_objects(60, rng)
     (maps,) = Player({"map": 0.6}, rng)(objects, None).values()
     measured = protocol.measure(maps, objects)
-    by_delta = [protocol.found_at(measured.curves.any, d).mean(0).max().item() for d in (0.1, *DELTAS, 0.9)]
+    by_delta = [protocol.reaches(measured.curves.any, d).mean(0).max().item() for d in (0.1, *DELTAS, 0.9)]
     assert by_delta == sorted(by_delta, reverse=True) and by_delta[0] > by_delta[-1]
     choice = protocol.choose({"map": measured})
-    outcome = protocol.Outcome(choice, protocol.images_of(measured, choice))
+    outcome = protocol.Outcome(choice, protocol.values_per_image(measured, choice))
     v2 = protocol.summarise([outcome], resamples(60))["max_box_acc_v2"]["mean"]
     assert 100 * by_delta[3] < v2 < 100 * by_delta[1]
     assert v2 == pytest.approx(100 * sum(by_delta[1:4]) / 3, rel=1e-5)
@@ -117,7 +117,7 @@ def test_pxap_pools_pixels_over_images(rng: torch.Generator) -> None:
     maps[:, 0, 0], maps[:, -1, -1] = 0, 1  # stretching leaves them alone
     measured = protocol.measure(maps, objects)
     choice = protocol.choose({"map": measured})
-    outcome = protocol.Outcome(choice, protocol.images_of(measured, choice))
+    outcome = protocol.Outcome(choice, protocol.values_per_image(measured, choice))
     found = protocol.summarise([outcome], resamples(6))["pxap"]["mean"]
     order = maps.flatten().mul(1000).floor().clamp(max=999).argsort(descending=True, stable=True)
     level, right = maps.flatten().mul(1000).floor().clamp(max=999)[order], objects.masks.flatten()[order].double()
@@ -162,11 +162,14 @@ def test_networks_and_rules_play_by_the_same_protocol(rng: torch.Generator) -> N
     network = Network(encoder, lambda images: images.float() / 255 - 0.5)
     validation, test = make_objects(10, rng), make_objects(8, rng)
     mapper = fit_mapper(network, validation.images, classifier=torch.randn(3, 32, generator=rng))
-    outcome = protocol.choose_and_score(protocol.from_mapper(mapper), validation, test)
+    outcome = protocol.choose_and_score(protocol.mapper_contestant(mapper), validation, test)
     assert set(outcome.choice.validation) == {"norm", "power", "eigen", "sim", "cam"}
     several = make_objects(4, rng, objects=2)  # whose class would cam take?
-    assert set(protocol.from_mapper(mapper)(several, None)) == {"norm", "power", "eigen", "sim"}
-    for rule, kinds in ((protocol.edges, ("edges 4", "edges 8")), (protocol.centre, ("centre 1.00",))):
+    assert set(protocol.mapper_contestant(mapper)(several, None)) == {"norm", "power", "eigen", "sim"}
+    for rule, kinds in (
+        (protocol.edge_contestant, ("edges 4", "edges 8")),
+        (protocol.centre_contestant, ("centre 1.00",)),
+    ):
         outcome = protocol.choose_and_score(rule, validation, test)
         assert set(kinds) <= set(outcome.choice.validation)
 
