@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from mixfast.compare.gather import Group, Section
 
 KEYS = ("knn_z", "knn_h")
-LEVEL = 95  # percent
 # Student's t at 97.5 % by degrees of freedom; beyond the table its last entry, which is slightly too wide.
 _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,

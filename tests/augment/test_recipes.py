@@ -40,7 +40,7 @@ def test_bad_probabilities_of_a_second_view_are_named(key: str) -> None:
 
 @pytest.mark.parametrize("method", ["moco", "byol_unmix"])
 def test_the_second_view_of_a_run_has_its_own_recipe(method: str, tmp_path: Path) -> None:
-    """Nothing random is left but the solarisation of the second view, which is certain; several batches in turn."""
+    """With every random step off, the second view differs by its certain solarisation alone, in every batch."""
     run = open_tiny(tmp_path, method, **PLAIN, augment__solarise_second=1)
     for start in (0, 16):
         images = run.batches.images[start : start + 16]

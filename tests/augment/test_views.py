@@ -13,7 +13,7 @@ from tests.ops.augmenting import EVERYTHING, MEAN, RECIPES, STD, byte_images, ne
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_augment_draws_then_makes_the_views(name: str, rng: torch.Generator) -> None:
-    """The first by the recipe, the others by that of the second view; a blur in one of them is enough to need one."""
+    """The first view follows the recipe, the others the second view's; blur runs if either recipe asks for it."""
     cfg, images, state = (
         replace(RECIPES[name], blur_second=0.7, solarise_second=0.4),
         byte_images(6, rng),

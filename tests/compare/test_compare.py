@@ -104,6 +104,19 @@ def test_intervals_by_hand() -> None:
     assert alone is not None and (alone.mean, alone.low, alone.high, alone.n) == (-2.0, None, None, 1)
 
 
+@pytest.mark.parametrize("pairs", [2, 3, 5, 12, 31])
+def test_intervals_hold_95_percent_of_students_t(pairs: int) -> None:
+    """The density of Student's t, integrated over the interval in units of the standard error, is 0.95."""
+    gap = difference({seed: float(seed % 2) for seed in range(pairs)}, dict.fromkeys(range(pairs), 0.0))
+    assert gap is not None and gap.high is not None
+    error = statistics.stdev(seed % 2 for seed in range(pairs)) / math.sqrt(pairs)
+    limit, degrees, steps = (gap.high - gap.mean) / error, pairs - 1, 20000
+    scale = math.exp(math.lgamma((degrees + 1) / 2) - math.lgamma(degrees / 2)) / math.sqrt(degrees * math.pi)
+    middles = ((step + 0.5) * limit / steps for step in range(steps))
+    density = (scale * (1 + t * t / degrees) ** (-(degrees + 1) / 2) for t in middles)
+    assert 2 * sum(density) * limit / steps == pytest.approx(0.95, abs=1e-4)  # the table has three decimals
+
+
 def test_costs_are_relative_to_moco(report: Path) -> None:
     """moco: 3 + 1 passes; Approach 1: twice that; SimCLR: 2 trained passes, 6 of 4."""
     text = (report / "report.md").read_text()

@@ -1,4 +1,4 @@
-"""Resampling counts images, intervals cover what they should, differences use what the sides share."""
+"""Resampling counts images, intervals have their coverage, differences are paired over images."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Canvases hold the images that they say, where they say; nothing else is drawn twice."""
+"""Canvases hold the images of their labels in their boxes; seed and split determine them."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Retrieval counts what it says; the vectors are the pooled regions of the mixtures."""
+"""Retrieval equals a plain count; the vectors are the pooled regions of the mixtures."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ class Pixels(nn.Module):
 
 
 def plain(generator: torch.Generator) -> Tensor:
-    """Images of one colour each: any part tells which."""
+    """Images of one colour each, so that any part identifies its image."""
     colours = torch.randint(256, (COUNT, 3), generator=generator)
     return colours[:, :, None, None].expand(-1, -1, SIDE, SIDE).to(torch.uint8)
 
@@ -52,7 +52,7 @@ def test_retrieval_equals_the_loop(rng: torch.Generator) -> None:
 
 @pytest.mark.parametrize("area", [0.1, 0.25, 0.5])
 def test_pixels_find_both_components(area: float, rng: torch.Generator) -> None:
-    """A map as fine as the image does not leak: inside and outside are of one colour each."""
+    """A map as fine as the image has no leakage: inside and outside are of one colour each."""
     found = component_scores(network(), plain(rng), area, rng, batch_size=7)
     for name in ("inside_finds_pasted", "outside_finds_base", "inside_prefers_pasted", "outside_prefers_base"):
         assert found[name] == 100

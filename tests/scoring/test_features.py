@@ -1,4 +1,4 @@
-"""Features equal a pass over single images; baselines see calibrated statistics; nothing that is evaluated changes."""
+"""Features equal a pass over single images; baselines use calibrated statistics; evaluation changes no network."""
 
 import copy
 
@@ -62,7 +62,7 @@ def test_stop_is_asked_before_every_batch(encoder: Encoder) -> None:
 
 
 def test_calibrated_statistics_are_those_of_each_layers_input(encoder: Encoder) -> None:
-    """Over one batch: the first layers by hand, and a normalised output of the last ones."""
+    """With one batch: the first layer's statistics by hand, and a normalised output of the last layers."""
     fitted = calibrated(encoder, IMAGES, normalise, batch_size=20)
     x = normalise(IMAGES).double()
     first = F.conv2d(x, encoder.backbone.conv1.weight.double(), padding=1)

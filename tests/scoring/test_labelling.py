@@ -105,7 +105,7 @@ def test_empty_and_full_masks() -> None:
 
 
 def test_many_masks_are_numbered_through(rng: torch.Generator) -> None:
-    """Two million pixels, more than are looked at together: the same as one mask at a time."""
+    """Two million pixels are labelled in several parts, and give the components of each mask alone."""
     masks = torch.rand(8, 500, 500, generator=rng) < 0.01
     together, alone = connected_components(masks), [connected_components(mask[None]) for mask in masks]
     assert torch.equal(together.mask, torch.cat([part.mask + number for number, part in enumerate(alone)]))

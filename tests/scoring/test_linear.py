@@ -1,4 +1,4 @@
-"""The linear layer is trained as the recipes say, and a rate is chosen on held-out data; the encoder is not moved."""
+"""The linear layer is trained as the recipes say, and the learning rate is chosen on held-out data; the encoder stays as it is."""
 
 import copy
 import math

@@ -1,4 +1,4 @@
-"""Every score equals a plain loop, and cases whose value is known without one."""
+"""Every score equals a plain loop, and the known value of simple cases."""
 
 import math
 

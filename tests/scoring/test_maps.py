@@ -1,4 +1,4 @@
-"""Map kinds equal their formulas; dilation keeps what the network computes; baselines are what they say."""
+"""Map kinds equal their formulas; dilation keeps the values of the undilated cells; baselines equal their formulas."""
 
 import copy
 
@@ -20,7 +20,7 @@ def normalise(images: Tensor) -> Tensor:
 
 
 def build(generator: torch.Generator, depth: int = 8, stem: str = "cifar_s2", head: str = "mlp") -> Network:
-    """A float64 encoder whose batch norms do something."""
+    """A float64 encoder whose batch norms have statistics other than 0 and 1."""
     encoder = build_encoder(ModelConfig(depth=depth, width=8, stem=stem, dim=6, head=head, bn_splits=1), generator)
     for module in encoder.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -35,7 +35,7 @@ def network(rng: torch.Generator) -> Network:
 
 
 def features(encoder: Encoder, layer: int | None = None) -> Tensor:
-    """[N, h, w, C] of all images."""
+    """Features of every cell of all images, [N, h, w, C]."""
     with torch.no_grad():
         return copy.deepcopy(encoder).eval()(normalise(IMAGES), layer).map.permute(0, 2, 3, 1)
 

@@ -1,4 +1,4 @@
-"""What is chosen is chosen on the validation images; oracles bound what is held out; scores have the expected order."""
+"""Map and threshold are chosen on validation images; oracles bound the scores; scores have the expected order."""
 
 from collections.abc import Sequence
 
@@ -51,7 +51,7 @@ def test_the_better_kind_is_chosen_on_validation_and_alone_is_scored(rng: torch.
 
 
 def test_thresholds_are_those_that_suit_the_validation_images(rng: torch.Generator) -> None:
-    """The same boxes, but maps whose background is at 0.3 of the object: thresholds up to there fail."""
+    """Maps whose background is at 0.3 of the object fail at thresholds up to 0.3."""
     objects = make_objects(30, rng)
     clean = inside(objects.boxes, objects.size).any(1).float()
     clear, murky = protocol.measure(clean, objects), protocol.measure(clean + 0.43 * (1 - clean), objects)
@@ -110,7 +110,7 @@ def test_a_perfect_map_scores_a_hundred_and_a_uniform_one_the_area(rng: torch.Ge
 
 
 def test_pxap_pools_pixels_over_images(rng: torch.Generator) -> None:
-    """Equal to one image made of all of them, which the mean of the images' own precisions is not."""
+    """PxAP pools the pixels of all images; the mean of the images' own average precisions is another number."""
     objects = make_objects(6, rng)
     assert objects.masks is not None
     maps = torch.rand(6, SIDE, SIDE, generator=rng)
@@ -164,7 +164,7 @@ def test_networks_and_rules_play_by_the_same_protocol(rng: torch.Generator) -> N
     mapper = fit_mapper(network, validation.images, classifier=torch.randn(3, 32, generator=rng))
     outcome = protocol.choose_and_score(protocol.mapper_contestant(mapper), validation, test)
     assert set(outcome.choice.validation) == {"norm", "power", "eigen", "sim", "cam"}
-    several = make_objects(4, rng, objects=2)  # whose class would cam take?
+    several = make_objects(4, rng, objects=2)  # cam needs one class per image
     assert set(protocol.mapper_contestant(mapper)(several, None)) == {"norm", "power", "eigen", "sim"}
     for rule, kinds in (
         (protocol.edge_contestant, ("edges 4", "edges 8")),
