@@ -1,4 +1,4 @@
-"""The linear layer is trained as the recipes say, and the learning rate is chosen on held-out data; the encoder stays as it is."""
+"""Layers are trained as the recipes say, learning rates are chosen on held-out data; the encoder stays as it is."""
 
 import copy
 import math
