@@ -17,7 +17,7 @@ DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 def test_public_modules_list_their_names_and_document_each(path: str) -> None:
     module = importlib.import_module(path)
     names = api_page.public_names(module)
-    assert names == sorted(set(names), key=lambda name: (name != name.upper(), name == name.lower(), name))
+    assert names and len(names) == len(set(names))
     assert not [name for name in names if not api_page.documentation(module, name)], "a docstring, or a comment above"
     assert module.__doc__
 
