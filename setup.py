@@ -82,7 +82,7 @@ def compiled(module: str, nvcc: str | None, archs: str) -> Path:
     folder = ROOT / "build" / name
     command = [program("cmake"), "-S", str(ROOT), "-B", str(folder), "-G", "Ninja"]
     command += [f"-DCMAKE_MAKE_PROGRAM={program('ninja')}", "-DCMAKE_BUILD_TYPE=Release"]
-    command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}"]
+    command += [f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={Path(pybind11.get_cmake_dir()).resolve()}"]
     command += [f"-DMIXFAST_CUDA={'ON' if nvcc else 'OFF'}", f"-DMIXFAST_CUDA_ARCHS={archs}"]
     env = {**os.environ, **({"CUDACXX": nvcc} if nvcc else {})}
     if subprocess.run(command, env=env).returncode:
