@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc mixfast -name __pycache__ -prune -o -type f -print) setup.py pyproject.toml CMakeLists.txt
-.PHONY: setup train test lint bench bench-smoke doctor clean
+# A process for each core; one that has run out of tests takes some of another's. Nothing is measured here.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal -p no:benchmark
+.PHONY: setup train test test-fast lint bench bench-smoke doctor clean
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -26,7 +28,11 @@ train: $(VENV)/train.stamp
 	$(BIN)/python -m mixfast.train $(ARGS)
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# For quick turns, without the tests marked slow: builds, commands of the documents, emulated kernels, reports.
+test-fast: $(VENV)/test.stamp
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/test_repo.py tests/test_layers.py

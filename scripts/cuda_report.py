@@ -28,7 +28,7 @@ OWN = {"cuda_sm_90a": 90}  # targets of csrc/sources.txt that are built for one 
 NEEDED = {r"^infonce::partials<": "MMA", r"^infonce::hopper_partials<": "HGMMA UTMALDG"}
 # Products on tensor cores, and copies of a tensor's boxes, as the machine code calls them.
 INSTRUCTIONS = (re.compile(r"\b([HQ]?GMMA|[HI]MMA|UTC\w*MMA)\b"), re.compile(r"\b(UTMALDG)\b"))
-FLAGS = ("-O3", "-std=c++17", "-Icsrc", "-Xptxas", "-v", "-cubin")  # the first three as in setup.py
+FLAGS = ("-O3", "-std=c++17", "-Icsrc", "-Xptxas", "-v", "-cubin")  # the first three as in CMakeLists.txt
 
 
 class Result(NamedTuple):

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gpu_check import RESERVE, Done, Machine, Outcome, Work
+from gpu_machine import RESERVE, Done, Machine, Outcome, Work
 
 TESTS = ("tests/ops", "tests/gpu")
 PYTEST = (

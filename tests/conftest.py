@@ -1,4 +1,4 @@
-"""What every test gets: a generator seeded from the test's name, buffers that betray unwritten cells, no network."""
+"""What every test gets: one thread, a seeded generator, buffers that betray unwritten cells, no network."""
 
 import os
 import socket
@@ -6,9 +6,13 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
-import torch
 
+# One thread for each process, since there is a process for each core; it must stand before torch is imported, and
+# processes that a test starts inherit it. Tests of several threads call torch.set_num_threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else a matrix product on a GPU warns, as below
+
+import torch
 
 
 @pytest.fixture
@@ -37,3 +41,12 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         connect(self, address)
 
     monkeypatch.setattr(socket.socket, "connect", guarded)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests first: one that begins last would run on alone, after the other processes have run out of tests.
+
+    Of these the builds first: a process that runs out of tests takes the last ones of another's, and builds that two
+    processes share would be made twice.
+    """
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name != "test_install.py"))

@@ -24,6 +24,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 ELSEWHERE = {
     "make train": "tests/test_install.py builds and starts it; its run is the first command of docs/reproduce.md",
     "make test": "this suite",
+    "make test-fast": "this suite, in part",
     "python -m benchmarks --smoke": "tests/test_benchmarks_smoke.py",
     "python -m benchmarks.report": "tests/test_benchmarks_smoke.py",
     "python -m benchmarks.profile_page": "tests/profile/test_profile_page.py",
@@ -32,6 +33,7 @@ ELSEWHERE = {
     "bash scripts/gpu_check.sh runs/dry --dry-run": "tests/test_gpu_check.py",
     "pip install .": "tests/test_install.py",
     "pip install setuptools wheel pybind11 ninja": "the test extra",
+    "pip install setuptools wheel pybind11 cmake ninja": "the test extra",
     'pip install --no-build-isolation -e ".[dev]"': "tests/test_install.py",
     "python setup.py build_ext --inplace": "tests/test_install.py",
     "pre-commit install --hook-type pre-commit --hook-type pre-push": "its hooks' commands are in tests/test_repo.py",
@@ -54,6 +56,11 @@ def commands() -> list[str]:
     """Every command line of the shell blocks once, without its comment."""
     lines = [line.split("  #")[0].strip() for _, text in blocks("bash") for line in text.splitlines()]
     return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
+
+
+OURS = [line for line in commands() if line.startswith("python -m mixfast.")]
+ON_RUNS = [line for line in OURS if "runs/" in line]
+ALONE = [line for line in OURS if line not in ON_RUNS]
 
 
 @pytest.fixture
@@ -92,31 +99,43 @@ def shrunk(words: list[str]) -> list[str]:
     return [*words, *(word for size in sizes.items() for word in size), "--data.no-cache", "--compare"]
 
 
+def run(line: str) -> int:
+    """The exit code of a command line of the documents, made small."""
+    module, words = line.split()[2], line.split()[3:]
+    if module == "mixfast.doctor":
+        return doctor.main() or 0
+    if module == "mixfast.evaluate":
+        return evaluate.main([*words, *(FEW if words[0] == "localise" else [])])
+    if module == "mixfast.compare":
+        return compare.main([*words, *FEW])
+    if module == "mixfast.profile":
+        return profile.main([*(word for word in words if word != "--all"), *QUICK])
+    return train.main(shrunk(words))
+
+
 @pytest.mark.slow
-def test_every_training_and_evaluation_command_runs(folder: Path) -> None:
-    lines = [line for line in commands() if line.startswith("python -m mixfast.")]
-    assert len(lines) >= 8
-    # Evaluating and resuming come after training: their runs are the first of their presets.
-    lines.sort(key=lambda line: "runs/" in line)
+@pytest.mark.parametrize("line", ALONE)
+def test_every_command_that_stands_alone_runs(line: str, folder: Path) -> None:
     with process_settings_kept():
-        for line in lines:
-            module, words = line.split()[2], line.split()[3:]
-            if module == "mixfast.doctor":
-                doctor.main()
-            elif module == "mixfast.evaluate":
-                assert evaluate.main([*words, *(FEW if words[0] == "localise" else [])]) == 0, line
-            elif module == "mixfast.compare":
-                assert compare.main([*words, *FEW]) == 0, line
-            elif module == "mixfast.profile":
-                assert profile.main([*(word for word in words if word != "--all"), *QUICK]) == 0, line
-            else:
-                assert train.main(shrunk(words)) == 0, line
+        assert run(line) == 0
+
+
+@pytest.mark.slow
+def test_every_command_on_earlier_runs_runs(folder: Path) -> None:
+    """Evaluating, comparing and resuming: the runs that they name are the first of their presets."""
+    presets = {name for line in ON_RUNS for name in re.findall(r"runs/(\w+)-0001", line)}
+    assert len(ALONE) >= 8 and len(ON_RUNS) >= 4 and presets
+    with process_settings_kept():
+        for preset in sorted(presets):
+            assert run(next(line for line in ALONE if line.startswith(f"python -m mixfast.train {preset} "))) == 0
+        for line in ON_RUNS:
+            assert run(line) == 0, line
 
 
 def test_every_other_command_is_known() -> None:
     """Make targets exist; pip commands are those that tests/test_install.py performs."""
     for line in commands():
-        if line.startswith("python -m mixfast.") or line in ELSEWHERE:
+        if line in OURS or line in ELSEWHERE:
             continue
         assert line.startswith("make "), f"{line}: no test runs it"
         subprocess.run(["make", "--dry-run", *line.split()[1:]], cwd=ROOT, check=True, capture_output=True)

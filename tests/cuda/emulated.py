@@ -72,7 +72,8 @@ def unavailable(sanitizer: Sanitizer) -> str | None:
 def emulated(*sources: str, sanitizers: tuple[Sanitizer, ...] = ("address", "thread")) -> Any:
     """A fixture: the program of a driver and kernels under each sanitizer; skipped with the reason where none works."""
 
-    @pytest.fixture(scope="module", params=sanitizers)
+    # Slow, since the program is compiled first.
+    @pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in sanitizers])
     def kernels(request: pytest.FixtureRequest) -> "Iterator[Emulated]":
         if reason := unavailable(request.param):
             pytest.skip(reason)

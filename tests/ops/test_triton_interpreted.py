@@ -25,6 +25,7 @@ def missing() -> str | None:
     return None
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(missing() is not None, reason=str(missing()))
 @pytest.mark.parametrize("cases", CASES, ids=lambda path: path.stem)
 def test_interpreted_kernels(cases: Path) -> None:

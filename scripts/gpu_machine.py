@@ -1,0 +1,154 @@
+"""Where and how the parts of gpu_check.py run: a copy of the sources, the time that is left, commands with limits."""
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ("csrc", "mixfast", "tests", "benchmarks", "scripts", "setup.py", "CMakeLists.txt", "pyproject.toml")
+LEFT_OUT = ("__pycache__", "results")
+SUFFIXES = (".so", ".pyc")
+GRACE = 15.0  # seconds that a process at its limit gets to write what it has
+LOGGED = 1 << 20  # characters of what a command printed, the last ones
+RESERVE = 35.0  # seconds kept for the summary, more than GRACE
+
+
+class Outcome(NamedTuple):
+    status: str  # passed, failed, skipped, cut off, not reached
+    note: str = ""
+
+
+class Done(NamedTuple):
+    code: int | None  # None: it ran into its limit
+    text: str  # what it printed
+
+
+class Machine:
+    """Where the parts run: the copy of the sources (dry: the checkout, where nothing is built), the limits, the log."""
+
+    def __init__(self, out: Path, dry: bool, seconds: float, wheels: Path | None) -> None:
+        self.out, self.dry = out.resolve(), dry
+        self.deadline = time.monotonic() + seconds
+        self.work = ROOT / "build" / ("gpu-check-dry" if dry else "gpu-check")
+        self.source = ROOT if dry else self.work / "source"
+        self.log = self.out / "check.log"
+        self.digest = digest()
+        for folder in (self.out, self.work):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not dry:
+            copy_sources(self.source)
+        site = self.work / "site"
+        self.environment = {
+            **os.environ,
+            "MIXFAST_SOURCE": self.digest,
+            "MIXFAST_COMMIT": commit(),
+            "PYTHONPATH": joined(str(site) if wheels else "", os.environ.get("PYTHONPATH")),
+            "PATH": joined(str(site / "bin") if wheels else "", os.environ.get("PATH")),  # ninja comes as a wheel
+            "PYTHONUNBUFFERED": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # the machine's plugins are not ours
+            "TRITON_CACHE_DIR": str(self.work / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self.work / "inductor"),
+        }
+        if wheels:
+            files = sorted(map(str, wheels.resolve().glob("*.whl")))
+            pip = ["-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target"]
+            done = self.run([sys.executable, *pip, str(site), *files], 120)
+            if done.code != 0:
+                raise SystemExit(f"the wheels could not be unpacked:\n{done.text[-2000:]}")
+
+    def left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def run(self, command: Sequence[str], seconds: float, **environment: str) -> Done:
+        return self.run_all([command], seconds, **environment)[0]
+
+    def run_all(self, commands: Sequence[Sequence[str]], seconds: float, **environment: str) -> list[Done]:
+        """Runs commands beside each other, in the copy, each in a process group that ends with it or at the limit."""
+        end = time.monotonic() + max(0.0, min(seconds, self.left() - GRACE))
+        begun = []
+        for number, command in enumerate(commands):
+            file = (self.work / f"output-{number}").open("w+")
+            place = {"cwd": self.source, "env": {**self.environment, **environment}, "start_new_session": True}
+            begun.append((subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, **place), file))
+        results = []
+        for command, (process, file) in zip(commands, begun, strict=True):
+            in_time = ended(process, end - time.monotonic())
+            file.seek(0)
+            text = file.read()
+            file.close()
+            results.append(Done(process.returncode if in_time else None, text))
+            end_of_it = f"exit code {process.returncode}" if in_time else "stopped at its limit"
+            with self.log.open("a") as log:
+                log.write(f"$ {' '.join(command)}\n{text[-LOGGED:]}\n[{end_of_it}]\n\n")
+        return results
+
+    def python(self, *words: str) -> list[str]:
+        return [sys.executable, *words]
+
+
+def joined(*folders: str | None) -> str:
+    """A search path of the folders that there are."""
+    return os.pathsep.join(filter(None, folders))
+
+
+def ended(process: subprocess.Popen, seconds: float) -> bool:
+    """Whether the process ends by itself; if not, it is interrupted, and after a while killed, with its children."""
+    for attempt, kind in enumerate((signal.SIGINT, signal.SIGKILL)):
+        try:
+            process.wait(max(seconds, 0.0) if attempt == 0 else GRACE)
+            return attempt == 0
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, kind)
+    process.wait()
+    return False
+
+
+def files() -> list[Path]:
+    """What is copied, relative to the root."""
+    found = []
+    for name in SOURCES:
+        path = ROOT / name
+        found += [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
+    kept = [path.relative_to(ROOT) for path in found]
+    return sorted(path for path in kept if path.suffix not in SUFFIXES and not set(path.parts) & set(LEFT_OUT))
+
+
+def digest() -> str:
+    """Of the names and the contents of the sources: results belong to it, committed or not."""
+    result = hashlib.sha256()
+    for path in files():
+        result.update(f"{path}\0".encode() + (ROOT / path).read_bytes() + b"\0")
+    return result.hexdigest()[:16]
+
+
+def copy_sources(target: Path) -> None:
+    """Copies what differs, so that a second build compiles what has changed, and removes what is gone."""
+    wanted = set(files())
+    for path in wanted:
+        there = target / path
+        if not there.exists() or there.read_bytes() != (ROOT / path).read_bytes():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / path, there)
+    for name in SOURCES:
+        for there in (target / name).rglob("*"):
+            if there.is_file() and "__pycache__" not in there.parts and there.relative_to(target) not in wanted:
+                there.unlink()
+
+
+def commit() -> str:
+    """Of the checkout; the variable MIXFAST_COMMIT names it where the files came without their history."""
+    given = os.environ.get("MIXFAST_COMMIT", "")
+    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    if given or not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return given or "unknown"
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
+
+
+Work = Callable[[Machine], Outcome]
