@@ -12,7 +12,7 @@ import tyro
 
 from mixfast import methods
 from mixfast.config.options import RunConfig, differences, flatten, validate
-from mixfast.config.presets import DEFAULT, build, modifiers_by_name, presets
+from mixfast.config.presets import DEFAULT, build, modifiers_by_name, presets, switch_method
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.run import checkpoint
 from mixfast.run.folder import RunFolder
@@ -76,7 +76,7 @@ def parse(words: list[str]) -> Invocation:
             raise ConfigError("--overwrite needs --out DIR: the folder to replace.")
     validate(config)
     for name in config.compare:
-        methods.load(name)
+        validate(switch_method(config, name))
     origins = {**origins, **dict.fromkeys(given, "command line")}
     return Invocation(words, config, origins, preset, out, resume, "--overwrite" in command)
 
