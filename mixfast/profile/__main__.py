@@ -29,9 +29,10 @@ import torch
 
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import DEFAULT, presets
-from mixfast.errors import ConfigError, UserError
+from mixfast.errors import ConfigError
 from mixfast.profile import measure, memory, output
 from mixfast.run import machine
+from mixfast.run.failure import run_command
 from mixfast.run.folder import RunFolder
 from mixfast.train import cli
 
@@ -153,15 +154,10 @@ def launch(words: list[str]) -> Path:
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = sys.argv[1:] if words is None else words
-    try:
-        if {"--help", "-h"} & set(words):
-            print((__doc__ or "").rstrip())
-        else:
-            launch(words)
+    if {"--help", "-h"} & set(words):
+        print((__doc__ or "").rstrip())
         return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_command(lambda: launch(words))
 
 
 if __name__ == "__main__":

@@ -84,14 +84,19 @@ class RunFolder:
 
         Raises:
             CheckpointError: unreadable, or written by a version with other keys.
+            ConfigError: the method's module cannot be found.
         """
         path = self.path / "config.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            values = content["values"]
-            method = methods.load(values["method_name"])
-            return from_dict(RunConfig, values, method.Config), content["preset"], content["origins"]
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            values, preset, origins = content["values"], content["preset"], content["origins"]
+            name = values["method_name"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        method = methods.load(name)  # what goes wrong in a user's module is not the file's fault
+        try:
+            return from_dict(RunConfig, values, method.Config), preset, origins
+        except (KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     def write_command(self, words: list[str]) -> None:
