@@ -10,38 +10,38 @@ from mixfast.compare.tables import markdown
 from mixfast.evaluate import localise, maps
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.localise import ORACLES, TITLES, Result
-from mixfast.evaluate.runs import Common, Opened, Place, open_runs
+from mixfast.evaluate.runs import LoadedRun, MachineOptions, ScoringOptions, load_runs
 
 Data = Literal["auto", "scenes", "canvas", "none"]
 
 
-def opened(section: Section, place: Place) -> list[Opened]:
+def opened(section: Section, place: MachineOptions) -> list[LoadedRun]:
     """The finished runs with their weights, named as in the section; those without a checkpoint are left out."""
     members = [(group.name, one) for group in section.groups for one in group.finished if one.weights]
     if not members:
         return []
     paths = tuple(newest(one) for _, one in members)
-    runs = open_runs(Common(paths, data_path=place.data_path, device=place.device, threads=place.threads))
+    runs = load_runs(ScoringOptions(paths, data_path=place.data_path, device=place.device, threads=place.threads))
     for run, (name, _) in zip(runs, members, strict=True):
         run.name = name
     return runs
 
 
-def score(runs: Sequence[Opened], data: Data, count: int, validation: int) -> Result:
+def score(runs: Sequence[LoadedRun], data: Data, count: int, validation: int) -> Result:
     """The scores of `evaluate localise`, on `count` images; map and threshold are chosen on `validation` others."""
     assert data != "none"
     options = Localise(tuple(one.checkpoint for one in runs), data=data, count=count, validation=validation)
     return localise.evaluate(options, runs)
 
 
-def heads(runs: Sequence[Opened], result: Result) -> dict[str, str]:
+def heads(runs: Sequence[LoadedRun], result: Result) -> dict[str, str]:
     """By name, what to call a row of untrained networks; "" for one that says what an earlier row says.
 
     Networks that differ in their head have each their untrained one, which scores alike unless a map reads the head.
     """
     models: dict[str, list[str]] = {}
     for one in runs:
-        models.setdefault(str(one.run.config.model), []).append(f"`{one.name}`")
+        models.setdefault(str(one.setup.config.model), []).append(f"`{one.name}`")
     names = [row.name for row in result.rows if row.role == "untrained"]
     if len({str(result.scores[name]) for name in names}) == 1:
         return {name: "" if number else "untrained" for number, name in enumerate(names)}
@@ -91,15 +91,15 @@ def _said(name: str, gap: dict[str, float]) -> str:
     return f"`{name}` {gap['mean']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})"
 
 
-def facts(runs: Sequence[Opened], result: Result) -> dict[str, Any]:
+def facts(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
     """The numbers, without the places of one machine."""
     found = localise.facts(runs, result)
     for entry, one in zip(found["runs"], runs, strict=True):
-        entry["path"] = one.run.folder.path.name
+        entry["path"] = one.folder.path.name
     return found
 
 
-def draw_maps(path: Path, runs: Sequence[Opened], count: int) -> tuple[str, dict[str, dict[str, float]]]:
+def draw_maps(path: Path, runs: Sequence[LoadedRun], count: int) -> tuple[str, dict[str, dict[str, float]]]:
     """The map grid of one run per group, beside the first one's network untrained; returns its title and numbers."""
     unique = {one.name: one for one in reversed(runs)}
     first = runs[0]

@@ -50,10 +50,10 @@ def optimiser_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
     """One update of the weights from a batch; the loss and its terms, still on the device."""
     before = run.generators.state_dict() if check else {}
     run.progress.fill_(run.step / run.steps)
-    means, carry = run.play(gradients, images)
+    means, carry = run.graphed_or_eager(gradients, images)
     if check:
         check_finite(run, means, images, before)
-    run.play(update, carry)
+    run.graphed_or_eager(update, carry)
     return means
 
 

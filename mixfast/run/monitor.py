@@ -14,6 +14,7 @@ from mixfast.data.sets import first_balanced
 from mixfast.data.streamed import Library
 from mixfast.run.console import duration
 from mixfast.run.diagnosis import diagnose, warning
+from mixfast.run.setup import Setup
 from mixfast.run.state import Run
 from mixfast.scoring.baselines import calibrated, pixels
 from mixfast.scoring.features import extract
@@ -46,29 +47,29 @@ def introduce(run: Run) -> None:
     console.line(HEADER)
 
 
-def scorable(run: Run) -> bool:
+def scorable(setup: Setup) -> bool:
     """Whether all images have labels to score against."""
-    return run.splits.train.labelled and run.splits.test.labelled
+    return setup.splits.train.labelled and setup.splits.test.labelled
 
 
-def bank_size(run: Run) -> int:
+def bank_size(setup: Setup) -> int:
     """Among how many training images kNN looks for neighbours."""
-    return min(run.config.eval.bank or len(run.splits.train), len(run.splits.train))
+    return min(setup.config.eval.bank or len(setup.splits.train), len(setup.splits.train))
 
 
-def bank(run: Run) -> tuple[Images, Tensor]:
+def bank(setup: Setup) -> tuple[Images, Tensor]:
     """These images, and their classes on the device."""
-    images, labels = run.batches.images, run.splits.train.labels
-    if bank_size(run) < len(labels):
-        chosen = first_balanced(labels, bank_size(run))
+    images, labels = setup.train_images, setup.splits.train.labels
+    if bank_size(setup) < len(labels):
+        chosen = first_balanced(labels, bank_size(setup))
         images, labels = take(images, chosen.to(images.device)), labels[chosen]
-    return images, labels.to(run.device)
+    return images, labels.to(setup.device)
 
 
-def scored_images(run: Run) -> Images:
+def scored_images(setup: Setup) -> Images:
     """Those of the test set; if they are in files, for the device, as then the processes of the training read them."""
-    images = run.splits.test.images
-    return images.to(run.device) if isinstance(images, Streamed) else images
+    images = setup.splits.test.images
+    return images.to(setup.device) if isinstance(images, Streamed) else images
 
 
 def record(run: Run) -> None:
@@ -120,15 +121,15 @@ def end_epoch(run: Run) -> None:
     """Evaluate if it is time to, and print the epoch's row of the table."""
     if run.evaluated == run.epoch:  # a resumed run starts here once more
         return
-    config, scores = run.config, {}
+    config, scores, stop = run.config, {}, run.obey_signal
     last = run.epoch == config.train.epochs
     due = last or bool(config.eval.every and run.epoch % config.eval.every == 0)
     if scorable(run):
         if run.epoch == 0 and config.eval.baselines:
             row(run, "raw pixels", _evaluate(run, "baseline", "raw pixels", lambda: score_pixels(run)))
-            row(run, "untrained", _evaluate(run, "baseline", "untrained", lambda: score_untrained(run)))
+            row(run, "untrained", _evaluate(run, "baseline", "untrained", lambda: score_untrained(run, stop)))
         elif run.epoch > 0 and due:
-            scores = _evaluate(run, "eval", config.method_name, lambda: score(run, run.method.encoder))
+            scores = _evaluate(run, "eval", config.method_name, lambda: score(run, run.method.encoder, stop))
     if config.eval.diagnostics and run.epoch > 0 and due:
         numbers = _evaluate(run, "diagnostics", config.method_name, lambda: diagnose(run))
         if note := warning(numbers):
@@ -146,29 +147,31 @@ def row(
     run.console.line(f"{name:<16} {run.epoch:>5} {loss:>8} {z:>7} {h:>7} {rate:>8} {wait:>10} {left:>8}")
 
 
-def score(run: Run, encoder: nn.Module) -> dict[str, float]:
-    """Weighted kNN of an encoder on the run's data: {"knn_z": percent, "knn_h": percent}."""
-    test, options = run.splits.test, run.config.eval
-    images, labels = bank(run)
+def score(setup: Setup, encoder: nn.Module, between: Callable[[], object] = lambda: None) -> dict[str, float]:
+    """Weighted kNN of an encoder on a run's data: {"knn_z": percent, "knn_h": percent}.
+
+    `between` is called before every batch of images; an exception in it ends the scoring.
+    """
+    test, options = setup.splits.test, setup.config.eval
+    images, labels = bank(setup)
     rows, queries = (
-        extract(encoder, some, run.normalise, options.batch_size, run.obey_signal)
-        for some in (images, scored_images(run))
+        extract(encoder, some, setup.normalise, options.batch_size, between) for some in (images, scored_images(setup))
     )
-    return knn_scores(rows, labels, queries, test.labels.to(run.device), options.k, options.temperature)
+    return knn_scores(rows, labels, queries, test.labels.to(setup.device), options.k, options.temperature)
 
 
-def score_pixels(run: Run) -> dict[str, float]:
-    """The same of normalised pixels, as {"knn_h": percent}."""
-    test, options = run.splits.test, run.config.eval
-    images, labels = bank(run)
-    rows, queries = (pixels(some, run.normalise) for some in (images, scored_images(run)))
-    return {"knn_h": knn_score(rows, labels, queries, test.labels.to(run.device), options.k, options.temperature)}
+def score_pixels(setup: Setup) -> dict[str, float]:
+    """Weighted kNN of raw, normalised pixels on a run's data: {"knn_h": percent}."""
+    test, options = setup.splits.test, setup.config.eval
+    images, labels = bank(setup)
+    rows, queries = (pixels(some, setup.normalise) for some in (images, scored_images(setup)))
+    return {"knn_h": knn_score(rows, labels, queries, test.labels.to(setup.device), options.k, options.temperature)}
 
 
-def score_untrained(run: Run) -> dict[str, float]:
-    """The same of the run's encoder as it is, with BatchNorm statistics of the data."""
-    encoder = calibrated(run.method.encoder, run.batches.images, run.normalise, run.config.eval.batch_size)
-    return score(run, encoder)
+def score_untrained(setup: Setup, between: Callable[[], object] = lambda: None) -> dict[str, float]:
+    """Weighted kNN of the encoder before training, with BatchNorm statistics of the data; arguments as in `score`."""
+    encoder = calibrated(setup.method.encoder, setup.train_images, setup.normalise, setup.config.eval.batch_size)
+    return score(setup, encoder, between)
 
 
 def _evaluate(run: Run, kind: str, name: str, scorer: Callable[[], dict[str, float]]) -> dict[str, float]:
