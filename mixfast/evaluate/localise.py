@@ -37,7 +37,7 @@ _SHOWN = 6  # images in the picture
 
 
 class Result(NamedTuple):
-    """What was scored, how, and by whom."""
+    """Scores of the runs and their baselines, and how they were made."""
 
     settings: dict[str, Any]
     rows: list[Row]

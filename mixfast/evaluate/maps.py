@@ -129,7 +129,7 @@ def probe_weights(run: LoadedRun, network: Network) -> Tensor:
 
 
 def _images(options: Maps, first: LoadedRun) -> tuple[Objects, list[str]]:
-    """What is looked at, and a name for each image."""
+    """The images whose maps are drawn, and a name for each."""
     if options.count < 1 or (options.resize is not None and options.resize < 1):
         raise ConfigError(f"--count and --resize must be at least 1; got {options.count} and {options.resize}.")
     if options.images:

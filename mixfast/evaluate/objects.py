@@ -19,7 +19,7 @@ CANVAS = 64
 
 @dataclass(frozen=True)
 class ObjectData(ScoringOptions):
-    """Which images are scored."""
+    """Options that choose the images with boxes."""
 
     data: Literal["auto", "scenes", "canvas", "voc", "coco"] = "auto"  # auto: scenes for runs on scenes, else canvas
     count: int = 1000  # images to score, at most

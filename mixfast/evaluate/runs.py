@@ -1,4 +1,4 @@
-"""Runs as the evaluations see them: runs, named, grouped by what differs, with the place where results go."""
+"""Runs for the evaluations: loading them, naming and grouping them by what differs, and where results go."""
 
 import copy
 import json
@@ -197,7 +197,7 @@ class ScoreTable:
         self._rows: dict[str, dict[str, dict[str, float]]] = {}  # row: origin: metric: value
 
     def score(self, row: str, origin: str, scorer: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """The scores of a row for one origin: what `scorer` says, or said when asked first."""
+        """The scores of a row for one origin, from `scorer` the first time and from memory after that."""
         known = self._rows.setdefault(row, {})
         if origin not in known:
             known[origin] = scorer()

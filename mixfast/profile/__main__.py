@@ -52,7 +52,7 @@ Peaks = tuple[int, dict[str, int]] | None
 
 @dataclass
 class Request:
-    """What the command line asks for."""
+    """A parsed command line."""
 
     everything: bool = False
     shape: str | None = None
@@ -90,7 +90,7 @@ def understand(words: list[str]) -> Request:
     if request.shape is not None and request.shape not in SHAPES:
         raise ConfigError(f"--shape must be one of {', '.join(SHAPES)}; got {request.shape!r}.")
     if request.everything and request.names:
-        raise ConfigError(f"--all profiles every preset; leave {request.names[0]} or --all away.")
+        raise ConfigError(f"--all profiles every preset; omit {request.names[0]} or --all.")
     return request
 
 
@@ -107,13 +107,13 @@ def configured(request: Request, preset: str) -> cli.Invocation:
 
 
 def memory_of(config: RunConfig[Any], device: torch.device) -> Peaks:
-    """The peaks of one preset, or None where the machine does not tell."""
+    """The peaks of one preset; None on a machine that does not report them."""
     with tempfile.TemporaryDirectory() as folder:
         return measure.peak_bytes(measure.prepare(config, device, Path(folder))) if memory.measurable(device) else None
 
 
 def profile(invocation: cli.Invocation, request: Request, device: torch.device, peaks: Peaks) -> output.Record:
-    """The record of one preset."""
+    """Measure one preset."""
     config = invocation.config
     with tempfile.TemporaryDirectory() as folder:
         run = measure.prepare(config, device, Path(folder))

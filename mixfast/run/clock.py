@@ -1,4 +1,4 @@
-"""Where the time of a run goes, without waiting for the device inside a step."""
+"""Measures where the time of a run goes, without waiting for the device inside a step."""
 
 import time
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ class Clock:
         return event
 
     def skip(self) -> None:
-        """Charge the time since the last lap to nobody."""
+        """Drop the time since the last lap."""
         self._last, self._unnamed = self._now(), []
 
     def lap(self, name: str) -> None:

@@ -11,7 +11,7 @@ from mixfast.scoring import diagnostics
 from mixfast.scoring.features import extract
 
 IMAGES = 1024  # of the test set, at most
-COLLAPSED = 0.1  # std_z below which the encoder says nearly the same of every image
+COLLAPSED = 0.1  # std_z below which every image has nearly the same embedding
 
 
 @torch.no_grad()
@@ -23,7 +23,7 @@ def diagnose(setup: Setup) -> dict[str, float]:
     positives that beat all K keys of the term's queue; shortcut_TERM, the share of *other images'* positives that do,
     1 / (K + 1) if nothing gives them away; queue_age, the steps after which a key is overwritten.
     """
-    draws = Generators(setup.config.seed, setup.device)  # of its own: the same views at every evaluation
+    draws = Generators(setup.config.seed, setup.device)  # its own generators: the same views at every evaluation
     images, size = setup.splits.test.images[:IMAGES].to(setup.device), setup.config.eval.batch_size
 
     augment = setup.augmenter(draws)
@@ -45,7 +45,7 @@ def diagnose(setup: Setup) -> dict[str, float]:
 
 
 def _positives(setup: Setup, draws: Generators) -> dict[str, Tensor]:
-    """What the terms of a step on the first training images find; nothing for a method without queues."""
+    """Positives found, shortcuts and age of the queues, from a step on the first training images; {} without queues."""
     rows = setup.config.train.batch_size // setup.config.train.accumulate
     views = setup.views(setup.train_images[:rows], draws)
     with frozen_statistics(setup.method), setup.autocast():
@@ -66,6 +66,6 @@ def warning(numbers: dict[str, float]) -> str | None:
     if numbers["std_z"] >= COLLAPSED:
         return None
     return (
-        f"std of z is {numbers['std_z']:.3f} (1: directions are used evenly): the encoder says nearly the same of "
-        f"every image. A lower --optim.lr or a warm-up (--optim.warmup_epochs) may prevent it."
+        f"std of z is {numbers['std_z']:.3f} (1: directions are used evenly): every image has nearly the "
+        f"same embedding. A lower --optim.lr or a warm-up (--optim.warmup_epochs) may prevent it."
     )

@@ -19,27 +19,28 @@ from mixfast.run.state import Run
 from mixfast.scoring.baselines import calibrated, pixels
 from mixfast.scoring.features import extract
 from mixfast.scoring.knn import knn_score, knn_scores
+from mixfast.spans import span
 
 HEADER = f"{'':<16} epoch     loss   knn_z   knn_h    img/s  data wait     left"
 
 
 def candidates(config: RunConfig[Any]) -> int | None:
-    """Among how many rows a loss term of the run's method looks for the positive; None if it does not choose."""
+    """Number of rows among which a loss term looks for its positive; None for a method that does not choose."""
     batch = config.train.batch_size // config.train.accumulate
     return methods.load(config.method_name).candidates(config.method, batch)
 
 
 def chance_loss(config: RunConfig[Any]) -> float | None:
-    """The loss of a network that cannot tell the positive from the other rows; None if the method does not choose."""
+    """Chance level of a loss term: ln of its number of candidates; None for a method that does not choose."""
     count = candidates(config)
     return None if count is None else math.log(count)
 
 
 def introduce(run: Run) -> None:
-    """Lines above the table: what the numbers in it are to be compared with."""
+    """Print the lines above the table: chance level, whether there will be scores, and the columns."""
     config, console = run.config, run.console
     if (chance := chance_loss(config)) is not None:
-        console.line(f"loss of guessing, per term: ln({candidates(config)}) = {chance:.2f}")
+        console.line(f"chance level of the loss, per term: ln({candidates(config)}) = {chance:.2f}")
     if not scorable(run):
         console.line("kNN is off: not every image has a class.")
     elif config.eval.k > bank_size(run):
@@ -53,12 +54,12 @@ def scorable(setup: Setup) -> bool:
 
 
 def bank_size(setup: Setup) -> int:
-    """Among how many training images kNN looks for neighbours."""
+    """Number of training images among which kNN looks for neighbours."""
     return min(setup.config.eval.bank or len(setup.splits.train), len(setup.splits.train))
 
 
 def bank(setup: Setup) -> tuple[Images, Tensor]:
-    """These images, and their classes on the device."""
+    """The training images among which kNN looks for neighbours, and their classes on the device."""
     images, labels = setup.train_images, setup.splits.train.labels
     if bank_size(setup) < len(labels):
         chosen = first_balanced(labels, bank_size(setup))
@@ -67,11 +68,12 @@ def bank(setup: Setup) -> tuple[Images, Tensor]:
 
 
 def scored_images(setup: Setup) -> Images:
-    """Those of the test set; if they are in files, for the device, as then the processes of the training read them."""
+    """The test images; if they are in files, bound to the device, so that the processes of the training read them."""
     images = setup.splits.test.images
     return images.to(setup.device) if isinstance(images, Streamed) else images
 
 
+@span("record")
 def record(run: Run) -> None:
     """Write the means since the last record, and where the time went."""
     means, parts = run.meter.means(), run.clock.seconds()
@@ -99,7 +101,7 @@ def record(run: Run) -> None:
 
 
 def loader_and_step(library: Library, step: float) -> str:
-    """What decoding reaches alone beside what the step reaches without waiting, in images/s, and which is the limit."""
+    """A sentence: images/s of decoding alone and of a step that need not wait, and which of them is the limit."""
     alone = library.images_per_s or 0.0
     rates = f"decoding alone {alone:,.0f} images/s, a step without waiting for images {step:,.0f}"
     if alone >= step:
@@ -108,7 +110,7 @@ def loader_and_step(library: Library, step: float) -> str:
 
 
 def _speed(run: Run) -> tuple[str, str, str, str]:
-    """Loss, images/s, share of the time spent waiting for data, time left: of the last record, as words."""
+    """(loss, images/s, share of the time spent waiting for data, time left) of the last record, formatted."""
     if not run.last:
         return "-", "-", "-", "-"
     rate, parts = run.last["images_per_s"], [run.last[name] for name in run.last if name.startswith("time_")]
@@ -175,7 +177,7 @@ def score_untrained(setup: Setup, between: Callable[[], object] = lambda: None) 
 
 
 def _evaluate(run: Run, kind: str, name: str, scorer: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Compute scores and write them to the metrics."""
+    """Compute scores and append them to the metrics as a record of `kind`."""
     started = time.monotonic()
     scores = scorer()
     facts = {"kind": kind, "name": name, "step": run.step, "epoch": run.epoch, **scores}

@@ -19,6 +19,7 @@ from mixfast.methods import Method
 from mixfast.models import build_encoder
 from mixfast.rng import Generators
 from mixfast.run import checkpoint, machine
+from mixfast.spans import span
 
 
 @dataclass
@@ -39,11 +40,13 @@ class Setup:
         cfg, state = recipe or self.config.augment, generators.counter("augment")
         given = (cfg, state, self.splits.mean, self.splits.std)
 
+        @span("augment")
         def views(images: Tensor, count: int = 2) -> list[Tensor]:
             return augment(images, *given, count, memory_format=self.memory_format)
 
         return views
 
+    @span("mix")
     def views(self, images: Tensor, generators: Generators | None = None) -> dict[str, Tensor]:
         """The method's views of uint8 images [B, 3, H, W] on the device, by its own generators or others."""
         draws = self.generators if generators is None else generators
@@ -78,7 +81,7 @@ class Setup:
 def set_up(config: RunConfig[Any], splits: Splits, device: torch.device) -> Setup:
     """The method with fresh weights; every random number from here on follows from `config.seed`."""
     if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # for events, and a graph's generators, which are told of no device
+        torch.cuda.set_device(device)  # for events, and for the generators of a CUDA graph, which take no device
     torch.manual_seed(config.seed)  # for a method from elsewhere that draws without a generator
     generators = Generators(config.seed, device)
     memory_format = machine.pick_memory_format(config.train.memory_format)

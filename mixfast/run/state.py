@@ -65,7 +65,7 @@ class Run(Setup):
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued run needs to end in the same bits."""
+        """Everything that a continued run needs to end in the same bits."""
         return {
             "config": flatten(self.config),
             "data": self.splits.fingerprint,
@@ -83,7 +83,7 @@ class Run(Setup):
         }
 
     def save(self) -> Path:
-        """Write a checkpoint."""
+        """Write a checkpoint; returns its path."""
         self.saved_at = time.monotonic()
         return checkpoint.save(self.folder.checkpoints, self.state_dict())
 
