@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixfast.ops import multi_queue_infonce, nt_xent
+from mixfast.spans import span
 
 __all__ = ["PairTerm", "Term", "infonce_sum", "minus_cosine", "nt_xent_sum", "unit"]
 
@@ -28,6 +29,7 @@ def unit(vectors: Tensor) -> Tensor:
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
 
 
+@span("losses")
 def infonce_sum(
     terms: Sequence[Term], queues: Mapping[str, Tensor], temperature: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -77,6 +79,7 @@ class PairTerm:
     excluded: Tensor | None = None  # int64 [2 B]: per anchor one more row that is no negative, or -1
 
 
+@span("losses")
 def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of NT-Xent terms, each a mean over its 2 B anchors (`mixfast.nt_xent`).
 
@@ -95,6 +98,7 @@ def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, 
     return torch.stack(losses).sum(), parts
 
 
+@span("losses")
 def minus_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
     """-cos of each row of [B, D] with the same row of `targets`: [B], in [-1, 1] (BYOL, Grill et al. 2020, eq. 2)."""
     return -(unit(predictions) * unit(targets)).sum(dim=1)

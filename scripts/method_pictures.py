@@ -17,10 +17,7 @@ from mixfast.config import presets
 from mixfast.config.options import replace
 from mixfast.data import Splits, load
 from mixfast.rng import Generators
-from mixfast.run.console import Console
-from mixfast.run.folder import RunFolder
-from mixfast.run.signals import StopRequest
-from mixfast.run.state import build
+from mixfast.run.setup import set_up
 from mixfast.train import plots
 
 FOLDER = Path(__file__).parents[1] / "docs" / "pictures" / "methods"
@@ -45,9 +42,9 @@ def draw(name: str, ending: str, options: dict[str, Any], splits: Splits | None)
     config, _ = presets.build(name, [], None)
     config = replace(config, {**SMALL, **options})
     splits = splits or load(config.data, config.seed)
-    run = build(config, splits, RunFolder(FOLDER), Console(), StopRequest(), torch.device("cpu"))
+    setup = set_up(config, splits, torch.device("cpu"))
     images = splits.train.images[:ROWS]
-    views = run.views(images, Generators(SEED))
+    views = setup.views(images, Generators(SEED))
     plots.view_grid(FOLDER / f"{name}{ending}.png", images, views, splits.mean, splits.std)
     return splits
 

@@ -5,21 +5,18 @@ import sys
 import tyro
 
 from mixfast.compare.build import Compare, compare
-from mixfast.errors import UserError
+from mixfast.run.failure import run_command
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = sys.argv[1:] if words is None else words
-    try:
+
+    def write() -> None:
         file = compare(tyro.cli(Compare, args=words, prog="python -m mixfast.compare"), words)
         print(f"report    {file}")
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as end:  # tyro has printed its help or what it did not understand
-        return int(end.code or 0)
+
+    return run_command(write)
 
 
 if __name__ == "__main__":

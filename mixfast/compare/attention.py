@@ -10,38 +10,38 @@ from mixfast.compare.tables import markdown
 from mixfast.evaluate import localise, maps
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.localise import ORACLES, TITLES, Result
-from mixfast.evaluate.runs import Common, Opened, Place, open_runs
+from mixfast.evaluate.runs import LoadedRun, MachineOptions, ScoringOptions, load_runs
 
 Data = Literal["auto", "scenes", "canvas", "none"]
 
 
-def open_finished(section: Section, machine: Place) -> list[Opened]:
+def open_finished(section: Section, machine: MachineOptions) -> list[LoadedRun]:
     """The finished runs that have a checkpoint, with their weights, named as in the section."""
     members = [(group.name, run) for group in section.groups for run in group.finished if run.has_checkpoint]
     if not members:
         return []
     paths = tuple(run.newest_checkpoint for _, run in members)
-    runs = open_runs(Common(paths, data_path=machine.data_path, device=machine.device, threads=machine.threads))
+    runs = load_runs(ScoringOptions(paths, data_path=machine.data_path, device=machine.device, threads=machine.threads))
     for run, (name, _) in zip(runs, members, strict=True):
         run.name = name
     return runs
 
 
-def score_localisation(runs: Sequence[Opened], data: Data, count: int, validation: int) -> Result:
+def score_localisation(runs: Sequence[LoadedRun], data: Data, count: int, validation: int) -> Result:
     """The scores of `evaluate localise` on `count` images; map and threshold are chosen on `validation` others."""
     assert data != "none"
     options = Localise(tuple(run.checkpoint for run in runs), data=data, count=count, validation=validation)
     return localise.evaluate(options, runs)
 
 
-def untrained_names(runs: Sequence[Opened], result: Result) -> dict[str, str]:
+def untrained_names(runs: Sequence[LoadedRun], result: Result) -> dict[str, str]:
     """Name in the table of each row of an untrained network; "" for a row that repeats an earlier one.
 
     Networks that differ in their head have an untrained network each. Its scores are equal unless a map reads the head.
     """
     models: dict[str, list[str]] = {}
     for run in runs:
-        models.setdefault(str(run.run.config.model), []).append(f"`{run.name}`")
+        models.setdefault(str(run.setup.config.model), []).append(f"`{run.name}`")
     rows = [row.name for row in result.rows if row.role == "untrained"]
     if len({str(result.scores[name]) for name in rows}) == 1:
         return {name: "" if number else "untrained" for number, name in enumerate(rows)}
@@ -77,15 +77,15 @@ def margin_table(result: Result) -> str:
     return markdown(["minus untrained", "CorLoc", "95 % interval"], body)
 
 
-def localisation_numbers(runs: Sequence[Opened], result: Result) -> dict[str, Any]:
+def localisation_numbers(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
     """The numbers of `evaluate localise`; a run is given by the name of its folder, not by its path on this machine."""
     numbers = localise.facts(runs, result)
     for entry, run in zip(numbers["runs"], runs, strict=True):
-        entry["path"] = run.run.folder.path.name
+        entry["path"] = run.folder.path.name
     return numbers
 
 
-def draw_maps(path: Path, runs: Sequence[Opened], count: int) -> tuple[str, dict[str, dict[str, float]]]:
+def draw_maps(path: Path, runs: Sequence[LoadedRun], count: int) -> tuple[str, dict[str, dict[str, float]]]:
     """Draw the maps of one run per group and of the first run's network untrained; returns title and scores."""
     unique = {run.name: run for run in reversed(runs)}
     first = runs[0]

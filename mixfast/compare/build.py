@@ -17,14 +17,14 @@ from mixfast.compare.attention import Data
 from mixfast.compare.gather import Section, gather
 from mixfast.compare.page import Chapter, numbers, page
 from mixfast.errors import ConfigError
-from mixfast.evaluate.runs import Opened, Place
+from mixfast.evaluate.runs import LoadedRun, MachineOptions
 from mixfast.run.folder import now, write_json
 
 PAGE, RESULTS = "report.md", "results.json"
 
 
 @dataclass(frozen=True)
-class Compare(Place):
+class Compare(MachineOptions):
     """Put runs side by side: Table 1 with the paper's numbers, differences over seeds, curves, localisation, maps."""
 
     # folders of runs
@@ -119,7 +119,7 @@ def _chapter(section: Section, options: Compare, folder: Path) -> Chapter:
     return chapter
 
 
-def _maps(chapter: Chapter, runs: Sequence[Opened], options: Compare, folder: Path) -> None:
+def _maps(chapter: Chapter, runs: Sequence[LoadedRun], options: Compare, folder: Path) -> None:
     slug = chapter.section.slug
     if options.localise != "none":
         chapter.result = attention.score_localisation(runs, options.localise, options.count, options.validation)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
+from mixfast import methods
 from mixfast.augment.config import AugmentConfig
 from mixfast.data.config import DataConfig
 from mixfast.errors import ConfigError
@@ -172,7 +173,12 @@ def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
 
 
 def validate(config: RunConfig[Any]) -> None:
-    """Raise one ConfigError that lists every impossible value of this file's sections, and combinations with others."""
+    """Refuse a configuration that cannot be trained or scored, before anything is made or loaded.
+
+    Raises:
+        ConfigError: lists every impossible value of this file's sections; if there is none, what the method's own
+            `check` says of its options at this batch size.
+    """
     flat = flatten(config)
     problems = [
         f"--{key} must be at least {least}; got {flat[key]}"
@@ -189,24 +195,17 @@ def validate(config: RunConfig[Any]) -> None:
         problems = _batch_problems(config)
     if problems:
         raise ConfigError("\n".join(problems))
+    methods.load(config.method_name).check(config.method, config.train.batch_size)
 
 
 def _batch_problems(config: RunConfig[Any]) -> list[str]:
     batch, micro, splits = config.train.batch_size, config.train.accumulate, config.model.bn_splits
-    problems = []
-    if batch % (micro * splits):
-        problems.append(
-            f"--train.batch_size must be a multiple of --train.accumulate {micro} times --model.bn_splits {splits}; "
-            f"got {batch}, nearest: {nearest_multiple(batch, micro * splits)}"
-        )
-    queue = getattr(config.method, "queue_size", None)
-    rows = batch * (2 if getattr(config.method, "symmetric", False) else 1)  # keys enqueued per optimiser step
-    if queue is not None and queue % rows:
-        problems.append(
-            f"--method.queue_size must be a multiple of the {rows} keys that a step enqueues "
-            f"(--train.batch_size {batch}); got {queue}, nearest: {nearest_multiple(queue, rows)}"
-        )
-    return problems
+    if batch % (micro * splits) == 0:
+        return []
+    return [
+        f"--train.batch_size must be a multiple of --train.accumulate {micro} times --model.bn_splits {splits}; "
+        f"got {batch}, nearest: {nearest_multiple(batch, micro * splits)}"
+    ]
 
 
 def nearest_multiple(value: int, of: int) -> int:

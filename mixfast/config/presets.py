@@ -98,7 +98,7 @@ def build(preset: str, modifiers: list[str], method: str | None) -> tuple[RunCon
 
 
 def switch_method(config: RunConfig[Any], name: str) -> RunConfig[Any]:
-    """The same run with another method; options that both have keep their values where they were not defaults."""
+    """A configuration with another method; options that both have keep their values where they were not defaults."""
     old, fresh = config.method, methods.load(name).Config()
     changed = {key: value for key, value in flatten(old).items() if value != flatten(type(old)())[key]}
     shared = {f"method.{key}": value for key, value in changed.items() if key in flatten(fresh)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import tyro
 
-from mixfast.errors import ConfigError, UserError
+from mixfast.errors import ConfigError
 from mixfast.evaluate.components import Components, components
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.embed import Embed, embed
@@ -15,6 +15,7 @@ from mixfast.evaluate.linear import Linear, linear
 from mixfast.evaluate.localise import localise
 from mixfast.evaluate.maps import Maps, maps
 from mixfast.evaluate.replay import Replay, replay
+from mixfast.run.failure import run_command
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "knn": (Knn, knn),
@@ -30,23 +31,21 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = sys.argv[1:] if words is None else words
-    try:
-        if not words or words[0] not in COMMANDS:
-            if words and words[0] not in ("--help", "-h"):
-                raise ConfigError(f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}.")
-            print("Evaluate what python -m mixfast.train has written; no checkpoint is changed.\n")
-            print("usage: python -m mixfast.evaluate COMMAND RUN... [options]; COMMAND --help lists them")
-            print("       RUN: the folder of a run, or one of its checkpoints\n")
-            print("\n".join(f"  {name:<11} {kind.__doc__}" for name, (kind, _) in COMMANDS.items()))
-            return 0
-        kind, command = COMMANDS[words[0]]
-        command(tyro.cli(kind, args=words[1:], prog=f"python -m mixfast.evaluate {words[0]}"))
-        return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except SystemExit as end:  # tyro has printed its help or what it did not understand
-        return int(end.code or 0)
+    return run_command(lambda: evaluate(words))
+
+
+def evaluate(words: list[str]) -> None:
+    """Run the sub-command that the first word names, or print what there is."""
+    if not words or words[0] in ("--help", "-h"):
+        print("Evaluate what python -m mixfast.train has written; no checkpoint is changed.\n")
+        print("usage: python -m mixfast.evaluate COMMAND RUN... [options]; COMMAND --help lists them")
+        print("       RUN: the folder of a run, or one of its checkpoints\n")
+        print("\n".join(f"  {name:<11} {kind.__doc__}" for name, (kind, _) in COMMANDS.items()))
+        return
+    if words[0] not in COMMANDS:
+        raise ConfigError(f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}.")
+    kind, command = COMMANDS[words[0]]
+    command(tyro.cli(kind, args=words[1:], prog=f"python -m mixfast.evaluate {words[0]}"))
 
 
 if __name__ == "__main__":

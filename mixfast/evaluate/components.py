@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from mixfast.errors import ConfigError
-from mixfast.evaluate.runs import Board, Common, Opened, keep, open_runs
+from mixfast.evaluate.runs import LoadedRun, ScoreTable, ScoringOptions, load_runs, record_scores
 from mixfast.methods import Method
 from mixfast.rng import Generators
 from mixfast.scoring.components import component_scores
@@ -16,7 +16,7 @@ from mixfast.scoring.maps import Network
 
 
 @dataclass(frozen=True)
-class Components(Common):
+class Components(ScoringOptions):
     """Score whether the inside of a mixture's box finds the pasted image, and the outside the base image."""
 
     count: int = 1000  # n, the number of test images among which one is to be found
@@ -36,29 +36,29 @@ def components(options: Components) -> None:
     """Print the shares of right and wrong retrievals, and append them to evaluations.jsonl in the run folders."""
     if not options.areas or not all(0 < area < 1 for area in options.areas):
         raise ConfigError(f"--areas must be shares between 0 and 1; got {options.areas}.")
-    board = Board()
-    for one in open_runs(options):
-        count = min(options.count, len(one.run.splits.test))
+    board = ScoreTable()
+    for run in load_runs(options):
+        count = min(options.count, len(run.setup.splits.test))
         if count < 2:
             raise ConfigError(f"--count: a mixture needs two test images; got {count}.")
         rows: dict[str, dict[str, float]] = {}
         for area in options.areas:
-            for name, origin, network, space in contestants(one):
+            for name, origin, network, space in contestants(run):
                 row = f"{name}, {space.name}, area {area:g}"
-                rows[row] = board.score(row, origin, partial(_score, one, network, space, area, options))
-        keep(one, "components", {"count": count, "views": options.views}, rows)
+                rows[row] = board.score(row, origin, partial(_score, run, network, space, area, options))
+        record_scores(run, "components", {"count": count, "views": options.views}, rows)
     how = "augmented views, gallery of plain images" if options.views else "plain images"
     print(f"component retrieval, top-1 in percent; mixtures of {how}")
     print(board.table())
 
 
-def contestants(one: Opened) -> list[tuple[str, str, Network, Space]]:
+def contestants(run: LoadedRun) -> list[tuple[str, str, Network, Space]]:
     """(name, origin, network, space): untrained and trained, by pooled features, and by the head that reads regions."""
-    pooled, own = Space("pooled features", None, None), str(one.checkpoint)
+    pooled, own = Space("pooled features", None, None), str(run.checkpoint)
     return [
-        ("untrained", f"{one.origin} {one.run.config.augment}", one.untrained(), pooled),
-        (one.name, own, one.trained, pooled),
-        (one.name, own, one.trained, region_space(one.run.method)),
+        ("untrained", f"{run.origin} {run.setup.config.augment}", run.untrained(), pooled),
+        (run.name, own, run.trained, pooled),
+        (run.name, own, run.trained, region_space(run.setup.method)),
     ]
 
 
@@ -70,12 +70,12 @@ def region_space(method: Method) -> Space:
     return Space("head", None, method.encoder.head)
 
 
-def _score(one: Opened, network: Network, space: Space, area: float, options: Components) -> dict[str, float]:
-    run = one.run
-    generators = Generators(run.config.seed, run.device)
-    images = run.splits.test.images[: options.count].to(run.device)
+def _score(run: LoadedRun, network: Network, space: Space, area: float, options: Components) -> dict[str, float]:
+    setup = run.setup
+    generators = Generators(setup.config.seed, setup.device)
+    images = setup.splits.test.images[: options.count].to(setup.device)
 
-    augment = run.augmenter(generators)
+    augment = setup.augmenter(generators)
 
     def view(batch: torch.Tensor) -> torch.Tensor:
         return augment(batch, 1)[0]
@@ -88,5 +88,5 @@ def _score(one: Opened, network: Network, space: Space, area: float, options: Co
         head=space.head,
         layer=space.layer,
         view=view if options.views else None,
-        batch_size=run.config.eval.batch_size,
+        batch_size=setup.config.eval.batch_size,
     )

@@ -10,7 +10,7 @@ import torch
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.evaluate.maps import probe_weights
 from mixfast.evaluate.objects import ObjectData
-from mixfast.evaluate.runs import Common, Opened, grouped, open_runs
+from mixfast.evaluate.runs import LoadedRun, ScoringOptions, grouped, load_runs
 from mixfast.run import checkpoint
 from mixfast.scoring import protocol
 from mixfast.scoring.boxes import Objects
@@ -43,34 +43,39 @@ class Row:
     outcomes: list[Outcome] = field(default_factory=list)  # of each maker, in order; filled by playing
 
 
-def contestants(options: Localise, opened: Sequence[Opened], validation: Objects) -> list[Row]:
+def contestants(options: Localise, runs: Sequence[LoadedRun], validation: Objects) -> list[Row]:
     """The runs by group, their networks untrained, supervised ones if given, edges, and the centred box."""
     rows = [
-        Row(name, "run", [_maker(options, o, o.trained, validation) for o in group], str(group[0].run.config.model))
-        for name, group in grouped(opened).items()
+        Row(
+            name,
+            "run",
+            [_maker(options, run, run.trained, validation) for run in group],
+            str(group[0].setup.config.model),
+        )
+        for name, group in grouped(runs).items()
     ]
-    networks: dict[str, dict[int, Opened]] = {}
-    for one in opened:  # untrained, networks of one architecture and one seed are the same
-        networks.setdefault(str(one.run.config.model), {})[one.run.config.seed] = one
+    networks: dict[str, dict[int, LoadedRun]] = {}
+    for run in runs:  # untrained, networks of one architecture and one seed are the same
+        networks.setdefault(str(run.setup.config.model), {})[run.setup.config.seed] = run
     for number, seeds in enumerate(networks.values(), 1):
-        makers = [_maker(options, one, one.untrained(), validation) for one in seeds.values()]
-        model = next(iter(seeds.values())).run.config.model
+        makers = [_maker(options, run, run.untrained(), validation) for run in seeds.values()]
+        model = next(iter(seeds.values())).setup.config.model
         name = "untrained" if len(networks) == 1 else f"untrained {number} (ResNet-{model.depth})"
         rows.append(Row(name, "untrained", makers, str(model)))
     if options.supervised:
-        makers = [_supervised(options, path, opened[0], validation) for path in options.supervised]
+        makers = [_supervised(options, path, runs[0], validation) for path in options.supervised]
         rows.append(Row("supervised", "supervised", makers))
     simple = {"edges": protocol.edge_contestant, "centred box": protocol.centre_contestant}
     return [*rows, *(Row(name, "baseline", [maker]) for name, maker in simple.items())]
 
 
-def _maker(options: Localise, one: Opened, network: Network, validation: Objects, head: bool = True) -> MapMaker:
+def _maker(options: Localise, run: LoadedRun, network: Network, validation: Objects, head: bool = True) -> MapMaker:
     """A network as a contestant; one without a head that was trained with it has no "sim" map."""
     last = options.layer in (None, network.encoder.layers)
     kinds = [kind for kind in options.kinds if (last or kind not in LAST_ONLY) and (head or kind != "sim")]
     if not kinds:
         raise ConfigError(f"--kinds {' '.join(options.kinds)}: none of them can be made of this layer; add norm.")
-    weights = probe_weights(one, network) if "cam" in kinds else None
+    weights = probe_weights(run, network) if "cam" in kinds else None
     try:
         mapper = fit_mapper(network, validation.images, layer=options.layer, stride=options.stride, classifier=weights)
     except ValueError as error:
@@ -78,11 +83,13 @@ def _maker(options: Localise, one: Opened, network: Network, validation: Objects
     return protocol.mapper_contestant(mapper, kinds)
 
 
-def _supervised(options: Localise, path: Path, like: Opened, validation: Objects) -> MapMaker:
+def _supervised(options: Localise, path: Path, like: LoadedRun, validation: Objects) -> MapMaker:
     """A run, or a file of backbone weights for the first run's architecture."""
     if path.is_dir() or path.name in (checkpoint.LAST, checkpoint.PREVIOUS):
-        (one,) = open_runs(Common((path,), data_path=options.data_path, device=options.device, threads=options.threads))
-        return _maker(options, one, one.trained, validation)
+        (run,) = load_runs(
+            ScoringOptions((path,), data_path=options.data_path, device=options.device, threads=options.threads)
+        )
+        return _maker(options, run, run.trained, validation)
     encoder = copy.deepcopy(like.fresh)
     weights = {key.removeprefix("module."): value for key, value in _weights(path).items()}
     found = {key: value for key, value in weights.items() if not key.startswith("fc.")}
@@ -93,7 +100,7 @@ def _supervised(options: Localise, path: Path, like: Opened, validation: Objects
         encoder.backbone.load_state_dict(found)
     except RuntimeError as error:  # same names, other shapes
         raise CheckpointError(f"{path} is of another architecture than the first run: {error}") from error
-    return _maker(options, like, Network(encoder, like.run.normalise), validation, head=False)
+    return _maker(options, like, Network(encoder, like.setup.normalise), validation, head=False)
 
 
 def _weights(path: Path) -> dict[str, torch.Tensor]:

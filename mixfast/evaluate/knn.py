@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from functools import partial
 
-from mixfast.evaluate.runs import Board, Common, Opened, keep, need_labels, open_runs
+from mixfast.evaluate.runs import LoadedRun, ScoreTable, ScoringOptions, load_runs, need_labels, record_scores
 from mixfast.run.monitor import bank_size, score, score_pixels
 
 
 @dataclass(frozen=True)
-class Knn(Common):
+class Knn(ScoringOptions):
     """Weighted kNN on z and h of a run's checkpoint."""
 
     k: int | None = None  # neighbours; none: the run's own
@@ -19,20 +19,20 @@ class Knn(Common):
 def knn(options: Knn) -> None:
     """Print the scores, and append them to evaluations.jsonl in the run folders."""
     given = {"eval.k": options.k, "eval.temperature": options.temperature}
-    opened = open_runs(options, {key: value for key, value in given.items() if value is not None})
-    need_labels(opened, "kNN")
-    board = Board()
-    for one in opened:
-        run, rows = one.run, {}
+    runs = load_runs(options, {key: value for key, value in given.items() if value is not None})
+    need_labels(runs, "kNN")
+    board = ScoreTable()
+    for run in runs:
+        setup, rows = run.setup, {}
         if options.baselines:
-            rows["raw pixels"] = board.score("raw pixels", one.origin, partial(score_pixels, run))
-            rows["untrained"] = board.score("untrained", one.origin, partial(_untrained, one))
-        rows[one.name] = board.score(one.name, str(one.checkpoint), partial(score, run, run.method.encoder))
-        k, temperature = min(run.config.eval.k, bank_size(run)), run.config.eval.temperature
-        print(f"{one.checkpoint}: epoch {one.epoch}, step {one.step}; k = {k}, temperature {temperature}")
-        keep(one, "knn", {"k": k, "temperature": temperature}, rows)
+            rows["raw pixels"] = board.score("raw pixels", run.origin, partial(score_pixels, setup))
+            rows["untrained"] = board.score("untrained", run.origin, partial(_untrained, run))
+        rows[run.name] = board.score(run.name, str(run.checkpoint), partial(score, setup, setup.method.encoder))
+        k, temperature = min(setup.config.eval.k, bank_size(setup)), setup.config.eval.temperature
+        print(f"{run.checkpoint}: epoch {run.epoch}, step {run.step}; k = {k}, temperature {temperature}")
+        record_scores(run, "knn", {"k": k, "temperature": temperature}, rows)
     print(board.table())
 
 
-def _untrained(one: Opened) -> dict[str, float]:
-    return score(one.run, one.untrained().encoder)
+def _untrained(run: LoadedRun) -> dict[str, float]:
+    return score(run.setup, run.untrained().encoder)

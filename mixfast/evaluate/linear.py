@@ -8,7 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from mixfast.errors import ConfigError
-from mixfast.evaluate.runs import Board, Common, Opened, keep, need_labels, open_runs
+from mixfast.evaluate.runs import LoadedRun, ScoreTable, ScoringOptions, load_runs, need_labels, record_scores
 from mixfast.rng import Generators
 from mixfast.scoring.baselines import pixels
 from mixfast.scoring.features import extract
@@ -17,7 +17,7 @@ from mixfast.scoring.maps import Network
 
 
 @dataclass(frozen=True)
-class Linear(Common):
+class Linear(ScoringOptions):
     """Accuracy of a linear classifier on the frozen encoder, beside the untrained network and, if asked, raw pixels."""
 
     protocol: Literal["cached", "sgd"] = "cached"  # features once, without augmentation; or the full SGD protocol
@@ -31,19 +31,19 @@ class Linear(Common):
 def linear(options: Linear) -> None:
     """Print the accuracies, and append them to evaluations.jsonl in the run folders."""
     recipe = _recipe(options)
-    opened = open_runs(options)
-    need_labels(opened, "a linear classifier")
-    board = Board()
-    for one in opened:
+    runs = load_runs(options)
+    need_labels(runs, "a linear classifier")
+    board = ScoreTable()
+    for run in runs:
         rows: dict[str, dict[str, float]] = {}
         if options.pixels:
-            rows["raw pixels"] = board.score("raw pixels", one.origin, partial(_pixels, one, recipe))
+            rows["raw pixels"] = board.score("raw pixels", run.origin, partial(_pixels, run, recipe))
         if options.baselines:
-            scorer = partial(_score, one, one.untrained(), options, recipe)
-            rows["untrained"] = board.score("untrained", one.origin, scorer)
-        scorer = partial(_score, one, one.trained, options, recipe)
-        rows[one.name] = board.score(one.name, str(one.checkpoint), scorer)
-        keep(one, "linear", {"protocol": options.protocol, **dataclasses.asdict(recipe)}, rows)
+            scorer = partial(_score, run, run.untrained(), options, recipe)
+            rows["untrained"] = board.score("untrained", run.origin, scorer)
+        scorer = partial(_score, run, run.trained, options, recipe)
+        rows[run.name] = board.score(run.name, str(run.checkpoint), scorer)
+        record_scores(run, "linear", {"protocol": options.protocol, **dataclasses.asdict(recipe)}, rows)
     print(f"linear classifier, {options.protocol} protocol, {recipe.epochs} epochs; top-1 accuracy in percent")
     print(board.table())
     if len(recipe.lrs) > 1:
@@ -62,35 +62,35 @@ def _recipe(options: Linear) -> LinearRecipe:
     return recipe
 
 
-def _score(one: Opened, network: Network, options: Linear, recipe: LinearRecipe) -> dict[str, float]:
-    run = one.run
-    train, test = run.splits.train, run.splits.test
-    generators = Generators(run.config.seed, run.device)
-    labels, answers = train.labels.to(run.device), test.labels.to(run.device)
-    size = run.config.eval.batch_size
+def _score(run: LoadedRun, network: Network, options: Linear, recipe: LinearRecipe) -> dict[str, float]:
+    setup = run.setup
+    train, test = setup.splits.train, setup.splits.test
+    generators = Generators(setup.config.seed, setup.device)
+    labels, answers = train.labels.to(setup.device), test.labels.to(setup.device)
+    size = setup.config.eval.batch_size
     if options.protocol == "cached":
-        bank, queries = (extract(network.encoder, i, run.normalise, size) for i in (run.batches.images, test.images))
+        bank, queries = (extract(network.encoder, i, setup.normalise, size) for i in (setup.train_images, test.images))
         return linear_scores(bank, labels, queries, answers, generators["linear"], recipe)
     # The run's own crop and flip; colours stay.
-    recipe_of_views = dataclasses.replace(run.config.augment, jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
-    augment = run.augmenter(generators, recipe_of_views)
+    recipe_of_views = dataclasses.replace(setup.config.augment, jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
+    augment = setup.augmenter(generators, recipe_of_views)
 
     def view(images: Tensor) -> Tensor:
         return augment(images, 1)[0]
 
     def progress(done: int, of: int) -> None:
         if done % max(1, of // 10) == 0:
-            print(f"  {one.name}: epoch {done} of {of}", flush=True)
+            print(f"  {run.name}: epoch {done} of {of}", flush=True)
 
-    images = (run.batches.images, labels, test.images.to(run.device), answers)
+    images = (setup.train_images, labels, test.images.to(setup.device), answers)
     return sgd_score(network, view, *images, generators["linear"], recipe, progress)
 
 
-def _pixels(one: Opened, recipe: LinearRecipe) -> dict[str, float]:
-    run = one.run
-    train, test = run.splits.train, run.splits.test
-    bank, queries = (pixels(images, run.normalise) for images in (run.batches.images, test.images))
-    labels, answers = train.labels.to(run.device), test.labels.to(run.device)
-    generator = Generators(run.config.seed, run.device)["linear"]
+def _pixels(run: LoadedRun, recipe: LinearRecipe) -> dict[str, float]:
+    setup = run.setup
+    train, test = setup.splits.train, setup.splits.test
+    bank, queries = (pixels(images, setup.normalise) for images in (setup.train_images, test.images))
+    labels, answers = train.labels.to(setup.device), test.labels.to(setup.device)
+    generator = Generators(setup.config.seed, setup.device)["linear"]
     accuracy, rate = linear_score(bank, labels, queries, answers, generator, recipe)
     return {"linear_h": accuracy, "lr_h": rate}

@@ -10,7 +10,7 @@ from mixfast.errors import ConfigError
 from mixfast.evaluate import objects, pictures
 from mixfast.evaluate.contestants import Localise, Row, contestants
 from mixfast.evaluate.pictures import Column
-from mixfast.evaluate.runs import SCHEMA, Opened, evaluation_folder, grouped, keep, open_runs, table
+from mixfast.evaluate.runs import SCHEMA, LoadedRun, evaluation_folder, grouped, load_runs, record_scores, table
 from mixfast.run.folder import now, write_json
 from mixfast.scoring import bootstrap, protocol
 from mixfast.scoring.boxes import Objects
@@ -37,7 +37,7 @@ _SHOWN = 6  # images in the picture
 
 
 class Result(NamedTuple):
-    """What was scored, how, and by whom."""
+    """Scores of the runs and their baselines, and how they were made."""
 
     settings: dict[str, Any]
     rows: list[Row]
@@ -49,35 +49,35 @@ class Result(NamedTuple):
 
 def localise(options: Localise) -> None:
     """Print the table; write it with choices and intervals as JSON, draw a picture, and keep each run's line."""
-    opened = open_runs(options)
-    result = evaluate(options, opened)
-    folder = evaluation_folder(opened, options.out)
+    runs = load_runs(options)
+    result = evaluate(options, runs)
+    folder = evaluation_folder(runs, options.out)
     several = f"-{options.objects}" if result.test.name == "canvas" and options.objects > 1 else ""
     file = folder / f"localise-{result.test.name}{several}.json"
-    write_json(file, facts(opened, result))
+    write_json(file, facts(runs, result))
     draw(file.with_suffix(".png"), result)
-    for row, group in zip(result.rows, grouped(opened).values(), strict=False):  # runs are the first rows
+    for row, group in zip(result.rows, grouped(runs).values(), strict=False):  # runs are the first rows
         baselines = {other.name: result.scores[other.name] for other in result.rows if other.role != "run"}
-        for one, outcome in zip(group, row.outcomes, strict=True):
+        for run, outcome in zip(group, row.outcomes, strict=True):
             own = {row.name: protocol.summarise([outcome], result.draws)}
-            keep(one, "localise", result.settings, {**own, **baselines})
+            record_scores(run, "localise", result.settings, {**own, **baselines})
     print(words(result))
     print(f"table     {file}\npicture   {file.with_suffix('.png')}")
 
 
-def evaluate(options: Localise, opened: Sequence[Opened]) -> Result:
+def evaluate(options: Localise, runs: Sequence[LoadedRun]) -> Result:
     """Score the runs and their baselines; nothing is written."""
     if bad := [kind for kind in options.kinds if kind not in KINDS]:
         raise ConfigError(f"--kinds must be among {', '.join(KINDS)}; got {', '.join(bad)}.")
-    validation, test = objects.load(options, opened[0])
-    rows = contestants(options, opened, validation)
+    validation, test = objects.load(options, runs[0])
+    rows = contestants(options, runs, validation)
     how = Options(tolerance=options.tolerance)
     for row in rows:
         row.outcomes = [protocol.choose_and_score(maker, validation, test, how) for maker in row.makers]
     draws = bootstrap.resamples(len(test), options.seed)
     base = {row.model: row.outcomes for row in rows if row.role == "untrained"}
     names = [name for name in TITLES if name in rows[0].outcomes[0].images]
-    backbone = opened[0].run.method.encoder.backbone
+    backbone = runs[0].setup.method.encoder.backbone
     settings = {
         "data": test.name,
         "images": len(test),
@@ -104,11 +104,17 @@ def evaluate(options: Localise, opened: Sequence[Opened]) -> Result:
     )
 
 
-def facts(opened: Sequence[Opened], result: Result) -> dict[str, Any]:
+def facts(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
     """The content of the JSON file."""
-    runs = [
-        {"path": str(o.checkpoint), "name": o.name, "seed": o.run.config.seed, "epoch": o.epoch, "step": o.step}
-        for o in opened
+    entries = [
+        {
+            "path": str(run.checkpoint),
+            "name": run.name,
+            "seed": run.setup.config.seed,
+            "epoch": run.epoch,
+            "step": run.step,
+        }
+        for run in runs
     ]
     rows = [
         {
@@ -121,7 +127,7 @@ def facts(opened: Sequence[Opened], result: Result) -> dict[str, Any]:
         for row in result.rows
     ]
     about = {"schema": SCHEMA, "command": "localise", "time": now(), "settings": result.settings}
-    return {**about, "runs": runs, "rows": rows}
+    return {**about, "runs": entries, "rows": rows}
 
 
 def _choice(choice: Choice) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from mixfast.data.vision import resized
 from mixfast.errors import ConfigError, DataError
 from mixfast.evaluate import pictures
 from mixfast.evaluate.pictures import Column
-from mixfast.evaluate.runs import Common, Opened, evaluation_folder, keep, open_runs, table
+from mixfast.evaluate.runs import LoadedRun, ScoringOptions, evaluation_folder, load_runs, record_scores, table
 from mixfast.rng import Generators
 from mixfast.scoring import localisation
 from mixfast.scoring.annotations import stretched
@@ -25,12 +25,12 @@ from mixfast.scoring.linear import probe
 from mixfast.scoring.maps import Mapper, Network, enlarged, entropy, fit_mapper
 
 PHOTOGRAPH = 128  # pixels to which given files are stretched, as in the paper's figure
-Contestant = tuple[str, Network, Opened]  # title of its column, what makes the maps, the run it belongs to
+Contestant = tuple[str, Network, LoadedRun]  # title of its column, what makes the maps, the run it belongs to
 _REFERENCE = 512  # training images whose channel means centre the "norm" map
 
 
 @dataclass(frozen=True)
-class Maps(Common):
+class Maps(ScoringOptions):
     """Draw attention maps of several runs side by side."""
 
     images: tuple[Path, ...] = ()  # image files, or folders of them; none: the first run's test images
@@ -48,11 +48,11 @@ class Maps(Common):
 
 def maps(options: Maps) -> None:
     """Write the picture; print and keep how spread out the maps are and, where boxes are known, what is inside."""
-    opened = open_runs(options)
-    path = evaluation_folder(opened, options.out) / f"maps-{options.kind}.png"
-    title, settings, scores = draw(path, options, opened[0], _contestants(opened, options.untrained))
-    for one in opened:
-        keep(one, "maps", settings, scores)
+    runs = load_runs(options)
+    path = evaluation_folder(runs, options.out) / f"maps-{options.kind}.png"
+    title, settings, scores = draw(path, options, runs[0], _contestants(runs, options.untrained))
+    for run in runs:
+        record_scores(run, "maps", settings, scores)
     print(f"{title}; {len(settings['images'])} images")
     print(table({name: {key: f"{value:.1f}" for key, value in row.items()} for name, row in scores.items()}))
     print("entropy: 100 is a map without preference; energy: share inside the boxes, in percent")
@@ -60,7 +60,7 @@ def maps(options: Maps) -> None:
 
 
 def draw(
-    path: Path, options: Maps, first: Opened, contestants: Sequence[Contestant]
+    path: Path, options: Maps, first: LoadedRun, contestants: Sequence[Contestant]
 ) -> tuple[str, dict[str, Any], dict[str, dict[str, float]]]:
     """Draw the grid: the images of `first`, or those of the options, and a column of maps per contestant.
 
@@ -70,8 +70,8 @@ def draw(
     data, rows = _images(options, first)
     columns = [Column("image", data.images, data.boxes)]
     scores: dict[str, dict[str, float]] = {}
-    for name, network, one in contestants:
-        mapper = _mapper(options, one, network, data)
+    for name, network, run in contestants:
+        mapper = _mapper(options, run, network, data)
         if options.kind not in mapper.kinds():
             raise ConfigError(f"--kind {options.kind} reads the last layer; got --layer {options.layer}.")
         raw = mapper.maps(data.images, [options.kind], data.labels)[options.kind].cpu()
@@ -81,7 +81,7 @@ def draw(
         if data.boxes.shape[1]:
             scores[name]["energy"] = 100 * localisation.energy(big, data.boxes).mean().item()
     side = data.size[0]
-    stride = options.stride or fine_stride(first.run.method.encoder.backbone, side, options.layer)
+    stride = options.stride or fine_stride(first.setup.method.encoder.backbone, side, options.layer)
     title = f"{options.kind}{f', p = {options.p:g}' if options.kind == 'power' else ''}; {side} pixels, stride {stride}"
     pictures.map_grid(path, columns, rows, title)
     settings: dict[str, Any] = {
@@ -94,23 +94,23 @@ def draw(
     return title, settings | {"align_corners": options.align_corners, "images": rows}, scores
 
 
-def _contestants(opened: list[Opened], untrained: bool) -> list[Contestant]:
+def _contestants(runs: list[LoadedRun], untrained: bool) -> list[Contestant]:
     """(title, network, run): what gets a column. Untrained networks of one seed and architecture are the same."""
     found = []
-    for one in opened:
-        same = [other for other in opened if other.name == one.name]
-        found.append((f"{one.name}, seed {one.run.config.seed}" if len(same) > 1 else one.name, one.trained, one))
+    for run in runs:
+        same = [other for other in runs if other.name == run.name]
+        found.append((f"{run.name}, seed {run.setup.config.seed}" if len(same) > 1 else run.name, run.trained, run))
     if untrained:
-        unique = {f"{one.run.config.model} {one.run.config.seed}": one for one in reversed(opened)}
-        for one in reversed(unique.values()):
-            title = "untrained" if len(unique) == 1 else f"untrained, as {one.name}, seed {one.run.config.seed}"
-            found.append((title, one.untrained(), one))
+        unique = {f"{run.setup.config.model} {run.setup.config.seed}": run for run in reversed(runs)}
+        for run in reversed(unique.values()):
+            title = "untrained" if len(unique) == 1 else f"untrained, as {run.name}, seed {run.setup.config.seed}"
+            found.append((title, run.untrained(), run))
     return found
 
 
-def _mapper(options: Maps, one: Opened, network: Network, data: Objects) -> Mapper:
-    reference = resized(one.run.splits.train.images[:_REFERENCE], data.size[0])
-    weights = probe_weights(one, network) if options.kind == "cam" else None
+def _mapper(options: Maps, run: LoadedRun, network: Network, data: Objects) -> Mapper:
+    reference = resized(run.setup.splits.train.images[:_REFERENCE], data.size[0])
+    weights = probe_weights(run, network) if options.kind == "cam" else None
     try:
         return fit_mapper(
             network, reference, layer=options.layer, stride=options.stride, classifier=weights, p=options.p
@@ -119,19 +119,19 @@ def _mapper(options: Maps, one: Opened, network: Network, data: Objects) -> Mapp
         raise ConfigError(f"--{error}.") from error
 
 
-def probe_weights(one: Opened, network: Network) -> Tensor:
+def probe_weights(run: LoadedRun, network: Network) -> Tensor:
     """[classes, C]: a linear probe on the pooled features of the run's training images, for "cam"."""
-    run, train = one.run, one.run.splits.train
+    setup, train = run.setup, run.setup.splits.train
     if not train.labelled:
-        raise ConfigError(f"{one.checkpoint}: a cam map needs a class for every training image.")
-    features = extract(network.encoder, run.batches.images, network.normalise, run.config.eval.batch_size)
-    generator = Generators(run.config.seed, run.device)["linear"]
-    layer, _ = probe(features.h, train.labels.to(run.device), len(train.class_names), generator)
+        raise ConfigError(f"{run.checkpoint}: a cam map needs a class for every training image.")
+    features = extract(network.encoder, setup.train_images, network.normalise, setup.config.eval.batch_size)
+    generator = Generators(setup.config.seed, setup.device)["linear"]
+    layer, _ = probe(features.h, train.labels.to(setup.device), len(train.class_names), generator)
     return layer.weight.detach()
 
 
-def _images(options: Maps, first: Opened) -> tuple[Objects, list[str]]:
-    """What is looked at, and a name for each image."""
+def _images(options: Maps, first: LoadedRun) -> tuple[Objects, list[str]]:
+    """The images whose maps are drawn, and a name for each."""
     if options.count < 1 or (options.resize is not None and options.resize < 1):
         raise ConfigError(f"--count and --resize must be at least 1; got {options.count} and {options.resize}.")
     if options.images:
@@ -140,7 +140,7 @@ def _images(options: Maps, first: Opened) -> tuple[Objects, list[str]]:
         stack = torch.stack([stretched(file, side)[0] for file in files])
         found = Objects(stack, torch.zeros(len(files), 0, 4), torch.full((len(files),), -1), "files")
         return found, [file.stem for file in files]
-    test = first.run.splits.test
+    test = first.setup.splits.test
     test = test.take(first_balanced(test.labels, options.count))
     names = [test.class_names[i] if i >= 0 else "" for i in test.labels.tolist()]
     side = options.resize or test.images.shape[2]

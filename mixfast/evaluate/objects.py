@@ -9,7 +9,7 @@ import torch
 from mixfast.data import SceneConfig, scenes
 from mixfast.data.sets import ImageSet
 from mixfast.errors import ConfigError
-from mixfast.evaluate.runs import Common, Opened
+from mixfast.evaluate.runs import LoadedRun, ScoringOptions
 from mixfast.scoring import annotations, canvas
 from mixfast.scoring.boxes import Objects, objects_from_set
 
@@ -18,8 +18,8 @@ CANVAS = 64
 
 
 @dataclass(frozen=True)
-class ObjectData(Common):
-    """Which images are scored."""
+class ObjectData(ScoringOptions):
+    """Options that choose the images with boxes."""
 
     data: Literal["auto", "scenes", "canvas", "voc", "coco"] = "auto"  # auto: scenes for runs on scenes, else canvas
     count: int = 1000  # images to score, at most
@@ -33,7 +33,7 @@ class ObjectData(Common):
     seed: int = 0  # of canvases and of the choice of images
 
 
-def load(options: ObjectData, first: Opened) -> tuple[Objects, Objects]:
+def load(options: ObjectData, first: LoadedRun) -> tuple[Objects, Objects]:
     """(validation, test). Scenes and canvases use what the first run trained on; no test image was trained on.
 
     Raises:
@@ -44,14 +44,14 @@ def load(options: ObjectData, first: Opened) -> tuple[Objects, Objects]:
             "--count, --validation and --size must be at least 1; "
             f"got {options.count}, {options.validation} and {options.size}."
         )
-    config = first.run.config.data
+    config = first.setup.config.data
     kind = options.data
     if kind == "auto":
         kind = "scenes" if config.kind == "scenes" else "canvas"
     if kind == "scenes":
         return _scenes(options, first)
     if kind == "canvas":
-        train, test = first.run.splits.train, first.run.splits.test
+        train, test = first.setup.splits.train, first.setup.splits.test
         size = options.size or CANVAS
         parts = [(train, options.validation, "validation"), (test, options.count, "test")]
         made = [canvas.compose(s, n, size, options.objects, options.seed, name) for s, n, name in parts]
@@ -59,12 +59,12 @@ def load(options: ObjectData, first: Opened) -> tuple[Objects, Objects]:
     return _photographs(options, kind)
 
 
-def _scenes(options: ObjectData, first: Opened) -> tuple[Objects, Objects]:
-    config, seed = first.run.config.data, first.run.config.seed
+def _scenes(options: ObjectData, first: LoadedRun) -> tuple[Objects, Objects]:
+    config, seed = first.setup.config.data, first.setup.config.seed
     own = config.kind == "scenes" and options.size in (None, config.size)
     size = options.size or config.size
     look = config.scene if config.kind == "scenes" else SceneConfig()
-    test = first.run.splits.test if own else scenes.generate(options.count, size, seed, "test", look)
+    test = first.setup.splits.test if own else scenes.generate(options.count, size, seed, "test", look)
     chosen = scenes.generate(options.validation, size, seed, "validation", look)
     return objects_from_set(chosen, "scenes"), objects_from_set(_head(test, options.count), "scenes")
 

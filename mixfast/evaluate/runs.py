@@ -1,4 +1,4 @@
-"""Runs as the evaluations see them: opened, named, grouped by what differs, with the place where results go."""
+"""Runs for the evaluations: loading them, naming and grouping them by what differs, and where results go."""
 
 import copy
 import json
@@ -15,11 +15,9 @@ from mixfast.data import Splits, load
 from mixfast.errors import ConfigError
 from mixfast.models import Encoder
 from mixfast.run import checkpoint, machine
-from mixfast.run.console import Console
 from mixfast.run.folder import RunFolder, now
 from mixfast.run.monitor import scorable
-from mixfast.run.signals import StopRequest
-from mixfast.run.state import Run, build
+from mixfast.run.setup import Setup, set_up
 from mixfast.scoring.baselines import calibrated
 from mixfast.scoring.maps import Network
 
@@ -28,8 +26,8 @@ SCHEMA = 1  # of a line
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
-    """Where a sub-command works."""
+class MachineOptions:
+    """Where a command computes, and where its images are."""
 
     data_path: str | None = None  # where the images are now, if they have moved
     device: str = "auto"  # auto, cpu, cuda or cuda:N
@@ -37,19 +35,20 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Common(Place):
-    """Options of every sub-command that scores."""
+class ScoringOptions(MachineOptions):
+    """Options of every sub-command that scores runs."""
 
     # folders of runs, or checkpoints of runs
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="")]
 
 
 @dataclass
-class Opened:
-    """A run with the weights of one checkpoint."""
+class LoadedRun:
+    """A run's set-up with the weights of one of its checkpoints."""
 
     checkpoint: Path
-    run: Run
+    folder: RunFolder
+    setup: Setup
     epoch: int
     step: int
     fresh: Encoder  # the encoder before training
@@ -58,23 +57,23 @@ class Opened:
     @property
     def trained(self) -> Network:
         """The trained encoder."""
-        return Network(self.run.method.encoder, self.run.normalise)
+        return Network(self.setup.method.encoder, self.setup.normalise)
 
     @property
     def origin(self) -> str:
         """What the network before training follows from: runs with one origin share their untrained network."""
-        config = self.run.config
+        config = self.setup.config
         return f"{config.model} {config.seed} {data_key(config)}"
 
     def untrained(self) -> Network:
         """The encoder before training, with BatchNorm statistics of the run's training images."""
-        images, size = self.run.batches.images, self.run.config.eval.batch_size
-        encoder = calibrated(self.fresh, images, self.run.normalise, size)
+        setup = self.setup
+        encoder = calibrated(self.fresh, setup.train_images, setup.normalise, setup.config.eval.batch_size)
         assert isinstance(encoder, Encoder)
-        return Network(encoder, self.run.normalise)
+        return Network(encoder, setup.normalise)
 
 
-def open_runs(options: Common, changes: dict[str, Any] | None = None) -> list[Opened]:
+def load_runs(options: ScoringOptions, changes: dict[str, Any] | None = None) -> list[LoadedRun]:
     """The runs that `options` names, with names; data that several runs share is loaded once.
 
     Raises:
@@ -83,25 +82,25 @@ def open_runs(options: Common, changes: dict[str, Any] | None = None) -> list[Op
     if not options.runs:
         raise ConfigError("give at least one RUN: the folder of a run, or one of its checkpoints.")
     shared: dict[str, Splits] = {}
-    opened = [_open(path, options, changes or {}, shared) for path in options.runs]
-    for one, name in zip(opened, group_names([one.run.config for one in opened]), strict=True):
-        one.name = name
-    return opened
+    runs = [_load(path, options, changes or {}, shared) for path in options.runs]
+    for run, name in zip(runs, group_names([run.setup.config for run in runs]), strict=True):
+        run.name = name
+    return runs
 
 
-def _open(path: Path, options: Common, changes: dict[str, Any], shared: dict[str, Splits]) -> Opened:
+def _load(path: Path, options: ScoringOptions, changes: dict[str, Any], shared: dict[str, Splits]) -> LoadedRun:
     file = checkpoint.find(path)
     state = checkpoint.load(file)
-    run = open_run(path, options, changes, shared)
-    fresh = copy.deepcopy(run.method.encoder)
-    run.load_method(state, file)
-    return Opened(file, run, state["epoch"], state["step"], fresh)
+    setup = set_up_run(path, options, changes, shared)
+    fresh = copy.deepcopy(setup.method.encoder)
+    setup.load_method(state, file)
+    return LoadedRun(file, RunFolder.open(path), setup, state["epoch"], state["step"], fresh)
 
 
-def open_run(
-    path: Path, options: Place, changes: dict[str, Any] | None = None, shared: dict[str, Splits] | None = None
-) -> Run:
-    """The run of a folder with fresh weights, on this machine.
+def set_up_run(
+    path: Path, options: MachineOptions, changes: dict[str, Any] | None = None, shared: dict[str, Splits] | None = None
+) -> Setup:
+    """The set-up of a run's folder with fresh weights, on this machine.
 
     Args:
         path: the folder, or something in its checkpoints/.
@@ -109,8 +108,7 @@ def open_run(
         changes: values of other configuration keys.
         shared: data sets by configuration; looked up and added to.
     """
-    folder = RunFolder.open(path)
-    config, _, _ = folder.read_config()
+    config, _, _ = RunFolder.open(path).read_config()
     moved = {} if options.data_path is None else {"data.path": options.data_path}
     here = {"train.device": options.device, "train.threads": options.threads}
     config = replace(config, {**here, **moved, **(changes or {})})
@@ -122,7 +120,7 @@ def open_run(
     key = data_key(config)
     if key not in cache:
         cache[key] = load(config.data, config.seed, print, **machine.room(device))
-    return build(config, cache[key], folder, Console(), StopRequest(), device)
+    return set_up(config, cache[key], device)
 
 
 def data_key(config: RunConfig[Any]) -> str:
@@ -147,34 +145,34 @@ def _beside_the_point(key: str) -> bool:
     return key == "seed" or key in FREE_ON_RESUME or key.startswith(("eval.", "train.log_"))
 
 
-def grouped(opened: Iterable[Opened]) -> dict[str, list[Opened]]:
+def grouped(runs: Iterable[LoadedRun]) -> dict[str, list[LoadedRun]]:
     """The runs of each name, in the order given."""
-    groups: dict[str, list[Opened]] = {}
-    for one in opened:
-        groups.setdefault(one.name, []).append(one)
+    groups: dict[str, list[LoadedRun]] = {}
+    for run in runs:
+        groups.setdefault(run.name, []).append(run)
     return groups
 
 
-def need_labels(opened: Iterable[Opened], what: str) -> None:
+def need_labels(runs: Iterable[LoadedRun], what: str) -> None:
     """Raise a ConfigError that names the first run whose images lack classes."""
-    for one in opened:
-        if not scorable(one.run):
+    for run in runs:
+        if not scorable(run.setup):
             raise ConfigError(
-                f"{one.checkpoint}: {what} needs a class for every image, and its data set has images without one."
+                f"{run.checkpoint}: {what} needs a class for every image, and its data set has images without one."
             )
 
 
-def keep(one: Opened, command: str, settings: dict[str, Any], scores: dict[str, Any]) -> None:
+def record_scores(run: LoadedRun, command: str, settings: dict[str, Any], scores: dict[str, Any]) -> None:
     """Append a result to the run's `RESULTS`: a JSON object per line, `scores` by row and by metric."""
-    facts = {"schema": SCHEMA, "command": command, "time": now(), "checkpoint": one.checkpoint.name}
-    line = {**facts, "epoch": one.epoch, "step": one.step, "settings": settings, "scores": scores}
-    with open(one.run.folder.path / RESULTS, "a", encoding="utf-8") as file:
+    facts = {"schema": SCHEMA, "command": command, "time": now(), "checkpoint": run.checkpoint.name}
+    line = {**facts, "epoch": run.epoch, "step": run.step, "settings": settings, "scores": scores}
+    with open(run.folder.path / RESULTS, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 
-def evaluation_folder(opened: Sequence[Opened], out: Path | None) -> Path:
+def evaluation_folder(runs: Sequence[LoadedRun], out: Path | None) -> Path:
     """Where files and pictures go: `out`, or evaluation/ of the first run; made if it is not there."""
-    folder = out or opened[0].run.folder.path / "evaluation"
+    folder = out or runs[0].folder.path / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -192,14 +190,14 @@ def table(rows: dict[str, dict[str, str]]) -> str:
     )
 
 
-class Board:
+class ScoreTable:
     """Scores by row and run; what several runs share is computed once and counts once."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, dict[str, float]]] = {}  # row: origin: metric: value
 
     def score(self, row: str, origin: str, scorer: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """The scores of a row for one origin: what `scorer` says, or said when asked first."""
+        """The scores of a row for one origin, from `scorer` the first time and from memory after that."""
         known = self._rows.setdefault(row, {})
         if origin not in known:
             known[origin] = scorer()
@@ -213,7 +211,7 @@ class Board:
 def _spread(scores: Sequence[dict[str, float]]) -> dict[str, str]:
     cells = {}
     for key in scores[0]:
-        values = [one[key] for one in scores]
+        values = [score[key] for score in scores]
         form = "g" if key.startswith("lr") else ".2f"
         spread = f" ± {statistics.stdev(values):{form}}" if len(values) > 1 else ""
         cells[key.replace("_", " ")] = f"{statistics.fmean(values):{form}}{spread}"

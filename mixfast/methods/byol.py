@@ -35,6 +35,7 @@ from mixfast.models.ema import follower, update_ema_
 from mixfast.models.heads import build_head
 from mixfast.models.initialise import initialise_
 from mixfast.rng import Generators
+from mixfast.spans import span
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class BYOL(Method):
         if self.config.ema_when == "after":
             update_ema_(self.target_encoder, self.encoder, self._share)
 
+    @span("heads")
     def predict(self, images: Tensor) -> Tensor:
         """p [B, D] of a view."""
         prediction: Tensor = self.predictor(self.encoder(images).z)

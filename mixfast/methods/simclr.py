@@ -25,7 +25,9 @@ from mixfast.methods.bases.method import Method, Step
 from mixfast.methods.bases.momentum import check
 from mixfast.methods.bases.recipes import LIGHTLY, WMSE
 from mixfast.models import Encoder
+from mixfast.models.encoder import QUERY
 from mixfast.rng import Generators
+from mixfast.spans import span
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class SimCLR(Method):
         loss, parts = nt_xent_sum([PairTerm("original", first, second)], self.config.temperature)
         return Step(loss, parts, {})
 
+    @span(QUERY)
     def embed(self, *features: Tensor) -> list[Tensor]:
         """Unit vectors [B, D] of the pooled features [B, C] of some views."""
         if self.config.joint_head:

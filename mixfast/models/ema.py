@@ -6,6 +6,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from mixfast.spans import span
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -14,6 +16,7 @@ def follower(source: Module) -> Module:
     return copy.deepcopy(source).requires_grad_(False)
 
 
+@span("EMA")
 @torch.no_grad()
 def update_ema_(target: nn.Module, source: nn.Module, momentum: float | Tensor) -> None:
     """target <- momentum * target + (1 - momentum) * source, for parameters only.

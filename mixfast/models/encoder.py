@@ -7,6 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.models.resnet import ResNet
+from mixfast.spans import span
+
+QUERY, KEY = "query forward", "key forward"  # spans of passes with and without gradient
+
+
+def _kind() -> str:
+    return QUERY if torch.is_grad_enabled() else KEY
 
 
 class Encoding(NamedTuple):
@@ -48,11 +55,13 @@ class Encoder(nn.Module):
         compiled = self._compiled if self.training else None
         return (compiled or self.backbone.maps)(images, layers)
 
+    @span(_kind)
     def pool(self, images: Tensor) -> Tensor:
         """h alone, [B, C], for a head that sees several views at once."""
         (features,) = self.maps(images, [self.layers])
         return features.mean(dim=(2, 3))
 
+    @span(_kind)
     def forward(self, images: Tensor, layer: int | None = None) -> Encoding:
         """[B, 3, H, W] normalised images to their `Encoding`; `layer` (1 ... `layers`) chooses the map."""
         last = self.layers

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mixfast.losses import unit
 from mixfast.ops import masked_upsample_pool
+from mixfast.spans import span
 
 Head = Literal["linear", "mlp", "mlp_bn", "mlp_bn2"]
 
@@ -37,6 +38,7 @@ def build_head(kind: Head, in_features: int, dim: int, hidden: int | None = None
     return nn.Sequential(*layers, nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim))
 
 
+@span("pooling")
 def region_vectors(features: Tensor, boxes: Tensor, size: tuple[int, int], head: nn.Module) -> tuple[Tensor, Tensor]:
     """Unit vectors of the part of each image inside its box and of the part outside.
 

@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from mixfast.models.encoder import Encoder, Encoding
+from mixfast.spans import span
 
 
+@span("shuffle")
 @torch.no_grad()
 def encode_shuffled(encoder: Encoder, images: Tensor, generator: torch.Generator, layer: int | None = None) -> Encoding:
     """`encoder(images, layer)` without gradient, run on a random order of the batch; rows come back in place.

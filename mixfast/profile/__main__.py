@@ -29,9 +29,10 @@ import torch
 
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import DEFAULT, presets
-from mixfast.errors import ConfigError, UserError
+from mixfast.errors import ConfigError
 from mixfast.profile import measure, memory, output
 from mixfast.run import machine
+from mixfast.run.failure import run_command
 from mixfast.run.folder import RunFolder
 from mixfast.train import cli
 
@@ -51,7 +52,7 @@ Peaks = tuple[int, dict[str, int]] | None
 
 @dataclass
 class Request:
-    """What the command line asks for."""
+    """A parsed command line."""
 
     everything: bool = False
     shape: str | None = None
@@ -89,7 +90,7 @@ def understand(words: list[str]) -> Request:
     if request.shape is not None and request.shape not in SHAPES:
         raise ConfigError(f"--shape must be one of {', '.join(SHAPES)}; got {request.shape!r}.")
     if request.everything and request.names:
-        raise ConfigError(f"--all profiles every preset; leave {request.names[0]} or --all away.")
+        raise ConfigError(f"--all profiles every preset; omit {request.names[0]} or --all.")
     return request
 
 
@@ -106,13 +107,13 @@ def configured(request: Request, preset: str) -> cli.Invocation:
 
 
 def memory_of(config: RunConfig[Any], device: torch.device) -> Peaks:
-    """The peaks of one preset, or None where the machine does not tell."""
+    """The peaks of one preset; None on a machine that does not report them."""
     with tempfile.TemporaryDirectory() as folder:
         return measure.peak_bytes(measure.prepare(config, device, Path(folder))) if memory.measurable(device) else None
 
 
 def profile(invocation: cli.Invocation, request: Request, device: torch.device, peaks: Peaks) -> output.Record:
-    """The record of one preset."""
+    """Measure one preset."""
     config = invocation.config
     with tempfile.TemporaryDirectory() as folder:
         run = measure.prepare(config, device, Path(folder))
@@ -153,15 +154,10 @@ def launch(words: list[str]) -> Path:
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = sys.argv[1:] if words is None else words
-    try:
-        if {"--help", "-h"} & set(words):
-            print((__doc__ or "").rstrip())
-        else:
-            launch(words)
+    if {"--help", "-h"} & set(words):
+        print((__doc__ or "").rstrip())
         return 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+    return run_command(lambda: launch(words))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ from torch import Tensor
 from mixfast.config.options import RunConfig, replace
 from mixfast.data import ImageSet, Splits
 from mixfast.models import Encoder
+from mixfast.models.encoder import KEY, QUERY
 from mixfast.profile.memory import Peaks, held_bytes
-from mixfast.profile.watch import BACKWARD, KEY, QUERY, RECORD, Ledger, watched
 from mixfast.run import engine, machine
 from mixfast.run.budget import StepCost, step_cost
+from mixfast.run.clock import Clock
 from mixfast.run.console import Console
 from mixfast.run.folder import RunFolder
 from mixfast.run.graph import WARM_UP
@@ -24,7 +26,9 @@ from mixfast.run.signals import StopRequest
 from mixfast.run.state import Run, build
 from mixfast.scoring.features import extract
 from mixfast.scoring.knn import knn_predict
+from mixfast.spans import recording
 
+BACKWARD, RECORD = "backward", "record"  # parts by the names that the loop gives them
 # As they follow each other in a step, roughly; what else a method or a later loop names comes after.
 ORDER = (
     *("data", "augment", "mix", QUERY, KEY, "shuffle", "pooling", "heads", "losses", "other", BACKWARD),
@@ -39,7 +43,7 @@ Parts = dict[str, float]
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per optimiser step by part: the lower quartile of the rounds, as others only ever slow us down."""
+    """Seconds per optimiser step by part: the lower quartile of the rounds, as other processes only ever add time."""
 
     step: Parts  # call by call
     floor: Parts  # the bare encoder's
@@ -49,7 +53,7 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        """Of a step as it is trained."""
+        """Seconds of a step as it is trained."""
         return sum(self.step.values()) if self.graphed is None else self.graphed
 
     @property
@@ -58,8 +62,48 @@ class Timing:
         return self.seconds / sum(self.floor.values())
 
 
+class Ledger(Clock):
+    """A clock that keeps what its records have read.
+
+    Args:
+        device: where the steps run.
+        busy: on a CPU count the processor's seconds for this process, not the wall's: of use beside other processes.
+    """
+
+    def __init__(self, device: torch.device, busy: bool = False):
+        self._busy = busy and device.type == "cpu"
+        super().__init__(device)
+        self._kept: dict[str, float] = {}
+
+    def _now(self) -> Any:
+        return time.process_time() if self._busy else super()._now()
+
+    def seconds(self) -> dict[str, float]:
+        parts = super().seconds()
+        for name, value in parts.items():
+            self._kept[name] = self._kept.get(name, 0.0) + value
+        return parts
+
+    def drain(self) -> dict[str, float]:
+        """Seconds by part since the last call of this method."""
+        self.seconds()
+        parts, self._kept = self._kept, {}
+        return parts
+
+
+@contextmanager
+def measured(run: Run, clock: Clock) -> Iterator[None]:
+    """Within the block the run's laps go to `clock`, and so do the spans inside them."""
+    before, run.clock = run.clock, clock
+    try:
+        with recording(clock.inside):
+            yield
+    finally:
+        run.clock = before
+
+
 class Silent(Console):
-    """Says nothing."""
+    """A console that prints nothing."""
 
     def line(self, text: str = "") -> None: ...
 
@@ -116,14 +160,14 @@ def time_run(run: Run, seconds: float, busy: bool = False) -> Timing:
     passes, clock = bare_encoder(run, cost), Ledger(run.device, busy)
 
     def bare() -> None:
-        with watched(run, clock):
+        with measured(run, clock):
             clock.skip()
             for _ in range(STEPS):
                 passes()
 
     def eager() -> None:
         run.graph = None
-        with watched(run, clock):
+        with measured(run, clock):
             engine.train_epoch(run)
 
     def graphed() -> None:
@@ -153,7 +197,7 @@ def per_step(parts: Parts, log_every: int) -> Parts:
 
 
 def place(part: str) -> int:
-    """Where a part stands in tables and pictures."""
+    """Position of a part in tables and pictures."""
     return ORDER.index(part) if part in ORDER else len(ORDER)
 
 
@@ -176,7 +220,7 @@ def quartiles(rounds: list[Parts]) -> Parts:
 
 
 def peak_bytes(run: Run) -> tuple[int, dict[str, int]]:
-    """What is held between steps, and how far above it the peak of each part of a step lies."""
+    """(bytes held between steps, by part of a step the peak above them)."""
     machine.return_freed_memory()
     graph, run.graph = run.graph, None  # which would hold what it once took
     images = run.batches.images[: run.config.train.batch_size]
@@ -184,7 +228,7 @@ def peak_bytes(run: Run) -> tuple[int, dict[str, int]]:
         engine.optimiser_step(run, images, check=False)  # the optimiser's own state, and what libraries keep
     peaks = Peaks(run.device)
     held = held_bytes(run.device)
-    with watched(run, peaks):
+    with measured(run, peaks):
         peaks.skip()
         engine.optimiser_step(run, images, check=False)
     run.graph = graph
@@ -199,9 +243,9 @@ def data_sizes(config: RunConfig[Any]) -> tuple[int, int] | None:
 
 
 def evaluation_seconds(run: Run, busy: bool = False) -> float | None:
-    """Of one weighted kNN evaluation of the run's data set, from the rates of a few; None if its size is unknown.
+    """Seconds of a weighted kNN evaluation on a data set of the run's size; None if that is unknown.
 
-    Both parts are linear: features in the images, neighbours in the queries.
+    Extrapolated from a few images: features are linear in the images, neighbours in the queries.
     """
     sizes = data_sizes(run.config)
     if sizes is None:

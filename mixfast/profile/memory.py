@@ -40,16 +40,16 @@ class Peaks(Clock):
 
 
 def measurable(device: torch.device) -> bool:
-    """Whether this machine tells its peaks."""
+    """Whether this machine reports peaks of memory."""
     return device.type == "cuda" or CLEAR.exists()
 
 
 def held_bytes(device: torch.device) -> int:
-    """What is held now: by tensors on a GPU, by the process on a CPU."""
+    """Bytes held now: by tensors on a GPU, by the process on a CPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes("VmRSS")
 
 
 def resident_bytes(field: str) -> int:
-    """VmRSS, resident memory now, or VmHWM, its peak, of this process."""
+    """Bytes of resident memory of this process: now (field VmRSS) or at its peak (VmHWM)."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field + ":"))
     return int(line.split()[1]) * 1024

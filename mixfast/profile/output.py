@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from mixfast.config.options import RunConfig
-from mixfast.profile.measure import ORDER, Parts, Timing, data_sizes
-from mixfast.profile.watch import BACKWARD, KEY, QUERY
+from mixfast.models.encoder import KEY, QUERY
+from mixfast.profile.measure import BACKWARD, ORDER, Parts, Timing, data_sizes
 from mixfast.run.state import Run
 from mixfast.train.plots import figure
 
@@ -62,7 +62,7 @@ def evaluation_record(config: RunConfig[Any], seconds: float | None, step: float
 
 
 def _steps(config: RunConfig[Any]) -> int:
-    """Of an epoch of the data set that the preset names."""
+    """Optimiser steps of an epoch of the data set that the preset names; 0 if its size is unknown."""
     sizes = data_sizes(config)
     return 0 if sizes is None else sizes[0] // config.train.batch_size
 
@@ -78,12 +78,12 @@ def beyond(record: Record) -> Parts:
 
 
 def own(record: Record) -> float:
-    """The share of the parts that the bare encoder does not have: without the noise of comparing passes with passes."""
+    """What the parts that the bare encoder does not have cost, as a share of its passes; free of the noise of these."""
     return sum(share for name, share in beyond(record).items() if name not in GREYS)
 
 
 def headline(record: Record) -> str:
-    """What was measured."""
+    """One line: preset, network, batch, precision and encoder passes of a record."""
     shape, passes = record["shape"], record["passes"]
     queue = f", K = {shape['queue']}" if shape["queue"] else ""
     return (

@@ -1,4 +1,4 @@
-"""Where the time of a run goes, without waiting for the device inside a step."""
+"""Measures where the time of a run goes, without waiting for the device inside a step."""
 
 import time
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ class Clock:
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._unnamed: list[tuple[Any, Any]] = []  # stretches that a part inside has ended: the next lap names them
         self.part = "start"  # the last part that ended: says where an error came from
+        self._whole = False  # inside a block that is one part
         self.skip()
 
     def _now(self) -> Any:
@@ -31,11 +32,13 @@ class Clock:
         return event
 
     def skip(self) -> None:
-        """Charge the time since the last lap to nobody."""
+        """Drop the time since the last lap."""
         self._last, self._unnamed = self._now(), []
 
     def lap(self, name: str) -> None:
         """Charge the time since the last lap to `name`."""
+        if self._whole:
+            return
         now = self._now()
         for begin, end in (*self._unnamed, (self._last, now)):
             self._charge(name, begin, end)
@@ -44,6 +47,9 @@ class Clock:
     @contextmanager
     def inside(self, name: str) -> Iterator[None]:
         """Charge the time of the block to `name`, and not to the lap or block around it."""
+        if self._whole:
+            yield
+            return
         begin = self._now()
         around = [*self._unnamed, (self._last, begin)]
         self._last, self._unnamed = begin, []
@@ -52,6 +58,19 @@ class Clock:
         finally:
             self.lap(name)
             self._unnamed = around
+
+    @contextmanager
+    def one_part(self, name: str) -> Iterator[None]:
+        """Charge the time from the last lap to the end of the block to `name`, and ignore laps and parts in the block.
+
+        For work that is recorded as a CUDA graph: its events would be the graph's, and none of a replay.
+        """
+        self._whole = True
+        try:
+            yield
+        finally:
+            self._whole = False
+        self.lap(name)
 
     def _charge(self, name: str, begin: Any, end: Any) -> None:
         if self._cuda:

@@ -71,7 +71,7 @@ class Task:
             self._progress.update(self._id, completed=done, note=note)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         if self._progress:
             self._progress.remove_task(self._id)
 

@@ -6,55 +6,55 @@ from torch import Tensor
 from mixfast.losses import unit
 from mixfast.models.split_bn import frozen_statistics
 from mixfast.rng import Generators
-from mixfast.run.state import Run
+from mixfast.run.setup import Setup
 from mixfast.scoring import diagnostics
 from mixfast.scoring.features import extract
 
 IMAGES = 1024  # of the test set, at most
-COLLAPSED = 0.1  # std_z below which the encoder says nearly the same of every image
+COLLAPSED = 0.1  # std_z below which every image has nearly the same embedding
 
 
 @torch.no_grad()
-def diagnose(run: Run) -> dict[str, float]:
-    """The numbers of mixfast/scoring/diagnostics.py for a run as it stands; moves nothing of it.
+def diagnose(setup: Setup) -> dict[str, float]:
+    """The numbers of mixfast/scoring/diagnostics.py for a method as it stands; moves nothing of it.
 
     std_z, effective_rank_h, uniformity: of the first 1024 test images, in evaluation mode. alignment: of two views of
     each. For a method with queues, from one batch of training images seen as in training: found_TERM, the share of
     positives that beat all K keys of the term's queue; shortcut_TERM, the share of *other images'* positives that do,
     1 / (K + 1) if nothing gives them away; queue_age, the steps after which a key is overwritten.
     """
-    draws = Generators(run.config.seed, run.device)  # of its own: the same views at every evaluation
-    images, size = run.splits.test.images[:IMAGES].to(run.device), run.config.eval.batch_size
+    draws = Generators(setup.config.seed, setup.device)  # its own generators: the same views at every evaluation
+    images, size = setup.splits.test.images[:IMAGES].to(setup.device), setup.config.eval.batch_size
 
-    augment = run.augmenter(draws)
+    augment = setup.augmenter(draws)
 
     def view(batch: Tensor) -> Tensor:
         return augment(batch, 1)[0]
 
-    plain = extract(run.method.encoder, images, run.normalise, size)
-    first, second = (unit(extract(run.method.encoder, images, view, size).z) for _ in range(2))
+    plain = extract(setup.method.encoder, images, setup.normalise, size)
+    first, second = (unit(extract(setup.method.encoder, images, view, size).z) for _ in range(2))
     numbers = {
         "std_z": diagnostics.normalised_std(unit(plain.z)),
         "effective_rank_h": diagnostics.effective_rank(plain.h),
         "uniformity": diagnostics.uniformity(unit(plain.z)),
         "alignment": diagnostics.alignment(first, second),
-        **_positives(run, draws),
+        **_positives(setup, draws),
     }
     values = torch.stack([number.double() for number in numbers.values()]).tolist()
     return dict(zip(numbers, values, strict=True))
 
 
-def _positives(run: Run, draws: Generators) -> dict[str, Tensor]:
-    """What the terms of a step on the first training images find; nothing for a method without queues."""
-    rows = run.config.train.batch_size // run.config.train.accumulate
-    views = run.views(run.batches.images[:rows], draws)
-    with frozen_statistics(run.method), run.autocast():
-        step = run.method.step(views, draws)
+def _positives(setup: Setup, draws: Generators) -> dict[str, Tensor]:
+    """Positives found, shortcuts and age of the queues, from a step on the first training images; {} without queues."""
+    rows = setup.config.train.batch_size // setup.config.train.accumulate
+    views = setup.views(setup.train_images[:rows], draws)
+    with frozen_statistics(setup.method), setup.autocast():
+        step = setup.method.step(views, draws)
     if not step.terms:
         return {}
-    queues = run.method.negatives()
-    steps = [len(queues[name]) / (len(keys) * run.config.train.accumulate) for name, keys in step.carry.items()]
-    numbers = {"queue_age": torch.tensor(max(steps), device=run.device)}
+    queues = setup.method.negatives()
+    steps = [len(queues[name]) / (len(keys) * setup.config.train.accumulate) for name, keys in step.carry.items()]
+    numbers = {"queue_age": torch.tensor(max(steps), device=setup.device)}
     for name, shift in (("found", 0), ("shortcut", diagnostics.STRANGER)):
         shares = diagnostics.positives_found(step.terms, queues, shift)
         numbers |= {f"{name}_{term}": share for term, share in shares.items()}
@@ -66,6 +66,6 @@ def warning(numbers: dict[str, float]) -> str | None:
     if numbers["std_z"] >= COLLAPSED:
         return None
     return (
-        f"std of z is {numbers['std_z']:.3f} (1: directions are used evenly): the encoder says nearly the same of "
-        f"every image. A lower --optim.lr or a warm-up (--optim.warmup_epochs) may prevent it."
+        f"std of z is {numbers['std_z']:.3f} (1: directions are used evenly): every image has nearly the "
+        f"same embedding. A lower --optim.lr or a warm-up (--optim.warmup_epochs) may prevent it."
     )

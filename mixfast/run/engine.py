@@ -10,6 +10,7 @@ from mixfast.errors import NonFiniteError
 from mixfast.run.monitor import end_epoch, record
 from mixfast.run.optim import learning_rate, set_learning_rate
 from mixfast.run.state import Run
+from mixfast.spans import span
 
 
 def train(run: Run) -> None:
@@ -31,7 +32,7 @@ def train(run: Run) -> None:
 
 
 def train_epoch(run: Run) -> None:
-    """What is left of the epoch in hand."""
+    """Train for the rest of the current epoch."""
     run.clock.skip()
     for images in run.batches.epoch():  # uint8 [B, 3, H, W], already on the device
         run.clock.lap("data")
@@ -47,18 +48,18 @@ def train_epoch(run: Run) -> None:
 
 
 def optimiser_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
-    """One update of the weights from a batch; the loss and its terms, still on the device."""
+    """Update the weights from uint8 images [B, 3, H, W]; returns the loss and its terms, still on the device."""
     before = run.generators.state_dict() if check else {}
     run.progress.fill_(run.step / run.steps)
-    means, carry = run.play(gradients, images)
+    means, carry = run.graphed_or_eager(gradients, images)
     if check:
         check_finite(run, means, images, before)
-    run.play(update, carry)
+    run.graphed_or_eager(update, carry)
     return means
 
 
 def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The first half of a step, up to the gradients: the loss and its terms, and what the queues are to take.
+    """The first half of a step, up to the gradients. Returns the loss with its terms, and what `Method.update` takes.
 
     With accumulation the gradients of the micro-batches are averaged, all of them read the same queue, and their keys
     are enqueued together after the update: to the queue it is one step. Batch statistics, boxes and permutations are
@@ -82,7 +83,7 @@ def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
 
 
 def update(run: Run, carry: dict[str, Tensor]) -> None:
-    """The second half: the optimiser, and the queues."""
+    """The second half of a step: move the weights, then hand `carry` to the method, whose queues move."""
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.clock.lap("optimizer")
@@ -90,6 +91,7 @@ def update(run: Run, carry: dict[str, Tensor]) -> None:
     run.clock.lap("queue")
 
 
+@span("record")
 def check_finite(run: Run, values: dict[str, Any], images: Tensor, generators: dict[str, Tensor]) -> None:
     """Raise NonFiniteError, with the batch saved, unless the loss, its terms and all gradients are finite.
 
@@ -116,7 +118,7 @@ def check_finite(run: Run, values: dict[str, Any], images: Tensor, generators: d
 
 
 def checkpoint_due(run: Run) -> bool:
-    """At the start, so that a kill is never fatal; every `checkpoint_every` epochs; at the end."""
+    """Whether to save now: at the start, so that a kill is never fatal, every `checkpoint_every` epochs, at the end."""
     every = run.config.train.checkpoint_every
     return run.epoch in (0, run.config.train.epochs) or bool(every and run.epoch % every == 0)
 

@@ -84,14 +84,19 @@ class RunFolder:
 
         Raises:
             CheckpointError: unreadable, or written by a version with other keys.
+            ConfigError: the method's module cannot be found.
         """
         path = self.path / "config.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            values = content["values"]
-            method = methods.load(values["method_name"])
-            return from_dict(RunConfig, values, method.Config), content["preset"], content["origins"]
-        except (OSError, ValueError, KeyError, TypeError, ConfigError) as error:
+            values, preset, origins = content["values"], content["preset"], content["origins"]
+            name = values["method_name"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from error
+        method = methods.load(name)  # what goes wrong in a user's module is not the file's fault
+        try:
+            return from_dict(RunConfig, values, method.Config), preset, origins
+        except (KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
 
     def write_command(self, words: list[str]) -> None:
@@ -104,12 +109,12 @@ class RunFolder:
         write_json(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": now(), **facts})
 
     def status(self) -> dict[str, Any]:
-        """What `write_status` wrote last; {} before that."""
+        """The content of status.json; {} before `write_status` was called."""
         path = self.path / "status.json"
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def has_checkpoint(self) -> bool:
-        """Whether there is something to continue from."""
+        """Whether there is a checkpoint to continue from."""
         return any((self.checkpoints / name).is_file() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
 
 
@@ -119,7 +124,7 @@ def now() -> str:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write whole or not at all."""
+    """Write `content` as JSON, whole or not at all."""
     fresh = path.with_name(path.name + ".tmp")
     fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(fresh, path)

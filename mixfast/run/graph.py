@@ -14,13 +14,13 @@ Work = Callable[[], Any]
 
 
 class Recorder(Protocol):
-    """What makes graphs."""
+    """Records work as graphs that can be replayed."""
 
     def warm_up(self, work: Work) -> Any:
-        """Run `work` as the recording will: its result."""
+        """Run `work` as the recording will; returns its result."""
 
     def record(self, work: Work) -> tuple[Callable[[], None], Any]:
-        """(replay, result): nothing on the device has moved, and each replay writes into the same result."""
+        """(replay, result): recording moves nothing on the device, and each replay writes into the same result."""
 
 
 class CudaRecorder:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mixfast.errors import PlatformError
+from mixfast.spans import span
 
 
 class Meter:
@@ -23,6 +24,7 @@ class Meter:
         self._sums: dict[str, Tensor] = {}
         self.count = 0
 
+    @span("logging")
     def add(self, values: dict[str, Tensor]) -> None:
         """Add one step's scalars; no copy to the host."""
         for name, value in values.items():
@@ -103,7 +105,7 @@ class Metrics:
         return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
 
     def write_csv(self) -> None:
-        """The same records as a table; a cell is empty where a record has no such field."""
+        """Write the records as a table, metrics.csv; a cell is empty where a record has no such field."""
         records = self.read()
         columns = list(dict.fromkeys(name for record in records for name in record))
         fresh = self._csv.with_suffix(".csv.tmp")

@@ -85,13 +85,13 @@ def keep_freed_memory() -> bool:
     """Tell glibc to keep large blocks that are freed instead of giving them back to the kernel; whether it did.
 
     A training step frees and asks again for the same large tensors. By default each comes from the kernel anew, page
-    by page: 15 to 20 % of the time of a step on a CPU. Process-wide, so only the training command does it.
+    by page: 15 to 20 % of the time of a step on a CPU. Process-wide: only the commands that train or profile do it.
     """
     return _set_malloc(mmap_threshold=1 << 30, trim_threshold=(1 << 31) - 1)
 
 
 def return_freed_memory() -> bool:
-    """The opposite: resident memory then follows what tensors hold. Slow; for measurements of memory."""
+    """Tell glibc to return freed blocks at once: resident memory then follows the tensors. Slow; whether it did."""
     return _set_malloc(mmap_threshold=1 << 16, trim_threshold=1 << 17)
 
 

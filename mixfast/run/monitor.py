@@ -14,31 +14,33 @@ from mixfast.data.sets import first_balanced
 from mixfast.data.streamed import Library
 from mixfast.run.console import duration
 from mixfast.run.diagnosis import diagnose, warning
+from mixfast.run.setup import Setup
 from mixfast.run.state import Run
 from mixfast.scoring.baselines import calibrated, pixels
 from mixfast.scoring.features import extract
 from mixfast.scoring.knn import knn_score, knn_scores
+from mixfast.spans import span
 
 HEADER = f"{'':<16} epoch     loss   knn_z   knn_h    img/s  data wait     left"
 
 
 def candidates(config: RunConfig[Any]) -> int | None:
-    """Among how many rows a loss term of the run's method looks for the positive; None if it does not choose."""
+    """Number of rows among which a loss term looks for its positive; None for a method that does not choose."""
     batch = config.train.batch_size // config.train.accumulate
     return methods.load(config.method_name).candidates(config.method, batch)
 
 
 def chance_loss(config: RunConfig[Any]) -> float | None:
-    """The loss of a network that cannot tell the positive from the other rows; None if the method does not choose."""
+    """Chance level of a loss term: ln of its number of candidates; None for a method that does not choose."""
     count = candidates(config)
     return None if count is None else math.log(count)
 
 
 def introduce(run: Run) -> None:
-    """Lines above the table: what the numbers in it are to be compared with."""
+    """Print the lines above the table: chance level, whether there will be scores, and the columns."""
     config, console = run.config, run.console
     if (chance := chance_loss(config)) is not None:
-        console.line(f"loss of guessing, per term: ln({candidates(config)}) = {chance:.2f}")
+        console.line(f"chance level of the loss, per term: ln({candidates(config)}) = {chance:.2f}")
     if not scorable(run):
         console.line("kNN is off: not every image has a class.")
     elif config.eval.k > bank_size(run):
@@ -46,31 +48,32 @@ def introduce(run: Run) -> None:
     console.line(HEADER)
 
 
-def scorable(run: Run) -> bool:
+def scorable(setup: Setup) -> bool:
     """Whether all images have labels to score against."""
-    return run.splits.train.labelled and run.splits.test.labelled
+    return setup.splits.train.labelled and setup.splits.test.labelled
 
 
-def bank_size(run: Run) -> int:
-    """Among how many training images kNN looks for neighbours."""
-    return min(run.config.eval.bank or len(run.splits.train), len(run.splits.train))
+def bank_size(setup: Setup) -> int:
+    """Number of training images among which kNN looks for neighbours."""
+    return min(setup.config.eval.bank or len(setup.splits.train), len(setup.splits.train))
 
 
-def bank(run: Run) -> tuple[Images, Tensor]:
-    """These images, and their classes on the device."""
-    images, labels = run.batches.images, run.splits.train.labels
-    if bank_size(run) < len(labels):
-        chosen = first_balanced(labels, bank_size(run))
+def bank(setup: Setup) -> tuple[Images, Tensor]:
+    """The training images among which kNN looks for neighbours, and their classes on the device."""
+    images, labels = setup.train_images, setup.splits.train.labels
+    if bank_size(setup) < len(labels):
+        chosen = first_balanced(labels, bank_size(setup))
         images, labels = take(images, chosen.to(images.device)), labels[chosen]
-    return images, labels.to(run.device)
+    return images, labels.to(setup.device)
 
 
-def scored_images(run: Run) -> Images:
-    """Those of the test set; if they are in files, for the device, as then the processes of the training read them."""
-    images = run.splits.test.images
-    return images.to(run.device) if isinstance(images, Streamed) else images
+def scored_images(setup: Setup) -> Images:
+    """The test images; if they are in files, bound to the device, so that the processes of the training read them."""
+    images = setup.splits.test.images
+    return images.to(setup.device) if isinstance(images, Streamed) else images
 
 
+@span("record")
 def record(run: Run) -> None:
     """Write the means since the last record, and where the time went."""
     means, parts = run.meter.means(), run.clock.seconds()
@@ -98,7 +101,7 @@ def record(run: Run) -> None:
 
 
 def loader_and_step(library: Library, step: float) -> str:
-    """What decoding reaches alone beside what the step reaches without waiting, in images/s, and which is the limit."""
+    """A sentence: images/s of decoding alone and of a step that need not wait, and which of them is the limit."""
     alone = library.images_per_s or 0.0
     rates = f"decoding alone {alone:,.0f} images/s, a step without waiting for images {step:,.0f}"
     if alone >= step:
@@ -107,7 +110,7 @@ def loader_and_step(library: Library, step: float) -> str:
 
 
 def _speed(run: Run) -> tuple[str, str, str, str]:
-    """Loss, images/s, share of the time spent waiting for data, time left: of the last record, as words."""
+    """(loss, images/s, share of the time spent waiting for data, time left) of the last record, formatted."""
     if not run.last:
         return "-", "-", "-", "-"
     rate, parts = run.last["images_per_s"], [run.last[name] for name in run.last if name.startswith("time_")]
@@ -120,15 +123,15 @@ def end_epoch(run: Run) -> None:
     """Evaluate if it is time to, and print the epoch's row of the table."""
     if run.evaluated == run.epoch:  # a resumed run starts here once more
         return
-    config, scores = run.config, {}
+    config, scores, stop = run.config, {}, run.obey_signal
     last = run.epoch == config.train.epochs
     due = last or bool(config.eval.every and run.epoch % config.eval.every == 0)
     if scorable(run):
         if run.epoch == 0 and config.eval.baselines:
             row(run, "raw pixels", _evaluate(run, "baseline", "raw pixels", lambda: score_pixels(run)))
-            row(run, "untrained", _evaluate(run, "baseline", "untrained", lambda: score_untrained(run)))
+            row(run, "untrained", _evaluate(run, "baseline", "untrained", lambda: score_untrained(run, stop)))
         elif run.epoch > 0 and due:
-            scores = _evaluate(run, "eval", config.method_name, lambda: score(run, run.method.encoder))
+            scores = _evaluate(run, "eval", config.method_name, lambda: score(run, run.method.encoder, stop))
     if config.eval.diagnostics and run.epoch > 0 and due:
         numbers = _evaluate(run, "diagnostics", config.method_name, lambda: diagnose(run))
         if note := warning(numbers):
@@ -146,33 +149,35 @@ def row(
     run.console.line(f"{name:<16} {run.epoch:>5} {loss:>8} {z:>7} {h:>7} {rate:>8} {wait:>10} {left:>8}")
 
 
-def score(run: Run, encoder: nn.Module) -> dict[str, float]:
-    """Weighted kNN of an encoder on the run's data: {"knn_z": percent, "knn_h": percent}."""
-    test, options = run.splits.test, run.config.eval
-    images, labels = bank(run)
+def score(setup: Setup, encoder: nn.Module, between: Callable[[], object] = lambda: None) -> dict[str, float]:
+    """Weighted kNN of an encoder on a run's data: {"knn_z": percent, "knn_h": percent}.
+
+    `between` is called before every batch of images; an exception in it ends the scoring.
+    """
+    test, options = setup.splits.test, setup.config.eval
+    images, labels = bank(setup)
     rows, queries = (
-        extract(encoder, some, run.normalise, options.batch_size, run.obey_signal)
-        for some in (images, scored_images(run))
+        extract(encoder, some, setup.normalise, options.batch_size, between) for some in (images, scored_images(setup))
     )
-    return knn_scores(rows, labels, queries, test.labels.to(run.device), options.k, options.temperature)
+    return knn_scores(rows, labels, queries, test.labels.to(setup.device), options.k, options.temperature)
 
 
-def score_pixels(run: Run) -> dict[str, float]:
-    """The same of normalised pixels, as {"knn_h": percent}."""
-    test, options = run.splits.test, run.config.eval
-    images, labels = bank(run)
-    rows, queries = (pixels(some, run.normalise) for some in (images, scored_images(run)))
-    return {"knn_h": knn_score(rows, labels, queries, test.labels.to(run.device), options.k, options.temperature)}
+def score_pixels(setup: Setup) -> dict[str, float]:
+    """Weighted kNN of raw, normalised pixels on a run's data: {"knn_h": percent}."""
+    test, options = setup.splits.test, setup.config.eval
+    images, labels = bank(setup)
+    rows, queries = (pixels(some, setup.normalise) for some in (images, scored_images(setup)))
+    return {"knn_h": knn_score(rows, labels, queries, test.labels.to(setup.device), options.k, options.temperature)}
 
 
-def score_untrained(run: Run) -> dict[str, float]:
-    """The same of the run's encoder as it is, with BatchNorm statistics of the data."""
-    encoder = calibrated(run.method.encoder, run.batches.images, run.normalise, run.config.eval.batch_size)
-    return score(run, encoder)
+def score_untrained(setup: Setup, between: Callable[[], object] = lambda: None) -> dict[str, float]:
+    """Weighted kNN of the encoder before training, with BatchNorm statistics of the data; arguments as in `score`."""
+    encoder = calibrated(setup.method.encoder, setup.train_images, setup.normalise, setup.config.eval.batch_size)
+    return score(setup, encoder, between)
 
 
 def _evaluate(run: Run, kind: str, name: str, scorer: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Compute scores and write them to the metrics."""
+    """Compute scores and append them to the metrics as a record of `kind`."""
     started = time.monotonic()
     scores = scorer()
     facts = {"kind": kind, "name": name, "step": run.step, "epoch": run.epoch, **scores}

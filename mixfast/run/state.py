@@ -1,24 +1,18 @@
-"""A run: its configuration turned into objects, and the state that a checkpoint holds."""
+"""A run in training: what moves from step to step, and the state that a checkpoint holds."""
 
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from mixfast import methods
-from mixfast.augment import Augment, AugmentConfig, augment, normalise
 from mixfast.config.options import RunConfig, differences, flatten
 from mixfast.data import Batches, Splits
 from mixfast.errors import CheckpointError, ConfigError
-from mixfast.methods import Method
-from mixfast.models import Encoder, build_encoder
-from mixfast.rng import Generators
+from mixfast.models import Encoder
 from mixfast.run import checkpoint, machine
 from mixfast.run.clock import Clock
 from mixfast.run.console import Console, Task
@@ -26,6 +20,7 @@ from mixfast.run.folder import RunFolder
 from mixfast.run.graph import CudaRecorder, StepGraph
 from mixfast.run.log import Meter
 from mixfast.run.optim import build_optimizer, load_optimizer
+from mixfast.run.setup import Setup, set_up
 from mixfast.run.signals import Stopped, StopRequest
 
 Argument = TypeVar("Argument")
@@ -33,21 +28,14 @@ Result = TypeVar("Result")
 
 
 @dataclass
-class Run:
-    """Everything the training loop reads and moves. `build` makes one."""
+class Run(Setup):
+    """A set-up that is trained: everything that the loop reads and moves beside it. `build` makes one."""
 
-    config: RunConfig[Any]
-    splits: Splits
     folder: RunFolder
     console: Console
     stop: StopRequest
-    device: torch.device
-    precision: str  # fp32 or bf16
-    generators: Generators
-    method: Method
     optimizer: torch.optim.Optimizer
     batches: Batches
-    memory_format: torch.memory_format
     progress: Tensor  # float64 scalar on the device: share of the steps done
     graph: StepGraph | None  # through which the halves of a step are called; None: as they are
     choices: list[str]  # what was chosen where the options say auto, and why
@@ -68,46 +56,16 @@ class Run:
         """Optimiser steps of the whole run."""
         return self.config.train.epochs * len(self.batches)
 
-    def augmenter(self, generators: Generators, recipe: AugmentConfig | None = None) -> Augment:
-        """What makes random views of images on the device, by the run's recipe or another."""
-        cfg, state = recipe or self.config.augment, generators.counter("augment")
-        given = (cfg, state, self.splits.mean, self.splits.std)
-
-        def views(images: Tensor, count: int = 2) -> list[Tensor]:
-            return augment(images, *given, count, memory_format=self.memory_format)
-
-        return views
-
-    def views(self, images: Tensor, generators: Generators | None = None) -> dict[str, Tensor]:
-        """The method's views of uint8 images [B, 3, H, W] on the device, by the run's generators or others."""
-        draws = self.generators if generators is None else generators
-        return self.method.views(images, self.augmenter(draws), draws)
-
-    def normalise(self, images: Tensor) -> Tensor:
-        """uint8 images [B, 3, H, W] from anywhere, as the encoder takes them, without randomness."""
-        plain = normalise(images.to(self.device), self.splits.mean, self.splits.std)
-        return plain.contiguous(memory_format=self.memory_format)
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the forward passes."""
-        # No cache: a weight cast for the keys, without gradient, would be reused for the queries.
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
-
-    def play(self, half: Callable[["Run", Argument], Result], argument: Argument) -> Result:
-        """half(run, argument), or its replay as a CUDA graph, which the clock sees as one part."""
+    def graphed_or_eager(self, half: Callable[["Run", Argument], Result], argument: Argument) -> Result:
+        """half(run, argument): replayed as a CUDA graph where the run has one, else call by call."""
         if self.graph is None:
             return half(self, argument)
-        clock, self.clock = self.clock, Clock(torch.device("cpu"))  # a graph would keep the events of another
-        try:
+        with self.clock.one_part(half.__name__):  # events of parts would become the graph's own
             result: Result = self.graph(half, self, argument)
-        finally:
-            self.clock = clock
-        self.clock.lap(half.__name__)
         return result
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a continued run needs to end in the same bits."""
+        """Everything that a continued run needs to end in the same bits."""
         return {
             "config": flatten(self.config),
             "data": self.splits.fingerprint,
@@ -125,7 +83,7 @@ class Run:
         }
 
     def save(self) -> Path:
-        """Write a checkpoint."""
+        """Write a checkpoint; returns its path."""
         self.saved_at = time.monotonic()
         return checkpoint.save(self.folder.checkpoints, self.state_dict())
 
@@ -134,20 +92,6 @@ class Run:
         if self.stop:
             self.save()
             raise Stopped(self.stop.number)
-
-    def load_method(self, state: dict[str, Any], path: Path) -> None:
-        """Weights, statistics and queues of a checkpoint read from `path`.
-
-        Raises:
-            CheckpointError: of another architecture.
-        """
-        wanted, found = self.method.state_dict().keys(), state["method"].keys()
-        missing, unexpected = [key for key in wanted if key not in found], [key for key in found if key not in wanted]
-        checkpoint.check_keys(missing, unexpected, path)
-        try:
-            self.method.load_state_dict(state["method"])
-        except RuntimeError as error:  # same names, other shapes
-            raise CheckpointError(f"{path} is of another architecture: {error}") from error
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint; metrics written after it are forgotten.
@@ -177,39 +121,26 @@ def build(
     config: RunConfig[Any], splits: Splits, folder: RunFolder, console: Console, stop: StopRequest, device: torch.device
 ) -> Run:
     """A fresh run, at step 0; every random number from here on follows from `config.seed`."""
-    if device.type == "cuda" and device.index is not None:
-        torch.cuda.set_device(device)  # for events, and a graph's generators, which are told of no device
-    torch.manual_seed(config.seed)  # for a method from elsewhere that draws without a generator
-    generators = Generators(config.seed, device)
-    memory_format = machine.pick_memory_format(config.train.memory_format)
-    make_encoder = partial(build_encoder, config.model, generators["weights"])
-    method: Method = methods.load(config.method_name)(config.method, make_encoder, generators)
-    method = method.to(memory_format=memory_format).train()  # type: ignore[call-overload]
+    setup = set_up(config, splits, device)
+    method, generators, batch = setup.method, setup.generators, config.train.batch_size
     compiled, why_compiled = machine.pick_compile(config.train.compile, device)
     graphed, why_graphed = machine.pick_graph(config.train.graph, device)
     for encoder in (module for module in method.modules() if compiled and isinstance(module, Encoder)):
         encoder.compile_training()
-    if config.train.batch_size > len(splits.train):
-        wanted, there = config.train.batch_size, len(splits.train)
-        raise ConfigError(f"--train.batch_size must be at most the {there} training images; got {wanted}.")
+    if batch > len(splits.train):
+        raise ConfigError(f"--train.batch_size must be at most the {len(splits.train)} training images; got {batch}.")
     return Run(
-        config=config,
-        splits=splits,
+        **vars(setup),
         folder=folder,
         console=console,
         stop=stop,
-        device=device,
-        precision=machine.pick_precision(config.train.precision, device),
-        generators=generators,
-        method=method,
         optimizer=build_optimizer(config.optim, method.parameters()),
-        batches=Batches(splits.train.images.to(device), config.train.batch_size, generators["order"]),
-        memory_format=memory_format,
+        batches=Batches(setup.train_images, batch, generators["order"]),
         progress=torch.zeros((), dtype=torch.float64, device=device),
         graph=StepGraph(method.parameters(), CudaRecorder(device, generators.streams)) if graphed else None,
         choices=[why_compiled, why_graphed],
         clock=Clock(device),
-        task=console.task(config.method_name, config.train.epochs * (len(splits.train) // config.train.batch_size)),
+        task=console.task(config.method_name, config.train.epochs * (len(splits.train) // batch)),
     )
 
 

@@ -11,12 +11,13 @@ import mixfast
 from mixfast.config.options import RunConfig, replace
 from mixfast.config.presets import switch_method
 from mixfast.data import Splits, load
-from mixfast.errors import OutOfMemoryError, UserError
+from mixfast.errors import OutOfMemoryError
 from mixfast.export import export
 from mixfast.run import checkpoint, machine, monitor
 from mixfast.run.budget import explain_out_of_memory, step_cost
 from mixfast.run.console import Console
 from mixfast.run.engine import train
+from mixfast.run.failure import Failure, explain, is_out_of_memory
 from mixfast.run.folder import RunFolder, write_json
 from mixfast.run.log import TensorBoard
 from mixfast.run.signals import Stopped, StopRequest
@@ -27,43 +28,48 @@ from mixfast.train import cli, report
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = sys.argv[1:] if words is None else words
-    console = Console()
+    console, method = Console(), ""
     try:
         if {"--help", "-h"} & set(words):
             print(cli.short_help())
         elif "--help-all" in words:
             cli.full_help([word for word in words if word != "--help-all"])
         else:
-            launch(cli.parse(words), console)
+            invocation = cli.parse(words)
+            method = invocation.config.method_name
+            launch(invocation, console)
         return 0
     except Stopped as stop:
-        return finish(console, stop.exit_code, "stopped", f"stopped by {stop}; the state is saved", None)
+        return finish(console, "stopped", Failure(stop.exit_code, f"stopped by {stop}; the state is saved", ""))
     except KeyboardInterrupt:
-        return finish(console, 130, "stopped", "stopped before training began; there is nothing to continue.", None)
-    except UserError as error:
-        return finish(console, error.exit_code, "failed", f"error: {error}", error, "--traceback" in words)
+        text = "stopped before training began; there is nothing to continue."
+        return finish(console, "stopped", Failure(130, text, ""))
     except Exception as error:
-        text = f"internal error: {type(error).__name__}: {error}\nPlease report it with the output of "
-        text += f"`python -m mixfast.doctor` and {console.log_path or 'the traceback above'}."
-        return finish(console, 1, "failed", text, error, "--traceback" in words or not console.log_path)
+        failure = explain(error, console.log_path, method if "." in method else "")
+        details = "".join(traceback.format_exception(error))
+        if "--traceback" in words:
+            failure = failure._replace(lines=details)
+        return finish(console, "failed", failure, details)
 
 
-def finish(
-    console: Console, code: int, state: str, text: str, error: Exception | None, show_traceback: bool = False
-) -> int:
-    """Leave a trace of an end that is not success, on stderr and in the run folder; returns the exit code."""
-    details = "".join(traceback.format_exception(error)) if error else ""
-    if show_traceback:
-        print(details, file=sys.stderr)
-    print(text, file=sys.stderr)
+def finish(console: Console, state: str, failure: Failure, details: str = "") -> int:
+    """Leave a trace of an end that is not success, on stderr and in the run folder; returns the exit code.
+
+    Args:
+        console: holds the path of the log once there is a run folder.
+        state: for status.json.
+        failure: what is printed.
+        details: the whole traceback, for the log.
+    """
+    print(failure.lines + failure.text, file=sys.stderr)
     if console.log_path:
-        console.log(details + text)
+        console.log(details + failure.text)
         folder = RunFolder(console.log_path.parent)
-        folder.write_status(state, exit_code=code, reason=text.splitlines()[0])
+        folder.write_status(state, exit_code=failure.exit_code, reason=failure.text.splitlines()[0])
         if folder.has_checkpoint():
             print(f"checkpoint: {checkpoint.find(folder.path)}", file=sys.stderr)
             print(f"continue with: python -m mixfast.train --resume {folder.path}", file=sys.stderr)
-    return code
+    return failure.exit_code
 
 
 def launch(invocation: cli.Invocation, console: Console) -> None:
@@ -117,7 +123,7 @@ def train_one(
     try:
         train(run)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             explain_out_of_memory(config, run.method, run.batches.images, machine.memory_bytes(device), run.clock.part)
@@ -126,10 +132,6 @@ def train_one(
     export(run)
     run.task.close()
     return run
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def train_beside(run: Run, name: str) -> RunFolder:

@@ -12,7 +12,7 @@ import tyro
 
 from mixfast import methods
 from mixfast.config.options import RunConfig, differences, flatten, validate
-from mixfast.config.presets import DEFAULT, build, modifiers_by_name, presets
+from mixfast.config.presets import DEFAULT, build, modifiers_by_name, presets, switch_method
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.run import checkpoint
 from mixfast.run.folder import RunFolder
@@ -57,14 +57,14 @@ def parse(words: list[str]) -> Invocation:
     out, resume = (Path(command[key]) if key in command else None for key in ("--out", "--resume"))
     if resume:
         if names or {"--out", "--method", "--overwrite"} & set(command):
-            raise ConfigError("--resume takes preset, method and folder from the run; leave them away.")
+            raise ConfigError("--resume takes preset, method and folder from the run; omit them.")
         saved, preset, origins = RunFolder.open(resume).read_config()
         config, given = override(saved, options)
         if unlike := differences(flatten(saved), flatten(config)):
             raise CheckpointError(
                 f"{resume} cannot be continued with another configuration:\n  "
                 + "\n  ".join(unlike)
-                + "\nLeave these options away, or start a new run."
+                + "\nOmit these options, or start a new run."
             )
     else:
         preset, modifiers = (names[0], names[1:]) if names else (DEFAULT, [])
@@ -76,7 +76,7 @@ def parse(words: list[str]) -> Invocation:
             raise ConfigError("--overwrite needs --out DIR: the folder to replace.")
     validate(config)
     for name in config.compare:
-        methods.load(name)
+        validate(switch_method(config, name))
     origins = {**origins, **dict.fromkeys(given, "command line")}
     return Invocation(words, config, origins, preset, out, resume, "--overwrite" in command)
 

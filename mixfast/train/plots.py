@@ -24,7 +24,7 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> "tup
 
 
 def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> None:
-    """Loss terms against epochs, one panel per run, with the line of guessing."""
+    """Loss terms against epochs, one panel per run, with a line at chance level."""
     page, axes = figure(5.2 * len(runs), 3.6, 1, len(runs))
     for axis, (name, records) in zip(axes[0], runs.items(), strict=True):
         train = [record for record in records if record["kind"] == "train"]
@@ -32,7 +32,7 @@ def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> No
         for term in term_names(train):
             axis.plot([r["step"] / steps for r in train], [r[term] for r in train], label=term.replace("_", " "))
         if chance is not None:
-            axis.axhline(chance, color="grey", linestyle=":", label=f"guessing: {chance:.2f}")
+            axis.axhline(chance, color="grey", linestyle=":", label=f"chance: {chance:.2f}")
         axis.set(title=name, xlabel="epoch", ylabel="loss of a term")
         axis.legend(fontsize=7)
     page.savefig(path)

@@ -80,8 +80,8 @@ def test_method_replaces_that_of_a_preset_and_keeps_shared_options() -> None:
             r"multiple of --train.accumulate 1 times --model.bn_splits 8; got 100, nearest: 96",
         ),
         ({"train.accumulate": 3}, r"multiple of --train.accumulate 3 times .* got 512, nearest: 504"),
-        ({"method.queue_size": 4000}, r"multiple of the 512 keys .* got 4000, nearest: 4096"),
-        ({"method.symmetric": True, "method.queue_size": 512}, r"multiple of the 1024 keys .* nearest: 1024"),
+        ({"method.queue_size": 4000}, r"method.queue_size must be a multiple of the 512 keys .* got 4000.* 4096"),
+        ({"method.symmetric": True, "method.queue_size": 512}, r"multiple of the 1024 keys .* got 512.* 1024"),
         ({"train.epochs": -1, "eval.k": 0}, r"--train.epochs .*\n--eval.k"),
     ],
     ids=str,
@@ -162,6 +162,7 @@ BAD = [
     ("-x", r"unknown option -x"),
     ("moco --resume runs/x", r"--resume takes preset, method and folder from the run"),
     ("--compare nothing", r"method: there is no 'nothing'"),
+    ("simclr --train.batch_size 96 --compare moco", r"method.queue_size must be a multiple of the 96 keys"),
 ]
 
 

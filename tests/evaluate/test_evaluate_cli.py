@@ -53,6 +53,19 @@ def test_knn_takes_k_temperature_and_an_older_checkpoint(finished: Path, tmp_pat
     assert json.loads((out / "evaluations.jsonl").read_text())["checkpoint"] == "previous.pt"
 
 
+def test_scoring_builds_nothing_of_a_training(finished: Path, tmp_path: Path, capsys: Any, monkeypatch: Any) -> None:
+    """A run that was trained as a CUDA graph is scored on a machine without a GPU."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    content = json.loads((out / "config.json").read_text())
+    content["values"]["train"]["graph"] = "on"
+    (out / "config.json").write_text(json.dumps(content))
+    for name in ("state.build_optimizer", "state.Batches", "state.StepGraph", "state.Clock", "console.Console.task"):
+        monkeypatch.setattr(f"mixfast.run.{name}", None)
+    assert main(["knn", str(out), "--device", "cpu"]) == 0
+    assert "moco" in capsys.readouterr().out
+
+
 def test_replay_names_the_place_where_a_nan_begins(tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "run"
     assert train([*words(out, "moco", train__epochs=1, eval__every=0), "--eval.no-baselines"]) == 0

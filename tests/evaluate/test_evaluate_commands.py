@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mixfast.evaluate.__main__ import main
-from mixfast.evaluate.runs import Board, Common, group_names, open_runs, table
+from mixfast.evaluate.runs import ScoreTable, ScoringOptions, group_names, load_runs, table
 from mixfast.train.__main__ import main as train
 from tests.scoring.boxed_folders import make as make_folders
 from tests.tiny_run import open_tiny, process_settings_kept, words
@@ -71,19 +71,19 @@ def test_tables_align_and_show_the_spread() -> None:
         "a       -   1",
         "long   22   3",
     ]
-    board, calls = Board(), []
+    board, calls = ScoreTable(), []
     for origin in ("one", "one", "two"):
         board.score("row", origin, lambda: calls.append(1) or {"knn_z": 10.0 * len(calls), "lr": 0.5})  # type: ignore[func-returns-value]
     assert len(calls) == 2 and board.table().split() == ["knn", "z", "lr", "row", "15.00", "±", "7.07", "0.5", "±", "0"]
 
 
 def test_runs_on_one_data_set_share_it_and_their_untrained_network(runs: list[str]) -> None:
-    a, b, c = open_runs(Common(tuple(map(Path, runs)), threads=1))
-    assert a.run.splits is b.run.splits and a.run.splits is not c.run.splits
+    a, b, c = load_runs(ScoringOptions(tuple(map(Path, runs)), threads=1))
+    assert a.setup.splits is b.setup.splits and a.setup.splits is not c.setup.splits
     assert a.origin == b.origin != c.origin
     for one, other in zip(a.fresh.state_dict().values(), b.fresh.state_dict().values(), strict=True):
         assert torch.equal(one, other)
-    weights = [one.run.method.encoder.state_dict()["head.weight"] for one in (a, b, c)]
+    weights = [one.setup.method.encoder.state_dict()["head.weight"] for one in (a, b, c)]
     stored = torch.load(b.checkpoint, weights_only=True)["method"]["encoder.head.weight"]
     assert torch.equal(weights[1], stored) and not torch.equal(weights[0], stored)
     assert not torch.equal(weights[1], b.fresh.state_dict()["head.weight"])

@@ -4,21 +4,19 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from mixfast import methods
 from mixfast.config.options import replace
 from mixfast.config.presets import build, presets
 from mixfast.errors import ConfigError
-from mixfast.methods.bases.momentum import MomentumMethod
 from mixfast.models import Encoder
 from mixfast.profile import __main__ as profile
 from mixfast.profile import measure, memory, output
-from mixfast.profile.watch import FUNCTIONS, MEMBERS, Ledger, watched
 from mixfast.run import engine
 from mixfast.run.clock import Clock
 from tests.tiny_run import process_settings_kept
@@ -28,7 +26,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 CPU, ROOT = torch.device("cpu"), Path(__file__).parents[2]
 EVERY_STEP = {"data", "augment", "mix", "query forward", "losses", "forward", "backward", "optimizer", "queue"}
-EVERY_STEP |= {"logging", "record"}
+EVERY_STEP |= {"logging", "record", "rest"}
 MOMENTUM = {"key forward", "EMA"}
 
 
@@ -68,32 +66,27 @@ KNOWN: dict[str, set[str]] = {
 
 @pytest.mark.parametrize("preset", presets())
 def test_parts_of_a_step_add_up(preset: str, tmp_path: Path, ticks: None) -> None:
-    run, clock = tiny(tmp_path, preset), Ledger(CPU)
-    with watched(run, clock):
-        first = clock._last
-        engine.train_epoch(run)
-        last = clock._last
+    run, clock = tiny(tmp_path, preset), measure.Ledger(CPU)
+    with measure.measured(run, clock):
+        first = time.perf_counter()
+        engine.train_epoch(run)  # looks once before it charges anything
+        clock.lap("rest")
+        last = time.perf_counter()
     parts = clock.drain()
     more = set(parts) - EVERY_STEP
     assert set(parts) >= EVERY_STEP and more == KNOWN.get(preset, more)
-    # The loop's first look, one tick after the first here, begins the epoch; what follows its last part is nobody's.
-    after = sum(end - begin for begin, end in clock._unnamed)
-    assert sum(parts.values()) + after == last - first - 1
+    assert sum(parts.values()) == last - first - 2
     assert run.last["step"] == measure.STEPS and clock.drain() == {}
 
 
-def test_nothing_stays_replaced(tmp_path: Path) -> None:
+def test_a_step_is_measured_only_within_the_block(tmp_path: Path) -> None:
     run = tiny(tmp_path, "moco")
-    functions = [function for function, _ in FUNCTIONS]
-    members = [vars(owner).get(name) for owner, name, _ in MEMBERS]
-    clock, views = run.clock, vars(methods.load("moco"))["views"]
-    with pytest.raises(KeyError), watched(run, Ledger(CPU)):
-        assert engine.check_finite is not functions[-2] and "__call__" in vars(Encoder)
+    clock, ledger = run.clock, measure.Ledger(CPU)
+    with pytest.raises(KeyError), measure.measured(run, ledger):
+        assert run.clock is ledger
         raise KeyError
-    assert [vars(owner).get(name) for owner, name, _ in MEMBERS] == members
-    assert engine.check_finite in functions and engine.record in functions
-    assert run.clock is clock and vars(methods.load("moco"))["views"] is views
-    assert "views" not in vars(MomentumMethod)
+    engine.train_epoch(run)
+    assert run.clock is clock and ledger.drain() == {}
 
 
 @pytest.mark.parametrize(
@@ -203,6 +196,34 @@ def test_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "profile.png").stat().st_size > 5000
 
 
+MINE = """
+from mixfast.methods import load
+from mixfast.spans import span
+
+
+class Mine(load("moco")):
+    def step(self, views, generators):
+        with span("my part"):
+            views["query"].square().mean()
+        return super().step(views, generators)
+
+
+METHOD = Mine
+"""
+
+
+def test_a_method_from_elsewhere_shows_its_own_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_timed_lab").mkdir()
+    (tmp_path / "my_timed_lab" / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    with process_settings_kept():
+        assert profile.main(words(tmp_path / "out", "--method", "my_timed_lab.mine")) == 0
+    (record,) = json.loads((tmp_path / "out" / "profile.json").read_text())["profiles"]
+    assert list(record["seconds"])[-1] == "my part" and record["seconds"]["my part"] > 0
+    assert {"augment", "mix", "query forward", "key forward", "losses", "EMA", "queue"} <= set(record["seconds"])
+    assert "my part" in record["peak_bytes"] or not memory.measurable(CPU)
+
+
 RECORD: dict[str, Any] = {
     **{"preset": "moco", "device": "cuda", "precision": "bf16", "memory_format": "channels_last"},
     "shape": {"depth": 18, "width": 64, "stem": "cifar", "size": 32, "batch": 512, "queue": 4096},
@@ -252,7 +273,7 @@ def test_shapes_and_options() -> None:
     [
         (["--shape", "big"], "--shape must be one of small, cifar, imagenet, preset; got 'big'"),
         (["--seconds", "long"], "--seconds must be a number; got 'long'"),
-        (["moco", "--all"], "leave moco or --all away"),
+        (["moco", "--all"], "omit moco or --all"),
     ],
 )
 def test_impossible_requests(given: list[str], message: str) -> None:

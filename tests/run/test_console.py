@@ -4,6 +4,7 @@ import io
 from pathlib import Path
 
 import pytest
+import torch
 
 from mixfast.run.clock import Clock
 from mixfast.run.console import QUIET_SECONDS, Console, duration
@@ -61,8 +62,6 @@ def test_durations() -> None:
 
 
 def test_clock_charges_laps_to_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch
-
     times = iter([0.0, 1.0, 3.0, 10.0, 10.5])
     monkeypatch.setattr("time.perf_counter", lambda: next(times))
     clock = Clock(torch.device("cpu"))
@@ -72,3 +71,18 @@ def test_clock_charges_laps_to_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.lap("data")
     assert clock.part == "data"
     assert clock.seconds() == {"data": 1.5, "forward": 2.0} and clock.seconds() == {}
+
+
+def test_clock_charges_a_block_as_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([0.0, 1.0, 3.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    clock = Clock(torch.device("cpu"))
+    with pytest.raises(KeyError), clock.one_part("failed"):
+        raise KeyError
+    with clock.one_part("whole"):
+        clock.lap("lap")
+        with clock.inside("part"):
+            clock.lap("lap")
+    assert clock.part == "whole"
+    clock.lap("after")
+    assert clock.seconds() == {"whole": 1.0, "after": 2.0}

@@ -1,4 +1,4 @@
-"""The loss of guessing: what it is for each method, and that the run says it."""
+"""Chance level of the loss: what it is for each method, and that the run says it."""
 
 import importlib
 import math
@@ -22,7 +22,7 @@ PRESETS = [
 
 
 @pytest.mark.parametrize(("name", "values"), PRESETS)
-def test_a_network_that_sees_no_difference_has_the_loss_of_guessing(name: str, values: dict[str, Any]) -> None:
+def test_a_network_that_sees_no_difference_is_at_chance_level(name: str, values: dict[str, Any]) -> None:
     """Every head gives the same vector for every image, and the queues hold nothing else."""
     options = {key.removeprefix("method."): value for key, value in values.items() if key.startswith("method.")}
     method, generators = build(methods.load(name), ModelConfig(depth=8, width=8, dim=4, bn_splits=1), **options)
@@ -44,9 +44,9 @@ def test_a_network_that_sees_no_difference_has_the_loss_of_guessing(name: str, v
 @pytest.mark.parametrize(
     ("method", "changes", "line"),
     [
-        ("moco", {}, "loss of guessing, per term: ln(65) = 4.17"),
-        ("simclr", {}, "loss of guessing, per term: ln(31) = 3.43"),
-        ("simclr_unmix", {"train__accumulate": 2}, "loss of guessing, per term: ln(15) = 2.71"),
+        ("moco", {}, "chance level of the loss, per term: ln(65) = 4.17"),
+        ("simclr", {}, "chance level of the loss, per term: ln(31) = 3.43"),
+        ("simclr_unmix", {"train__accumulate": 2}, "chance level of the loss, per term: ln(15) = 2.71"),
         ("byol", {}, None),
     ],
 )
@@ -56,5 +56,5 @@ def test_a_run_begins_with_it(
     run = open_tiny(tmp_path, method, **changes)
     monitor.introduce(run)
     printed = capsys.readouterr().out
-    assert (line in printed) if line else ("guessing" not in printed)
+    assert (line in printed) if line else ("chance" not in printed)
     assert (monitor.chance_loss(run.config) is None) == (line is None)

@@ -1,0 +1,131 @@
+"""What a command says when it fails: whose error it was, the lines that show where, and the exit code.
+
+A `UserError` has its own message and code. Any other error belongs to the owner of the innermost frame that is neither
+Python's, torch's nor another installed package's, with one exception: a frame of mixfast that a user's frame called
+counts as the user's, because operations refuse wrong shapes and types by raising. A defect of ours that such a call
+meets is therefore shown as the user's at first, with the line of ours that raised it and the request to report it if
+what was passed is right.
+"""
+
+import re
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+
+from mixfast.errors import OutOfMemoryError, UserError
+
+USER_CODE = 8  # exit code of an error in a method, data set or backbone from outside mixfast
+
+_OURS = Path(__file__).resolve().parents[1]
+_PYTHON = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
+_LIBRARIES = [*_PYTHON, Path(torch.__file__).resolve().parent]
+_WORKER_FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)')
+
+
+class Failure(NamedTuple):
+    """How a command ends."""
+
+    exit_code: int
+    text: str
+    lines: str  # of a traceback, to be printed before the text; "" if the text is enough
+
+
+class Frame(NamedTuple):
+    """A line that was running when an error was raised."""
+
+    file: str
+    line: int
+    function: str
+    module: str = ""  # dotted name; "" where only the text of a traceback is known
+
+    def __str__(self) -> str:
+        path = Path(self.file)
+        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+        return f"{f'{self.module}, ' if self.module else ''}{shown} line {self.line}, in {self.function}"
+
+
+def run_command(command: Callable[[], object]) -> int:
+    """Run a command; print on stderr how it failed, if it did. Returns the exit code."""
+    try:
+        command()
+    except SystemExit as end:  # tyro has printed its help or what it did not understand
+        return int(end.code or 0)
+    except Exception as error:
+        failure = explain(error)
+        print(failure.lines + failure.text, file=sys.stderr)
+        return failure.exit_code
+    return 0
+
+
+def explain(error: Exception, log: Path | None = None, method: str = "") -> Failure:
+    """Whose error it is, and what to print.
+
+    Args:
+        error: as caught by the command.
+        log: file to which the caller writes the whole traceback.
+        method: dotted name of the user's method that was being trained; "" for a method of mixfast.
+    """
+    if isinstance(error, UserError):
+        return Failure(error.exit_code, f"error: {error}", "")
+    what = f"{type(error).__name__}: {error}"
+    if is_out_of_memory(error):
+        return Failure(OutOfMemoryError.exit_code, f"error: out of memory: {what.splitlines()[0]}", "")
+    frames = _frames(error)
+    owners = [owner(frame.file) for frame in frames]
+    report = f"report it with the output of `python -m mixfast.doctor` and {log or 'the traceback above'}."
+    if "user" in owners:
+        last = len(owners) - 1 - owners[::-1].index("user")
+        text = f"error in your code: {what.splitlines()[0]}\nin {frames[last]}"
+        if "ours" in owners[last:]:
+            raiser = frames[len(owners) - 1 - owners[::-1].index("ours")]
+            text += f"\nRaised by {raiser}. If what your line passes to it is right, {report}"
+        return Failure(USER_CODE, text, _traceback(error, owners.index("user")))
+    if method:
+        text = (
+            f"error with your method {method}: {what.splitlines()[0]}\n"
+            "No line of it was running: see whether its functions take and return what the docstrings of "
+            f"mixfast.methods.Method say. If they do, {report}"
+        )
+        return Failure(USER_CODE, text, _traceback(error))
+    return Failure(1, f"internal error: {what}\nPlease {report}", "" if log else _traceback(error))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the host or the device had no memory left."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def owner(file: str) -> Literal["ours", "library", "user"]:
+    """Who wrote a file of source code: mixfast, an installed package (or Python, or torch), or the user."""
+    path = Path(file).resolve()
+    if path.is_relative_to(_OURS):
+        return "ours"
+    installed = {"site-packages", "dist-packages"} & set(path.parts)
+    if file.startswith("<") or installed or any(path.is_relative_to(folder) for folder in _LIBRARIES):
+        return "library"
+    return "user"
+
+
+def _frames(error: Exception) -> list[Frame]:
+    """The frames of an error, outermost first."""
+    frames = [
+        Frame(frame.f_code.co_filename, line, frame.f_code.co_name, frame.f_globals.get("__name__", ""))
+        for frame, line in traceback.walk_tb(error.__traceback__)
+    ]
+    if isinstance(error, SyntaxError) and error.filename:  # the file never ran
+        frames.append(Frame(error.filename, error.lineno or 0, "its source"))
+    if "Original Traceback" in str(error):  # a worker process of a DataLoader sends its traceback as text
+        frames += [Frame(file, int(line), name) for file, line, name in _WORKER_FRAME.findall(str(error))]
+    return frames
+
+
+def _traceback(error: Exception, first: int = 0) -> str:
+    """The traceback of an error as text, from its frame number `first` on."""
+    found = traceback.TracebackException.from_exception(error)
+    found.stack = traceback.StackSummary.from_list(found.stack[first:])
+    return "".join(found.format())

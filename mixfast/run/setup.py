@@ -1,0 +1,99 @@
+"""A configuration turned into objects: what scoring a network needs, and what a training begins with."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixfast import methods
+from mixfast.augment import Augment, AugmentConfig, augment, normalise
+from mixfast.config.options import RunConfig
+from mixfast.data import Images, Splits
+from mixfast.errors import CheckpointError
+from mixfast.methods import Method
+from mixfast.models import build_encoder
+from mixfast.rng import Generators
+from mixfast.run import checkpoint, machine
+from mixfast.spans import span
+
+
+@dataclass
+class Setup:
+    """A method with fresh or loaded weights, the images, and how both are used. `set_up` makes one."""
+
+    config: RunConfig[Any]
+    splits: Splits
+    train_images: Images  # uint8 [N, 3, H, W], on the device if they are in memory
+    device: torch.device
+    precision: str  # fp32 or bf16
+    memory_format: torch.memory_format
+    generators: Generators
+    method: Method
+
+    def augmenter(self, generators: Generators, recipe: AugmentConfig | None = None) -> Augment:
+        """What makes random views of images on the device, by the configuration's recipe or another."""
+        cfg, state = recipe or self.config.augment, generators.counter("augment")
+        given = (cfg, state, self.splits.mean, self.splits.std)
+
+        @span("augment")
+        def views(images: Tensor, count: int = 2) -> list[Tensor]:
+            return augment(images, *given, count, memory_format=self.memory_format)
+
+        return views
+
+    @span("mix")
+    def views(self, images: Tensor, generators: Generators | None = None) -> dict[str, Tensor]:
+        """The method's views of uint8 images [B, 3, H, W] on the device, by its own generators or others."""
+        draws = self.generators if generators is None else generators
+        return self.method.views(images, self.augmenter(draws), draws)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 images [B, 3, H, W] from anywhere, as the encoder takes them, without randomness."""
+        plain = normalise(images.to(self.device), self.splits.mean, self.splits.std)
+        return plain.contiguous(memory_format=self.memory_format)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the forward passes."""
+        # No cache: a weight cast for the keys, without gradient, would be reused for the queries.
+        enabled = self.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+
+    def load_method(self, state: dict[str, Any], path: Path) -> None:
+        """Weights, statistics and queues of a checkpoint read from `path`.
+
+        Raises:
+            CheckpointError: of another architecture.
+        """
+        wanted, found = self.method.state_dict().keys(), state["method"].keys()
+        missing, unexpected = [key for key in wanted if key not in found], [key for key in found if key not in wanted]
+        checkpoint.check_keys(missing, unexpected, path)
+        try:
+            self.method.load_state_dict(state["method"])
+        except RuntimeError as error:  # same names, other shapes
+            raise CheckpointError(f"{path} is of another architecture: {error}") from error
+
+
+def set_up(config: RunConfig[Any], splits: Splits, device: torch.device) -> Setup:
+    """The method with fresh weights; every random number from here on follows from `config.seed`."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)  # for events, and for the generators of a CUDA graph, which take no device
+    torch.manual_seed(config.seed)  # for a method from elsewhere that draws without a generator
+    generators = Generators(config.seed, device)
+    memory_format = machine.pick_memory_format(config.train.memory_format)
+    make_encoder: Callable[..., Any] = partial(build_encoder, config.model, generators["weights"])
+    method: Method = methods.load(config.method_name)(config.method, make_encoder, generators)
+    return Setup(
+        config=config,
+        splits=splits,
+        train_images=splits.train.images.to(device),
+        device=device,
+        precision=machine.pick_precision(config.train.precision, device),
+        memory_format=memory_format,
+        generators=generators,
+        method=method.to(memory_format=memory_format).train(),  # type: ignore[call-overload]
+    )
