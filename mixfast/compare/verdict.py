@@ -159,7 +159,7 @@ def comparable(section: Section) -> str:
     for group in section.groups:
         data, model, train = group.config.data, group.config.model, group.config.train
         full = data.kind == "cifar10" and data.limit is None and data.test_limit is None and data.size == 32
-        whole = (model.depth, model.width, model.stem) == (18, 64, "cifar")
+        whole = model.architecture == {"depth": 18, "width": 64, "stem": "cifar"}
         if not (full and whole and train.epochs == 1000 and train.batch_size == 512):
             unlike.append(group)
     if not unlike:

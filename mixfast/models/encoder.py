@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mixfast.models.resnet import ResNet
+from mixfast.models.backbone import Backbone, check_maps
 
 
 class Encoding(NamedTuple):
@@ -20,7 +20,7 @@ class Encoding(NamedTuple):
 class Encoder(nn.Module):
     """z = head(mean over pixels of backbone(x))."""
 
-    def __init__(self, backbone: ResNet, head: nn.Module):
+    def __init__(self, backbone: Backbone, head: nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -46,7 +46,9 @@ class Encoder(nn.Module):
     def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """The backbone's maps after some layers, from one pass."""
         compiled = self._compiled if self.training else None
-        return (compiled or self.backbone.maps)(images, layers)
+        maps = (compiled or self.backbone.maps)(images, layers)
+        check_maps(self.backbone, images, layers, maps)
+        return maps
 
     def pool(self, images: Tensor) -> Tensor:
         """h alone, [B, C], for a head that sees several views at once."""
