@@ -29,9 +29,7 @@ class Localise(ObjectData):
     layer: int | None = None  # stage of the network, 1 is the first; none: the last
     stride: int | None = None  # pixels per cell, by dilating the last stages; none: 14 cells a side or more
     tolerance: float = 0.0  # pixels by which the pointing game may miss; 15 on full-size photographs
-    supervised: tuple[
-        Path, ...
-    ] = ()  # runs or files of weights (their library's names) of networks trained with labels
+    supervised: tuple[Path, ...] = ()  # runs trained with labels, or weights under the names that an export has
     out: Path | None = None  # folder of table and picture; none: evaluation/ of the first run
 
 

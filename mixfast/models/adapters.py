@@ -44,10 +44,12 @@ class Named(NamedTuple):
 
 
 def parse(text: str) -> Named:
-    """ "timm:vit_tiny_patch16_224,img_size=32,patch_size=8" in its parts. Values are Python literals, or else words.
+    """The parts of "timm:vit_tiny_patch16_224,img_size=32,patch_size=8" and the like.
+
+    An option's value is a Python literal, or else a string.
 
     Raises:
-        ConfigError: another form, or an option that would fetch weights.
+        ConfigError: the text has another form, or an option that would fetch weights.
     """
     head, *pairs = re.split(r",(?=\s*\w+=)", text)
     source, colon, name = head.partition(":")
@@ -100,7 +102,7 @@ def make(text: str, factory: Callable[..., object] | None = None) -> Backbone:
     factory = factory or imported(named)
     try:
         inspect.signature(factory).bind(**named.options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # ValueError: a callable without a signature
         raise ConfigError(f"model.backbone {text}: {named.name} does not take these options: {error}.") from error
     return adapted(factory(**named.options), text)
 
@@ -196,15 +198,16 @@ def adapted(module: object, text: str) -> Backbone:
             "images to a map, or a network of torchvision or timm (docs/backbones.md)."
         )
     channels, strides = getattr(backbone, "channels", None), getattr(backbone, "strides", None)
-    both = (channels, strides)
-    if not all(isinstance(values, list) and values and all(v > 0 for v in values) for values in both) or (
-        len(channels or []) != len(strides or [])
-    ):
+    if not (_positive(channels) and _positive(strides) and len(backbone.channels) == len(backbone.strides)):
         raise ConfigError(
             f"model.backbone {text}: channels and strides must be lists with a positive number for each stage; got "
             f"{channels} and {strides}."
         )
     return backbone
+
+
+def _positive(values: object) -> bool:
+    return isinstance(values, list) and bool(values) and all(isinstance(n, int) and n > 0 for n in values)
 
 
 class Chain(Adapted):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from mixfast.config.options import replace
 from mixfast.config.presets import build
-from mixfast.errors import CheckpointError, ConfigError
+from mixfast.errors import CheckpointError, ConfigError, PlatformError
 from mixfast.evaluate.__main__ import main as evaluate
 from mixfast.export import load_backbone
 from mixfast.models import ModelConfig, build_encoder
@@ -236,6 +237,12 @@ def test_what_cannot_be_a_backbone_is_refused_by_name(
         pytest.importorskip("timm", reason="timm is an extra")
     with pytest.raises(ConfigError, match=message):
         build_encoder(ModelConfig(backbone=backbone, bn_splits=splits), rng)
+
+
+def test_a_missing_library_is_named_with_its_cure(monkeypatch: pytest.MonkeyPatch, rng: torch.Generator) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(PlatformError, match=r'needs timm, which cannot be imported .*pip install "mixfast\[timm\]"'):
+        build_encoder(ModelConfig(backbone="timm:convnext_atto", bn_splits=1), rng)
 
 
 def test_maps_of_other_shapes_than_promised_end_the_run(capsys: pytest.CaptureFixture[str]) -> None:
