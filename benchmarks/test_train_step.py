@@ -73,7 +73,7 @@ def test_train_step(measure: Any, smoke: bool, method: str, shape: str, tmp_path
         table["plain PyTorch, views by torchvision"] = with_loader(PlainStep(run, images), loader)
     if method == "moco" and importlib.util.find_spec("lightly"):  # which pip install mixfast[bench] brings
         table["lightly, views ready-made"] = lightly_moco(run, images)
-    shown = f"ResNet-{run.config.model.depth} of width {run.config.model.width}, {run.config.data.size} px"
+    shown = f"{run.config.model.title}, {run.config.data.size} px"
     title = f"train step, {method}, {shown}, batch {len(images)}"
     measure(title, {name: waited(call) for name, call in table.items()})
 

@@ -93,6 +93,8 @@ def shrunk(words: list[str]) -> list[str]:
     known = flatten(cli.parse(words).config)
     sizes = {**SMALL, "train.epochs": 1, "data.limit": 32}
     sizes = {f"--{key}": str(value) for key, value in sizes.items() if key in known}
+    if "--model.backbone" in words:
+        del sizes["--model.depth"], sizes["--model.width"]  # of a ResNet
     for flag in sizes.keys() & set(words):
         place = words.index(flag)
         words = words[:place] + words[place + 2 :]

@@ -47,6 +47,8 @@ def process_settings_kept() -> Iterator[None]:
 def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **changes: Any) -> list[str]:
     """Command-line words of a tiny run; in `changes`, `__` stands for the dot of an option's name."""
     values = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
+    if "model.backbone" in values:
+        del values["model.depth"], values["model.width"]  # of a ResNet
     if "queue_size" not in methods.load(method).Config.__dataclass_fields__:
         del values["method.queue_size"]
     groups = [(f"--{key}", *(value if isinstance(value, tuple) else (value,))) for key, value in values.items()]

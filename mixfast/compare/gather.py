@@ -37,7 +37,6 @@ TABLE_1 = {
 _DATA = ("kind", "size", "limit", "test_limit")
 _SCENES = ("scenes", "test_scenes", "scene")
 _FOLDER = ("path", "test_path", "holdout")
-_BACKBONE = ("depth", "width", "stem")
 _SCORER = ("k", "temperature")
 
 
@@ -205,18 +204,17 @@ def _comparability_key(config: RunConfig[Any]) -> str:
     """A text that is equal for runs with the same data set, number of images, backbone and classifier."""
     extra = {"scenes": _SCENES, "folder": _FOLDER}.get(config.data.kind, ())
     data = [getattr(config.data, name) for name in (*_DATA, *extra)]
-    model = [getattr(config.model, name) for name in _BACKBONE]
-    return repr((data, model, [getattr(config.eval, name) for name in _SCORER]))
+    return repr((data, config.model.architecture, [getattr(config.eval, name) for name in _SCORER]))
 
 
 def _title(config: RunConfig[Any], folder_name: str | None) -> str:
-    data, model = config.data, config.model
+    data = config.data
     train, test = (data.scenes, data.test_scenes) if data.kind == "scenes" else (data.limit, data.test_limit)
     name = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}.get(data.kind, data.kind)
     if data.kind == "folder" and data.path:
         name = folder_name or f"folder {Path(data.path).name}"
     counts = f"{train or 'all'} training and {test or 'all'} test images of {data.size} pixels"
-    return f"{name}, {counts}, ResNet-{model.depth} of width {model.width}"
+    return f"{name}, {counts}, {config.model.title}"
 
 
 def _groups(members: list[Member]) -> list[Group]:

@@ -11,6 +11,7 @@ from mixfast.errors import CheckpointError, ConfigError
 from mixfast.evaluate.maps import probe_weights
 from mixfast.evaluate.objects import ObjectData
 from mixfast.evaluate.runs import LoadedRun, ScoringOptions, grouped, load_runs
+from mixfast.models.backbone import named_weights
 from mixfast.run import checkpoint
 from mixfast.scoring import protocol
 from mixfast.scoring.boxes import Objects
@@ -28,7 +29,7 @@ class Localise(ObjectData):
     layer: int | None = None  # stage of the network, 1 is the first; none: the last
     stride: int | None = None  # pixels per cell, by dilating the last stages; none: 14 cells a side or more
     tolerance: float = 0.0  # pixels by which the pointing game may miss; 15 on full-size photographs
-    supervised: tuple[Path, ...] = ()  # runs, or weights with torchvision's names, of a network trained with labels
+    supervised: tuple[Path, ...] = ()  # runs trained with labels, or weights under the names that an export has
     out: Path | None = None  # folder of table and picture; none: evaluation/ of the first run
 
 
@@ -60,7 +61,7 @@ def contestants(options: Localise, runs: Sequence[LoadedRun], validation: Object
     for number, seeds in enumerate(networks.values(), 1):
         makers = [_maker(options, run, run.untrained(), validation) for run in seeds.values()]
         model = next(iter(seeds.values())).setup.config.model
-        name = "untrained" if len(networks) == 1 else f"untrained {number} (ResNet-{model.depth})"
+        name = "untrained" if len(networks) == 1 else f"untrained {number} ({model.title})"
         rows.append(Row(name, "untrained", makers, str(model)))
     if options.supervised:
         makers = [_supervised(options, path, runs[0], validation) for path in options.supervised]
@@ -93,11 +94,12 @@ def _supervised(options: Localise, path: Path, like: LoadedRun, validation: Obje
     encoder = copy.deepcopy(like.fresh)
     weights = {key.removeprefix("module."): value for key, value in _weights(path).items()}
     found = {key: value for key, value in weights.items() if not key.startswith("fc.")}
-    wanted = encoder.backbone.state_dict().keys()
+    backbone = named_weights(encoder.backbone)
+    wanted = backbone.state_dict().keys()
     missing, unexpected = [key for key in wanted if key not in found], [key for key in found if key not in wanted]
     checkpoint.check_keys(missing, unexpected, path)
     try:
-        encoder.backbone.load_state_dict(found)
+        backbone.load_state_dict(found)
     except RuntimeError as error:  # same names, other shapes
         raise CheckpointError(f"{path} is of another architecture than the first run: {error}") from error
     return _maker(options, like, Network(encoder, like.setup.normalise), validation, head=False)

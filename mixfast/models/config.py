@@ -1,21 +1,28 @@
 """What network is trained: the `model` section of a run's configuration, and how it is built from a generator."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from mixfast.errors import ConfigError
+from mixfast.models import adapters
+from mixfast.models.backbone import Backbone
 from mixfast.models.encoder import Encoder
 from mixfast.models.heads import Head, build_head
 from mixfast.models.initialise import initialise_
 from mixfast.models.resnet import LAYOUTS, ResNet
+from mixfast.models.split_bn import split_batch_norms_
+
+RESNET = "resnet"  # the backbone of this package; these options are its own
+RESNET_OPTIONS = ("depth", "width", "stem")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The `model` section: backbone, head and the size of the embedding."""
 
+    backbone: str = RESNET  # or torchvision:NAME, timm:NAME, package.module:factory (docs/backbones.md)
     depth: int = 18  # ResNet: 18, 34, 50 (four stages), or 8, 20 (three stages, for small images and budgets)
     width: int = 64  # channels of the first stage; each further stage doubles them
     stem: Literal["cifar", "cifar_s2", "imagenet"] = "cifar"  # 3x3 stride 1, 3x3 stride 2, or 7x7 stride 2 + max-pool
@@ -25,6 +32,13 @@ class ModelConfig:
     bn_splits: int = 8  # groups of samples with separate batch statistics in the backbone; 1: ordinary batch norm
 
     def __post_init__(self) -> None:
+        if self.backbone != RESNET:
+            adapters.parse(self.backbone)
+            if foreign := [name for name in RESNET_OPTIONS if getattr(self, name) != getattr(ModelConfig, name)]:
+                raise ConfigError(
+                    f"model.{', model.'.join(foreign)}: options of the backbone {RESNET}, not of {self.backbone}; omit "
+                    "them. Options of its factory follow its name as ,key=value"
+                )
         if self.depth not in LAYOUTS:
             raise ConfigError(f"model.depth must be one of {', '.join(map(str, LAYOUTS))}; got {self.depth}")
         # Below 8 channels, oneDNN's strided 1x1 convolution writes outside its buffer on processors with AVX2 alone
@@ -34,11 +48,30 @@ class ModelConfig:
             if value is not None and value < least:
                 raise ConfigError(f"model.{name} must be at least {least}; got {value}")
 
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """The options that decide the backbone's structure."""
+        names = RESNET_OPTIONS if self.backbone == RESNET else ("backbone",)
+        return {name: getattr(self, name) for name in names}
+
+    @property
+    def title(self) -> str:
+        """The backbone in words: "ResNet-18 of width 64", or its name."""
+        return f"ResNet-{self.depth} of width {self.width}" if self.backbone == RESNET else self.backbone
+
 
 def build_encoder(config: ModelConfig, generator: torch.Generator) -> Encoder:
     """A freshly initialised encoder on the generator's device; the weights depend on nothing but the generator."""
+    backbone: Backbone
+    if config.backbone == RESNET:
+        with torch.device(generator.device):
+            backbone = resnet = ResNet(config.depth, config.width, config.stem, config.bn_splits)
+        # PyTorch's own initialisation for the 3x3 stem that stands in for torchvision's 7x7 one
+        initialise_(backbone, generator, uniform=[] if config.stem == "imagenet" else [resnet.conv1])
+    else:
+        backbone = adapters.draw(config.backbone, generator)
+        split_batch_norms_(backbone, config.bn_splits, config.backbone)
     with torch.device(generator.device):
-        backbone = ResNet(config.depth, config.width, config.stem, config.bn_splits)
-        encoder = Encoder(backbone, build_head(config.head, backbone.out_channels, config.dim, config.hidden))
-    initialise_(encoder, generator)
-    return encoder
+        head = build_head(config.head, backbone.out_channels, config.dim, config.hidden)
+    initialise_(head, generator)
+    return Encoder(backbone, head)

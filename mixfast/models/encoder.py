@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mixfast.models.resnet import ResNet
+from mixfast.models.backbone import Backbone, check_maps
 from mixfast.spans import span
 
 QUERY, KEY = "query forward", "key forward"  # spans of passes with and without gradient
@@ -27,7 +27,7 @@ class Encoding(NamedTuple):
 class Encoder(nn.Module):
     """z = head(mean over pixels of backbone(x))."""
 
-    def __init__(self, backbone: ResNet, head: nn.Module):
+    def __init__(self, backbone: Backbone, head: nn.Module):
         super().__init__()
         self.backbone = backbone
         self.head = head
@@ -53,7 +53,9 @@ class Encoder(nn.Module):
     def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         """The backbone's maps after some layers, from one pass."""
         compiled = self._compiled if self.training else None
-        return (compiled or self.backbone.maps)(images, layers)
+        maps = (compiled or self.backbone.maps)(images, layers)
+        check_maps(self.backbone, images, layers, maps)
+        return maps
 
     @span(_kind)
     def pool(self, images: Tensor) -> Tensor:

@@ -1,22 +1,20 @@
 """Initial weights drawn from a named generator."""
 
 import math
+from collections.abc import Collection
 
 import torch
 from torch import nn
 
-from mixfast.models.resnet import ResNet
 
-
-def initialise_(module: nn.Module, generator: torch.Generator) -> None:
+def initialise_(module: nn.Module, generator: torch.Generator, uniform: Collection[nn.Module] = ()) -> None:
     """Redraw every weight of `module` from `generator`: torchvision's rule for ResNets.
 
-    Convolutions: Kaiming normal, fan out. Linear layers and the 3x3 stem that replaces torchvision's 7x7 one:
-    PyTorch's default, uniform in +-1 / sqrt(fan in), biases too. Batch norms keep the ones and zeros they start with.
+    Convolutions: Kaiming normal, fan out. Linear layers, and the convolutions in `uniform`: PyTorch's default, uniform
+    in +-1 / sqrt(fan in), biases too. Batch norms keep the ones and zeros they start with.
     """
-    default = {m.conv1 for m in module.modules() if isinstance(m, ResNet) and m.stem != "imagenet"}
     for layer in module.modules():
-        if isinstance(layer, nn.Linear) or layer in default:
+        if isinstance(layer, nn.Linear) or layer in uniform:
             assert isinstance(layer, nn.Linear | nn.Conv2d)
             bound = 1 / math.sqrt(layer.weight[0].numel())
             nn.init.uniform_(layer.weight, -bound, bound, generator=generator)

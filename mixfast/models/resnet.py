@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mixfast.models.backbone import Backbone
 from mixfast.models.split_bn import SplitBatchNorm2d
 
 
@@ -71,7 +72,7 @@ LAYOUTS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] 
 STEMS = {"cifar": (3, 1, False), "cifar_s2": (3, 2, False), "imagenet": (7, 2, True)}
 
 
-class ResNet(nn.Module):
+class ResNet(Backbone):
     """A residual network up to its last map; stages 2, 3, ... halve the map and double the channels.
 
     Parameter names are torchvision's (conv1, bn1, layer1 ... ), so weights travel both ways. Depth 18 at width 64 with
@@ -88,11 +89,11 @@ class ResNet(nn.Module):
         super().__init__()
         block, counts = LAYOUTS[depth]
         kernel, stride, max_pool = STEMS[stem]
-        self.stem = stem
         self.conv1 = nn.Conv2d(3, width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = SplitBatchNorm2d(width, num_splits)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if max_pool else None
-        in_channels, self.channels = width, []
+        in_channels, self.channels, self.strides = width, [], []
+        total = stride * (2 if max_pool else 1)
         for stage, count in enumerate(counts):
             channels = width * 2**stage
             blocks: list[nn.Module] = []
@@ -101,20 +102,12 @@ class ResNet(nn.Module):
                 blocks.append(block(in_channels, channels, stride, num_splits))
                 in_channels = channels * block.expansion
             self.add_module(f"layer{stage + 1}", nn.Sequential(*blocks))
+            total *= 2 if stage > 0 else 1
             self.channels.append(in_channels)  # of layer1, layer2, ...
+            self.strides.append(total)
 
-    @property
-    def out_channels(self) -> int:
-        """Channels of the last map."""
-        return self.channels[-1]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, 3, H, W] to the last stage's map [B, C, h, w], after its ReLU."""
-        return self.maps(x, [len(self.channels)])[0]
-
-    def maps(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """The maps after the given layers (1 for layer1 ...), from one pass, in the order asked for."""
-        x = F.relu(self.bn1(self.conv1(x)))
+    def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        x = F.relu(self.bn1(self.conv1(images)))
         if self.maxpool is not None:
             x = self.maxpool(x)
         found = {}

@@ -43,6 +43,39 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         )
 
 
+def split_batch_norms_(module: nn.Module, num_splits: int, name: str) -> None:
+    """Replace the BatchNorm2d layers inside `module` by `SplitBatchNorm2d` ones with their weights and options.
+
+    Args:
+        module: a network that is called `name` in messages.
+        num_splits: groups of samples with separate statistics; with 1 nothing is replaced.
+
+    Raises:
+        ConfigError: there is no such layer, or one that does more or less than BatchNorm2d.
+    """
+    norms = {path: norm for path, norm in module.named_modules() if isinstance(norm, nn.BatchNorm2d)}
+    if num_splits == 1:
+        return
+    cure = "Give --model.bn_splits 1, for its norms as they are."
+    if not norms:
+        raise ConfigError(
+            f"model.bn_splits {num_splits} splits the statistics of BatchNorm2d layers, and {name} has none. {cure}"
+        )
+    for path, norm in norms.items():
+        if type(norm) not in (nn.BatchNorm2d, SplitBatchNorm2d) or not norm.affine or norm.momentum is None:
+            raise ConfigError(
+                f"model.bn_splits {num_splits} cannot split {path} of {name}, a {type(norm).__name__} that is no plain "
+                f"BatchNorm2d with weights and momentum. {cure}"
+            )
+        split = SplitBatchNorm2d(norm.num_features, num_splits)
+        split.eps, split.momentum, split.track_running_stats = norm.eps, norm.momentum, norm.track_running_stats
+        split.weight, split.bias = norm.weight, norm.bias
+        for buffer in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(split, buffer, getattr(norm, buffer))
+        parent, _, child = path.rpartition(".")
+        setattr(module.get_submodule(parent), child, split)
+
+
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within the block, batch norms still use their batch's statistics but leave the running ones as they are."""

@@ -30,6 +30,7 @@ import torch
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import DEFAULT, presets
 from mixfast.errors import ConfigError
+from mixfast.models.config import RESNET, RESNET_OPTIONS
 from mixfast.profile import measure, memory, output
 from mixfast.run import machine
 from mixfast.run.failure import run_command
@@ -102,6 +103,8 @@ def configured(request: Request, preset: str) -> cli.Invocation:
     own = "preset" if asked.preset == DEFAULT or not on_cpu else "small"
     given = {word.partition("=")[0].replace("-", "_").removeprefix("__") for word in words if word.startswith("--")}
     known = flatten(asked.config)
+    if asked.config.model.backbone != RESNET:
+        given |= {f"model.{name}" for name in RESNET_OPTIONS}  # the shapes' sizes are a ResNet's
     sizes = {key: value for key, value in SHAPES[request.shape or own].items() if key in known and key not in given}
     return cli.parse([*words, *(word for key, value in sizes.items() for word in (f"--{key}", str(value)))])
 

@@ -31,7 +31,8 @@ def to_record(
         "preset": preset,
         "method": config.method_name,
         "shape": {
-            **{name: getattr(config.model, name) for name in ("depth", "width", "stem", "bn_splits")},
+            **config.model.architecture,
+            "bn_splits": config.model.bn_splits,
             "size": config.data.size,
             "batch": config.train.batch_size,
             "queue": getattr(config.method, "queue_size", None),
@@ -86,9 +87,10 @@ def headline(record: Record) -> str:
     """One line: preset, network, batch, precision and encoder passes of a record."""
     shape, passes = record["shape"], record["passes"]
     queue = f", K = {shape['queue']}" if shape["queue"] else ""
+    network = shape.get("backbone") or f"ResNet-{shape['depth']} of width {shape['width']}, stem {shape['stem']}"
     return (
-        f"{record['preset']}: ResNet-{shape['depth']} of width {shape['width']}, stem {shape['stem']}, "
-        f"{shape['size']} px, batch {shape['batch']}{queue}, {record['precision']}, {record['memory_format']}; "
+        f"{record['preset']}: {network}, {shape['size']} px, batch {shape['batch']}{queue}, {record['precision']}, "
+        f"{record['memory_format']}; "
         f"passes: {passes['trained']} trained, {passes['followed']} without gradient"
     )
 

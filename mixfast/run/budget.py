@@ -1,5 +1,6 @@
 """What a step of a method costs, found by running a tiny one: encoder passes, and memory held for the backward pass."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +12,7 @@ from mixfast import methods
 from mixfast.config.options import RunConfig
 from mixfast.data import Images
 from mixfast.models import Encoder, build_encoder
+from mixfast.models.config import RESNET
 from mixfast.rng import Generators
 
 BACKWARD_COST = 2  # forward passes that the backward pass of a pass costs
@@ -40,8 +42,12 @@ def step_cost(config: RunConfig[Any], side: int) -> StepCost:
     passes = {True: 0, False: 0}  # with gradient: images that entered an encoder
     saved: dict[int, int] = {}  # storage address: bytes
 
-    def count_pass(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        passes[torch.is_grad_enabled()] += len(inputs[0])
+    def counted(maps: Callable[[Tensor, Sequence[int]], list[Tensor]]) -> Callable[..., list[Tensor]]:
+        def count(images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+            passes[torch.is_grad_enabled()] += len(images)
+            return maps(images, layers)
+
+        return count
 
     def keep(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
@@ -49,7 +55,7 @@ def step_cost(config: RunConfig[Any], side: int) -> StepCost:
 
     for module in method.modules():
         if isinstance(module, Encoder):
-            module.backbone.conv1.register_forward_pre_hook(count_pass)  # it sees every image of every pass
+            module.backbone.maps = counted(module.backbone.maps)  # type: ignore[method-assign]
     views = method.views(images, lambda batch, count=2: [batch.float() / 255 for _ in range(count)], generators)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = method.step(views, generators)
@@ -88,5 +94,5 @@ def explain_out_of_memory(
         f"out of memory after part {part!r}: {total_bytes / 2**20:.0f} MiB in all; needed at least: {listing}.\n"
         f"Estimated largest batch that fits at once: {fits} images. Options that help: --train.accumulate "
         f"{2 * micro} (same batch, half the activations), a smaller --train.batch_size, --train.precision bf16, "
-        f"a smaller --model.width."
+        f"a smaller --model.{'width' if config.model.backbone == RESNET else 'backbone'}."
     )

@@ -53,7 +53,7 @@ def calibrated(
             encoder(normalise(batch))
     for handle in handles:
         handle.remove()
-    for norm, statistics in seen.items():
+    for norm, statistics in ((norm, values) for norm, values in seen.items() if values):  # some take part in no pass
         norm.running_mean, norm.running_var = (torch.stack(values).mean(0) for values in zip(*statistics, strict=True))
     return encoder
 

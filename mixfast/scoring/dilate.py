@@ -4,18 +4,11 @@ import copy
 
 from torch import nn
 
-from mixfast.models import Encoder
+from mixfast.models import Backbone, Encoder
+from mixfast.models.backbone import named_weights
 from mixfast.models.resnet import ResNet
 
 CELLS = 14  # of a map along a side: 224 pixels at stride 16
-
-
-def total_stride(backbone: ResNet, layer: int | None = None) -> int:
-    """Pixels of the image per cell of the map after stage `layer` (1 is the first; None: the last)."""
-    stride = backbone.conv1.stride[0] * (1 if backbone.maxpool is None else 2)
-    for number in range(1, (layer or len(backbone.channels)) + 1):
-        stride *= _stride(getattr(backbone, f"layer{number}"))
-    return stride
 
 
 def dilated(encoder: Encoder, stride: int | None, layer: int | None = None) -> Encoder:
@@ -31,13 +24,18 @@ def dilated(encoder: Encoder, stride: int | None, layer: int | None = None) -> E
         layer: 1 is the first stage; None: the last.
 
     Raises:
-        ValueError: a stride that removing whole stages' steps cannot give.
+        ValueError: a stride that removing whole stages' steps cannot give, or another backbone than `ResNet`.
     """
     backbone = encoder.backbone
-    own = total_stride(backbone, layer)
+    last = layer or encoder.layers
+    own = backbone.strides[last - 1]
     if stride is None or stride == own:
         return encoder
-    last = layer or len(backbone.channels)
+    if not isinstance(backbone, ResNet):
+        raise ValueError(
+            f"stride: dilation is for the ResNets of this package; this {type(named_weights(backbone)).__name__} has "
+            f"{own} pixels per cell after layer {last}, got {stride}. Omit it, or look at another layer"
+        )
     reachable, steps = [own], {}
     for number in range(last, 0, -1):
         step = _stride(getattr(backbone, f"layer{number}"))
@@ -53,16 +51,19 @@ def dilated(encoder: Encoder, stride: int | None, layer: int | None = None) -> E
     dilation = 1
     for number in range(min(steps), len(backbone.channels) + 1):
         dilation = _dilate(getattr(encoder.backbone, f"layer{number}"), dilation, steps.get(number, 1))
+        encoder.backbone.strides[number - 1] //= dilation
     return encoder
 
 
-def fine_stride(backbone: ResNet, side: int, layer: int | None = None, cells: int = CELLS) -> int:
+def fine_stride(backbone: Backbone, side: int, layer: int | None = None, cells: int = CELLS) -> int:
     """The largest stride that dilation can give with at least `cells` cells along `side` pixels, or else the smallest.
 
-    128 pixels and a total stride of 8 give the 16 x 16 cells of the paper's figure.
+    128 pixels and a total stride of 8 give the 16 x 16 cells of the paper's figure. Dilation is for `ResNet`; another
+    backbone keeps the stride that it has.
     """
-    stride = total_stride(backbone, layer)
-    for number in range(layer or len(backbone.channels), 0, -1):
+    last = layer or len(backbone.channels)
+    stride = backbone.strides[last - 1]
+    for number in range(last, 0, -1) if isinstance(backbone, ResNet) else ():
         if side // stride >= cells:
             break
         stride //= _stride(getattr(backbone, f"layer{number}"))

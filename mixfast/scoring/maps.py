@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixfast.models import Encoder, Encoding
-from mixfast.scoring.dilate import dilated, fine_stride, total_stride
+from mixfast.scoring.dilate import dilated, fine_stride
 from mixfast.scoring.features import evaluation_mode
 
 KINDS = ("norm", "power", "eigen", "sim", "cam")
@@ -46,7 +46,8 @@ class Mapper:
     @property
     def stride(self) -> int:
         """Pixels per cell."""
-        return total_stride(self.network.encoder.backbone, self.layer)
+        encoder = self.network.encoder
+        return encoder.backbone.strides[(self.layer or encoder.layers) - 1]
 
     def kinds(self) -> tuple[str, ...]:
         """The kinds that this mapper can make, in the order of `KINDS`."""

@@ -11,9 +11,10 @@ from typing import Any
 import tyro
 
 from mixfast import methods
-from mixfast.config.options import RunConfig, differences, flatten, validate
+from mixfast.config.options import RunConfig, differences, flatten, replace, validate
 from mixfast.config.presets import DEFAULT, build, modifiers_by_name, presets, switch_method
 from mixfast.errors import CheckpointError, ConfigError
+from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig
 from mixfast.run import checkpoint
 from mixfast.run.folder import RunFolder
 
@@ -72,6 +73,10 @@ def parse(words: list[str]) -> Invocation:
             preset, modifiers = DEFAULT, names
         config, origins = build(preset, modifiers, command.get("--method"))
         config, given = override(config, options)
+        if config.model.backbone != RESNET:
+            origins = {
+                key: origin for key, origin in origins.items() if key.removeprefix("model.") not in RESNET_OPTIONS
+            }
         if "--overwrite" in command and not out:
             raise ConfigError("--overwrite needs --out DIR: the folder to replace.")
     validate(config)
@@ -111,6 +116,9 @@ def override(config: RunConfig[Any], groups: list[list[str]]) -> tuple[RunConfig
     """Apply option groups to a configuration; also returns the dotted keys that they set."""
     known = flatten(config)
     keys = [_known_key(group[0], list(known)) for group in groups]
+    if any(key == "model.backbone" and group[1:] != [RESNET] for key, group in zip(keys, groups, strict=True)):
+        # The sizes that a preset gives are a ResNet's.
+        config = replace(config, {f"model.{name}": getattr(ModelConfig, name) for name in RESNET_OPTIONS})
     if repeated := {key for key in keys if keys.count(key) > 1}:
         raise ConfigError(f"--{min(repeated)} is given more than once.")
     words = [word for group in groups for word in group]

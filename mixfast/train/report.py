@@ -101,7 +101,7 @@ def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companio
     return f"""# {config.method_name} on {splits.name} (preset {preset}, seed {config.seed})
 
 {len(splits.train)} training and {len(splits.test)} test images of {splits.train.images.shape[-1]} pixels, \
-ResNet-{config.model.depth} of width {config.model.width}, {config.train.epochs} epochs of {len(run.batches)} steps of \
+{config.model.title}, {config.train.epochs} epochs of {len(run.batches)} steps of \
 {config.train.batch_size} images, {run.precision} on {run.device}.{beside}
 
 ## Result

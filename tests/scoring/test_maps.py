@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixfast.models import Encoder, ModelConfig, build_encoder
 from mixfast.scoring.baselines import centre_maps, edge_maps
-from mixfast.scoring.dilate import dilated, fine_stride, total_stride
+from mixfast.scoring.dilate import dilated, fine_stride
 from mixfast.scoring.maps import KINDS, Network, channel_means, enlarged, entropy, fit_mapper, principal
 
 IMAGES = torch.randint(256, (9, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
@@ -119,11 +119,11 @@ def test_dilation_keeps_the_cells_that_were_there(
     depth: int, stem: str, own: int, strides: tuple[int, ...], rng: torch.Generator
 ) -> None:
     encoder = build(rng, depth, stem, "linear").encoder
-    assert total_stride(encoder.backbone) == own and dilated(encoder, own) is encoder
+    assert encoder.backbone.strides[-1] == own and dilated(encoder, own) is encoder
     before = features(encoder)
     for stride in strides:
         fine = dilated(encoder, stride)
-        assert total_stride(fine.backbone) == stride and total_stride(encoder.backbone) == own
+        assert fine.backbone.strides[-1] == stride and encoder.backbone.strides[-1] == own
         after = features(fine)
         assert after.shape[1] == 32 // stride
         torch.testing.assert_close(after[:, :: own // stride, :: own // stride], before, rtol=1e-9, atol=1e-9)
@@ -131,8 +131,9 @@ def test_dilation_keeps_the_cells_that_were_there(
 
 def test_dilation_up_to_an_earlier_layer(rng: torch.Generator) -> None:
     encoder = build(rng, 18, "cifar").encoder
-    assert total_stride(encoder.backbone, 3) == 4
+    assert encoder.backbone.strides == [1, 2, 4, 8]
     fine = dilated(encoder, 2, layer=3)
+    assert fine.backbone.strides == [1, 2, 2, 4]
     torch.testing.assert_close(features(fine, 3)[:, ::2, ::2], features(encoder, 3), rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(features(fine)[:, ::2, ::2], features(encoder), rtol=1e-9, atol=1e-9)
 
