@@ -15,10 +15,10 @@ class Term:
     """One InfoNCE term of a loss: which vectors meet, whose keys are the negatives, and how much it counts."""
 
     name: str  # key of the term in `Step.parts`
-    query: Tensor  # [B, D] unit rows, with gradient
-    positive: Tensor  # [B, D] unit rows; row n is the positive of query n
+    query: Tensor  # [N, D] unit rows, with gradient; N may differ from term to term
+    positive: Tensor  # [N, D] unit rows; row n is the positive of query n
     queue: str  # name of the queue that holds the negatives
-    weight: Tensor | float = 1.0  # number, or [B]: applied to each row before the mean over rows
+    weight: Tensor | float = 1.0  # number or scalar tensor, or [N]: applied to each row before the mean over rows
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -34,13 +34,16 @@ def infonce_sum(
     loss = sum_t mean_n w_tn * -log( e^{q.k/T} / (e^{q.k/T} + sum_j e^{q.queue_j/T}) )
 
     Args:
-        terms: at least one; all with the same B and D, names all different.
+        terms: at least one; all with the same D and names all different; N may differ (dense beside global).
         queues: by name, [K, D] unit rows without gradient.
         temperature: T, the cosines are divided by it.
 
     Returns:
         (loss, parts): a scalar, and by term the detached mean over rows *before* weighting, to be compared with
         the loss of guessing, ln(1 + K).
+
+    Raises:
+        ValueError: a weight is neither one number nor one per row.
     """
     names = list(dict.fromkeys(term.queue for term in terms))
     losses = multi_queue_infonce(
@@ -51,17 +54,9 @@ def infonce_sum(
         temperature=temperature,
         reduction="none",
     )
-    rows = torch.stack(list(losses))  # [T, B]
-    weights = torch.stack(
-        [
-            term.weight.to(rows.dtype)
-            if isinstance(term.weight, Tensor)
-            else rows.new_full(rows.shape[1:], term.weight)
-            for term in terms
-        ]
-    )
-    means = rows.detach().mean(dim=1).unbind()
-    return (weights * rows).mean(dim=1).sum(), {term.name: mean for term, mean in zip(terms, means, strict=True)}
+    weighted = [_weighted_mean(rows, term.weight) for term, rows in zip(terms, losses, strict=True)]
+    parts = {term.name: rows.detach().mean() for term, rows in zip(terms, losses, strict=True)}
+    return torch.stack(weighted).sum(), parts
 
 
 @dataclass(frozen=True)
@@ -71,7 +66,7 @@ class PairTerm:
     name: str  # key of the term in `Step.parts`
     first: Tensor  # [B, D] unit rows
     second: Tensor  # [B, D] unit rows; row n shows the image of first's row n
-    weight: Tensor | float = 1.0  # number, or [B]: applied to both anchors of each row before the mean
+    weight: Tensor | float = 1.0  # number or scalar tensor, or [B]: applied to both anchors of a row before the mean
     excluded: Tensor | None = None  # int64 [2 B]: per anchor one more row that is no negative, or -1
 
 
@@ -87,10 +82,22 @@ def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, 
         rows = nt_xent(
             term.first, term.second, temperature=temperature, excluded=term.excluded, reduction="none"
         )  # [2 B]
-        weight = term.weight.to(rows.dtype).repeat(2) if isinstance(term.weight, Tensor) else term.weight
-        losses.append((weight * rows).mean())
+        per_row = isinstance(term.weight, Tensor) and term.weight.ndim == 1
+        losses.append(_weighted_mean(rows, term.weight.repeat(2) if per_row else term.weight))
         parts[term.name] = rows.detach().mean()
     return torch.stack(losses).sum(), parts
+
+
+def _weighted_mean(rows: Tensor, weight: Tensor | float) -> Tensor:
+    """Mean over the losses [N] of a term's rows, each times its weight: one number, or [N]."""
+    if isinstance(weight, Tensor):
+        if weight.shape not in ((), rows.shape):
+            raise ValueError(
+                f"Term.weight must be a number, a scalar tensor or one number per row, [{len(rows)}]; "
+                f"got a tensor of shape {list(weight.shape)}."
+            )
+        weight = weight.to(rows.dtype)
+    return (weight * rows).mean()
 
 
 def minus_cosine(predictions: Tensor, targets: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 
 from mixfast.losses import infonce_sum, minus_cosine, nt_xent_sum
 from mixfast.methods.byol import BYOL
-from mixfast.methods.simclr import SimCLR
+from mixfast.methods.byol_unmix import BYOLUnMix
 from mixfast.models import Encoder
 from mixfast.models.ema import update_ema_
 from mixfast.models.heads import region_vectors
@@ -49,8 +49,8 @@ FUNCTIONS: tuple[tuple[Callable[..., Any], str], ...] = (
 MEMBERS: tuple[tuple[type, str, Name], ...] = (
     (Encoder, "__call__", forward),
     (Encoder, "pool", forward),
-    (SimCLR, "embed", forward),  # the encoder's head, where `pool` was called
     (BYOL, "predict", "heads"),
+    (BYOLUnMix, "predict", "heads"),
     (Run, "views", "augment"),
     (Meter, "add", "logging"),
 )

@@ -90,9 +90,7 @@ class Run:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the forward passes."""
-        # No cache: a weight cast for the keys, without gradient, would be reused for the queries.
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+        return autocast(self.device, self.precision)
 
     def play(self, half: Callable[["Run", Argument], Result], argument: Argument) -> Result:
         """half(run, argument), or its replay as a CUDA graph, which the clock sees as one part."""
@@ -173,6 +171,12 @@ class Run:
         self.folder.metrics.truncate(state["metrics_bytes"])
 
 
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The precision of forward passes on `device`: fp32 or bf16."""
+    # No cache: a weight cast for the keys, without gradient, would be reused for the queries.
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
 def build(
     config: RunConfig[Any], splits: Splits, folder: RunFolder, console: Console, stop: StopRequest, device: torch.device
 ) -> Run:
@@ -183,7 +187,9 @@ def build(
     generators = Generators(config.seed, device)
     memory_format = machine.pick_memory_format(config.train.memory_format)
     make_encoder = partial(build_encoder, config.model, generators["weights"])
-    method: Method = methods.load(config.method_name)(config.method, make_encoder, generators)
+    precision = machine.pick_precision(config.train.precision, device)
+    with autocast(device, precision):  # which decides the dtype of queues
+        method: Method = methods.load(config.method_name)(config.method, make_encoder, generators)
     method = method.to(memory_format=memory_format).train()  # type: ignore[call-overload]
     compiled, why_compiled = machine.pick_compile(config.train.compile, device)
     graphed, why_graphed = machine.pick_graph(config.train.graph, device)
@@ -199,7 +205,7 @@ def build(
         console=console,
         stop=stop,
         device=device,
-        precision=machine.pick_precision(config.train.precision, device),
+        precision=precision,
         generators=generators,
         method=method,
         optimizer=build_optimizer(config.optim, method.parameters()),

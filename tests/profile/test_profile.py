@@ -14,7 +14,6 @@ from mixfast import methods
 from mixfast.config.options import replace
 from mixfast.config.presets import build, presets
 from mixfast.errors import ConfigError
-from mixfast.methods.bases.momentum import MomentumMethod
 from mixfast.models import Encoder
 from mixfast.profile import __main__ as profile
 from mixfast.profile import measure, memory, output
@@ -93,7 +92,6 @@ def test_nothing_stays_replaced(tmp_path: Path) -> None:
     assert [vars(owner).get(name) for owner, name, _ in MEMBERS] == members
     assert engine.check_finite in functions and engine.record in functions
     assert run.clock is clock and vars(methods.load("moco"))["views"] is views
-    assert "views" not in vars(MomentumMethod)
 
 
 @pytest.mark.parametrize(
