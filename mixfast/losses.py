@@ -82,8 +82,10 @@ def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, 
         rows = nt_xent(
             term.first, term.second, temperature=temperature, excluded=term.excluded, reduction="none"
         )  # [2 B]
-        per_row = isinstance(term.weight, Tensor) and term.weight.ndim == 1
-        losses.append(_weighted_mean(rows, term.weight.repeat(2) if per_row else term.weight))
+        weight = term.weight
+        if isinstance(weight, Tensor) and weight.ndim == 1:
+            weight = weight.repeat(2)
+        losses.append(_weighted_mean(rows, weight))
         parts[term.name] = rows.detach().mean()
     return torch.stack(losses).sum(), parts
 

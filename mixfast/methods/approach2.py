@@ -74,9 +74,7 @@ class Approach2Config(MixtureConfig):
     queue_size: int = 4096  # past keys in each queue
     ema: float = 0.99  # share of the key networks that survives one step
     symmetric: bool = False  # add the loss with the views' roles exchanged; doubles the cost
-    reverse_regions: Literal["paired", "literal"] = (
-        "paired"  # reversed region terms: both sides, or queries (as printed)
-    )
+    reverse_regions: Literal["paired", "literal"] = "paired"  # reverse both sides, or the queries alone as printed
     mixed_key: Literal["clean", "mixed"] = "clean"  # key of the mixed terms: the clean view, or its mixture
     region_layer: int | None = None  # stage whose map gives the region vectors, 1 is the first; none: the last
 

@@ -8,10 +8,8 @@ There are no negatives. With c the cosine of a prediction and a target, as a mea
     cosine     -c / 2         lightly                        1
     distance   2 - 2 c        the paper (eq. 2), W-MSE       4 times as large: needs a lower rate under SGD
 
-    view 1 --+-- f: encoder, projector -- predictor -- p1 --.  .-- t1 -- f': target --+-- view 1
-             |                                               `/                       |
-             |                                               /`                       |
-    view 2 --+-- f ---------------------- predictor -- p2 --'  `-- t2 -- f' ----------+-- view 2
+    view 1 -- f: encoder, projector -- predictor -- p1 --+-- d --+-- t2 -- f': target -- view 2
+    view 2 -- f: encoder, projector -- predictor -- p2 --+-- d --+-- t1 -- f': target -- view 1
 
 The projector is the encoder's head. The target f' has no predictor and gets no gradient. Where the options come from:
 either the share `ema` of the target that survives a step is fixed, and the target moves before the step (lightly); or

@@ -55,9 +55,7 @@ class MoCoCutMixConfig(MixtureConfig):
     queue_size: int = 4096  # past keys in the queue
     ema: float = 0.99  # share of the key encoder that survives one step
     symmetric: bool = False  # add the loss with the views' roles exchanged; the same view is mixed
-    partner: Literal["batch_reverse", "other_view"] = (
-        "batch_reverse"  # whose patch: of image N-1-n, or of the other view
-    )
+    partner: Literal["batch_reverse", "other_view"] = "batch_reverse"  # whose patch: image N-1-n, or the other view
 
     def __post_init__(self) -> None:
         super().__post_init__()

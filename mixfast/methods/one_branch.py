@@ -69,7 +69,7 @@ class OneBranchConfig(MixtureConfig):
     queue_size: int = 4096  # past keys in each queue
     ema: float = 0.99  # share of the key networks that survives one step
     symmetric: bool = False  # add the loss with the views' roles exchanged; doubles the cost
-    partner: Literal["batch_reverse", "other_view"] = "other_view"  # whose patch: of image N-1-n, or of the other view
+    partner: Literal["batch_reverse", "other_view"] = "other_view"  # whose patch: image N-1-n, or the other view
     region_layer: int | None = None  # stage whose map gives the region vectors, 1 is the first; none: the last
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ SALIENCY_SHARE = 0.5  # of the steps are mixed by kind "saliency", as in Salienc
 class MixtureConfig:
     """Options that every mixing method has."""
 
-    mixture: Literal["cutmix", "mixup", "saliency", "none"] = "cutmix"  # box anywhere, whole images, box on the donor
+    mixture: Literal["cutmix", "mixup", "saliency", "none"] = "cutmix"  # patch, whole images, salient patch, nothing
     alpha: float = 1.0  # lam0 ~ Beta(alpha, alpha) is the base image's share; 1 is uniform
     box_per_sample: bool = False  # a lam0 and a box for every image instead of one for the batch
 
