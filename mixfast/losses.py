@@ -40,7 +40,7 @@ def infonce_sum(
 
     Returns:
         (loss, parts): a scalar, and by term the detached mean over rows *before* weighting, to be compared with
-        the loss of guessing, ln(1 + K).
+        the chance level, ln(1 + K).
 
     Raises:
         ValueError: a weight is neither one number nor one per row.
@@ -61,7 +61,7 @@ def infonce_sum(
 
 @dataclass(frozen=True)
 class PairTerm:
-    """One NT-Xent term of a loss: two views whose rows look for each other among all rows of both."""
+    """One NT-Xent term of a loss: the rows of two views, each of which must find its partner among all rows of both."""
 
     name: str  # key of the term in `Step.parts`
     first: Tensor  # [B, D] unit rows
@@ -75,7 +75,7 @@ def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, 
 
     Returns:
         (loss, parts): a scalar, and by term the detached mean over anchors *before* weighting, to be compared with
-        the loss of guessing, ln(2 B - 1).
+        the chance level, ln(2 B - 1).
     """
     losses, parts = [], {}
     for term in terms:

@@ -80,7 +80,7 @@ def mix(
 
 
 def draw(batch: int, generator: torch.Generator, config: MixtureConfig) -> Draw:
-    """lam0, and whether this step mixes regions; two mixtures of one step share both."""
+    """Draw lam0 and whether this step mixes regions, for `batch` images; several mixtures of a step share both."""
     lam0 = sample_lam(batch if config.box_per_sample else 1, generator, config.alpha)
     if config.mixture == "saliency":
         return Draw(lam0, torch.rand(1, generator=generator, device=generator.device) < SALIENCY_SHARE)
@@ -88,9 +88,9 @@ def draw(batch: int, generator: torch.Generator, config: MixtureConfig) -> Draw:
 
 
 def place(donor: Tensor, lam0: Tensor, generator: torch.Generator, config: MixtureConfig) -> tuple[Tensor, Tensor]:
-    """Boxes of the size that lam0 gives, and the share outside of each: int64 [B, 4], float32 [B].
+    """Boxes of the size that lam0 gives, int64 [B, 4], and the share of the image outside of each, float32 [B].
 
-    Around uniform pixels, or with kind "saliency" around the donor's most salient pixel.
+    Their centres are uniform pixels, or with kind "saliency" the donor's most salient pixels.
     """
     size = (donor.shape[2], donor.shape[3])
     centres = peaks(donor) if config.mixture == "saliency" else sample_centres(len(lam0), size, generator)
@@ -99,7 +99,14 @@ def place(donor: Tensor, lam0: Tensor, generator: torch.Generator, config: Mixtu
 
 
 def paste_in(base: Tensor, donor: Tensor, boxes: Tensor, outside: Tensor, mixed: Tensor) -> Mixture:
-    """`donor` in `boxes`, whose share outside is given, or `base` alone where `mixed` is false."""
+    """Mixtures with `donor` inside `boxes` and `base` outside; `base` alone where `mixed` [1] is false.
+
+    Args:
+        base, donor: [B, 3, H, W] images.
+        boxes: int64 [B, 4].
+        outside: float32 [B], the share of the image outside its box.
+        mixed: bool [1].
+    """
     return _mixture(base, donor, boxes, outside, mixed, outside.new_ones(1))
 
 

@@ -20,6 +20,13 @@ def test_names_are_the_files() -> None:
         assert dataclasses.is_dataclass(method.Config) and method.Config.__dataclass_params__.frozen
 
 
+@pytest.mark.parametrize("name", names())
+def test_a_method_is_one_page_with_few_options(name: str) -> None:
+    """No method inherits from another: what it does stands in its own file."""
+    assert load(name).__bases__ == (Method,)
+    assert len(dataclasses.fields(load(name).Config)) < 12
+
+
 def test_unknown_name_is_met_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no 'aproach1'; did you mean approach1 or approach2 or .*\? Known: .*moco"):
         load("aproach1")
