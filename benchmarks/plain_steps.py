@@ -71,7 +71,7 @@ class PlainStep:
         trained = [weight for weight in self.method.parameters() if weight.requires_grad]
         rate, momentum, decay = (getattr(run.config.optim, name) for name in ("lr", "momentum", "weight_decay"))
         self.optimizer = torch.optim.SGD(trained, rate, momentum, weight_decay=decay)
-        self.queues = {name: queue.keys.clone().T for name, queue in getattr(self.method, "queues", {}).items()}
+        self.queues = {name: keys.clone().T for name, keys in self.method.negatives().items()}
         self.pointer = 0
 
     def __call__(self) -> Tensor:

@@ -18,10 +18,10 @@ class Term:
     """One InfoNCE term of a loss: which vectors meet, whose keys are the negatives, and how much it counts."""
 
     name: str  # key of the term in `Step.parts`
-    query: Tensor  # [B, D] unit rows, with gradient
-    positive: Tensor  # [B, D] unit rows; row n is the positive of query n
+    query: Tensor  # [N, D] unit rows, with gradient; N may differ from term to term
+    positive: Tensor  # [N, D] unit rows; row n is the positive of query n
     queue: str  # name of the queue that holds the negatives
-    weight: Tensor | float = 1.0  # number, or [B]: applied to each row before the mean over rows
+    weight: Tensor | float = 1.0  # number or scalar tensor, or [N]: applied to each row before the mean over rows
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -38,13 +38,16 @@ def infonce_sum(
     loss = sum_t mean_n w_tn * -log( e^{q.k/T} / (e^{q.k/T} + sum_j e^{q.queue_j/T}) )
 
     Args:
-        terms: at least one; all with the same B and D, names all different.
+        terms: at least one; all with the same D and names all different; N may differ (dense beside global).
         queues: by name, [K, D] unit rows without gradient.
         temperature: T, the cosines are divided by it.
 
     Returns:
         (loss, parts): a scalar, and by term the detached mean over rows *before* weighting, to be compared with
-        the loss of guessing, ln(1 + K).
+        the chance level, ln(1 + K).
+
+    Raises:
+        ValueError: a weight is neither one number nor one per row.
     """
     names = list(dict.fromkeys(term.queue for term in terms))
     losses = multi_queue_infonce(
@@ -55,27 +58,19 @@ def infonce_sum(
         temperature=temperature,
         reduction="none",
     )
-    rows = torch.stack(list(losses))  # [T, B]
-    weights = torch.stack(
-        [
-            term.weight.to(rows.dtype)
-            if isinstance(term.weight, Tensor)
-            else rows.new_full(rows.shape[1:], term.weight)
-            for term in terms
-        ]
-    )
-    means = rows.detach().mean(dim=1).unbind()
-    return (weights * rows).mean(dim=1).sum(), {term.name: mean for term, mean in zip(terms, means, strict=True)}
+    weighted = [_weighted_mean(rows, term.weight) for term, rows in zip(terms, losses, strict=True)]
+    parts = {term.name: rows.detach().mean() for term, rows in zip(terms, losses, strict=True)}
+    return torch.stack(weighted).sum(), parts
 
 
 @dataclass(frozen=True)
 class PairTerm:
-    """One NT-Xent term of a loss: two views whose rows look for each other among all rows of both."""
+    """One NT-Xent term of a loss: the rows of two views, each of which must find its partner among all rows of both."""
 
     name: str  # key of the term in `Step.parts`
     first: Tensor  # [B, D] unit rows
     second: Tensor  # [B, D] unit rows; row n shows the image of first's row n
-    weight: Tensor | float = 1.0  # number, or [B]: applied to both anchors of each row before the mean
+    weight: Tensor | float = 1.0  # number or scalar tensor, or [B]: applied to both anchors of a row before the mean
     excluded: Tensor | None = None  # int64 [2 B]: per anchor one more row that is no negative, or -1
 
 
@@ -85,17 +80,31 @@ def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, 
 
     Returns:
         (loss, parts): a scalar, and by term the detached mean over anchors *before* weighting, to be compared with
-        the loss of guessing, ln(2 B - 1).
+        the chance level, ln(2 B - 1).
     """
     losses, parts = [], {}
     for term in terms:
         rows = nt_xent(
             term.first, term.second, temperature=temperature, excluded=term.excluded, reduction="none"
         )  # [2 B]
-        weight = term.weight.to(rows.dtype).repeat(2) if isinstance(term.weight, Tensor) else term.weight
-        losses.append((weight * rows).mean())
+        weight = term.weight
+        if isinstance(weight, Tensor) and weight.ndim == 1:
+            weight = weight.repeat(2)
+        losses.append(_weighted_mean(rows, weight))
         parts[term.name] = rows.detach().mean()
     return torch.stack(losses).sum(), parts
+
+
+def _weighted_mean(rows: Tensor, weight: Tensor | float) -> Tensor:
+    """Mean over the losses [N] of a term's rows, each times its weight: one number, or [N]."""
+    if isinstance(weight, Tensor):
+        if weight.shape not in ((), rows.shape):
+            raise ValueError(
+                f"Term.weight must be a number, a scalar tensor or one number per row, [{len(rows)}]; "
+                f"got a tensor of shape {list(weight.shape)}."
+            )
+        weight = weight.to(rows.dtype)
+    return (weight * rows).mean()
 
 
 @span("losses")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from method_pages import ONE_PICTURE, PICTURES
 
 from mixfast import methods
 from mixfast.config import presets
@@ -27,14 +28,6 @@ SMALL = {
 }  # fmt: skip
 ROWS = 4  # a batch of four: row n is mixed with row 3 - n
 SEED = 126
-# More than one picture of a method: ending of the file, and options.
-VARIANTS: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
-    "moco_unmix": (("", {"method.p_global": 0.0}), ("-global", {"method.p_global": 1.0})),
-    "simclr_unmix": (("", {"method.p_global": 0.0}),),
-    "byol_unmix": (("", {"method.p_global": 0.0}),),
-    "moco_cutmix": (("", {}), ("-other_view", {"method.partner": "other_view"})),
-    "one_branch": (("", {}), ("-batch_reverse", {"method.partner": "batch_reverse"})),
-}
 
 
 def draw(name: str, ending: str, options: dict[str, Any], splits: Splits | None) -> Splits:
@@ -53,7 +46,7 @@ def main() -> int:
     FOLDER.mkdir(parents=True, exist_ok=True)
     splits = None
     for name in methods.names():
-        for ending, options in VARIANTS.get(name, (("", {}),)):
+        for ending, options in PICTURES.get(name, ONE_PICTURE):
             splits = draw(name, ending, options, splits)
     return 0
 

@@ -1,82 +1,174 @@
-"""Approach 1: each view gets a patch of the other view of the same image; regions of the mixtures meet (eq. 7).
+"""Approach 1: each view gets a patch of the other view of the same image, and regions of the two mixtures are compared.
 
-    x1M = x1 outside box B1, x2 inside          q, k: clean view 1, clean view 2      qM: x1M
-    x2M = x2 outside box B2, x1 inside          G, L: outside, inside of the box      lam: share of x1M outside B1
+This is the paper's equation 7. I(query, positive, queue) is InfoNCE (equations 3 to 6).
+
+    x1M = x1 outside box B1, x2 inside      x2M = x2 outside box B2, x1 inside      lam = share of x1M outside B1
+    G, L: outside (global), inside (local) of the box of a mixture
 
     loss = I(q, k, whole) + lam I(qM, k, whole)
          + (1 - lam) [ I(qL, kG, global) + I(qL, kL, local) + I(qG, kG, global) ]
 
-I(query, positive, queue) is InfoNCE (eq. 3 to 6). Every part of every mixture shows image i, so all five positives are
-right and lam is a balance, not a label.
+    view 1 --+-- f_q ----------------------------------------- q
+             +-- x2 in B1: x1M -- f_q --+-- head ------------- qM
+                                        `-- map -- g_q --+-- qG: outside B1, shows view 1
+                                                         `-- qL: inside B1, shows view 2
+    view 2 --+-- shuffle -- f_k ------------------------------ k   -> whole
+             +-- x1 in B2: x2M -- shuffle -- f_k -- map -- g_k --+-- kG: outside B2, shows view 2 -> global
+                                                                 `-- kL: inside B2, shows view 1  -> local
 
-    vector   from                                          queue that takes it
-    q, qM    embedding of x1, x1M; query encoder           -
-    qG, qL   region head, outside and inside B1 in x1M     -
-    k        embedding of x2; key encoder, shuffled        whole
-    kG, kL   key region head, B2 in x2M; shuffled          global, local
+g is a linear region head. The key encoder f_k and head g_k follow f_q and g_q by exponential moving average; an arrow
+names the queue that takes a key. Region vectors are means over the bilinearly enlarged map inside and outside the box,
+computed without that map (`mixfast.masked_upsample_pool`).
 
-Where the options come from (defaults follow the paper's text):
+Every part of every mixture shows image n, so all five positives are right, no label is mixed, and lam is a balance
+between terms. With two boxes, the patch of the local-global term usually lies inside the key's region, so that the same
+pixels are on both sides; with `box_mode shared` they never are.
+
+No code of this method was published. Where the paper leaves a choice, the default follows its text:
+
     box_mode    the text is silent, the figures draw two positions
-    lam         "a hyperparameter" beside eq. 7, an area ratio beside eq. 1
-    mixed_key   eq. 3 has the clean key, the figures let mixture meet mixture
-    eq7_pdf     the printed equation has the local term twice and no global one
-    lg_both     adds the mirror image of the local-global term, I(qG, kL, local); ours
-    gg_key, queues, region_head, shuffle_mixed    second value: the published code of Approach 2
+    lam         "a hyperparameter" beside equation 7, an area ratio beside equation 1
+    mixed_key   equation 3 has the clean key, the figures compare mixture with mixture
     mixture     cutmix; saliency centres each box on its own donor (the paper's future work); none pastes nothing and
-                keeps boxes, regions and weights, which stay right. mixup has no regions and is refused
-    symmetric, box_per_sample, alpha, region_layer, saliency_*, bn_stats    ours
+                keeps boxes, regions and weights. mixup has no regions and is refused
+    symmetric, box_per_sample, region_layer    ours
+
+The printed equation 7 has the local term twice and no global one; the text has the loss above. The paper reports one
+run, without spread.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
-from mixfast.errors import ConfigError
-from mixfast.losses import Term
-from mixfast.methods.bases.regions import RegionMethod, TwoBranchConfig, Vectors
+from mixfast.augment import Augment
+from mixfast.losses import Term, infonce_sum, unit
+from mixfast.methods import Method, Step
+from mixfast.methods.bases import (
+    Queues,
+    build_region_head,
+    check_contrast,
+    check_option,
+    check_queue_size,
+    concatenated,
+    directions,
+    encode_shuffled,
+    follower,
+    region_vectors,
+    update_ema_,
+)
+from mixfast.mix import MixtureConfig, draw, paste_in, place
 from mixfast.models import Encoder
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
-class Approach1Config(TwoBranchConfig):
-    lg_both: bool = False  # also compare the query's global with the key's local vector
-    eq7_pdf: bool = False  # twice the local term instead of the global one, as printed
+class Approach1Config(MixtureConfig):
+    temperature: float = 0.1  # cosines are divided by it
+    queue_size: int = 4096  # past keys in each queue
+    ema: float = 0.99  # share of the key networks that survives one step
+    symmetric: bool = False  # add the loss with the views' roles exchanged; doubles the cost
+    box_mode: Literal["independent", "shared"] = "independent"  # the key's box has its own centre, or is the query's
+    lam: Literal["ratio", "mean"] | float = "ratio"  # share outside the query's box, mean of both boxes', or a constant
+    mixed_key: Literal["clean", "mixed"] = "clean"  # key of the mixed term: the clean view, or its mixture
+    region_layer: int | None = None  # stage whose map gives the region vectors, 1 is the first; none: the last
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.eq7_pdf and self.gg_key != "region":
-            raise ConfigError("method.gg_key: with eq7_pdf there is no global term, so leave gg_key at region")
+        check_contrast(self)
+        constant = isinstance(self.lam, int | float) and 0 <= self.lam <= 1
+        check_option(self.lam in ("ratio", "mean") or constant, "lam", "ratio, mean, or a number in [0, 1]", self.lam)
+        check_option(
+            self.mixture != "mixup", "mixture", "cutmix, saliency or none (mixup has no regions)", self.mixture
+        )
 
 
-class Approach1(RegionMethod):
+class Approach1(Method):
     Config = Approach1Config
     summary = "CutMix between the two views of an image, on both branches, with region terms (eq. 7)"
     config: Approach1Config
-    partner = "other_view"
 
     def __init__(self, config: Approach1Config, make_encoder: Callable[[], Encoder], generators: Generators):
-        queues = ["whole", "global", "local"] if config.queues == 3 else ["whole", "local"]
-        super().__init__(config, make_encoder, generators, queues)
+        super().__init__(config, make_encoder, generators)
+        self.encoder = make_encoder()
+        self.key_encoder = follower(self.encoder)
+        self.queues = Queues(("whole", "global", "local"), self.encoder.dim, config.queue_size, generators["queue"])
+        self.region_head = build_region_head(self.encoder, config.region_layer, generators["weights"])
+        self.key_region_head = follower(self.region_head)
 
-    def terms(self, query: Vectors, key: Vectors, lam: Tensor) -> list[Term]:
-        config, rest = self.config, 1 - lam
-        mixed_key = key.mixed if config.mixed_key == "mixed" else key.whole
-        global_queue = "global" if config.queues == 3 else "whole"
-        terms = [
-            Term("original", query.whole, key.whole, "whole"),
-            Term("mixed", query.mixed, mixed_key, "whole", lam),
-            Term("local_global", query.inside, key.outside, global_queue, rest),
-            Term("local", query.inside, key.inside, "local", 2 * rest if config.eq7_pdf else rest),
-        ]
-        if config.gg_key == "whole":
-            terms.append(Term("global", query.outside, key.whole, "whole", rest))
-        elif not config.eq7_pdf:
-            terms.append(Term("global", query.outside, key.outside, global_queue, rest))
-        if config.lg_both:
-            terms.append(Term("global_local", query.outside, key.inside, "local", rest))
-        return terms
+    def begin(self, progress: Tensor) -> None:
+        update_ema_(self.key_encoder, self.encoder, self.config.ema)
+        update_ema_(self.key_region_head, self.region_head, self.config.ema)
+
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
+        x1, x2 = augment(images)
+        drawn = draw(len(images), generators["mix"], self.config)
+        box1, outside1 = place(x2, drawn.lam0, generators["mix"], self.config)
+        box2, outside2 = box1, outside1
+        if self.config.box_mode == "independent":
+            box2, outside2 = place(x1, drawn.lam0, generators["mix"], self.config)
+        return {
+            "query": x1,
+            "query_mixed": paste_in(x1, x2, box1, outside1, drawn.mixed).images,
+            "boxes_query_mixed": box1,
+            "lam_query_mixed": outside1,
+            "key": x2,
+            "key_mixed": paste_in(x2, x1, box2, outside2, drawn.mixed).images,
+            "boxes_key_mixed": box2,
+            "lam_key_mixed": outside2,
+        }
+
+    def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
+        layer, size = self.config.region_layer, (views["query"].shape[2], views["query"].shape[3])
+        terms: list[Term] = []
+        keys: list[dict[str, Tensor]] = []
+        for suffix, query, key in directions(self.config.symmetric):
+            q = unit(self.encoder(views[query]).z)  # [B, D], as all vectors here
+            mixture = self.encoder(views[f"{query}_mixed"], layer)
+            qM = unit(mixture.z)
+            qL, qG = region_vectors(mixture.map, views[f"boxes_{query}_mixed"], size, self.region_head)
+            with torch.no_grad():
+                k = unit(encode_shuffled(self.key_encoder, views[key], generators["shuffle"]).z)
+                mixture = encode_shuffled(self.key_encoder, views[f"{key}_mixed"], generators["shuffle"], layer)
+                kM = unit(mixture.z)
+                kL, kG = region_vectors(mixture.map, views[f"boxes_{key}_mixed"], size, self.key_region_head)
+            lam = self.balance(views[f"lam_{query}_mixed"], views[f"lam_{key}_mixed"])
+            terms += [
+                Term(f"original{suffix}", q, k, "whole"),
+                Term(f"mixed{suffix}", qM, kM if self.config.mixed_key == "mixed" else k, "whole", lam),
+                Term(f"local_global{suffix}", qL, kG, "global", 1 - lam),
+                Term(f"local{suffix}", qL, kL, "local", 1 - lam),
+                Term(f"global{suffix}", qG, kG, "global", 1 - lam),
+            ]
+            keys.append({"whole": k, "global": kG, "local": kL})
+        loss, parts = infonce_sum(terms, self.queues.keys(), self.config.temperature)
+        lam = self.balance(views["lam_query_mixed"], views["lam_key_mixed"])
+        return Step(loss, {**parts, "lam": lam.mean()}, concatenated(keys), terms)
+
+    def balance(self, query_outside: Tensor, key_outside: Tensor) -> Tensor:
+        """lam [B], from the shares [B] of both mixtures outside their boxes."""
+        if self.config.lam == "ratio":
+            return query_outside
+        if self.config.lam == "mean":
+            return (query_outside + key_outside) / 2
+        return torch.full_like(query_outside, self.config.lam)
+
+    def update(self, carry: dict[str, Tensor]) -> None:
+        self.queues.push_(carry)
+
+    def negatives(self) -> dict[str, Tensor]:
+        return self.queues.keys()
+
+    @classmethod
+    def check(cls, config: Approach1Config, batch: int) -> None:
+        check_queue_size(config, batch)
+
+    @classmethod
+    def candidates(cls, config: Approach1Config, batch: int) -> int:
+        return 1 + config.queue_size
 
 
 METHOD = Approach1

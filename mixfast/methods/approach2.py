@@ -1,118 +1,179 @@
-"""Approach 2: each view gets a patch of another image of its batch; regions of the mixtures meet (eq. 8).
+"""Approach 2: each view gets a patch of another image of its batch, and regions of the two mixtures are compared.
 
-    rho reverses the batch                      q, k: clean view 1, clean view 2      qM: x1M
-    x1M = x1 outside box B1, rho(x1) inside     G, L: outside, inside of the box      lam: share of x1M outside B1
-    x2M = x2 outside box B2, rho(x2) inside
+This is the paper's equation 8. I(query, positive, queue) is InfoNCE; rho reverses the batch.
 
-    loss = I(q, k, whole) + lam     [ I(qM, k, whole)      + I(qG, kG, global) + I(qL, kL, local) ]
-                          + (1-lam) [ I(rho qM, k, whole)  + GG^R + LL^R ]
+    x1M = x1 outside box B1, rho(x1) inside                x2M = x2 outside box B2, rho(x2) inside
+    G, L: outside (global), inside (local) of the box      lam = share of x1M outside B1
 
-I(query, positive, queue) is InfoNCE. Mixture N-1-i holds image i with share 1 - lam, hence rho qM against k. Outputs
-are reversed, never inputs: batch-norm groups are n mod S, so encode(rho x) = rho(encode x) and no pass is needed.
+    loss = I(q, k, whole) + lam     [ I(qM, k, whole)     + I(qG, kG, global) + I(qL, kL, local) ]
+                          + (1-lam) [ I(rho qM, k, whole) + GG^R + LL^R ]
 
-    vector   shows at row i      from                                        queue that takes it
-    q, qM    x1_i; x1M_i         embedding, query encoder                    -
-    qG, qL   x1_i; x1_(N-1-i)    region head, outside and inside B1 of x1M   -
-    k        x2_i                embedding, key encoder, shuffled            whole
-    kG, kL   x2_i; x2_(N-1-i)    key region head, B2 of x2M; shuffled        global, local
+    view 1 --+-- f_q ----------------------------------------------- q
+             +-- rho(x1) in B1: x1M -- f_q --+-- head -------------- qM: row n shows images n (lam) and N-1-n (1 - lam)
+                                             `-- map -- g_q --+-- qG: outside B1, row n shows image n
+                                                              `-- qL: inside B1, row n shows image N-1-n
+    view 2 --+-- shuffle -- f_k ------------------------------------ k   -> whole
+             +-- rho(x2) in B2: x2M -- shuffle -- f_k -- map -- g_k --+-- kG: outside B2 -> global
+                                                                      `-- kL: inside B2  -> local
 
-Where the options come from:
-    reverse_regions    what GG^R and LL^R are; the paper's sentence and its code pair different images
-        paired   both sides reversed: right pairs, but the same as in GG and LL, which then weigh lam + 1 - lam
-        cross    I(rho qL, kG, global) and I(rho qG, kL, local): right pairs, local against global
-        literal  I(rho qG, kG, global) and I(rho qL, kL, local), as printed: every positive is another image
-    ll_weight    eq. 8 gives the local term lam, though the patch that it shows has the share 1 - lam
-    gg_key, queues, region_head, shuffle_mixed    second value: the published code, whose exact objective is the preset
-                 approach2_reference; there, terms without a queue of their own read the whole images' keys
-    box_mode     code and figures draw two positions from one size
-    lam, mixed_key    as in Approach 1
-    mixture      as in Approach 1; both branches of a step are mixed or neither. What is not mixed shows one image, so
-                 that lam = 1 and no reversed term counts
-    symmetric, alpha, region_layer, saliency_*, bn_stats    ours
+g is a linear region head. The key encoder f_k and head g_k follow f_q and g_q by exponential moving average; an arrow
+names the queue that takes a key. Mixture N-1-n holds image n with share 1 - lam, so the reversed query rho qM is
+compared with k. Outputs are reversed, never inputs: batch-norm groups are n mod S, so encode(rho x) = rho(encode x),
+and no further pass is needed.
+
+The paper's sentence on the reversed region terms, and its published code, reverse the query and keep the key. For
+regions that is wrong: the outside of mixture N-1-n shows image N-1-n, and every positive joins two different images.
+
+    reverse_regions   GG^R                      LL^R                     positives of the same image
+    paired            I(rho qG, rho kG, .)      I(rho qL, rho kL, .)     all: they equal GG and LL, which then weigh 1
+    literal           I(rho qG, kG, global)     I(rho qL, kL, local)     none
+
+Where the other options come from:
+
+    mixed_key   equation 3 has the clean key, the figures compare mixture with mixture
+    mixture     cutmix; saliency is the paper's future work; mixup has no regions and is refused. Both branches of a
+                step are mixed or neither. What is not mixed shows one image: lam = 1, and no reversed term counts
+    symmetric, region_layer    ours
     box_per_sample    ours; a reversed query keeps the lam of its own mixture
+
+The published code differs further: `approach2_reference` is its exact objective. The paper reports one run, without
+spread.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from mixfast.losses import Term
-from mixfast.methods.bases.regions import RegionMethod, TwoBranchConfig, Vectors
+from mixfast.augment import Augment
+from mixfast.losses import Term, infonce_sum, unit
+from mixfast.methods import Method, Step
+from mixfast.methods.bases import (
+    Queues,
+    build_region_head,
+    check_contrast,
+    check_option,
+    check_queue_size,
+    concatenated,
+    directions,
+    encode_shuffled,
+    follower,
+    region_vectors,
+    update_ema_,
+)
+from mixfast.mix import MixtureConfig, draw, paste_in, place
 from mixfast.models import Encoder
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
-class Approach2Config(TwoBranchConfig):
-    reverse_regions: Literal["paired", "cross", "literal"] = "paired"  # which vectors the reversed region terms compare
-    ll_weight: Literal["lam", "share"] = "lam"  # weight of the local term: lam (eq. 8), or the patch's share 1 - lam
+class Approach2Config(MixtureConfig):
+    temperature: float = 0.1  # cosines are divided by it
+    queue_size: int = 4096  # past keys in each queue
+    ema: float = 0.99  # share of the key networks that survives one step
+    symmetric: bool = False  # add the loss with the views' roles exchanged; doubles the cost
+    reverse_regions: Literal["paired", "literal"] = "paired"  # reverse both sides, or the queries alone as printed
+    mixed_key: Literal["clean", "mixed"] = "clean"  # key of the mixed terms: the clean view, or its mixture
+    region_layer: int | None = None  # stage whose map gives the region vectors, 1 is the first; none: the last
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_contrast(self)
+        check_option(
+            self.mixture != "mixup", "mixture", "cutmix, saliency or none (mixup has no regions)", self.mixture
+        )
 
 
-class Approach2(RegionMethod):
+class Approach2(Method):
     Config = Approach2Config
     summary = "CutMix with another image of the batch, on both branches, with region terms (eq. 8)"
     config: Approach2Config
-    partner = "batch_reverse"
 
     def __init__(self, config: Approach2Config, make_encoder: Callable[[], Encoder], generators: Generators):
-        reads_global = config.queues == 3 and (config.gg_key == "region" or config.reverse_regions == "cross")
-        queues = ["whole", "global", "local"] if reads_global else ["whole", "local"]
-        super().__init__(config, make_encoder, generators, queues)
+        super().__init__(config, make_encoder, generators)
+        self.encoder = make_encoder()
+        self.key_encoder = follower(self.encoder)
+        self.queues = Queues(("whole", "global", "local"), self.encoder.dim, config.queue_size, generators["queue"])
+        self.region_head = build_region_head(self.encoder, config.region_layer, generators["weights"])
+        self.key_region_head = follower(self.region_head)
 
-    def terms(self, query: Vectors, key: Vectors, lam: Tensor) -> list[Term]:
-        config = self.config
-        mixed_key = key.mixed if config.mixed_key == "mixed" else key.whole
-        global_key = key.whole if config.gg_key == "whole" else key.outside
-        key_queue = "global" if config.queues == 3 else "whole"
-        global_queue = "whole" if config.gg_key == "whole" else key_queue
-        back = 1 - lam.flip(0)  # a reversed query keeps the weights of the mixture that it came from
-        local_weight = 1 - lam if config.ll_weight == "share" else lam
-        terms = [
-            Term("original", query.whole, key.whole, "whole"),
-            Term("mixed", query.mixed, mixed_key, "whole", lam),
-            Term("mixed_reverse", query.mixed.flip(0), mixed_key, "whole", back),
-        ]
-        if config.reverse_regions == "paired":
-            # The mean over rows does not see a common reversal, so GG^R = GG and LL^R = LL: computed once.
-            both = local_weight + 1 - lam
-            return [
-                *terms,
-                Term("global", query.outside, global_key, global_queue),
-                Term("local", query.inside, key.inside, "local", both),
+    def begin(self, progress: Tensor) -> None:
+        update_ema_(self.key_encoder, self.encoder, self.config.ema)
+        update_ema_(self.key_region_head, self.region_head, self.config.ema)
+
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
+        x1, x2 = augment(images)
+        drawn = draw(len(images), generators["mix"], self.config)
+        box1, outside1 = place(x1.flip(0), drawn.lam0, generators["mix"], self.config)
+        box2, outside2 = place(x2.flip(0), drawn.lam0, generators["mix"], self.config)
+        x1M = paste_in(x1, x1.flip(0), box1, outside1, drawn.mixed)
+        x2M = paste_in(x2, x2.flip(0), box2, outside2, drawn.mixed)
+        return {
+            "query": x1,
+            "query_mixed": x1M.images,
+            "boxes_query_mixed": box1,  # also where nothing is pasted: the regions stay
+            "lam_query_mixed": x1M.lam,
+            "key": x2,
+            "key_mixed": x2M.images,
+            "boxes_key_mixed": box2,
+            "lam_key_mixed": x2M.lam,
+        }
+
+    def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
+        layer, size = self.config.region_layer, (views["query"].shape[2], views["query"].shape[3])
+        terms: list[Term] = []
+        keys: list[dict[str, Tensor]] = []
+        for suffix, query, key in directions(self.config.symmetric):
+            q = unit(self.encoder(views[query]).z)  # [B, D], as all vectors here
+            mixture = self.encoder(views[f"{query}_mixed"], layer)
+            qM = unit(mixture.z)
+            qL, qG = region_vectors(mixture.map, views[f"boxes_{query}_mixed"], size, self.region_head)
+            with torch.no_grad():
+                k = unit(encode_shuffled(self.key_encoder, views[key], generators["shuffle"]).z)
+                mixture = encode_shuffled(self.key_encoder, views[f"{key}_mixed"], generators["shuffle"], layer)
+                kM = unit(mixture.z)
+                kL, kG = region_vectors(mixture.map, views[f"boxes_{key}_mixed"], size, self.key_region_head)
+            lam = views[f"lam_{query}_mixed"]
+            reverse = (1 - lam).flip(0)  # a reversed query keeps the weight of the mixture that it came from
+            mixed_key = kM if self.config.mixed_key == "mixed" else k
+            terms += [
+                Term(f"original{suffix}", q, k, "whole"),
+                Term(f"mixed{suffix}", qM, mixed_key, "whole", lam),
+                Term(f"mixed_reverse{suffix}", qM.flip(0), mixed_key, "whole", reverse),
             ]
-        terms += [
-            Term("global", query.outside, global_key, global_queue, lam),
-            Term("local", query.inside, key.inside, "local", local_weight),
-        ]
-        inside, outside = query.inside.flip(0), query.outside.flip(0)
-        if config.reverse_regions == "cross":
-            return [
-                *terms,
-                Term("local_global", inside, key.outside, key_queue, back),
-                Term("global_local", outside, key.inside, "local", back),
-            ]
-        return [
-            *terms,
-            Term("global_reverse", outside, global_key, global_queue, back),
-            Term("local_reverse", inside, key.inside, "local", back),
-        ]
+            if self.config.reverse_regions == "paired":  # the mean over rows does not see a common reversal
+                terms += [
+                    Term(f"global{suffix}", qG, kG, "global"),
+                    Term(f"local{suffix}", qL, kL, "local"),
+                ]
+            else:
+                terms += [
+                    Term(f"global{suffix}", qG, kG, "global", lam),
+                    Term(f"local{suffix}", qL, kL, "local", lam),
+                    Term(f"global_reverse{suffix}", qG.flip(0), kG, "global", reverse),
+                    Term(f"local_reverse{suffix}", qL.flip(0), kL, "local", reverse),
+                ]
+            keys.append({"whole": k, "global": kG, "local": kL})
+        loss, parts = infonce_sum(terms, self.queues.keys(), self.config.temperature)
+        return Step(loss, {**parts, "lam": views["lam_query_mixed"].mean()}, concatenated(keys), terms)
+
+    def update(self, carry: dict[str, Tensor]) -> None:
+        self.queues.push_(carry)
+
+    def negatives(self) -> dict[str, Tensor]:
+        return self.queues.keys()
+
+    @classmethod
+    def check(cls, config: Approach2Config, batch: int) -> None:
+        check_queue_size(config, batch)
+
+    @classmethod
+    def candidates(cls, config: Approach2Config, batch: int) -> int:
+        return 1 + config.queue_size
 
 
 METHOD = Approach2
-PRESETS: dict[str, dict[str, object]] = {
-    "approach2": {},
-    "approach2_reference": {
-        "method.queues": 2,
-        "method.gg_key": "whole",
-        "method.region_head": "shared_live",
-        "method.reverse_regions": "literal",
-        "method.shuffle_mixed": False,
-        "augment.interpolation": "bicubic",
-    },
-}
-HELP = {
-    "approach2": ("2x", "89.97 after 1000 epochs (paper)"),
-    "approach2_reference": ("2x", "the paper's code, exact objective"),
-}
+PRESETS: dict[str, dict[str, object]] = {"approach2": {}}
+HELP = {"approach2": ("2x", "89.97 after 1000 epochs (paper)")}

@@ -1,66 +1,124 @@
-"""BYOL + Un-Mix: a mixture of two images predicts the targets of both, each as strongly as its share says.
+"""BYOL + Un-Mix: a mixture of two images predicts the targets of both, each as strongly as its share.
 
-    rho reverses the batch         xM = mixture of x1 and rho(x1); lam: share of x1
+B is BYOL's loss of two views: d, p and t are as in BYOL. rho reverses the batch.
+
+    xM   = mixture of x1 and rho(x1)                 lam = share of x1
     loss = B(1, 2) + lam B(M, 2) + (1 - lam) B(rho M, 2)         B(a, b) = d(p_a, t_b) + d(p_b, t_a)
 
-d, p and t as in BYOL; x2 is never mixed. Mixture N-1-i holds image i with share 1 - lam, hence rho pM and rho tM:
-outputs are reversed, never inputs, since batch statistics do not see the order.
+    view 1 --+------------------- online, target -- p1, t1 -----------------+
+             +-- mix with rho: xM online, target -- pM, tM --+-- as it is --+-- B with view 2, weights 1, lam, 1 - lam
+             |                                               `-- reversed --+
+    view 2 ---------------------- online, target -- p2, t2 -----------------+
 
-    vector       shows at row i            from
-    p1, p2       x1_i; x2_i                online encoder and projector, predictor
-    pM           x1_i and x1_(N-1-i)       the same; a pass of its own
-    t1, t2, tM   as p                      target encoder and projector, no gradient
+View 2 is never mixed. Mixture N-1-n holds image n with share 1 - lam, so the reversed outputs rho pM and rho tM are
+compared with view 2. Outputs are reversed, never inputs, since batch statistics do not see the order of a batch.
 
-Where the options come from (the loss for BYOL was only described, its code never released):
+The loss for BYOL was only described by Un-Mix's author, its code never released. Un-Mix's two numbers are read from a
+figure and are a linear classifier's: they do not compare with kNN. The paper has no row of this name, but its BYOL row
+shows about this method's published score. Where the options come from:
+
     mix_online_only    B(M, 2) and B(rho M, 2) keep their first direction only: no mixture goes through the target.
                        Which branch to mix was asked and never answered; the description has the full B
-    mixture, alpha, box_per_sample, saliency_*, p_global    as in MoCo + Un-Mix
-    bn_stats           ours
+    ema, ema_schedule, ema_when, loss, predictor_hidden    as in BYOL
+    p_global, mixture, alpha, box_per_sample               as in MoCo + Un-Mix
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 from torch import Tensor
 
 from mixfast.augment import Augment
-from mixfast.methods.bases.method import Step
-from mixfast.methods.bases.unmix import PairUnMixConfig, mixed_statistics, unmix_views
-from mixfast.methods.byol import BYOL, BYOLConfig
+from mixfast.methods import Method, Step
+from mixfast.methods.bases import build_head, check_option, follower, initialise_, update_ema_
 from mixfast.methods.byol import PRESETS as BYOL_PRESETS
+from mixfast.methods.byol import distance, freeze_last_shift_
+from mixfast.mix import MixtureConfig, mix
+from mixfast.models import Encoder
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
-class BYOLUnMixConfig(BYOLConfig, PairUnMixConfig):
-    mix_online_only: bool = False  # mixtures predict and are not predicted
+class BYOLUnMixConfig(MixtureConfig):
+    ema: float = 0.99  # share of the target that survives one step
+    ema_schedule: Literal["fixed", "cosine"] = "fixed"  # cosine: that share grows to 1 over the training
+    ema_when: Literal["before", "after"] = "before"  # the target moves before a step's passes, or after the optimiser
+    loss: Literal["cosine", "distance"] = "cosine"  # -cos / 2 in each direction, or 2 - 2 cos: four times the gradient
+    predictor_hidden: int = 1024  # size of the predictor's hidden layer
+    p_global: float = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
+    mix_online_only: bool = False  # mixtures predict and are not predicted: none goes through the target
 
     def __post_init__(self) -> None:
-        BYOLConfig.__post_init__(self)
-        PairUnMixConfig.__post_init__(self)
+        super().__post_init__()
+        check_option(0 <= self.ema <= 1, "ema", "in [0, 1]", self.ema)
+        check_option(self.predictor_hidden >= 1, "predictor_hidden", "at least 1", self.predictor_hidden)
+        check_option(0 <= self.p_global <= 1, "p_global", "in [0, 1]", self.p_global)
 
 
-class BYOLUnMix(BYOL):
+class BYOLUnMix(Method):
     Config = BYOLUnMixConfig
     summary = "BYOL and mixtures of the batch with its reverse, on one view"
     config: BYOLUnMixConfig
 
+    def __init__(self, config: BYOLUnMixConfig, make_encoder: Callable[[], Encoder], generators: Generators):
+        super().__init__(config, make_encoder, generators)
+        self.encoder = make_encoder()
+        freeze_last_shift_(self.encoder.head)
+        self.target_encoder = follower(self.encoder)
+        dim = self.encoder.dim
+        with torch.device(generators.device):
+            self.predictor = build_head("mlp_bn", dim, dim, config.predictor_hidden)
+        initialise_(self.predictor, generators["weights"])
+        self._share: float | Tensor = config.ema  # of this step; `begin` sets it
+
+    def begin(self, progress: Tensor) -> None:
+        if self.config.ema_schedule == "cosine":
+            self._share = 1 - (1 - self.config.ema) * (1 + torch.cos(math.pi * progress)) / 2
+        if self.config.ema_when == "before":
+            update_ema_(self.target_encoder, self.encoder, self._share)
+
     def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
-        return unmix_views(images, augment, generators, self.config)
+        x1, x2 = augment(images)
+        mixture = mix(x1, x1.flip(0), generators["mix"], self.config, p_global=self.config.p_global)
+        return {
+            "first": x1,
+            "second": x2,
+            "first_mixed": mixture.images,
+            "boxes_first_mixed": mixture.boxes,
+            "lam_first_mixed": mixture.lam,
+        }
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
-        lam = views["lam_first_mixed"]
-        p1, p2 = (self.predict(views[name]) for name in ("first", "second"))
-        t1, t2 = (self.target(views[name]) for name in ("first", "second"))
-        with mixed_statistics(self.config, self):
-            pm = self.predict(views["first_mixed"])
-            mixed, reverse = self.distance(pm, t2), self.distance(pm.flip(0), t2)
-            if not self.config.mix_online_only:
-                tm = self.target(views["first_mixed"])
-                mixed, reverse = mixed + self.distance(p2, tm), reverse + self.distance(p2, tm.flip(0))
-        original = self.distance(p1, t2) + self.distance(p2, t1)
+        kind, lam = self.config.loss, views["lam_first_mixed"]
+        p1, p2 = self.predict(views["first"]), self.predict(views["second"])
+        t1, t2 = self.target(views["first"]), self.target(views["second"])
+        pM = self.predict(views["first_mixed"])
+        mixed, reverse = distance(pM, t2, kind), distance(pM.flip(0), t2, kind)  # [B]
+        if not self.config.mix_online_only:
+            tM = self.target(views["first_mixed"])
+            mixed, reverse = mixed + distance(p2, tM, kind), reverse + distance(p2, tM.flip(0), kind)
+        original = distance(p1, t2, kind) + distance(p2, t1, kind)
         loss = (original + lam * mixed + (1 - lam).flip(0) * reverse).mean()
         rows = {"original": original, "mixed": mixed, "mixed_reverse": reverse, "lam": lam}
         return Step(loss, {name: values.detach().mean() for name, values in rows.items()}, {})
+
+    def predict(self, images: Tensor) -> Tensor:
+        """p [B, D] of a view."""
+        prediction: Tensor = self.predictor(self.encoder(images).z)
+        return prediction
+
+    @torch.no_grad()
+    def target(self, images: Tensor) -> Tensor:
+        """t [B, D] of a view."""
+        projection: Tensor = self.target_encoder(images).z
+        return projection
+
+    def update(self, carry: dict[str, Tensor]) -> None:
+        if self.config.ema_when == "after":
+            update_ema_(self.target_encoder, self.encoder, self._share)
 
 
 METHOD = BYOLUnMix

@@ -1,64 +1,125 @@
 """MoCo + CutMix: beside the clean view, a mixture of it must find the key of its image, as strongly as its share.
 
-    x1M = x1 outside a box, a patch inside; lam: share of x1M that is x1
-    loss = I(q, k, Q) + lam I(qM, k, Q)   [ + (1 - lam) I(rho qM, k, Q) with reverse_term ]
+I(query, positive, queue) is InfoNCE.
 
-I is InfoNCE, rho reverses the batch. Keys come from clean views, and mixtures are never enqueued.
+    x1M  = x1 outside a box, a patch inside          lam = share of x1M that is x1
+    loss = I(q, k, Q) + lam I(qM, k, Q)
 
-    vector   from                               queue that takes it
-    q, qM    x1, x1M; query encoder             -
-    k        x2; key encoder, shuffled          whole
+    view 1 --+------------------------ f_q -- q  --+
+             +-- paste a patch: x1M -- f_q -- qM --+-- InfoNCE against Q, weights 1 and lam
+    view 2 ------ shuffle ------------ f_k -- k  --+
+                                              `-- enqueued after the step; mixtures never are
 
-Where the options come from (the paper's section 4.1 has the loss without the last term):
-    partner          batch_reverse: the patch shows x1 of the reversed batch, as in the published code. other_view: it
-                     shows x2 of the same image, which makes the loss eq. 7 without region terms; the paper's remark
-                     on this row fits that reading too
-    reverse_term     the published code always has it: the image that the patch shows must be found as well. With
-                     other_view it would pair different images
-    mixture          cutmix; saliency is the paper's future work; mixup; none: x1M = x1, and the loss is counted twice
-    symmetric        adds the same terms of the same mixture against f_k(x1), and the original term of x2; ours, as in
-                     MoCo + Un-Mix
-    alpha, box_per_sample, saliency_*, bn_stats    ours
+The key encoder f_k follows f_q by exponential moving average. The paper's section 4.1 has this loss. Where the options
+come from:
+
+    partner     batch_reverse: the patch shows x1 of the reversed batch, as in the published code. other_view: it shows
+                x2 of the same image, which makes the loss equation 7 without region terms; the paper's remark that
+                mixing within the batch is not always better fits that reading
+    mixture     cutmix; saliency is the paper's future work; mixup; none: x1M = x1, and the loss is counted twice
+    symmetric   adds the same mixture against f_k(x1), and the original term of x2; ours, as in MoCo + Un-Mix
+    alpha       as in CutMix and mixup
+    box_per_sample    ours
+
+The published code has a further term, (1 - lam) I(rho qM, k, Q) with rho the reversal of the batch: the mixture must
+find the image of its patch too. That is Un-Mix with regions only: `moco_unmix --method.p_global 0`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
-import torch
 from torch import Tensor
 
-from mixfast.errors import ConfigError
-from mixfast.methods.bases.mixing import MixingConfig, MixingMoCo, Partner, donor
-from mixfast.mix import Mixture, mix
+from mixfast.augment import Augment
+from mixfast.losses import Term, infonce_sum, unit
+from mixfast.methods import Method, Step
+from mixfast.methods.bases import (
+    Queues,
+    check_contrast,
+    check_queue_size,
+    concatenated,
+    directions,
+    encode_shuffled,
+    follower,
+    update_ema_,
+)
+from mixfast.mix import MixtureConfig, mix
 from mixfast.models import Encoder
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
-class MoCoCutMixConfig(MixingConfig):
-    partner: Partner = "batch_reverse"  # whose patch: that of the reversed batch, or of the image's other view
-    reverse_term: bool = False  # the mixture must find the image of its patch too (published code)
+class MoCoCutMixConfig(MixtureConfig):
+    temperature: float = 0.1  # cosines are divided by it
+    queue_size: int = 4096  # past keys in the queue
+    ema: float = 0.99  # share of the key encoder that survives one step
+    symmetric: bool = False  # add the loss with the views' roles exchanged; the same view is mixed
+    partner: Literal["batch_reverse", "other_view"] = "batch_reverse"  # whose patch: image N-1-n, or the other view
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reverse_term and self.partner == "other_view":
-            raise ConfigError(
-                "method.reverse_term needs method.partner batch_reverse; got other_view: its mixtures show one image, "
-                "and a reversed mixture would meet the key of another"
-            )
+        check_contrast(self)
 
 
-class MoCoCutMix(MixingMoCo):
+class MoCoCutMix(Method):
     Config = MoCoCutMixConfig
     summary = "MoCo, and CutMix of the queries with the reversed batch or with the other view"
     config: MoCoCutMixConfig
 
     def __init__(self, config: MoCoCutMixConfig, make_encoder: Callable[[], Encoder], generators: Generators):
         super().__init__(config, make_encoder, generators)
-        self.reverse = config.reverse_term
+        self.encoder = make_encoder()
+        self.key_encoder = follower(self.encoder)
+        self.queues = Queues(("whole",), self.encoder.dim, config.queue_size, generators["queue"])
 
-    def mixture(self, first: Tensor, second: Tensor, generator: torch.Generator) -> Mixture:
-        return mix(first, donor(self.config.partner, first, second), generator, self.config)
+    def begin(self, progress: Tensor) -> None:
+        update_ema_(self.key_encoder, self.encoder, self.config.ema)
+
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
+        x1, x2 = augment(images)
+        donor = x2 if self.config.partner == "other_view" else x1.flip(0)
+        mixture = mix(x1, donor, generators["mix"], self.config)
+        return {
+            "query": x1,
+            "query_mixed": mixture.images,
+            "boxes_query_mixed": mixture.boxes,
+            "lam_query_mixed": mixture.lam,
+            "key": x2,
+        }
+
+    def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
+        pairs = [
+            (
+                suffix,
+                unit(self.encoder(views[query]).z),  # q [B, D]
+                unit(encode_shuffled(self.key_encoder, views[key], generators["shuffle"]).z),  # k
+            )
+            for suffix, query, key in directions(self.config.symmetric)
+        ]
+        qM, lam = unit(self.encoder(views["query_mixed"]).z), views["lam_query_mixed"]
+        terms: list[Term] = []
+        for suffix, q, k in pairs:
+            terms += [
+                Term(f"original{suffix}", q, k, "whole"),
+                Term(f"mixed{suffix}", qM, k, "whole", lam),
+            ]
+        loss, parts = infonce_sum(terms, self.queues.keys(), self.config.temperature)
+        return Step(loss, {**parts, "lam": lam.mean()}, concatenated([{"whole": k} for _, _, k in pairs]), terms)
+
+    def update(self, carry: dict[str, Tensor]) -> None:
+        self.queues.push_(carry)
+
+    def negatives(self) -> dict[str, Tensor]:
+        return self.queues.keys()
+
+    @classmethod
+    def check(cls, config: MoCoCutMixConfig, batch: int) -> None:
+        check_queue_size(config, batch)
+
+    @classmethod
+    def candidates(cls, config: MoCoCutMixConfig, batch: int) -> int:
+        return 1 + config.queue_size
 
 
 METHOD = MoCoCutMix

@@ -1,50 +1,131 @@
 """MoCo + Un-Mix: a mixture of two images must find the keys of both, each as strongly as its share.
 
-    rho reverses the batch      x1M = mixture of x1 and rho(x1); lam: share of x1
+I(query, positive, queue) is InfoNCE; rho reverses the batch.
+
+    x1M  = mixture of x1 and rho(x1)                 lam = share of x1
     loss = I(q, k, Q) + lam I(qM, k, Q) + (1 - lam) I(rho qM, k, Q)
 
-I is InfoNCE. A step mixes whole images with probability p_global (lam0 x1 + (1 - lam0) rho(x1), lam = lam0), otherwise
-regions (CutMix, lam = share outside the box). Mixture N-1-i holds image i with share 1 - lam, hence rho qM against k.
-Outputs are reversed, never inputs: batch-norm groups are n mod S, so encode(rho x) = rho(encode x) and no pass is
-needed. Keys come from clean views, and mixtures are never enqueued.
+    view 1 --+---------------------- f_q -- q  ------------------+
+             +-- mix with rho: x1M - f_q -- qM --+-- as it is ---+-- InfoNCE against Q, weights 1, lam, 1 - lam
+             |                                   `-- reversed ---+
+    view 2 ------ shuffle ---------- f_k -- k  ------------------+
+                                            `-- enqueued after the step; mixtures never are
 
-    vector   from                               queue that takes it
-    q, qM    x1, x1M; query encoder             -
-    k        x2; key encoder, shuffled          whole
+The key encoder f_k follows f_q by exponential moving average. A step mixes whole images with probability p_global
+(lam0 x1 + (1 - lam0) rho(x1), lam = lam0), otherwise regions (CutMix, lam = share outside the box). Mixture N-1-n holds
+image n with share 1 - lam, so the reversed query rho qM is compared with k. Outputs are reversed, never inputs:
+batch-norm groups are n mod S, so encode(rho x) = rho(encode x), and no further pass is needed.
 
 Where the options come from (Shen et al. 2022, defaults as for CIFAR-10):
-    p_global     0.5; 0 mixes regions only, as Un-Mix does on ImageNet and the paper's published code here
-    symmetric    adds the query x2 against f_k(x1), and the same mixture of x1 against f_k(x1): six terms; x2 is never
-                 mixed, both key sets are enqueued
-    mixture      how a step mixes that is not global: cutmix; saliency; mixup: every step mixes whole images; none: no
-                 step mixes at all, x1M = x1, and the loss is counted twice
-    alpha        1
-    box_per_sample, saliency_*, bn_stats    ours
+
+    p_global    0.5; 0 mixes regions only, as Un-Mix does on ImageNet and the paper's published code does here
+    symmetric   adds the query x2 against f_k(x1), and the same mixture of x1 against f_k(x1): six terms; x2 is never
+                mixed, both key sets are enqueued
+    mixture     how a step mixes that is not global: cutmix; saliency; mixup: every step mixes whole images; none: no
+                step mixes at all, x1M = x1, and the loss is counted twice
+    alpha       1
+    box_per_sample    ours
+
+Un-Mix reports a gain of 2.2 points over MoCo at 1000 epochs (89.11 to 91.34). The paper's 91.34 is that number to the
+digit, so it is probably quoted: the published code parses the probability of mixing whole images and never uses it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
-from mixfast.methods.bases.mixing import MixingConfig, MixingMoCo
-from mixfast.mix import Mixture, UnMixConfig, mix
+from mixfast.augment import Augment
+from mixfast.losses import Term, infonce_sum, unit
+from mixfast.methods import Method, Step
+from mixfast.methods.bases import (
+    Queues,
+    check_contrast,
+    check_option,
+    check_queue_size,
+    concatenated,
+    directions,
+    encode_shuffled,
+    follower,
+    update_ema_,
+)
+from mixfast.mix import MixtureConfig, mix
+from mixfast.models import Encoder
+from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
-class MoCoUnMixConfig(MixingConfig, UnMixConfig):
+class MoCoUnMixConfig(MixtureConfig):
+    temperature: float = 0.1  # cosines are divided by it
+    queue_size: int = 4096  # past keys in the queue
+    ema: float = 0.99  # share of the key encoder that survives one step
+    symmetric: bool = False  # add the loss with the views' roles exchanged; the same view is mixed
+    p_global: float = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
+
     def __post_init__(self) -> None:
-        MixingConfig.__post_init__(self)
-        UnMixConfig.__post_init__(self)
+        super().__post_init__()
+        check_contrast(self)
+        check_option(0 <= self.p_global <= 1, "p_global", "in [0, 1]", self.p_global)
 
 
-class MoCoUnMix(MixingMoCo):
+class MoCoUnMix(Method):
     Config = MoCoUnMixConfig
     summary = "MoCo, and mixtures of the batch with its reverse that must find both images"
     config: MoCoUnMixConfig
 
-    def mixture(self, first: Tensor, second: Tensor, generator: torch.Generator) -> Mixture:
-        return mix(first, first.flip(0), generator, self.config, p_global=self.config.p_global)
+    def __init__(self, config: MoCoUnMixConfig, make_encoder: Callable[[], Encoder], generators: Generators):
+        super().__init__(config, make_encoder, generators)
+        self.encoder = make_encoder()
+        self.key_encoder = follower(self.encoder)
+        self.queues = Queues(("whole",), self.encoder.dim, config.queue_size, generators["queue"])
+
+    def begin(self, progress: Tensor) -> None:
+        update_ema_(self.key_encoder, self.encoder, self.config.ema)
+
+    def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
+        x1, x2 = augment(images)
+        mixture = mix(x1, x1.flip(0), generators["mix"], self.config, p_global=self.config.p_global)
+        return {
+            "query": x1,
+            "query_mixed": mixture.images,
+            "boxes_query_mixed": mixture.boxes,
+            "lam_query_mixed": mixture.lam,
+            "key": x2,
+        }
+
+    def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
+        pairs = [
+            (
+                suffix,
+                unit(self.encoder(views[query]).z),  # q [B, D]
+                unit(encode_shuffled(self.key_encoder, views[key], generators["shuffle"]).z),  # k
+            )
+            for suffix, query, key in directions(self.config.symmetric)
+        ]
+        qM, lam = unit(self.encoder(views["query_mixed"]).z), views["lam_query_mixed"]
+        terms: list[Term] = []
+        for suffix, q, k in pairs:
+            terms += [
+                Term(f"original{suffix}", q, k, "whole"),
+                Term(f"mixed{suffix}", qM, k, "whole", lam),
+                Term(f"mixed_reverse{suffix}", qM.flip(0), k, "whole", (1 - lam).flip(0)),
+            ]
+        loss, parts = infonce_sum(terms, self.queues.keys(), self.config.temperature)
+        return Step(loss, {**parts, "lam": lam.mean()}, concatenated([{"whole": k} for _, _, k in pairs]), terms)
+
+    def update(self, carry: dict[str, Tensor]) -> None:
+        self.queues.push_(carry)
+
+    def negatives(self) -> dict[str, Tensor]:
+        return self.queues.keys()
+
+    @classmethod
+    def check(cls, config: MoCoUnMixConfig, batch: int) -> None:
+        check_queue_size(config, batch)
+
+    @classmethod
+    def candidates(cls, config: MoCoUnMixConfig, batch: int) -> int:
+        return 1 + config.queue_size
 
 
 METHOD = MoCoUnMix

@@ -1,90 +1,91 @@
-"""SimCLR + Un-Mix: a mixture of two images finds both, each as strongly as its share says.
+"""SimCLR + Un-Mix: a mixture of two images must find both, each as strongly as its share.
 
-    rho reverses the batch         xM = mixture of x1 and rho(x1); lam: share of x1
+X is NT-Xent with both directions, as in SimCLR; rho reverses the batch.
+
+    xM   = mixture of x1 and rho(x1)                 lam = share of x1
     loss = X(z1, z2) + lam X(zM, z2) + (1 - lam) X(rho zM, z2)
 
-X is NT-Xent with both directions, as in SimCLR; x2 is never mixed. Mixture N-1-i holds image i with share 1 - lam,
-hence rho zM: outputs are reversed, never inputs, since batch statistics do not see the order.
+    view 1 --+------------------- f -- z1 -----------------+
+             +-- mix with rho: xM f -- zM --+-- as it is --+-- NT-Xent with z2, weights 1, lam, 1 - lam
+             |                              `-- reversed --+
+    view 2 ---------------------- f -- z2 -----------------+
 
-    vector   shows at row i            from
-    z1, z2   x1_i; x2_i                encoder, head
-    zM       x1_i and x1_(N-1-i)       encoder, head; a pass of its own
+f is the encoder with its head; each of the three images passes it once, with batch statistics of its own. View 2 is
+never mixed. Mixture N-1-n holds image n with share 1 - lam, so the reversed vectors rho zM are compared with z2.
+Outputs are reversed, never inputs, since batch statistics do not see the order of a batch.
 
-Where the options come from (the loss for SimCLR was only described, its code never released):
-    naive_calls              SimCLR called three times, as one would write it first: x2 goes through the encoder three
-                             times and the mixture twice. The same loss, twice the cost, other running statistics
-    mask_reverse_negative    ours: in the mixed terms row N-1-i of either view is a negative of row i of the other,
-                             though both show the same image in part; this leaves it out
-    mixture, alpha, box_per_sample, saliency_*, p_global    as in MoCo + Un-Mix
-    bn_stats                 ours
+The loss for SimCLR was described by Un-Mix's author and its code never released. Un-Mix's two numbers are read from a
+figure and are a linear classifier's: they do not compare with kNN. Where the options come from:
+
+    mask_reverse_negative    ours: in the mixed terms, row N-1-n of either view is a negative of row n of the other
+                             although both show the same image in part; this leaves it out
+    p_global, mixture, alpha, box_per_sample    as in MoCo + Un-Mix
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mixfast.augment import Augment
-from mixfast.losses import PairTerm, nt_xent_sum
-from mixfast.methods.bases.method import Step
-from mixfast.methods.bases.recipes import LIGHTLY
-from mixfast.methods.bases.unmix import PairUnMixConfig, mixed_statistics, unmix_views
-from mixfast.methods.simclr import SimCLR, SimCLRConfig
+from mixfast.losses import PairTerm, nt_xent_sum, unit
+from mixfast.methods import Method, Step
+from mixfast.methods.bases import LIGHTLY, check_option
+from mixfast.mix import MixtureConfig, mix
+from mixfast.models import Encoder
 from mixfast.rng import Generators
-
-Pair = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class SimCLRUnMixConfig(SimCLRConfig, PairUnMixConfig):
-    naive_calls: bool = False  # encode each of the three pairs anew instead of each view once
+class SimCLRUnMixConfig(MixtureConfig):
+    temperature: float = 0.5  # cosines are divided by it
+    p_global: float = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
     mask_reverse_negative: bool = False  # a mixture's second image is no negative of it
 
     def __post_init__(self) -> None:
-        SimCLRConfig.__post_init__(self)
-        PairUnMixConfig.__post_init__(self)
+        super().__post_init__()
+        check_option(self.temperature > 0, "temperature", "above 0", self.temperature)
+        check_option(0 <= self.p_global <= 1, "p_global", "in [0, 1]", self.p_global)
 
 
-class SimCLRUnMix(SimCLR):
+class SimCLRUnMix(Method):
     Config = SimCLRUnMixConfig
     summary = "SimCLR and mixtures of the batch with its reverse, on one view"
     config: SimCLRUnMixConfig
 
+    def __init__(self, config: SimCLRUnMixConfig, make_encoder: Callable[[], Encoder], generators: Generators):
+        super().__init__(config, make_encoder, generators)
+        self.encoder = make_encoder()
+
     def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
-        return unmix_views(images, augment, generators, self.config)
+        x1, x2 = augment(images)
+        mixture = mix(x1, x1.flip(0), generators["mix"], self.config, p_global=self.config.p_global)
+        return {
+            "first": x1,
+            "second": x2,
+            "first_mixed": mixture.images,
+            "boxes_first_mixed": mixture.boxes,
+            "lam_first_mixed": mixture.lam,
+        }
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:
         lam = views["lam_first_mixed"]
-        original, mixed, reverse = (self._naive_pairs if self.config.naive_calls else self._pairs)(views)
+        z1 = unit(self.encoder(views["first"]).z)  # [B, D]
+        z2 = unit(self.encoder(views["second"]).z)
+        zM = unit(self.encoder(views["first_mixed"]).z)
         excluded = reverse_rows(len(lam), lam.device) if self.config.mask_reverse_negative else None
         terms = [
-            PairTerm("original", *original),
-            PairTerm("mixed", *mixed, lam, excluded),
-            PairTerm("mixed_reverse", *reverse, (1 - lam).flip(0), excluded),
+            PairTerm("original", z1, z2),
+            PairTerm("mixed", zM, z2, lam, excluded),
+            PairTerm("mixed_reverse", zM.flip(0), z2, (1 - lam).flip(0), excluded),
         ]
         loss, parts = nt_xent_sum(terms, self.config.temperature)
         return Step(loss, {**parts, "lam": lam.mean()}, {})
 
-    def _pairs(self, views: dict[str, Tensor]) -> tuple[Pair, Pair, Pair]:
-        """(z1, z2), (zM, z2) and (rho zM, z2), every view encoded once."""
-        first, second = self.encoder.pool(views["first"]), self.encoder.pool(views["second"])
-        z1, z2 = self.embed(first, second)
-        with mixed_statistics(self.config, self.encoder):
-            mixture = self.encoder.pool(views["first_mixed"])
-            # A joint head sees pairs, so it embeds view 2 once more beside the mixture.
-            zm, z2_beside = self.embed(mixture, second) if self.config.joint_head else (*self.embed(mixture), z2)
-        return (z1, z2), (zm, z2_beside), (zm.flip(0), z2_beside)
-
-    def _naive_pairs(self, views: dict[str, Tensor]) -> tuple[Pair, Pair, Pair]:
-        """The same by three calls of SimCLR's model."""
-        mixed = views["first_mixed"]
-        original = self._pair(views["first"], views["second"])
-        with mixed_statistics(self.config, self.encoder):
-            return original, self._pair(mixed, views["second"]), self._pair(mixed.flip(0), views["second"])
-
-    def _pair(self, first: Tensor, second: Tensor) -> Pair:
-        z1, z2 = self.embed(self.encoder.pool(first), self.encoder.pool(second))
-        return z1, z2
+    @classmethod
+    def candidates(cls, config: SimCLRUnMixConfig, batch: int) -> int:
+        return 2 * batch - 1
 
 
 def reverse_rows(batch: int, device: torch.device) -> Tensor:

@@ -2,12 +2,13 @@
 
     kind       mixture                                      lam, the base's share
     cutmix     base outside a random box, donor inside      share of the pixels outside
-    saliency   the same, box around the donor's salient     the same; 1 for a batch that stays unmixed
-               pixel (SaliencyMix, Uddin et al. 2021)
+    saliency   as cutmix, but the box is around the         as cutmix; 1 for a batch that stays unmixed,
+               donor's salient pixel                        which half of them do
     mixup      lam0 base + (1 - lam0) donor                 lam0
     none       base                                         1
 
-Un-Mix (Shen et al. 2022) mixes whole images in a share `p_global` of the steps and regions in the others.
+Sources: CutMix, Yun et al. 2019; SaliencyMix, Uddin et al. 2021; mixup, Zhang et al. 2018. Un-Mix (Shen et al. 2022)
+mixes whole images in a share `p_global` of the steps and regions in the others.
 """
 
 from dataclasses import dataclass
@@ -21,34 +22,20 @@ from mixfast.mix.boxes import boxes_around, sample_centres, sample_lam
 from mixfast.mix.saliency import peaks
 from mixfast.ops import mix_views
 
+SALIENCY_SHARE = 0.5  # of the steps are mixed by kind "saliency", as in SaliencyMix; the others stay unmixed
+
 
 @dataclass(frozen=True)
 class MixtureConfig:
     """Options that every mixing method has."""
 
-    mixture: Literal["cutmix", "mixup", "saliency", "none"] = "cutmix"  # box anywhere | whole images | box on the donor
+    mixture: Literal["cutmix", "mixup", "saliency", "none"] = "cutmix"  # patch, whole images, salient patch, nothing
     alpha: float = 1.0  # lam0 ~ Beta(alpha, alpha) is the base image's share; 1 is uniform
     box_per_sample: bool = False  # a lam0 and a box for every image instead of one for the batch
-    saliency_box: Literal["per_sample", "first"] = "per_sample"  # first: the first donor's box for all (published code)
-    saliency_prob: float = 0.5  # share of the steps that saliency mixes; the others stay unmixed
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:
             raise ConfigError(f"method.alpha must be above 0; got {self.alpha!r}")
-        if not 0 <= self.saliency_prob <= 1:
-            raise ConfigError(f"method.saliency_prob must be in [0, 1]; got {self.saliency_prob!r}")
-
-
-@dataclass(frozen=True)
-class UnMixConfig(MixtureConfig):
-    """Options of Un-Mix."""
-
-    p_global: float = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.p_global <= 1:
-            raise ConfigError(f"method.p_global must be in [0, 1]; got {self.p_global!r}")
 
 
 class Mixture(NamedTuple):
@@ -60,7 +47,7 @@ class Mixture(NamedTuple):
 
 
 class Draw(NamedTuple):
-    """What is random about a step but the place of its boxes."""
+    """Everything drawn for a step except box positions."""
 
     lam0: Tensor  # float32 [1] or [B], share of the base before a box is clipped
     mixed: Tensor  # bool [1], whether regions are mixed at all
@@ -85,37 +72,41 @@ def mix(
     if config.mixture == "mixup":
         return _blend(base, donor, draw(len(base), generator, config).lam0)
     whole = torch.rand(1, generator=generator, device=generator.device) < p_global if p_global else None
-    how = draw(len(base), generator, config)
-    boxes, outside = place(donor, how.lam0, generator, config)
+    drawn = draw(len(base), generator, config)
+    boxes, outside = place(donor, drawn.lam0, generator, config)
     if whole is None:
-        return paste_in(base, donor, boxes, outside, how.mixed)
-    return _mixture(base, donor, boxes, outside, how.mixed & ~whole, torch.where(whole, how.lam0, 1.0))
+        return paste_in(base, donor, boxes, outside, drawn.mixed)
+    return _mixture(base, donor, boxes, outside, drawn.mixed & ~whole, torch.where(whole, drawn.lam0, 1.0))
 
 
 def draw(batch: int, generator: torch.Generator, config: MixtureConfig) -> Draw:
-    """lam0, and whether this step mixes regions; two mixtures of one step share both."""
+    """Draw lam0 and whether this step mixes regions, for `batch` images; several mixtures of a step share both."""
     lam0 = sample_lam(batch if config.box_per_sample else 1, generator, config.alpha)
     if config.mixture == "saliency":
-        return Draw(lam0, torch.rand(1, generator=generator, device=generator.device) < config.saliency_prob)
+        return Draw(lam0, torch.rand(1, generator=generator, device=generator.device) < SALIENCY_SHARE)
     return Draw(lam0, torch.full((1,), config.mixture == "cutmix", device=generator.device))
 
 
 def place(donor: Tensor, lam0: Tensor, generator: torch.Generator, config: MixtureConfig) -> tuple[Tensor, Tensor]:
-    """Boxes of the size that lam0 gives, and the share outside of each: int64 [B, 4], float32 [B].
+    """Boxes of the size that lam0 gives, int64 [B, 4], and the share of the image outside of each, float32 [B].
 
-    Around uniform pixels, or with kind "saliency" around the donor's most salient pixel.
+    Their centres are uniform pixels, or with kind "saliency" the donor's most salient pixels.
     """
     size = (donor.shape[2], donor.shape[3])
-    if config.mixture == "saliency":
-        centres = peaks(donor if config.saliency_box == "per_sample" else donor[:1])
-    else:
-        centres = sample_centres(len(lam0), size, generator)
+    centres = peaks(donor) if config.mixture == "saliency" else sample_centres(len(lam0), size, generator)
     boxes, outside = boxes_around(centres, lam0, size)
     return boxes.expand(len(donor), 4), outside.expand(len(donor))
 
 
 def paste_in(base: Tensor, donor: Tensor, boxes: Tensor, outside: Tensor, mixed: Tensor) -> Mixture:
-    """`donor` in `boxes`, whose share outside is given, or `base` alone where `mixed` is false."""
+    """Mixtures with `donor` inside `boxes` and `base` outside; `base` alone where `mixed` [1] is false.
+
+    Args:
+        base, donor: [B, 3, H, W] images.
+        boxes: int64 [B, 4].
+        outside: float32 [B], the share of the image outside its box.
+        mixed: bool [1].
+    """
     return _mixture(base, donor, boxes, outside, mixed, outside.new_ones(1))
 
 

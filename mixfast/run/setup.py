@@ -59,9 +59,7 @@ class Setup:
 
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the forward passes."""
-        # No cache: a weight cast for the keys, without gradient, would be reused for the queries.
-        enabled = self.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled, cache_enabled=False)
+        return autocast(self.device, self.precision)
 
     def load_method(self, state: dict[str, Any], path: Path) -> None:
         """Weights, statistics and queues of a checkpoint read from `path`.
@@ -78,6 +76,12 @@ class Setup:
             raise CheckpointError(f"{path} is of another architecture: {error}") from error
 
 
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The precision of forward passes on `device`: fp32 or bf16."""
+    # No cache: a weight cast for the keys, without gradient, would be reused for the queries.
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
+
+
 def set_up(config: RunConfig[Any], splits: Splits, device: torch.device) -> Setup:
     """The method with fresh weights; every random number from here on follows from `config.seed`."""
     if device.type == "cuda" and device.index is not None:
@@ -86,13 +90,15 @@ def set_up(config: RunConfig[Any], splits: Splits, device: torch.device) -> Setu
     generators = Generators(config.seed, device)
     memory_format = machine.pick_memory_format(config.train.memory_format)
     make_encoder: Callable[..., Any] = partial(build_encoder, config.model, generators["weights"])
-    method: Method = methods.load(config.method_name)(config.method, make_encoder, generators)
+    precision = machine.pick_precision(config.train.precision, device)
+    with autocast(device, precision):  # which decides the dtype of queues
+        method: Method = methods.load(config.method_name)(config.method, make_encoder, generators)
     return Setup(
         config=config,
         splits=splits,
         train_images=splits.train.images.to(device),
         device=device,
-        precision=machine.pick_precision(config.train.precision, device),
+        precision=precision,
         memory_format=memory_format,
         generators=generators,
         method=method.to(memory_format=memory_format).train(),  # type: ignore[call-overload]

@@ -98,14 +98,14 @@ def test_nearest_multiple() -> None:
 def test_command_line_sets_values_and_their_origins() -> None:
     words = ["approach2", "paper_literal", "--train.epochs", "7", "--data.download", "--augment.crop-scale", "0.2", "1"]
     found = cli.parse(
-        [*words, "--optim.lr=0.5", "--method.reverse_regions", "cross", "--compare", "moco", "--out", "x"]
+        [*words, "--optim.lr=0.5", "--method.reverse_regions", "literal", "--compare", "moco", "--out", "x"]
     )
     config = found.config
     assert (found.preset, found.out, found.overwrite) == ("approach2", Path("x"), False)
     assert (config.method_name, config.train.epochs, config.data.download) == ("approach2", 7, True)
     assert (config.optim.lr, config.optim.weight_decay) == (0.5, 1e-4)
     assert (config.augment.crop_scale, config.compare) == ((0.2, 1.0), ("moco",))
-    assert config.method.reverse_regions == "cross"
+    assert config.method.reverse_regions == "literal"
     assert found.origins["optim.lr"] == "command line"
     assert found.origins["optim.weight_decay"] == "modifier paper_literal"
     assert found.origins["data.kind"] == "preset approach2"

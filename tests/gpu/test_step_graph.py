@@ -36,7 +36,7 @@ def trained(out: Path, method: str, **options: Any) -> Any:
     ("method", "options"),
     [
         ("moco", {"optim__warmup_steps": 8}),
-        ("moco_unmix", {"train__accumulate": 2, "method__bn_stats": "clean_only"}),
+        ("moco_unmix", {"train__accumulate": 2, "method__p_global": 0.25}),
         ("approach1", {"train__accumulate": 2, "train__precision": "fp32"}),
         ("approach1", {"train__precision": "bf16"}),
         ("approach2", {"method__mixture": "saliency", "method__box_per_sample": True}),

@@ -16,6 +16,7 @@ from mixfast.rng import Generators
 Rows = list[list[float]]
 BATCH, SIDE = 8, 16
 TEMPERATURE = 0.2
+MIXED, UNMIXED = 2, 0  # seeds with which the first step of kind "saliency" is mixed, and is not
 
 
 def build(method: type[Method], model: ModelConfig, seed: int = 0, **options: Any) -> tuple[Method, Generators]:
@@ -32,7 +33,9 @@ def has(method: type[Method], option: str) -> bool:
     return any(field.name == option for field in dataclasses.fields(method.Config))
 
 
-def double(method: type[Method], head: str = "linear", **options: Any) -> tuple[Method, Generators, dict[str, Tensor]]:
+def double(
+    method: type[Method], head: str = "linear", seed: int = 0, **options: Any
+) -> tuple[Method, Generators, dict[str, Tensor]]:
     """A float64 method whose key side and BN differ from the query side, with views to step on.
 
     One BN group: the order in which keys are encoded then changes nothing but rounding.
@@ -40,7 +43,7 @@ def double(method: type[Method], head: str = "linear", **options: Any) -> tuple[
     model = ModelConfig(depth=8, width=8, dim=6, head=head, bn_splits=1)  # type: ignore[arg-type]
     if has(method, "temperature"):
         options = {"temperature": TEMPERATURE, **options}
-    built, generators = build(method, model, **options)
+    built, generators = build(method, model, seed, **options)
     built.double()
     noise = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -135,11 +138,7 @@ def region_rows(features: Tensor, boxes: Tensor, head: nn.Linear) -> tuple[Rows,
 def branch(method: Any, side: str, view: str, views: dict[str, Tensor]) -> dict[str, Rows]:
     """Vectors of one branch by the definition: "whole", "mixed", "outside", "inside"; side is "query" or "key"."""
     encoder = method.encoder if side == "query" else method.key_encoder
-    head = {
-        "own": getattr(method, "region_head" if side == "query" else "key_region_head", None),
-        "shared_live": getattr(method, "region_head", None),
-        "fc": encoder.head,
-    }[method.config.region_head]
+    head = method.region_head if side == "query" else method.key_region_head
     mixture = encoder(views[f"{view}_mixed"], method.config.region_layer)
     inside, outside = region_rows(mixture.map, views[f"boxes_{view}_mixed"], head)
     return {"whole": rows(encoder(views[view]).z), "mixed": rows(mixture.z), "outside": outside, "inside": inside}

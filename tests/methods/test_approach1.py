@@ -10,7 +10,7 @@ from mixfast.errors import ConfigError
 from mixfast.methods import load
 from mixfast.mix import box_mask, peaks
 from mixfast.models import ModelConfig
-from tests.methods.hand import BATCH, SIDE, branch, build, double, infonce, mean
+from tests.methods.hand import BATCH, MIXED, SIDE, UNMIXED, branch, build, double, infonce, mean
 
 OPTIONS: list[dict[str, Any]] = [
     {},
@@ -21,20 +21,11 @@ OPTIONS: list[dict[str, Any]] = [
     {"lam": "mean"},
     {"lam": 0.375},
     {"mixed_key": "mixed"},
-    {"gg_key": "whole"},
-    {"queues": 2},
-    {"region_head": "shared_live"},
-    {"region_head": "fc"},
     {"region_layer": 2},
-    {"shuffle_mixed": False},
-    {"bn_stats": "clean_only"},
     {"symmetric": True},
-    {"lg_both": True},
-    {"eq7_pdf": True},
-    {"queues": 2, "gg_key": "whole", "lg_both": True},
     {"mixture": "none", "symmetric": True},
-    {"mixture": "saliency", "saliency_prob": 1.0},
-    {"mixture": "saliency", "saliency_prob": 1.0, "saliency_box": "first", "box_mode": "shared"},
+    {"mixture": "saliency"},
+    {"mixture": "saliency", "box_mode": "shared"},
 ]
 
 
@@ -42,8 +33,7 @@ def direction(method: Any, views: dict[str, Tensor], query: str, key: str) -> fl
     """Eq. 7 with the view called `query` on the query side."""
     config = method.config
     q, k = branch(method, "query", query, views), branch(method, "key", key, views)
-    whole, local = method.queues["whole"].keys, method.queues["local"].keys
-    glob = whole if config.queues == 2 else method.queues["global"].keys
+    whole, glob, local = (method.queues.keys()[name] for name in ("whole", "global", "local"))
     own, other = views[f"lam_{query}_mixed"].tolist(), views[f"lam_{key}_mixed"].tolist()
     lam = {"ratio": own, "mean": [(a + b) / 2 for a, b in zip(own, other, strict=True)]}.get(
         config.lam, [config.lam] * BATCH
@@ -53,15 +43,7 @@ def direction(method: Any, views: dict[str, Tensor], query: str, key: str) -> fl
     loss += mean(infonce(q["mixed"], k["mixed" if config.mixed_key == "mixed" else "whole"], whole), lam)
     loss += mean(infonce(q["inside"], k["outside"], glob), rest)
     loss += mean(infonce(q["inside"], k["inside"], local), rest)
-    if config.eq7_pdf:
-        loss += mean(infonce(q["inside"], k["inside"], local), rest)
-    elif config.gg_key == "whole":
-        loss += mean(infonce(q["outside"], k["whole"], whole), rest)
-    else:
-        loss += mean(infonce(q["outside"], k["outside"], glob), rest)
-    if config.lg_both:
-        loss += mean(infonce(q["outside"], k["inside"], local), rest)
-    return loss
+    return loss + mean(infonce(q["outside"], k["outside"], glob), rest)
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
@@ -77,7 +59,7 @@ def test_parts_are_the_unweighted_terms() -> None:
     method, generators, views = double(load("approach1"))
     parts = method.step(views, generators).parts
     q, k = branch(method, "query", "query", views), branch(method, "key", "key", views)
-    queues = {name: queue.keys for name, queue in method.queues.items()}
+    queues = method.queues.keys()
     expected = {
         "original": mean(infonce(q["whole"], k["whole"], queues["whole"])),
         "mixed": mean(infonce(q["mixed"], k["whole"], queues["whole"])),
@@ -104,12 +86,10 @@ def test_shared_boxes_make_complementary_mixtures() -> None:
     assert torch.equal(views["query_mixed"] + views["key_mixed"], views["query"] + views["key"])
 
 
-@pytest.mark.parametrize(
-    "options", [{"mixture": "none"}, {"mixture": "saliency", "saliency_prob": 0.0}], ids=lambda o: o["mixture"]
-)
-def test_unmixed_views_keep_their_regions_and_weights(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("mixture", ["none", "saliency"])
+def test_unmixed_views_keep_their_regions_and_weights(mixture: str) -> None:
     """All of both views shows image i, mixed or not: every term stays right, and lam stays the share outside."""
-    _, _, views = double(load("approach1"), **options)
+    _, _, views = double(load("approach1"), seed=UNMIXED, mixture=mixture)
     for name in ("query", "key"):
         assert torch.equal(views[f"{name}_mixed"], views[name])
         share = 1 - box_mask(views[f"boxes_{name}_mixed"], (SIDE, SIDE)).double().mean(dim=(1, 2))
@@ -118,7 +98,7 @@ def test_unmixed_views_keep_their_regions_and_weights(options: dict[str, Any]) -
 
 
 def test_each_salient_box_is_around_the_peak_of_its_own_donor() -> None:
-    _, _, views = double(load("approach1"), mixture="saliency", saliency_prob=1.0)
+    _, _, views = double(load("approach1"), seed=MIXED, mixture="saliency")
     for name, donor in (("query", "key"), ("key", "query")):
         rows, columns = peaks(views[donor]).T
         inside = box_mask(views[f"boxes_{name}_mixed"], (SIDE, SIDE))[torch.arange(BATCH), rows, columns]
@@ -149,23 +129,12 @@ def test_without_boxes_original_and_mixed_term_are_left() -> None:
         ({"alpha": 0.0}, r"method.alpha must be above 0"),
         ({"lam": 1.2}, r"method.lam must be ratio, mean, or a number in \[0, 1\]; got 1.2"),
         ({"lam": "median"}, r"method.lam must be ratio, mean"),
-        ({"eq7_pdf": True, "gg_key": "whole"}, r"method.gg_key: with eq7_pdf there is no global term"),
-        ({"mixture": "mixup"}, r"method.mixture mixup blends whole images.*use cutmix, saliency or none"),
-        ({"saliency_prob": 2.0}, r"method.saliency_prob must be in \[0, 1\]; got 2.0"),
+        ({"mixture": "mixup"}, r"method.mixture must be cutmix, saliency or none .*; got 'mixup'"),
         ({"region_layer": 4}, r"method.region_layer must be in 1 ... 3 for this backbone; got 4"),
         ({"region_layer": 0}, r"method.region_layer must be in 1 ... 3 for this backbone; got 0"),
-        (
-            {"region_layer": 1, "region_head": "fc"},
-            r"region_head fc .* needs .* the last layer; got Linear and layer 1",
-        ),
     ],
     ids=str,
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         build(load("approach1"), ModelConfig(depth=8, width=8), **options)
-
-
-def test_region_head_fc_needs_a_linear_head() -> None:
-    with pytest.raises(ConfigError, match=r"needs model.head linear.*got Sequential"):
-        build(load("approach1"), ModelConfig(depth=8, width=8, head="mlp"), region_head="fc")

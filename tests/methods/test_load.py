@@ -1,43 +1,12 @@
-"""methods: names, loading, and methods from outside the package."""
+"""methods: names and loading; test_outside.py trains a method from outside the package."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from mixfast.errors import ConfigError
 from mixfast.methods import MODIFIERS, Method, load, names
-from mixfast.models import ModelConfig, build_encoder
-from mixfast.rng import Generators
-
-OUTSIDE = '''
-"""A method of somebody else."""
-from dataclasses import dataclass
-from mixfast.methods import Method, Step
-
-@dataclass(frozen=True)
-class Config:
-    scale: float = 2.0
-
-class Lengths(Method):
-    Config = Config
-    summary = "makes embeddings short"
-
-    def __init__(self, config, make_encoder, generators):
-        super().__init__(config, make_encoder, generators)
-        self.encoder = make_encoder()
-
-    def views(self, images, augment, generators):
-        return {"view": augment(images, 1)[0]}
-
-    def step(self, views, generators):
-        loss = self.config.scale * self.encoder(views["view"]).z.square().mean()
-        return Step(loss, {"length": loss.detach()}, {})
-
-METHOD = Lengths
-'''
 
 
 def test_names_are_the_files() -> None:
@@ -51,28 +20,18 @@ def test_names_are_the_files() -> None:
         assert dataclasses.is_dataclass(method.Config) and method.Config.__dataclass_params__.frozen
 
 
+@pytest.mark.parametrize("name", names())
+def test_a_method_is_one_page_with_few_options(name: str) -> None:
+    """No method inherits from another: what it does stands in its own file."""
+    assert load(name).__bases__ == (Method,)
+    assert len(dataclasses.fields(load(name).Config)) < 12
+
+
 def test_unknown_name_is_met_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no 'aproach1'; did you mean approach1 or approach2 or .*\? Known: .*moco"):
         load("aproach1")
     with pytest.raises(ConfigError, match=r"no 'xyzzy'; Known: "):
         load("xyzzy")
-
-
-def test_a_method_from_outside_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("my_lab", "my_lab.my_method"):  # other tests have modules of these names too
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    (tmp_path / "my_lab").mkdir()
-    (tmp_path / "my_lab" / "my_method.py").write_text(OUTSIDE)
-    monkeypatch.syspath_prepend(tmp_path)
-    method_class, generators = load("my_lab.my_method"), Generators(0)
-    model = ModelConfig(depth=8, width=8, dim=4, bn_splits=1)
-    method = method_class(method_class.Config(), lambda: build_encoder(model, generators["weights"]), generators)
-    method_class.check(method.config, 3)
-    method.begin(torch.zeros(()))
-    step = method.step(method.views(torch.zeros(4, 3, 8, 8), lambda x, count: [x + 1] * count, generators), generators)
-    step.loss.backward()
-    method.update(step.carry)
-    assert step.parts["length"].item() > 0
 
 
 @pytest.mark.parametrize(

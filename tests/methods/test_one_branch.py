@@ -18,43 +18,30 @@ OPTIONS: list[dict[str, Any]] = [
     {"box_per_sample": True},
     {"box_per_sample": True, "partner": "batch_reverse", "symmetric": True},
     {"symmetric": True},
-    {"lam": 0.375},
-    {"lam": 0.375, "partner": "batch_reverse"},
-    {"region_head": "shared_live"},
-    {"region_head": "fc"},
-    {"region_head": "fc", "partner": "batch_reverse"},
     {"region_layer": 2},
-    {"bn_stats": "clean_only"},
     {"mixture": "none"},
     {"mixture": "none", "partner": "batch_reverse"},
-    {"mixture": "none", "partner": "batch_reverse", "lam": 0.375},
-    {"mixture": "saliency", "saliency_prob": 1.0, "partner": "batch_reverse"},
-    {"mixture": "saliency", "saliency_prob": 1.0, "saliency_box": "first"},
+    {"mixture": "saliency"},
 ]
 
 
 @torch.no_grad()
 def whole_map(method: Any, images: Tensor) -> Rows:
     """kW: 1x1 convolution of the key map by the key region head, mean over all pixels."""
-    head = {
-        "own": lambda: method.key_region_head,
-        "shared_live": lambda: method.region_head,
-        "fc": lambda: method.key_encoder.head,
-    }[method.config.region_head]()
+    head = method.key_region_head
     features = method.key_encoder(images, method.config.region_layer).map
     projected = torch.nn.functional.conv2d(features, head.weight[:, :, None, None], head.bias)
     return rows(projected.flatten(2).mean(dim=2))
 
 
 def direction(method: Any, views: dict[str, Tensor], query: str, key: str) -> float:
-    config, whole = method.config, method.queues["whole"].keys
-    glob = whole if config.region_head == "fc" else method.queues["global"].keys
+    config, whole, glob = method.config, method.queues.keys()["whole"], method.queues.keys()["global"]
     q = branch(method, "query", query, views)
     k, kw = rows(method.key_encoder(views[key]).z), whole_map(method, views[key])
     x0, y0, x1, y1 = views[f"boxes_{query}_mixed"].double().unbind(dim=1)
     outside = (1 - (x1 - x0) * (y1 - y0) / SIDE**2).tolist()
     unmixed = config.mixture == "none" and config.partner == "batch_reverse"
-    lam = [1.0] * BATCH if unmixed else outside if config.lam == "ratio" else [config.lam] * BATCH
+    lam = [1.0] * BATCH if unmixed else outside
     rest = [1 - share for share in lam]
     loss = mean(infonce(q["whole"], k, whole)) + mean(infonce(q["mixed"], k, whole), lam)
     if config.partner == "other_view":
@@ -97,11 +84,6 @@ def test_each_direction_has_a_mixture_and_a_box_of_its_own() -> None:
     assert not torch.equal(views["boxes_query_mixed"], views["boxes_key_mixed"])
 
 
-def test_the_encoders_head_leaves_one_queue() -> None:
-    method, generators, views = double(load("one_branch"), region_head="fc")
-    assert set(method.queues) == set(method.step(views, generators).carry) == {"whole"}
-
-
 def test_without_boxes_original_and_mixed_term_are_left() -> None:
     method, generators, views = double(load("one_branch"))
     views["boxes_query_mixed"] = torch.zeros(BATCH, 4, dtype=torch.int64)
@@ -110,14 +92,6 @@ def test_without_boxes_original_and_mixed_term_are_left() -> None:
     assert step.loss.item() == pytest.approx(2 * step.parts["original"].item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"lam": "mean"}, r"method.lam must be ratio, or a number in \[0, 1\]; got 'mean'"),
-        ({"mixture": "mixup"}, r"method.mixture mixup blends whole images, so no box .* use cutmix, saliency or none"),
-    ],
-    ids=str,
-)
-def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        build(load("one_branch"), ModelConfig(depth=8, width=8), **options)
+def test_mixup_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"method.mixture must be cutmix, saliency or none .*; got 'mixup'"):
+        build(load("one_branch"), ModelConfig(depth=8, width=8), mixture="mixup")

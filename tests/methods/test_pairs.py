@@ -8,12 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixfast.losses import Term
+from mixfast.losses import Term, infonce_sum
 from mixfast.methods import load
-from mixfast.methods.bases import momentum as _momentum
 from mixfast.models import Encoding
 from mixfast.rng import Generators
-from tests.methods.hand import has
+from tests.methods.hand import MIXED, UNMIXED, has
 
 COUNT = 16
 ANGLES = torch.arange(COUNT) * (2 * math.pi / COUNT)
@@ -45,10 +44,10 @@ def identity(layer: nn.Linear) -> nn.Linear:
     return layer
 
 
-def index_method(name: str, **options: Any) -> tuple[Any, Generators, dict[str, Tensor]]:
+def index_method(name: str, seed: int = 3, **options: Any) -> tuple[Any, Generators, dict[str, Tensor]]:
     """A method whose vectors are averages of codes, its generators, and views of index-valued images."""
     method_class = load(name)
-    generators = Generators(3)
+    generators = Generators(seed)
     if has(method_class, "queue_size"):
         options = {"queue_size": 4 * COUNT, **options}
     method = method_class(method_class.Config(**options), IndexEncoder, generators)
@@ -65,19 +64,10 @@ def index_method(name: str, **options: Any) -> tuple[Any, Generators, dict[str, 
     return method, generators, method.views(images, augment, generators)
 
 
-def collected(name: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> tuple[list[Term], dict[str, Tensor]]:
-    """The terms of one step on index-valued images, and its views."""
-    terms: list[Term] = []
-    real = _momentum.infonce_sum
-
-    def spy(given: list[Term], *rest: Any) -> Any:
-        terms.extend(given)
-        return real(given, *rest)
-
-    monkeypatch.setattr(_momentum, "infonce_sum", spy)
+def terms_of(name: str, **options: Any) -> list[Term]:
+    """The terms of one step on index-valued images."""
     method, generators, views = index_method(name, **options)
-    method.step(views, generators)
-    return terms, views
+    return list(method.step(views, generators).terms)
 
 
 def content(vectors: Tensor) -> Tensor:
@@ -99,40 +89,33 @@ def image(vectors: Tensor) -> list[int]:
         ("moco", {"symmetric": True}),
         ("approach1", {}),
         ("approach1", {"box_mode": "shared"}),
-        ("approach1", {"box_per_sample": True, "lg_both": True}),
+        ("approach1", {"box_per_sample": True}),
         ("approach1", {"symmetric": True}),
         ("approach1", {"mixed_key": "mixed"}),
-        ("approach1", {"gg_key": "whole", "queues": 2, "region_head": "shared_live", "shuffle_mixed": False}),
-        ("approach1", {"eq7_pdf": True, "region_head": "fc"}),
         ("approach2", {}),
-        ("approach2", {"reverse_regions": "cross"}),
-        ("approach2", {"box_per_sample": True, "reverse_regions": "cross"}),
+        ("approach2", {"box_per_sample": True}),
         ("approach2", {"symmetric": True, "box_per_sample": True}),
-        ("approach2", {"gg_key": "whole", "queues": 2, "region_head": "fc"}),
-        *[("approach1", {"mixture": kind, "saliency_prob": 0.0}) for kind in ("saliency", "none")],
-        ("approach1", {"mixture": "saliency", "saliency_prob": 1.0}),
-        *[("approach2", {"mixture": "saliency", "saliency_prob": p, "reverse_regions": "cross"}) for p in (0.0, 1.0)],
+        ("approach1", {"mixture": "none"}),
+        *[(name, {"mixture": "saliency", "seed": s}) for name in ("approach1", "approach2") for s in (MIXED, UNMIXED)],
         ("approach2", {"mixture": "none", "reverse_regions": "literal"}),
         ("moco_cutmix", {}),
         ("moco_cutmix", {"partner": "other_view", "symmetric": True}),
-        ("moco_cutmix", {"reverse_term": True, "box_per_sample": True}),
-        ("moco_cutmix", {"reverse_term": True, "mixture": "saliency", "saliency_prob": 1.0}),
-        ("moco_cutmix", {"reverse_term": True, "mixture": "none"}),
+        ("moco_cutmix", {"box_per_sample": True}),
         ("moco_unmix", {"p_global": 0.0}),
+        ("moco_unmix", {"p_global": 0.0, "mixture": "saliency", "seed": MIXED}),
+        ("moco_unmix", {"mixture": "none"}),
         ("moco_unmix", {"p_global": 1.0, "box_per_sample": True, "symmetric": True}),
         ("moco_unmix", {"mixture": "mixup"}),
         ("one_branch", {}),
-        ("one_branch", {"symmetric": True, "region_head": "fc"}),
+        ("one_branch", {"symmetric": True}),
         ("one_branch", {"partner": "batch_reverse"}),
         ("one_branch", {"partner": "batch_reverse", "box_per_sample": True, "symmetric": True}),
         ("one_branch", {"partner": "batch_reverse", "mixture": "none"}),
     ],
     ids=str,
 )
-def test_every_positive_pair_shows_one_image(
-    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    terms, _ = collected(name, monkeypatch, **options)
+def test_every_positive_pair_shows_one_image(name: str, options: dict[str, Any]) -> None:
+    terms = terms_of(name, **options)
     partner = options.get("partner", "other_view" if name in ("approach1", "one_branch") else "batch_reverse")
     for term in terms:
         positive = image(term.positive)
@@ -148,40 +131,40 @@ def test_every_positive_pair_shows_one_image(
         assert sorted(positive) == list(range(COUNT))
 
 
-def test_literal_reverse_region_terms_never_pair_one_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    terms, _ = collected("approach2", monkeypatch, reverse_regions="literal")
-    for term in terms:
+@pytest.mark.parametrize(
+    ("name", "options"), [("approach2", {"reverse_regions": "literal"}), ("approach2_reference", {})], ids=str
+)
+def test_literal_reverse_region_terms_never_pair_one_image(name: str, options: dict[str, Any]) -> None:
+    for term in terms_of(name, **options):
         if term.name.startswith("mixed"):
             continue
         right = [a == b for a, b in zip(image(term.query), image(term.positive), strict=True)]
         assert sum(right) == (0 if term.name in ("global_reverse", "local_reverse") else COUNT), term.name
 
 
-def test_each_region_shows_what_the_documentation_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_region_shows_what_the_documentation_says() -> None:
     """Approach 2: outside i shows image i, inside i image N-1-i, on both branches."""
-    terms = {term.name: term for term in collected("approach2", monkeypatch)[0]}
+    terms = {term.name: term for term in terms_of("approach2")}
     forward, backward = list(range(COUNT)), list(range(COUNT))[::-1]
     assert image(terms["global"].query) == image(terms["global"].positive) == forward
     assert image(terms["local"].query) == image(terms["local"].positive) == backward
 
 
-def test_paired_reverse_terms_equal_their_forward_terms(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_paired_reverse_terms_equal_their_forward_terms() -> None:
     """The mean over rows does not see a reversal of both sides, which is why they are computed once."""
-    terms, _ = collected("approach2", monkeypatch, box_per_sample=True)
+    terms = terms_of("approach2", box_per_sample=True)
     queues = {name: torch.nn.functional.normalize(CODES, dim=1) for name in ("whole", "global", "local")}
     by_name = {term.name: term for term in terms}
     for name in ("global", "local"):
         term = by_name[name]
         flipped = Term(name, term.query.flip(0), term.positive.flip(0), term.queue)
         forward = Term(name, term.query, term.positive, term.queue)
-        losses = [_momentum.infonce_sum([t], queues, 0.5)[0].item() for t in (forward, flipped)]
+        losses = [infonce_sum([t], queues, 0.5)[0].item() for t in (forward, flipped)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_approach1_regions_come_from_the_view_that_the_table_says(
-    symmetric: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_approach1_regions_come_from_the_view_that_the_diagram_says(symmetric: bool) -> None:
     """Views of one image differ in colour: qG view 1, qL view 2, kG view 2, kL view 1."""
     method_class, generators = load("approach1"), Generators(3)
     config = method_class.Config(queue_size=4 * COUNT, symmetric=symmetric)
@@ -193,10 +176,11 @@ def test_approach1_regions_come_from_the_view_that_the_table_says(
         return [torch.stack([torch.full((COUNT, 12, 12), v) for v in colour], dim=1) for colour in colours]
 
     views = method.views(torch.zeros(COUNT, 3, 12, 12, dtype=torch.uint8), augment, generators)
-    queries, keys = method._queries(views, "query"), method._keys(views, "key", generators["shuffle"])
+    terms = {term.name: term for term in method.step(views, generators).terms}
     shade = {
-        "qG": queries.outside, "qL": queries.inside, "kG": keys.outside, "kL": keys.inside,
-        "q": queries.whole, "k": keys.whole,
+        "qG": terms["global"].query, "qL": terms["local"].query,
+        "kG": terms["global"].positive, "kL": terms["local"].positive,
+        "q": terms["original"].query, "k": terms["original"].positive,
     }  # fmt: skip
     assert {name: round(content(v)[0, 0].item(), 4) for name, v in shade.items()} == {
         "qG": 1, "qL": 2, "kG": 2, "kL": 1, "q": 1, "k": 2,

@@ -1,44 +1,14 @@
-"""models.queue, models.ema, models.shuffle: what moves when, and what does not."""
+"""models.ema, models.shuffle: what moves when, and what does not."""
 
 import pytest
 import torch
 from torch import nn
 
-from mixfast.errors import ConfigError
-from mixfast.losses import unit
 from mixfast.models import ModelConfig, build_encoder
 from mixfast.models.ema import follower, update_ema_
-from mixfast.models.queue import FeatureQueue
 from mixfast.models.shuffle import encode_shuffled
 
 TINY = ModelConfig(depth=8, width=8, stem="cifar_s2", dim=5, bn_splits=4)
-
-
-def test_queue_starts_with_random_directions() -> None:
-    queue = FeatureQueue(64, 1024, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(queue.keys.norm(dim=1), torch.ones(1024))
-    assert queue.keys.mean(dim=0).norm().item() < 0.1
-    assert not queue.keys.requires_grad
-    assert torch.equal(queue.keys, FeatureQueue(64, 1024, torch.Generator().manual_seed(0)).keys)
-
-
-def test_queue_overwrites_the_oldest_and_wraps(rng: torch.Generator) -> None:
-    queue = FeatureQueue(3, 32, torch.Generator().manual_seed(0))
-    expected = list(queue.keys.clone())
-    for step in range(11):  # wraps after 8 pushes of 4
-        keys = unit(torch.randn(4, 3, generator=rng))
-        queue.push_(keys)
-        for i in range(4):
-            expected[(4 * step + i) % 32] = keys[i]
-        assert torch.equal(queue.keys, torch.stack(expected))
-    assert queue.pointer.item() == 11 * 4 % 32
-    assert set(queue.state_dict()) == {"keys", "pointer"}
-
-
-@pytest.mark.parametrize("rows", [0, 5, 33])
-def test_queue_refuses_rows_that_do_not_divide_it(rows: int) -> None:
-    with pytest.raises(ConfigError, match=f"multiple of the rows pushed; got 32 and {rows}"):
-        FeatureQueue(3, 32, torch.Generator().manual_seed(0)).push_(torch.zeros(rows, 3))
 
 
 def test_ema_moves_parameters_by_the_formula_and_leaves_buffers(rng: torch.Generator) -> None:

@@ -32,7 +32,6 @@ def test_encoder_passes(method: str, symmetric: bool, expected: int) -> None:
         ("simclr", {}, 6),
         ("simclr_wmse", {}, 6),
         ("simclr_unmix", {}, 9),
-        ("simclr_unmix", {"method.naive_calls": True}, 18),
         ("byol", {}, 8),
         ("byol_unmix", {}, 12),
         ("byol_unmix", {"method.mix_online_only": True}, 11),

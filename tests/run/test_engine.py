@@ -215,7 +215,7 @@ def test_checkpoint_of_other_images_or_weights_is_refused(tmp_path: Path) -> Non
     path = checkpoint.save(tmp_path, {**state, "method": {"fc": torch.zeros(1)}})
     with pytest.raises(CheckpointError, match=r"keys missing .*1 unexpected \(fc\)"):
         run.load(path)
-    wrong = {**state["method"], "queues.whole.keys": torch.zeros(1, 1)}
+    wrong = {**state["method"], "queues.whole": torch.zeros(1, 1)}
     path = checkpoint.save(tmp_path, {**state, "method": wrong})
     with pytest.raises(CheckpointError, match="another architecture"):
         run.load(path)

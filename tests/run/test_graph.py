@@ -80,7 +80,7 @@ LARS = {"optim__name": "lars", "method__ema_schedule": "cosine", "method__ema_wh
     ("method", "options"),
     [
         ("moco", {"optim__warmup_steps": 8}),
-        ("moco_unmix", {"train__accumulate": 2, "method__bn_stats": "clean_only"}),
+        ("moco_unmix", {"train__accumulate": 2, "method__p_global": 0.25}),
         ("approach1", {"train__accumulate": 2}),
         ("approach2", {"method__mixture": "saliency", "train__precision": "bf16"}),
         ("simclr_unmix", ADAM),

@@ -30,9 +30,8 @@ def test_a_network_that_sees_no_difference_is_at_chance_level(name: str, values:
     for part_name, part in method.named_modules():
         if part_name.rpartition(".")[2] in ("head", "region_head", "key_region_head"):
             part.register_forward_hook(lambda module, inputs, output: torch.ones_like(output))
-    for buffer_name, buffer in method.named_buffers():
-        if buffer_name.endswith(".keys"):
-            buffer.fill_(0.5)
+    for keys in method.negatives().values():
+        keys.fill_(0.5)
     images = torch.randint(256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8, generator=generators["probe"])
     parts = method.step(method.views(images, augmentation(generators), generators), generators).parts
     assert (count is None) == name.startswith("byol")

@@ -1,4 +1,4 @@
-"""What every method is: a module that turns images into views, views into a loss, and keys into state."""
+"""The interface of a method: `Method`, and `Step`, the result of one training step."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,7 +46,9 @@ class Method(nn.Module):
 
     @classmethod
     def candidates(cls, config: Any, batch: int) -> int | None:
-        """Among how many rows a term of the loss looks for the positive, if it does: guessing costs the logarithm.
+        """The number of rows among which a contrastive term looks for its positive; None: the loss has no such term.
+
+        A network that cannot tell its inputs apart has the loss ln(candidates) per term, the chance level.
 
         Args:
             batch: images per call of `step`.
@@ -63,11 +65,11 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def begin(self, progress: Tensor) -> None:
-        """Called once before each optimiser step; a follower moves here.
+        """Called once before each optimiser step; networks that follow another by moving average move here.
 
         Args:
-            progress: share of the run's optimiser steps that are done, in [0, 1); for what changes as training goes on.
-                A float64 scalar on the device, filled anew for every step: compute with it there, and a step can be
+            progress: share of the run's optimiser steps that are done, in [0, 1), for schedules. A float64 scalar
+                tensor on the device, filled anew for every step. Compute with it on the device: a step can then be
                 recorded as a CUDA graph.
         """
 

@@ -1,0 +1,35 @@
+"""Checks of methods' options: each names the option, what was expected and what came."""
+
+from typing import Any
+
+from mixfast.errors import ConfigError
+
+
+def check_option(holds: bool, name: str, expected: str, value: object) -> None:
+    """Raise ConfigError for the method's option `name`, whose value is `value`, unless `holds`."""
+    if not holds:
+        raise ConfigError(f"method.{name} must be {expected}; got {value!r}")
+
+
+def check_contrast(config: Any) -> None:
+    """Check the options `temperature`, `queue_size` and `ema` of a momentum contrast."""
+    check_option(config.temperature > 0, "temperature", "above 0", config.temperature)
+    check_option(config.queue_size >= 1, "queue_size", "at least 1", config.queue_size)
+    check_option(0 <= config.ema <= 1, "ema", "in [0, 1]", config.ema)
+
+
+def check_queue_size(config: Any, batch: int) -> None:
+    """Raise ConfigError unless the keys of one optimiser step divide `config.queue_size`.
+
+    Args:
+        config: with `queue_size`, and with `symmetric` if both views can be keys.
+        batch: images per optimiser step.
+    """
+    symmetric = getattr(config, "symmetric", False)
+    rows = batch * (2 if symmetric else 1)
+    if config.queue_size % rows:
+        raise ConfigError(
+            f"method.queue_size must be a multiple of the {rows} keys enqueued per step (the batch of {batch}"
+            f"{', both views as method.symmetric is set' if symmetric else ''}); got {config.queue_size}. "
+            f"{max(1, round(config.queue_size / rows)) * rows} would do."
+        )
