@@ -1,5 +1,6 @@
 """What every test gets: a generator seeded from the test's name, buffers that betray unwritten cells, no network."""
 
+import multiprocessing
 import os
 import socket
 import zlib
@@ -8,6 +9,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+# The processes of tests are forked from a server that imports all this once, when the first of them starts.
+multiprocessing.set_forkserver_preload(
+    ["mixfast.train", "tests.tiny_run", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"]
+)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else a matrix product on a GPU warns, as below
 
 

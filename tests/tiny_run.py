@@ -92,9 +92,6 @@ def assert_same(left: Any, right: Any, where: str = "state") -> None:
 
 # Forked from a server that has imported everything once: a child starts in milliseconds, and no thread is inherited.
 _CHILDREN = multiprocessing.get_context("forkserver")
-_CHILDREN.set_forkserver_preload(
-    ["mixfast.train", "tests.tiny_run", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"]
-)
 
 
 def train_in_child(
@@ -128,6 +125,7 @@ def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: in
     report.draw = report.draw_views = lambda *_: None  # pictures are tested elsewhere and take longer than the run
 
     torch.set_num_threads(1)
+    multiprocessing.set_forkserver_preload(["mixfast.train.__main__"])  # for the workers of the child
     step, pause, replace, save = 0, engine.pause, os.replace, torch.save
 
     def strike() -> None:

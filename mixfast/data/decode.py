@@ -18,7 +18,7 @@ from mixfast.data.config import DataConfig
 from mixfast.data.decoder import decode_file
 from mixfast.errors import DataError
 
-_FORMAT = 1  # of the cache file; a change makes old files count as absent
+_FORMAT = 2  # of the cache file; a change makes old files count as absent
 _FILES_PER_TASK = 64
 _SMALL_FILE = 16 * 1024  # bytes; below, Python's own work outweighs the decoding
 _SECONDS_PER_LINE = 10.0
@@ -53,19 +53,18 @@ def read(root: Path, files: Sequence[str], size: int, cfg: DataConfig, say: Say)
 def decode(root: Path, files: Sequence[str], size: int, workers: int | None, say: Say) -> tuple[Tensor, Tensor]:
     """Decode without a cache; see `read`.
 
-    Threads, not processes: Pillow decodes and resizes outside Python's lock, and a new process would spend longer on
+    Threads, not processes: decoding and resizing work outside Python's lock, and a new process would spend longer on
     importing torch than on decoding 10,000 small images. For small files the lock is all there is, and one thread is
     the fastest.
     """
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    pixels = images.numpy()
     failed: dict[int, str] = {}
 
     def fill(start: int) -> int:
         part = range(start, min(start + _FILES_PER_TASK, len(files)))
         for i in part:
             try:
-                pixels[i] = decode_file(root / files[i], size).transpose(2, 0, 1)
+                images[i] = decode_file(root / files[i], size)
             except Exception as error:  # Pillow raises whatever a broken file leads it to
                 failed[i] = f"{type(error).__name__}: {error}"
         return len(part)

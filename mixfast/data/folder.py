@@ -18,9 +18,10 @@ from torch import Tensor
 
 from mixfast.data import decode
 from mixfast.data.config import DataConfig
+from mixfast.data.loader import ImageFiles, Library
 from mixfast.data.sets import ImageSet, first_balanced
-from mixfast.data.streamed import Library, Streamed
-from mixfast.errors import ConfigError, DataError, PlatformError
+from mixfast.data.streamed import Streamed
+from mixfast.errors import ConfigError, DataError
 from mixfast.rng import Generators
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
@@ -63,7 +64,6 @@ def load_folder(
 
     Raises:
         ConfigError: no path. DataError: nothing there, nothing readable, or more than fits in memory.
-        PlatformError: images are to stay in their files, and this is not Linux.
     """
     train, test = find_splits(cfg, seed)
     if cfg.limit is not None:
@@ -185,16 +185,11 @@ def _in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> bool:
 def _leave(
     listings: tuple[Listing, Listing], size: int, workers: int, say: Callable[[str], None]
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and test images that stay in their files, with one set of processes for both."""
-    if not hasattr(os, "memfd_create"):
-        raise PlatformError(
-            "images that stay in their files (data.in_memory no, or more than half the memory holds) need Linux. "
-            "Use --data.in_memory yes, --data.limit or a smaller --data.size."
-        )
-    train, test = listings
-    names = [listing.root / file for listing in listings for file in listing.files]
-    library = Library(names, (len(train.files), len(test.files)), size, workers, say)
-    numbers = torch.arange(len(names)).split([len(train.files), len(test.files)])
+    """Training and test images that stay in their files, with one set of workers for both."""
+    paths = [os.path.join(listing.root, file) for listing in listings for file in listing.files]
+    counts = [len(listing.files) for listing in listings]
+    library = Library(ImageFiles(size), paths, counts, workers, say)
+    numbers = torch.arange(len(paths)).split(counts)
     sets = [
         ImageSet(Streamed(library, index), listing.labels, listing.class_names)
         for listing, index in zip(listings, numbers, strict=True)

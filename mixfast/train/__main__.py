@@ -1,5 +1,6 @@
 """Command line: python -m mixfast.train [preset] [--section.key value]. `--help` shows the rest."""
 
+import multiprocessing
 import sys
 import traceback
 from pathlib import Path
@@ -155,4 +156,5 @@ def train_beside(run: Run, name: str) -> RunFolder:
 
 
 if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(["mixfast.train.__main__"])  # what all workers import: once, and shared
     sys.exit(main())
