@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mixfast import methods
-from mixfast.data import load
+from mixfast.data import Splits, load
 from mixfast.run import machine
 from mixfast.run.console import Console
 from mixfast.run.folder import RunFolder
@@ -54,11 +54,14 @@ def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **c
     return ["--out", str(out), "--method", method, *flags, "--compare", *compare]
 
 
-def open_tiny(out: Path, method: str = "approach1", device: str = "cpu", **changes: Any) -> Run:
-    """The same run as an object at step 0, in a folder that is created if needed."""
+def open_tiny(
+    out: Path, method: str = "approach1", device: str = "cpu", splits: Splits | None = None, **changes: Any
+) -> Run:
+    """The same run as an object at step 0, on its own data or others, in a folder that is created if needed."""
     config = cli.parse(words(out, method, **changes)).config
     out.mkdir(parents=True, exist_ok=True)
-    return build(config, load(config.data, config.seed), RunFolder(out), Console(), StopRequest(), torch.device(device))
+    splits = load(config.data, config.seed) if splits is None else splits
+    return build(config, splits, RunFolder(out), Console(), StopRequest(), torch.device(device))
 
 
 def records(folder: Path) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ Layouts, tried in this order:
 A single subfolder is no class either: its images count as unlabelled.
 """
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,10 +18,9 @@ from torch import Tensor
 from mixfast.data import decode
 from mixfast.data.config import DataConfig
 from mixfast.data.loader import ImageFiles, Library
-from mixfast.data.sets import ImageSet, first_balanced
+from mixfast.data.sets import ImageSet, first_balanced, held_out
 from mixfast.data.streamed import Streamed
 from mixfast.errors import ConfigError, DataError
-from mixfast.rng import Generators
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 LAYOUTS = (
@@ -70,7 +68,7 @@ def load_folder(
         train = train.take(first_balanced(train.labels, cfg.limit))
     if cfg.test_limit is not None:
         test = test.take(first_balanced(test.labels, cfg.test_limit))
-    if _in_memory(cfg, len(train.files) + len(test.files), device_bytes):
+    if decode.fits_in_memory(cfg, len(train.files) + len(test.files), device_bytes):
         return _read(train, cfg, say), _read(test, cfg, say)
     workers = cfg.workers if cfg.workers is not None else cores or decode.cores()
     return _leave((train, test), cfg.size, workers, say)
@@ -142,13 +140,8 @@ def _is_image(file: str) -> bool:
 
 
 def hold_out(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
-    """Split off `share` of every class, at least one image of each class that has two; the choice follows the seed."""
-    generator = Generators(seed)["holdout"]
-    held = torch.zeros(len(listing.files), dtype=torch.bool)
-    for label in listing.labels.unique():
-        index = (listing.labels == label).nonzero().flatten()
-        count = min(max(1, round(share * len(index))), len(index) - 1)
-        held[index[torch.randperm(len(index), generator=generator)[:count]]] = True
+    """Split off a test set, as `held_out` chooses it."""
+    held = held_out(listing.labels, share, seed)
     if not held.any():
         raise DataError(f"{listing.root}: too few images to hold some out for the test; give --data.test-path.")
     return listing.take((~held).nonzero().flatten()), listing.take(held.nonzero().flatten())
@@ -171,15 +164,6 @@ def _with_classes_of(train: Listing, test: Listing) -> Listing:
 def _read(listing: Listing, cfg: DataConfig, say: Callable[[str], None]) -> ImageSet:
     images, readable = decode.read(listing.root, listing.files, cfg.size, cfg, say)
     return ImageSet(images, listing.labels[readable], listing.class_names)
-
-
-def _in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> bool:
-    """Whether `count` images are to be decoded at once: as the option says, else if they take at most half of what the
-    host still has and of what the device has."""
-    if cfg.in_memory != "auto":
-        return cfg.in_memory == "yes"
-    limits = [limit for limit in (decode.available_bytes(), device_bytes) if limit is not None]
-    return count * 3 * cfg.size**2 <= min(limits, default=math.inf) / 2
 
 
 def _leave(

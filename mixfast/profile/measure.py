@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixfast.config.options import RunConfig, replace
-from mixfast.data import ImageSet, Splits
+from mixfast.data import ImageSet, Splits, kind_of
 from mixfast.models import Encoder
 from mixfast.profile.memory import Peaks, held_bytes
 from mixfast.profile.watch import BACKWARD, KEY, QUERY, RECORD, Ledger, watched
@@ -33,7 +33,6 @@ ORDER = (
 STEPS = 1  # of an epoch, and so of a round
 LEAST = 4  # rounds
 PROBE = 1024  # queries whose neighbours are looked up
-IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "stl10": (105_000, 8_000)}  # training, test
 Parts = dict[str, float]
 
 
@@ -195,7 +194,7 @@ def peak_bytes(run: Run) -> tuple[int, dict[str, int]]:
 def data_sizes(config: RunConfig[Any]) -> tuple[int, int] | None:
     """Training and test images of the data set that a configuration names; None where only the files would tell."""
     data = config.data
-    return {"scenes": (data.scenes, data.test_scenes), **IMAGES}.get(data.kind)
+    return (data.scenes, data.test_scenes) if data.kind == "scenes" else kind_of(data.kind).counts
 
 
 def evaluation_seconds(run: Run, busy: bool = False) -> float | None:
