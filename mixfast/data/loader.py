@@ -233,7 +233,7 @@ class _Tasks:
         return ([self._library.items[number] for number in task] for task in list(self._library._tasks))
 
 
-def _as_it_is(found: Decoded) -> Decoded:
+def _as_it_is(found: Any) -> Any:
     return found
 
 

@@ -176,7 +176,7 @@ def test_an_error_in_an_item_names_the_users_line(workers: int, tmp_path: Path, 
         (
             "floats",
             3,
-            r"item \d+ of the training set: a Tensor of torch.float32 \[3, 16, 16\], not of uint8 .*ToTensor",
+            r"item \d+ of the training set: a Tensor of torch.float32 .*, not of uint8 .*ToTensor",
         ),
         ("words", 3, r"item \d+ of the training set: a str; expected an image or \(image, label\): a PIL image"),
         ("names", 3, r"item \d+ of the training set: the label 'cat' of type str; expected"),
