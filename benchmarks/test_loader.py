@@ -11,12 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from mixfast.data import Streamed, decoder
-from mixfast.data.streamed import Library
+from mixfast.data.loader import ImageFiles, Library
 
 BATCH = 64
 WORKERS = len(os.sched_getaffinity(0))
@@ -35,55 +33,36 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(root.iterdir())
 
 
-def by_torchvision(name: Path, size: int) -> Tensor:
-    from torchvision import io
+def by_pillow(name: Path, size: int) -> np.ndarray:
+    """Pillow decodes, at the smallest scale that is large enough, and resizes."""
+    with Image.open(name) as image:
+        image.draft("RGB", (size, size))
+        side = min(image.size)
+        left, top = ((length - side) // 2 for length in image.size)
+        box = (left, top, left + side, top + side)
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box)).transpose(2, 0, 1).copy()
 
-    pixels = io.decode_jpeg(io.read_file(str(name)), mode=io.ImageReadMode.RGB)
-    side = min(pixels.shape[1:])
-    top, left = ((length - side) // 2 for length in pixels.shape[1:])
-    square = pixels[None, :, top : top + side, left : left + side].contiguous(memory_format=torch.channels_last)
-    return F.interpolate(square, (size, size), mode="bilinear", antialias=True)[0]
 
-
-@pytest.mark.filterwarnings("ignore:The image decoding and encoding capabilities of TorchVision:DeprecationWarning")
-@pytest.mark.parametrize("size", [64, 128, 256])
+@pytest.mark.parametrize("size", [64, 128, 224])
 def test_decode(size: int, names: list[Path], smoke: bool, measure: Measure) -> None:
     some = names[: 2 if smoke else 16]
 
     def each(decode: Callable[[Path, int], Any]) -> Callable[[], object]:
         return lambda: [decode(name, size) for name in some]
 
-    rows = {"mixfast": each(lambda name, size: decoder.decode_file(name, size).transpose(2, 0, 1).copy())}
-    pytest.importorskip("torchvision", reason="torchvision is the baseline")
-    rows["torchvision decode_jpeg, resized as uint8"] = each(by_torchvision)
+    rows = {"mixfast": each(decoder.decode_file), "Pillow alone": each(by_pillow)}
     measure(f"{len(some)} JPEGs of 500 x 375 px to {size} px", rows)
 
 
-class Pictures(torch.utils.data.Dataset):
-    """The same pixels for torch's loader."""
-
-    def __init__(self, names: list[Path], size: int):
-        self.names, self.size = names, size
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.from_numpy(decoder.decode_file(self.names[index], self.size).transpose(2, 0, 1).copy())
-
-
 def test_batches(names: list[Path], smoke: bool, measure: Measure) -> None:
-    """All pictures several times over, by processes that have started before."""
-    size, batch, workers = 256, 4 if smoke else 32, 1 if smoke else WORKERS
+    """All pictures several times over, by workers that have started before, and by this process."""
+    size, batch, workers = 224, 4 if smoke else 32, 1 if smoke else WORKERS
     index = torch.arange(len(names)).repeat(1 if smoke else 4)[: 2 * batch if smoke else None]
-    files = Streamed(Library(names, (len(names),), size, workers, pytest.fail), index)
-    loader = torch.utils.data.DataLoader(
-        torch.utils.data.Subset(Pictures(names, size), index.tolist()),
-        batch_size=batch,
-        num_workers=workers,
-        persistent_workers=True,
-        multiprocessing_context="forkserver",
-    )
-    assert all(map(torch.equal, files.split(batch), loader))
-    rows = {"mixfast": lambda: [None for _ in files.split(batch)], "torch DataLoader": lambda: [None for _ in loader]}
-    measure(f"{len(index)} JPEGs of 500 x 375 px to {size} px in batches of {batch}, {workers} processes", rows)
+    paths, counts = [str(name) for name in names], (len(names),)
+    ahead, here = (Streamed(Library(ImageFiles(size), paths, counts, n, pytest.fail), index) for n in (workers, 0))
+    assert all(map(torch.equal, ahead.split(batch), here.split(batch)))
+    rows = {
+        "mixfast": lambda: [None for _ in ahead.split(batch)],
+        "without workers": lambda: [None for _ in here.split(batch)],
+    }
+    measure(f"{len(index)} JPEGs of 500 x 375 px to {size} px in batches of {batch}, {workers} workers", rows)

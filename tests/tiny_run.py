@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from mixfast import methods
-from mixfast.data import load
+from mixfast.data import Splits, load
 from mixfast.run import machine
 from mixfast.run.console import Console
 from mixfast.run.folder import RunFolder
@@ -56,11 +56,14 @@ def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **c
     return ["--out", str(out), "--method", method, *flags, "--compare", *compare]
 
 
-def open_tiny(out: Path, method: str = "approach1", device: str = "cpu", **changes: Any) -> Run:
-    """The same run as an object at step 0, in a folder that is created if needed."""
+def open_tiny(
+    out: Path, method: str = "approach1", device: str = "cpu", splits: Splits | None = None, **changes: Any
+) -> Run:
+    """The same run as an object at step 0, on its own data or others, in a folder that is created if needed."""
     config = cli.parse(words(out, method, **changes)).config
     out.mkdir(parents=True, exist_ok=True)
-    return build(config, load(config.data, config.seed), RunFolder(out), Console(), StopRequest(), torch.device(device))
+    splits = load(config.data, config.seed) if splits is None else splits
+    return build(config, splits, RunFolder(out), Console(), StopRequest(), torch.device(device))
 
 
 def records(folder: Path) -> list[dict[str, Any]]:
@@ -94,9 +97,6 @@ def assert_same(left: Any, right: Any, where: str = "state") -> None:
 
 # Forked from a server that has imported everything once: a child starts in milliseconds, and no thread is inherited.
 _CHILDREN = multiprocessing.get_context("forkserver")
-_CHILDREN.set_forkserver_preload(
-    ["mixfast.train", "tests.tiny_run", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"]
-)
 
 
 def train_in_child(
@@ -130,6 +130,7 @@ def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: in
     report.draw = report.draw_views = lambda *_: None  # pictures are tested elsewhere and take longer than the run
 
     torch.set_num_threads(1)
+    multiprocessing.set_forkserver_preload(["mixfast.train.__main__"])  # for the workers of the child
     step, pause, replace, save = 0, engine.pause, os.replace, torch.save
 
     def strike() -> None:

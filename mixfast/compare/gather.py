@@ -11,6 +11,7 @@ from typing import Any
 from mixfast import methods
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import DEFAULT, presets
+from mixfast.data import kind_of
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.evaluate.runs import group_names
 from mixfast.run import checkpoint
@@ -210,7 +211,7 @@ def _comparability_key(config: RunConfig[Any]) -> str:
 def _title(config: RunConfig[Any], folder_name: str | None) -> str:
     data = config.data
     train, test = (data.scenes, data.test_scenes) if data.kind == "scenes" else (data.limit, data.test_limit)
-    name = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "stl10": "STL-10"}.get(data.kind, data.kind)
+    name = kind_of(data.kind).title
     if data.kind == "folder" and data.path:
         name = folder_name or f"folder {Path(data.path).name}"
     counts = f"{train or 'all'} training and {test or 'all'} test images of {data.size} pixels"

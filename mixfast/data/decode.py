@@ -1,6 +1,7 @@
 """Decode image files into one uint8 tensor, and keep it in a cache file."""
 
 import hashlib
+import math
 import os
 import sys
 import time
@@ -18,7 +19,7 @@ from mixfast.data.config import DataConfig
 from mixfast.data.decoder import decode_file
 from mixfast.errors import DataError
 
-_FORMAT = 1  # of the cache file; a change makes old files count as absent
+_FORMAT = 2  # of the cache file; a change makes old files count as absent
 _FILES_PER_TASK = 64
 _SMALL_FILE = 16 * 1024  # bytes; below, Python's own work outweighs the decoding
 _SECONDS_PER_LINE = 10.0
@@ -36,7 +37,7 @@ def read(root: Path, files: Sequence[str], size: int, cfg: DataConfig, say: Say)
     Raises:
         DataError: no file could be read, or the images would not fit in memory.
     """
-    _check_memory(len(files), size, root)
+    check_memory(len(files), size, root)
     cached = _cache_file(root, files, size, cfg) if cfg.cache else None
     if cached is not None and cached.exists():
         try:
@@ -53,25 +54,24 @@ def read(root: Path, files: Sequence[str], size: int, cfg: DataConfig, say: Say)
 def decode(root: Path, files: Sequence[str], size: int, workers: int | None, say: Say) -> tuple[Tensor, Tensor]:
     """Decode without a cache; see `read`.
 
-    Threads, not processes: Pillow decodes and resizes outside Python's lock, and a new process would spend longer on
+    Threads, not processes: decoding and resizing work outside Python's lock, and a new process would spend longer on
     importing torch than on decoding 10,000 small images. For small files the lock is all there is, and one thread is
     the fastest.
     """
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
-    pixels = images.numpy()
     failed: dict[int, str] = {}
 
     def fill(start: int) -> int:
         part = range(start, min(start + _FILES_PER_TASK, len(files)))
         for i in part:
             try:
-                pixels[i] = decode_file(root / files[i], size).transpose(2, 0, 1)
+                images[i] = decode_file(root / files[i], size)
             except Exception as error:  # Pillow raises whatever a broken file leads it to
                 failed[i] = f"{type(error).__name__}: {error}"
         return len(part)
 
     starts = range(0, len(files), _FILES_PER_TASK)
-    with _progress(f"decoding {root}", len(files), say) as advance:
+    with progress(f"decoding {root}", len(files), say) as advance:
         if workers is None:
             workers = cores() if _mean_bytes(root, files) > _SMALL_FILE else 0
         if workers == 0:
@@ -127,7 +127,7 @@ def cores() -> int:
 
 
 @contextmanager
-def _progress(title: str, total: int, say: Say) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int, say: Say) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, else a line every ten seconds; yields a function that counts files."""
     if sys.stderr.isatty():
         from rich.console import Console
@@ -182,11 +182,21 @@ def _store(path: Path, images: Tensor, readable: Tensor, say: Say) -> None:
             fresh.unlink()
 
 
-def _check_memory(count: int, size: int, root: Path) -> None:
+def fits_in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> bool:
+    """Whether `count` images are to be decoded at once: as the option says, else if they take at most half of what the
+    host still has and of what the device has."""
+    if cfg.in_memory != "auto":
+        return cfg.in_memory == "yes"
+    limits = [limit for limit in (available_bytes(), device_bytes) if limit is not None]
+    return count * 3 * cfg.size**2 <= min(limits, default=math.inf) / 2
+
+
+def check_memory(count: int, size: int, what: object) -> None:
+    """Raise DataError if `count` images would take more than what is free; `what` names them."""
     need, free = count * 3 * size**2, available_bytes()
     if free is not None and need > 0.9 * free:
         raise DataError(
-            f"{root}: {count:,} images of {size} px need {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
+            f"{what}: {count:,} images of {size} px need {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
             "free. Use --data.in_memory no (or auto), --data.limit or a smaller --data.size."
         )
 

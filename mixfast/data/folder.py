@@ -7,7 +7,6 @@ Layouts, tried in this order:
 A single subfolder is no class either: its images count as unlabelled.
 """
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from torch import Tensor
 
 from mixfast.data import decode
 from mixfast.data.config import DataConfig
-from mixfast.data.sets import ImageSet, first_balanced
-from mixfast.data.streamed import Library, Streamed
-from mixfast.errors import ConfigError, DataError, PlatformError
-from mixfast.rng import Generators
+from mixfast.data.loader import ImageFiles, Library
+from mixfast.data.sets import ImageSet, first_balanced, held_out
+from mixfast.data.streamed import Streamed
+from mixfast.errors import ConfigError, DataError
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 LAYOUTS = (
@@ -63,14 +62,13 @@ def load_folder(
 
     Raises:
         ConfigError: no path. DataError: nothing there, nothing readable, or more than fits in memory.
-        PlatformError: images are to stay in their files, and this is not Linux.
     """
     train, test = find_splits(cfg, seed)
     if cfg.limit is not None:
         train = train.take(first_balanced(train.labels, cfg.limit))
     if cfg.test_limit is not None:
         test = test.take(first_balanced(test.labels, cfg.test_limit))
-    if _in_memory(cfg, len(train.files) + len(test.files), device_bytes):
+    if decode.fits_in_memory(cfg, len(train.files) + len(test.files), device_bytes):
         return _read(train, cfg, say), _read(test, cfg, say)
     workers = cfg.workers if cfg.workers is not None else cores or decode.cores()
     return _leave((train, test), cfg.size, workers, say)
@@ -142,13 +140,8 @@ def _is_image(file: str) -> bool:
 
 
 def hold_out(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
-    """Split off `share` of every class, at least one image of each class that has two; the choice follows the seed."""
-    generator = Generators(seed)["holdout"]
-    held = torch.zeros(len(listing.files), dtype=torch.bool)
-    for label in listing.labels.unique():
-        index = (listing.labels == label).nonzero().flatten()
-        count = min(max(1, round(share * len(index))), len(index) - 1)
-        held[index[torch.randperm(len(index), generator=generator)[:count]]] = True
+    """Split off a test set, as `held_out` chooses it."""
+    held = held_out(listing.labels, share, seed)
     if not held.any():
         raise DataError(f"{listing.root}: too few images to hold some out for the test; give --data.test-path.")
     return listing.take((~held).nonzero().flatten()), listing.take(held.nonzero().flatten())
@@ -173,28 +166,14 @@ def _read(listing: Listing, cfg: DataConfig, say: Callable[[str], None]) -> Imag
     return ImageSet(images, listing.labels[readable], listing.class_names)
 
 
-def _in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> bool:
-    """Whether `count` images are to be decoded at once: as the option says, else if they take at most half of what the
-    host still has and of what the device has."""
-    if cfg.in_memory != "auto":
-        return cfg.in_memory == "yes"
-    limits = [limit for limit in (decode.available_bytes(), device_bytes) if limit is not None]
-    return count * 3 * cfg.size**2 <= min(limits, default=math.inf) / 2
-
-
 def _leave(
     listings: tuple[Listing, Listing], size: int, workers: int, say: Callable[[str], None]
 ) -> tuple[ImageSet, ImageSet]:
-    """Training and test images that stay in their files, with one set of processes for both."""
-    if not hasattr(os, "memfd_create"):
-        raise PlatformError(
-            "images that stay in their files (data.in_memory no, or more than half the memory holds) need Linux. "
-            "Use --data.in_memory yes, --data.limit or a smaller --data.size."
-        )
-    train, test = listings
-    names = [listing.root / file for listing in listings for file in listing.files]
-    library = Library(names, (len(train.files), len(test.files)), size, workers, say)
-    numbers = torch.arange(len(names)).split([len(train.files), len(test.files)])
+    """Training and test images that stay in their files, with one set of workers for both."""
+    paths = [os.path.join(listing.root, file) for listing in listings for file in listing.files]
+    counts = [len(listing.files) for listing in listings]
+    library = Library(ImageFiles(size), paths, counts, workers, say)
+    numbers = torch.arange(len(paths)).split(counts)
     sets = [
         ImageSet(Streamed(library, index), listing.labels, listing.class_names)
         for listing, index in zip(listings, numbers, strict=True)

@@ -13,7 +13,7 @@ from mixfast.data.streamed import Streamed
 
 _CHUNK = 1024  # images in memory that are summed at once
 _BATCH = 64  # of images in files
-_EXACT = 65_536  # folder: of more images than this, the numbers that normalise come from
+_EXACT = 65_536  # folder, own: of more images than this, the numbers that normalise come from
 _SAMPLE = 8_192  # so many, evenly spaced
 
 
@@ -48,6 +48,11 @@ def load(
 
         train, test = load_folder(cfg, seed, say, cores=cores, device_bytes=device_bytes)
         published = None
+    elif ":" in cfg.kind:
+        from mixfast.data.own import load_own
+
+        train, test = load_own(cfg, seed, say, cores, device_bytes)
+        published = None
     else:
         from mixfast.data.vision import load_vision
 
@@ -66,7 +71,7 @@ def _limited(images: ImageSet, limit: int | None) -> ImageSet:
 def _statistics(train: ImageSet, kind: str, say: Callable[[str], None]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the training images, the same for images in memory and in files; times the latter."""
     images, count = train.images, len(train)
-    if kind == "folder" and count > _EXACT:
+    if (kind == "folder" or ":" in kind) and count > _EXACT:
         index = torch.arange(_SAMPLE) * count // _SAMPLE
         images = images[index] if isinstance(images, Tensor) else images.take(index)
     if isinstance(images, Tensor):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mixfast.data.streamed import Images
+from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,17 @@ def first_balanced(labels: Tensor, limit: int) -> Tensor:
     starts = torch.searchsorted(ordered, ordered)  # where each label's run begins
     rank[order] = torch.arange(len(labels)) - starts
     return torch.argsort(rank, stable=True)[:limit].sort().values
+
+
+def held_out(labels: Tensor, share: float, seed: int) -> Tensor:
+    """bool [N]: `share` of the images of every class, at least one of each class that has two; the seed chooses."""
+    generator = Generators(seed)["holdout"]
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        index = (labels == label).nonzero().flatten()
+        count = min(max(1, round(share * len(index))), len(index) - 1)
+        held[index[torch.randperm(len(index), generator=generator)[:count]]] = True
+    return held
 
 
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:

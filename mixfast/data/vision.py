@@ -8,21 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixfast.data.config import DataConfig
+from mixfast.data.kinds import KINDS, Statistics
 from mixfast.data.sets import ImageSet
 from mixfast.errors import DataError, PlatformError
 
-Statistics = tuple[tuple[float, ...], tuple[float, ...]]
-
-# The numbers of MoCo's CIFAR-10 demo and its successors; the second triple is the mean of the images' own deviations
-# (the deviation over all pixels is 0.247, 0.243, 0.262). Published scores were reached with them.
-CIFAR10_STATISTICS: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-
-# kind: (torchvision's class, its folder, the archive that torchvision downloads)
-_SOURCES = {
-    "cifar10": ("CIFAR10", "cifar-10-batches-py", "cifar-10-python.tar.gz"),
-    "cifar100": ("CIFAR100", "cifar-100-python", "cifar-100-python.tar.gz"),
-    "stl10": ("STL10", "stl10_binary", "stl10_binary.tar.gz"),
-}
 DEFAULT_PATH = "data"  # as in torchvision's own examples
 _CHUNK = 1024  # images resized at once
 
@@ -42,20 +31,21 @@ def load_vision(cfg: DataConfig) -> tuple[ImageSet, ImageSet, Statistics | None]
             f"data.kind {cfg.kind} needs torchvision, which cannot be imported ({error}). "
             'Run: pip install "mixfast[vision]"'
         ) from error
-    kind, folder, archive = _SOURCES[cfg.kind]
+    kind = KINDS[cfg.kind]
+    assert kind.torchvision is not None
+    name, (keyword, *splits), folder, archive = kind.torchvision
     root = Path(cfg.path or DEFAULT_PATH).expanduser()
     sets = []
-    for is_train in (True, False):
-        split = {"split": "train" if is_train else "test"} if cfg.kind == "stl10" else {"train": is_train}
+    for split in splits:
         try:
-            found = getattr(datasets, kind)(root, download=cfg.download, **split)
+            found = getattr(datasets, name)(root, download=cfg.download, **{keyword: split})
         except (RuntimeError, OSError) as error:
             raise DataError(
                 f"data.kind {cfg.kind}: {root.resolve() / folder} is missing or damaged ({error}). Set --data.path to "
                 f"the folder that holds {folder}/ (the unpacked {archive}), or let --data.download fetch it."
             ) from error
         sets.append(_image_set(found, cfg.size))
-    return sets[0], sets[1], CIFAR10_STATISTICS if cfg.kind == "cifar10" else None
+    return sets[0], sets[1], kind.statistics
 
 
 def _image_set(found: Any, size: int) -> ImageSet:

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import tyro
 
 from mixfast.config.options import FREE_ON_RESUME, RunConfig, flatten, replace, validate
-from mixfast.data import Splits, load
+from mixfast.data import Splits, kind_of, load
 from mixfast.errors import ConfigError
 from mixfast.models import Encoder
 from mixfast.run import checkpoint, machine
@@ -125,7 +125,7 @@ def set_up_run(
 
 def data_key(config: RunConfig[Any]) -> str:
     """Equal for runs on the same images: the seed makes scenes, and holds out images of a folder."""
-    return f"{config.data} {config.seed if config.data.kind in ('scenes', 'folder') else ''}"
+    return f"{config.data} {'' if kind_of(config.data.kind).torchvision else config.seed}"
 
 
 def group_names(configs: Sequence[RunConfig[Any]]) -> list[str]:

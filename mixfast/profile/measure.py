@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mixfast.config.options import RunConfig, replace
-from mixfast.data import ImageSet, Splits
+from mixfast.data import ImageSet, Splits, kind_of
 from mixfast.models import Encoder
 from mixfast.models.encoder import KEY, QUERY
 from mixfast.profile.memory import Peaks, held_bytes
@@ -37,7 +37,6 @@ ORDER = (
 STEPS = 1  # of an epoch, and so of a round
 LEAST = 4  # rounds
 PROBE = 1024  # queries whose neighbours are looked up
-IMAGES = {"cifar10": (50_000, 10_000), "cifar100": (50_000, 10_000), "stl10": (105_000, 8_000)}  # training, test
 Parts = dict[str, float]
 
 
@@ -239,7 +238,7 @@ def peak_bytes(run: Run) -> tuple[int, dict[str, int]]:
 def data_sizes(config: RunConfig[Any]) -> tuple[int, int] | None:
     """Training and test images of the data set that a configuration names; None where only the files would tell."""
     data = config.data
-    return {"scenes": (data.scenes, data.test_scenes), **IMAGES}.get(data.kind)
+    return (data.scenes, data.test_scenes) if data.kind == "scenes" else kind_of(data.kind).counts
 
 
 def evaluation_seconds(run: Run, busy: bool = False) -> float | None:

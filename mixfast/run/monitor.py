@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from mixfast import methods
 from mixfast.config.options import RunConfig
 from mixfast.data import Images, Streamed, take
+from mixfast.data.loader import Library
 from mixfast.data.sets import first_balanced
-from mixfast.data.streamed import Library
 from mixfast.run.console import duration
 from mixfast.run.diagnosis import diagnose, warning
 from mixfast.run.setup import Setup

@@ -1,5 +1,6 @@
 """Command line: python -m mixfast.train [preset] [--section.key value]. `--help` shows the rest."""
 
+import multiprocessing
 import sys
 import traceback
 from pathlib import Path
@@ -11,6 +12,7 @@ import mixfast
 from mixfast.config.options import RunConfig, replace
 from mixfast.config.presets import switch_method
 from mixfast.data import Splits, load
+from mixfast.data.decoder import has_torchvision
 from mixfast.errors import OutOfMemoryError
 from mixfast.export import export
 from mixfast.run import checkpoint, machine, monitor
@@ -82,7 +84,8 @@ def launch(invocation: cli.Invocation, console: Console) -> None:
     console.log_path = folder.log
     folder.write_command(["python", "-m", "mixfast.train", *invocation.words])
     folder.write_config(config, preset, invocation.origins)
-    write_json(folder.path / "env.json", machine.environment(device, keeps_freed_memory=keeps_memory))
+    facts = {"keeps_freed_memory": keeps_memory, "jpeg_decoder": "torchvision" if has_torchvision() else "Pillow"}
+    write_json(folder.path / "env.json", machine.environment(device, **facts))
     folder.write_status("running")
     console.line(
         f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({threads} threads)   "
@@ -157,4 +160,5 @@ def train_beside(run: Run, name: str) -> RunFolder:
 
 
 if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(["mixfast.train.__main__"])  # what all workers import: once, and shared
     sys.exit(main())

@@ -8,13 +8,19 @@ import pytest
 import torch
 from PIL import Image
 
-from mixfast.data import DataConfig, decode
+from mixfast.data import DataConfig, decode, decoder
+from mixfast.data.decoder import decode_file
 from mixfast.errors import DataError
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
     values = np.random.default_rng(height * width).integers(0, 256, (height, width, channels), dtype=np.uint8)
     return values[..., 0] if channels == 1 else values
+
+
+def decoded(path: Path, size: int) -> np.ndarray:
+    """uint8 [size, size, 3]."""
+    return decode_file(path, size).permute(1, 2, 0).numpy()
 
 
 def put(root: Path, count: int = 6) -> tuple[str, ...]:
@@ -40,19 +46,35 @@ class Said(list[str]):
 
 def test_pixels_of_the_right_size_are_kept(tmp_path) -> None:
     Image.fromarray(noise(8, 8)).save(tmp_path / "x.png")
-    assert np.array_equal(decode.decode_file(tmp_path / "x.png", 8), noise(8, 8))
+    assert np.array_equal(decoded(tmp_path / "x.png", 8), noise(8, 8))
 
 
 @pytest.mark.parametrize("size", [(20, 31), (31, 20), (8, 24), (5, 7)], ids=str)
 def test_shorter_side_is_resized_then_centre_cropped(size, tmp_path) -> None:
-    """The exact box of the central square, by Pillow's own antialiased resize of the cropped picture."""
+    """The central square at whole pixels, by Pillow's own antialiased resize: in fixed point too, rounded otherwise."""
     height, width = size
     Image.fromarray(noise(height, width)).save(tmp_path / "x.png")
     side = min(size)
-    top, left = (height - side) / 2, (width - side) / 2
-    picture = Image.fromarray(noise(height, width))
-    expected = picture.resize((8, 8), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    assert np.array_equal(decode.decode_file(tmp_path / "x.png", 8), np.asarray(expected))
+    top, left = (height - side) // 2, (width - side) // 2
+    picture = Image.fromarray(noise(height, width)[top : top + side, left : left + side])
+    expected = np.asarray(picture.resize((8, 8), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(decoded(tmp_path / "x.png", 8) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("mode", ["RGB 4:4:4", "RGB 4:2:2", "RGB 4:2:0", "L"])
+def test_torchvision_and_pillow_decode_to_the_same_bits(mode, progressive, tmp_path, monkeypatch) -> None:
+    """At full scale, where torchvision decodes, and at smaller ones, where Pillow does."""
+    if not decoder.has_torchvision():
+        pytest.skip("torchvision decodes")
+    colours, _, chroma = mode.partition(" ")
+    picture = Image.fromarray(noise(20, 15)).resize((57, 75), Image.Resampling.BICUBIC).convert(colours)
+    options = {"subsampling": chroma} if chroma else {}
+    picture.save(tmp_path / "x.jpg", quality=85, progressive=progressive, **options)
+    with_torchvision = {size: decode_file(tmp_path / "x.jpg", size) for size in (8, 28, 40, 57, 64)}
+    monkeypatch.setattr(decoder, "has_torchvision", lambda: False)
+    for size, pixels in with_torchvision.items():
+        assert torch.equal(pixels, decode_file(tmp_path / "x.jpg", size))
 
 
 def test_large_jpegs_are_decoded_small_but_right(tmp_path) -> None:
@@ -60,7 +82,7 @@ def test_large_jpegs_are_decoded_small_but_right(tmp_path) -> None:
     ramp = np.tile(np.linspace(0, 255, 512), (512, 1)).astype(np.uint8)
     Image.fromarray(np.stack([ramp] * 3, axis=2)).save(tmp_path / "x.jpg", quality=95)
     expected = ramp.reshape(512, 16, 32).mean((0, 2))
-    found = decode.decode_file(tmp_path / "x.jpg", 16).astype(float)
+    found = decoded(tmp_path / "x.jpg", 16).astype(float)
     assert np.abs(found[:, 1:-1] - expected[None, 1:-1, None]).max() < 2.5
 
 
@@ -70,17 +92,17 @@ def test_modes_become_rgb(tmp_path) -> None:
     Image.fromarray(rgba).save(tmp_path / "alpha.png")
     Image.fromarray(grey).convert("1").save(tmp_path / "bits.png")
     Image.fromarray(noise(8, 8)).quantize(17).save(tmp_path / "palette.png")
-    assert np.array_equal(decode.decode_file(tmp_path / "grey.png", 8), np.stack([grey] * 3, axis=2))
-    assert np.array_equal(decode.decode_file(tmp_path / "alpha.png", 8), rgba[..., :3])
-    assert set(np.unique(decode.decode_file(tmp_path / "bits.png", 8))) == {0, 255}
+    assert np.array_equal(decoded(tmp_path / "grey.png", 8), np.stack([grey] * 3, axis=2))
+    assert np.array_equal(decoded(tmp_path / "alpha.png", 8), rgba[..., :3])
+    assert set(np.unique(decoded(tmp_path / "bits.png", 8))) == {0, 255}
     palette = np.asarray(Image.fromarray(noise(8, 8)).quantize(17).convert("RGB"))
-    assert np.array_equal(decode.decode_file(tmp_path / "palette.png", 8), palette)
+    assert np.array_equal(decoded(tmp_path / "palette.png", 8), palette)
 
 
 def test_16_bits_are_refused_rather_than_clipped(tmp_path) -> None:
     Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match="more than 8 bits a channel"):
-        decode.decode_file(tmp_path / "deep.png", 8)
+        decoded(tmp_path / "deep.png", 8)
 
 
 def test_orientation_is_applied(tmp_path) -> None:
@@ -89,7 +111,7 @@ def test_orientation_is_applied(tmp_path) -> None:
     picture = np.zeros((16, 16, 3), dtype=np.uint8)
     picture[:8] = 255  # top white, so shown with its right side white
     Image.fromarray(picture).save(tmp_path / "x.jpg", exif=exif, quality=100)
-    shown = decode.decode_file(tmp_path / "x.jpg", 16)
+    shown = decoded(tmp_path / "x.jpg", 16)
     assert shown[:, 9:].min() > 250 and shown[:, :7].max() < 5
 
 
@@ -97,7 +119,7 @@ def test_orientation_is_applied(tmp_path) -> None:
 def test_broken_files_are_left_out_counted_and_named(workers, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(decode, "_FILES_PER_TASK", 4)
     files = put(tmp_path, 11)
-    truth = [decode.decode_file(tmp_path / file, 8).transpose(2, 0, 1) for file in files]
+    truth = [decode_file(tmp_path / file, 8) for file in files]
     (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])
     (tmp_path / "7.png").write_text("not an image")
     (tmp_path / "10.png").write_bytes(b"")
@@ -173,7 +195,7 @@ def test_cache_is_left_when_something_changes(change, tmp_path, cfg, monkeypatch
         tmp_path.rename(root)
     images, _ = decode.read(root, files, size, cfg, Said())
     assert len(cached(cfg)) == 2
-    truth = np.stack([decode.decode_file(root / file, size).transpose(2, 0, 1) for file in files])
+    truth = np.stack([decode_file(root / file, size) for file in files])
     assert np.array_equal(images.numpy(), truth)
 
 

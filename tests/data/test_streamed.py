@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from mixfast.data import Batches, DataConfig, Splits, decode, folder, load, read, take
-from mixfast.data.streamed import Library, Streamed
-from mixfast.errors import DataError, PlatformError
+from mixfast.data.loader import ImageFiles, Library
+from mixfast.data.streamed import Streamed
+from mixfast.errors import DataError
 
 SIZE = 12
 
@@ -62,12 +63,6 @@ def test_same_bits_as_in_memory(workers, images) -> None:
         assert torch.equal(ours.images[index], theirs.images[index])
         assert torch.equal(ours.images[1:7:2], theirs.images[1:7:2])
         assert torch.equal(ours.take(index).images, theirs.take(index).images)
-
-
-def test_files_need_linux(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delattr(os, "memfd_create")
-    with pytest.raises(PlatformError, match=r"need Linux\. Use --data\.in_memory yes"):
-        streamed(images)
 
 
 def test_reading_and_taking_work_alike_in_memory_and_in_files(images) -> None:
@@ -127,11 +122,12 @@ def test_many_broken_files_in_a_row_are_an_error(workers, tmp_path) -> None:
     for name in names:
         name.write_bytes(b"not an image")
     said: list[str] = []
-    library = Library(names, (40,), SIZE, workers, said.append)
+    library = Library(ImageFiles(SIZE), names, (40,), workers, said.append)
     with pytest.raises(DataError, match=r"16 image files in a row, from .*/2\.jpg on, cannot be read \(Unident.*disk"):
         list(Streamed(library, torch.arange(40)).read([torch.tensor([2])]))
     assert len(said) == 10  # the others would say the same
-    library.files.report({number: "gone" for number in range(40)}, None)
+    with pytest.raises(DataError, match=r"from .*/20\.jpg on"):
+        list(Streamed(library, torch.arange(40)).read([torch.tensor([20])]))
     assert len(said) == 10
 
 
@@ -140,7 +136,7 @@ def test_file_names_of_any_bytes(tmp_path) -> None:
     for level, name in enumerate(names):
         with open(name, "wb") as file:
             Image.new("RGB", (SIZE, SIZE), (level,) * 3).save(file, "png")
-    library = Library(names, (3,), SIZE, 1, pytest.fail)
+    library = Library(ImageFiles(SIZE), names, (3,), 1, pytest.fail)
     (batch,) = Streamed(library, torch.arange(3)).split(3)
     assert batch[:, 0, 0, 0].tolist() == [0, 1, 2]
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from mixfast.data import Batches, Streamed
-from mixfast.data.streamed import Library
+from mixfast.data.loader import ImageFiles, Library
 from tests.gpu.device import DEVICE
 
 SIZE, COUNT, BATCH = 64, 96, 16
@@ -25,7 +25,8 @@ def names(tmp_path: Path, rng: torch.Generator) -> list[Path]:
 
 def test_batches_on_the_gpu_equal_those_in_memory(names: list[Path]) -> None:
     """A GPU that lags behind must not find a batch overwritten, by the next batch or in the caching allocator."""
-    files = Streamed(Library(names, (COUNT,), SIZE, 2, pytest.fail), torch.arange(COUNT)).to(torch.device(DEVICE))
+    library = Library(ImageFiles(SIZE), names, (COUNT,), 2, pytest.fail)
+    files = Streamed(library, torch.arange(COUNT)).to(torch.device(DEVICE))
     whole = files[:]
     assert whole.device.type == DEVICE
     ours, theirs = (Batches(images, BATCH, torch.Generator(DEVICE).manual_seed(1)) for images in (files, whole))

@@ -1,5 +1,6 @@
 """Training and evaluation on images that stay in their files: the bits of a run in memory, wherever it was stopped."""
 
+import multiprocessing
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from mixfast.augment import normalise
-from mixfast.data import Streamed, pool
+from mixfast.data import Streamed
 from mixfast.errors import DataError
 from mixfast.run import engine, monitor
 from mixfast.run.state import Run
@@ -64,28 +65,19 @@ def test_a_stopped_and_continued_run_from_files_equals_one_in_memory(images: Pat
 
 
 def test_processes_that_die_stop_the_training(images: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    made: list[pool.Pool] = []
-    start, steps = pool.Pool.__init__, 0
-
-    def kept(self: pool.Pool, *given: Any) -> None:
-        start(self, *given)
-        made.append(self)
+    before, steps = set(multiprocessing.active_children()), 0
 
     def kill(_: Run) -> None:
         nonlocal steps
         steps += 1
-        for each in made:
-            for worker in each._workers:
-                worker.kill()
+        for worker in set(multiprocessing.active_children()) - before:
+            worker.kill()
 
-    monkeypatch.setattr(pool.Pool, "__init__", kept)
-    monkeypatch.setattr(pool, "_PATIENCE", 0.1)
-    monkeypatch.setattr(pool, "SLOTS", 2)
     monkeypatch.setattr(engine, "pause", kill)
     run = opened(tmp_path, images, "no")
-    with pytest.raises(DataError, match=r"a process that decodes images was killed by signal 9"):
+    with pytest.raises(DataError, match=r"a process that decodes images has died"):
         engine.train(run)
-    assert 1 <= steps <= 4
+    assert 1 <= steps <= 4  # what was decoded already is used
 
 
 def test_evaluations_from_files_equal_those_in_memory(images: Path, tmp_path: Path) -> None:

@@ -1,0 +1,257 @@
+"""Images that are decoded when they are asked for, ahead of whoever reads them, by the workers of torch's DataLoader.
+
+The order in which images are asked for decides what is in a batch; workers change nothing but the speed. They are
+started by a fork server and not forked from this process: after a fork, the locks of other threads and an OpenMP pool
+that has worked stay as they were for ever.
+"""
+
+import atexit
+import bisect
+import itertools
+import multiprocessing
+import os
+import pickle
+import shutil
+import signal
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mixfast.data.decoder import decode_file
+from mixfast.errors import DataError
+
+_TASK_BYTES = 4 << 20  # of the images that a worker decodes at once; a batch is one such task or several
+_AHEAD_BYTES = 512 << 20  # of the images decoded ahead, if the shared memory has as much again
+_TRIES = 16  # files in a row that cannot be decoded before that counts as an error
+_NAMED = 10  # broken files that get a line each; of more, every power of ten does
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Decoded(NamedTuple):
+    """What a worker sends."""
+
+    images: Tensor  # uint8 [n, 3, size, size]
+    labels: Tensor  # int64 [n], where images have labels of their own; else empty
+    broken: dict[int, str]  # row of an image that cannot be decoded: why
+    error: str  # "" unless something is wrong that no other image can stand in for
+
+
+class ImageFiles(Dataset[Any]):
+    """Decodes files; its items are paths."""
+
+    def __init__(self, size: int):
+        """
+        Args:
+            size: side of the decoded squares in pixels.
+        """
+        self.size = size
+
+    def __getitems__(self, paths: Sequence[str]) -> Decoded:
+        """The images at these paths; rows of `broken` ones are left undefined."""
+        images = torch.empty(len(paths), 3, self.size, self.size, dtype=torch.uint8)
+        broken = {}
+        for row, path in enumerate(paths):
+            try:
+                images[row] = decode_file(path, self.size)
+            except MemoryError:
+                raise
+            except Exception as error:  # Pillow raises whatever a broken file leads it to
+                broken[row] = f"{type(error).__name__}: {error}"[:200]
+        return Decoded(images, torch.empty(0, dtype=torch.int64), broken, "")
+
+
+class Library:
+    """The images of a data set, training and test, with the workers that decode them."""
+
+    def __init__(
+        self, decoder: Any, items: Sequence[Any], parts: Sequence[int], workers: int, say: Callable[[str], None]
+    ):
+        """
+        Args:
+            decoder: what each worker gets a copy of; `decoder.__getitems__(some of the items)` is a `Decoded`, and
+                `decoder.size` the side of its squares.
+            items: for each image what the decoder is asked for: the path of its file, or its number.
+            parts: how many of them are training images, how many are test images; a file never stands in for one of
+                another part.
+            workers: processes; 0 decodes in this one, without anything ahead of time.
+            say: prints a line.
+        """
+        self.decoder, self.items, self.workers, self.size = decoder, items, workers, int(decoder.size)
+        self.images_per_s: float | None = None  # what the workers reach alone, once that was measured
+        self._ends, self._say = list(itertools.accumulate(parts)), say
+        self._broken: set[int] = set()
+        self._tasks: list[list[int]] = []  # numbers that the loader's next round reads
+        self._loader: DataLoader[Any] | None = None
+        self._reading = False
+
+    def read(self, parts: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """uint8 [n, 3, size, size] on `device` for the numbers int64 [n] of each part, in order, decoded ahead of time.
+
+        Raises:
+            DataError: a worker has died, or images in a row cannot be decoded.
+        """
+        rows = max(1, _TASK_BYTES // (3 * self.size**2))
+        arriving = self.decoded([task for part in parts for task in part.split(rows)], pin=device.type == "cuda")
+        for part in parts:
+            batch = torch.empty(len(part), 3, self.size, self.size, dtype=torch.uint8, device=device)
+            for chunk in batch.split(rows):
+                chunk.copy_(next(arriving).images, non_blocking=True)
+            yield batch
+
+    def decoded(self, tasks: Sequence[Tensor], pin: bool = False) -> Iterator[Decoded]:
+        """What the decoder makes of the numbers int64 [n] of each task, in order, with stand-ins for broken images.
+
+        While somebody reads, others who read are served by this process.
+
+        Args:
+            tasks: as small as one worker is to decode at once.
+            pin: put images into pinned memory.
+        """
+        numbers = [task.tolist() for task in tasks]
+        if self.workers == 0 or self._reading or not numbers:
+            for some in numbers:
+                yield self._checked(some, self.decoder.__getitems__([self.items[number] for number in some]))
+            return
+        self._reading = True
+        try:
+            for some, found in zip(numbers, self._from_workers(numbers, pin), strict=True):
+                yield self._checked(some, found)
+        finally:
+            self._reading = False
+
+    def _from_workers(self, tasks: list[list[int]], pin: bool) -> Iterator[Decoded]:
+        try:
+            if self._loader is None or self._loader.pin_memory != pin:
+                self._loader = None  # ends its workers
+                self._loader = self._started(pin)
+            self._tasks = tasks
+            yield from self._loader
+        except (RuntimeError, OSError, EOFError) as error:
+            # Torch says so of a worker that has died, or the socket is closed through which it sends memory; what the
+            # decoder itself raises begins with "Caught".
+            closed = isinstance(error, ConnectionError | FileNotFoundError | EOFError)
+            if not (str(error).startswith("DataLoader worker (pid") or closed) or str(error).startswith("Caught"):
+                raise
+            self._loader = None
+            raise DataError(
+                f"a process that decodes images has died: {error} The system does that when memory runs out: try fewer "
+                "--data.workers, or more shared memory (/dev/shm)."
+            ) from error
+        finally:
+            self._tasks = []
+
+    def _started(self, pin: bool) -> "DataLoader[Any]":
+        """A loader whose workers run and have no task; they serve one reader after the other."""
+        try:
+            pickle.dumps(self.decoder)
+        except Exception as error:  # whatever the user's object raises
+            raise DataError(
+                f"the data set cannot be sent to worker processes ({type(error).__name__}: {error}). Define what it is "
+                "made of at the top level of a module, open files when they are first read, or use --data.workers 0."
+            ) from error
+        before = set(multiprocessing.active_children())
+        # Workers, and the server that they are forked from, inherit what is blocked here: signals for the whole group
+        # reach this process alone, which finishes its step and saves.
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more than cores: asked
+                loader = self._new_loader(pin)
+                iter(loader)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for worker in set(multiprocessing.active_children()) - before:
+            atexit.register(worker.kill)  # they would not obey the SIGTERM that Python sends at its end
+        return loader
+
+    def _new_loader(self, pin: bool) -> "DataLoader[Any]":
+        return DataLoader(
+            self.decoder,
+            batch_sampler=_Tasks(weakref.proxy(self)),
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            pin_memory=pin,
+            worker_init_fn=_begin_worker,
+            multiprocessing_context="forkserver",
+            generator=torch.Generator(),  # else the loader would draw from torch's own, which methods may use
+            prefetch_factor=max(1, _room() // (self.workers * _TASK_BYTES)),
+            persistent_workers=True,
+        )
+
+    def _checked(self, numbers: list[int], found: Decoded) -> Decoded:
+        """Fill the rows of broken images with the next ones that are not."""
+        if found.error:
+            raise DataError(found.error)
+        for row, why in found.broken.items():
+            found.images[row] = self._stand_in(numbers[row], why)
+        return found
+
+    def _stand_in(self, number: int, why: str) -> Tensor:
+        """The next image after a broken one that can be decoded, among those of its part, round the end."""
+        part = bisect.bisect_right(self._ends, number)
+        first = self._ends[part - 1] if part else 0
+        candidate = number
+        for _ in range(_TRIES - 1):
+            self._report(candidate, why)
+            candidate = first + (candidate + 1 - first) % (self._ends[part] - first)
+            found = self.decoder.__getitems__([self.items[candidate]])
+            if not found.broken:
+                return found.images[0]
+            why = found.broken[0]
+        raise DataError(
+            f"{_TRIES} image files in a row, from {self.items[number]} on, cannot be read ({why}). "
+            "Is the disk that holds them still there?"
+        )
+
+    def _report(self, number: int, why: str) -> None:
+        """Say of a broken file, once, what is taken in its place."""
+        if number in self._broken:
+            return
+        self._broken.add(number)
+        count = len(self._broken)
+        if count <= _NAMED or str(count).strip("0") == "1":
+            self._say(
+                f"{self.items[number]} cannot be read ({why}); the next file takes its place "
+                f"({count:,} of {len(self.items):,} files so far)"
+            )
+
+
+class _Tasks:
+    """The tasks of a library's next round, as the loader wants them: lists of items."""
+
+    def __init__(self, library: Any):
+        self._library = library
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        return ([self._library.items[number] for number in task] for task in list(self._library._tasks))
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+def _room() -> int:
+    """Bytes that images decoded ahead may take."""
+    shared = Path("/dev/shm")  # 64 MiB in a container that was given no more
+    return min(_AHEAD_BYTES, shutil.disk_usage(shared).free // 2) if shared.is_dir() else _AHEAD_BYTES
+
+
+def _begin_worker(_: int) -> None:
+    """Leave signals to the process that trains, and end with it, however it ends."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(0)

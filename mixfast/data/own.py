@@ -1,0 +1,235 @@
+"""Data sets of the user's own: what a factory returns, and tensors."""
+
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mixfast.data import decode
+from mixfast.data.config import DataConfig
+from mixfast.data.decoder import pillow_pixels, square
+from mixfast.data.loader import Decoded, Library
+from mixfast.data.sets import ImageSet, Splits, channel_statistics, first_balanced, held_out
+from mixfast.data.streamed import Images, Streamed
+from mixfast.errors import ConfigError, DataError
+
+_CHUNK = 64  # images that are read at once
+_EXPECTED = (
+    "an image or (image, label): a PIL image, a uint8 tensor [3, H, W], [1, H, W] or [H, W], or a uint8 array "
+    "[H, W, 3], [H, W, 1] or [H, W]; a label is a whole number, or None"
+)
+
+
+class Items(Dataset[Any]):
+    """The items of the user's training and test set as squares; a number counts through both."""
+
+    def __init__(self, kind: str, sets: Sequence[Any], size: int):
+        self.kind, self.sets, self.size = kind, sets, size
+
+    def __getitems__(self, numbers: Sequence[int]) -> Decoded:
+        """Images and labels; `error` names the first item that is no image."""
+        images = torch.empty(len(numbers), 3, self.size, self.size, dtype=torch.uint8)
+        labels = torch.full((len(numbers),), -1)
+        for row, number in enumerate(numbers):
+            part = 0 if number < len(self.sets[0]) else 1
+            index = number - part * len(self.sets[0])
+            item = self.sets[part][index]
+            image, label = item if isinstance(item, tuple) and len(item) == 2 else (item, None)
+            try:
+                images[row] = square(as_pixels(image), self.size)
+                labels[row] = as_label(label)
+            except (TypeError, ValueError) as error:
+                which = f"item {index} of the {('training', 'test')[part]} set"
+                return Decoded(images, labels, {}, f"--data.kind {self.kind}: {which}: {error}; expected {_EXPECTED}.")
+        return Decoded(images, labels, {}, "")
+
+
+def as_pixels(image: Any) -> Tensor:
+    """uint8 [3, H, W] of one image.
+
+    Raises:
+        TypeError: it is none, or not of bytes. ValueError: it has another shape.
+    """
+    from PIL import Image
+
+    if isinstance(image, Image.Image):
+        return pillow_pixels(image)
+    if not isinstance(image, Tensor | np.ndarray):
+        raise TypeError(f"a {type(image).__name__}")
+    found = f"a {type(image).__name__} of {image.dtype} {list(image.shape)}"
+    if image.dtype not in (torch.uint8, np.uint8):
+        raise TypeError(f"{found}, not of uint8 (leave out what converts it, such as ToTensor or Normalize)")
+    pixels = image if isinstance(image, Tensor) else torch.from_numpy(image.copy())
+    if isinstance(image, np.ndarray) and image.ndim == 3:
+        pixels = pixels.permute(2, 0, 1)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3) or 0 in pixels.shape:
+        raise ValueError(found)
+    return pixels.expand(3, -1, -1)
+
+
+def as_label(label: Any) -> int:
+    """A class as a number; -1 for None.
+
+    Raises:
+        TypeError: it is no whole number. ValueError: it is below -1.
+    """
+    if label is None:
+        return -1
+    if isinstance(label, Tensor | np.ndarray) and label.ndim == 0:
+        label = label.item()
+    if isinstance(label, bool) or not isinstance(label, int | np.integer):
+        raise TypeError(f"the label {label!r} of type {type(label).__name__}")
+    if label < -1:
+        raise ValueError(f"the label {label}")
+    return int(label)
+
+
+def call_factory(kind: str) -> Sequence[Any]:
+    """The data sets that package.module:factory returns: (training,) or (training, test).
+
+    Raises:
+        ConfigError: no such module, or no such function in it. DataError: it returns something else.
+    """
+    path, _, name = kind.partition(":")
+    try:
+        module = importlib.import_module(path)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
+            raise  # the module exists, and something that it imports does not
+        raise ConfigError(
+            f"--data.kind {kind}: cannot import {path!r} (no module named {error.name!r}); run from the folder that "
+            "holds it, or put that folder on PYTHONPATH."
+        ) from error
+    factory = getattr(module, name, None)
+    if not callable(factory):
+        raise ConfigError(f"--data.kind {kind}: {path} must define {name}(); got {factory!r}.")
+    made = factory()
+    sets = made if isinstance(made, tuple) else (made,)
+    if len(sets) not in (1, 2) or not all(hasattr(part, "__getitem__") and hasattr(part, "__len__") for part in sets):
+        shown = ", ".join(type(part).__name__ for part in sets)
+        raise DataError(
+            f"--data.kind {kind}: {name}() must return a map-style torch.utils.data.Dataset (with __getitem__ and "
+            f"__len__), or a tuple of two, training and test; got {shown}."
+        )
+    for part, title in zip(sets, ("training", "test"), strict=False):
+        if len(part) == 0:
+            raise DataError(f"--data.kind {kind}: the {title} set is empty.")
+    return sets
+
+
+def load_own(
+    cfg: DataConfig,
+    seed: int,
+    say: Callable[[str], None],
+    cores: int | None = None,
+    device_bytes: int | None = None,
+) -> tuple[ImageSet, ImageSet]:
+    """The training and test images of the user's data set, in memory or read while the network trains.
+
+    Args:
+        cfg: kind, size, limit, test_limit, holdout, in_memory and workers are read.
+        seed: chooses the held-out images where the factory returns one set.
+        say: prints a line.
+        cores: processes that read, if cfg.workers does not say; None: one for each core of this process.
+        device_bytes: memory of the training device, if it is not the host's.
+
+    Raises:
+        ConfigError: no such factory. DataError: it returns no data set, an item is no image, or they do not fit in
+            memory.
+    """
+    sets = call_factory(cfg.kind)
+    counts = [len(part) for part in sets]
+    workers = cfg.workers if cfg.workers is not None else cores or decode.cores()
+    library = Library(Items(cfg.kind, sets, cfg.size), range(sum(counts)), counts, workers, say)
+    splits = list(torch.arange(sum(counts)).split(counts))
+    labels = torch.cat([_labels(library, *pair) for pair in zip(splits, sets, strict=True)])
+    if len(sets) == 1:
+        held = held_out(labels, cfg.holdout, seed)
+        if not held.any():
+            raise DataError(f"--data.kind {cfg.kind}: too few images to hold some out; return two data sets.")
+        splits = [(~held).nonzero().flatten(), held.nonzero().flatten()]
+    limits = (cfg.limit, cfg.test_limit)
+    chosen = [some[first_balanced(labels[some], n or len(some))] for some, n in zip(splits, limits, strict=True)]
+    names = tuple(map(str, getattr(sets[0], "classes", None) or range(int(labels.max()) + 1)))
+    images: list[Images] = [Streamed(library, some) for some in chosen]
+    count = sum(map(len, chosen))
+    if decode.fits_in_memory(cfg, count, device_bytes):
+        decode.check_memory(count, cfg.size, f"--data.kind {cfg.kind}")
+        with decode.progress(f"reading {cfg.kind}", count, say) as advance:
+            images = [_whole(files, advance) for files in images]
+    train, test = (ImageSet(some, labels[index], names) for some, index in zip(images, chosen, strict=True))
+    return train, test
+
+
+def _whole(files: Images, advance: Callable[[int], None]) -> Tensor:
+    """uint8 [N, 3, S, S] of images that are read a few at a time."""
+    whole, first = torch.empty(files.shape, dtype=torch.uint8), 0
+    for batch in files.split(_CHUNK):
+        whole[first : first + len(batch)] = batch
+        first += len(batch)
+        advance(len(batch))
+    return whole
+
+
+def _labels(library: Library, numbers: Tensor, part: Any) -> Tensor:
+    """int64 [N]: from the attribute `targets` or `labels`, as torchvision's data sets have it, or from the items."""
+    known = getattr(part, "targets", getattr(part, "labels", None))
+    if known is not None and len(known) == len(numbers):
+        return torch.tensor([as_label(label) for label in known])
+    if not isinstance(part[0], tuple):
+        return torch.full((len(numbers),), -1)
+    return torch.cat([some.labels for some in library.decoded(numbers.split(_CHUNK))])
+
+
+def from_tensor(
+    images: Tensor,
+    labels: Tensor | None = None,
+    *,
+    test: tuple[Tensor, Tensor | None] | None = None,
+    holdout: float = 0.1,
+    seed: int = 0,
+    name: str = "tensor",
+) -> Splits:
+    """Images in memory as the data of a run, normalised by their own mean and deviation.
+
+    Args:
+        images: uint8 [N, 3, S, S], RGB.
+        labels: int64 [N]; -1, or None for all, for images without a class: kNN is then off.
+        test: the same of the test images; None: a share of `images` is held out.
+        holdout: that share of every class.
+        seed: chooses them.
+        name: of the data in messages and checkpoints.
+
+    Raises:
+        ValueError: other shapes or types.
+    """
+    sets = [_tensor_set("images", images, labels)]
+    if test is not None:
+        sets.append(_tensor_set("test", *test))
+        if test[0].shape[1:] != images.shape[1:]:
+            shape, found = list(images.shape[1:]), list(test[0].shape[1:])
+            raise ValueError(f"from_tensor: test images must have the shape of the others, {shape}; got {found}.")
+    else:
+        held = held_out(sets[0].labels, holdout, seed)
+        if not held.any():
+            raise ValueError("from_tensor: too few images to hold some out for the test; give test.")
+        sets = [sets[0].take(index.nonzero().flatten()) for index in (~held, held)]
+    mean, std = channel_statistics(sets[0].images.split(1024))
+    return Splits(sets[0], sets[1], mean, std, name)
+
+
+def _tensor_set(argument: str, images: Tensor, labels: Tensor | None) -> ImageSet:
+    count, channels, height, width = images.shape if images.ndim == 4 else (0, 0, 0, 0)
+    if images.dtype != torch.uint8 or count == 0 or channels != 3 or height != width:
+        raise ValueError(
+            f"from_tensor: {argument} must be uint8 [N, 3, S, S]; got {images.dtype} {list(images.shape)}."
+        )
+    labels = torch.full((len(images),), -1) if labels is None else labels.long()
+    if labels.shape != (len(images),):
+        raise ValueError(f"from_tensor: labels must be [{len(images)}], one for each image; got {list(labels.shape)}.")
+    return ImageSet(images, labels, tuple(map(str, range(int(labels.max()) + 1))))
