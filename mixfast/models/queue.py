@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from mixfast.errors import ConfigError
 from mixfast.losses import unit
-from mixfast.ops import enqueue_
 
 
 class FeatureQueue(nn.Module):
@@ -35,10 +34,13 @@ class FeatureQueue(nn.Module):
         push_all_([self], [keys])
 
 
+@torch.no_grad()
 def push_all_(queues: Sequence[FeatureQueue], keys: Sequence[Tensor]) -> None:
-    """`push_` of keys[q] [B, D], unit rows, to queues[q], in one call for all: on a GPU, one launch."""
+    """`push_` of keys[q] [B, D], unit rows, to queues[q]."""
     for queue, rows in zip(queues, keys, strict=True):
         size, count = len(queue.keys), len(rows)
         if count == 0 or size % count:
             raise ConfigError(f"FeatureQueue: its size must be a multiple of the rows pushed; got {size} and {count}.")
-    enqueue_([queue.keys for queue in queues], keys, [queue.pointer for queue in queues], normalize=False)
+        rows_written = (queue.pointer + torch.arange(count, device=queue.pointer.device)).remainder(size)
+        queue.keys.index_copy_(0, rows_written, rows.to(queue.keys.dtype))
+        queue.pointer.add_(count).remainder_(size)

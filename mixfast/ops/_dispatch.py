@@ -25,7 +25,6 @@ ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 # The package of each operation. No package has the name of a function, which would hide it from `import`.
 PACKAGES = {
     "augment_views": "views",
-    "enqueue": "enqueue",
     "masked_upsample_pool": "pool",
     "multi_queue_infonce": "infonce",
     "nt_xent": "ntxent",
