@@ -12,6 +12,7 @@ from torch import Tensor
 
 import mixfast
 from mixfast.ops.infonce import cpu_native
+from mixfast.ops.infonce._operators import Terms
 from tests.backends import each_backend
 from tests.ops.compare import SLACK, assert_no_worse, generator
 from tests.ops.infonce import (
@@ -88,14 +89,11 @@ def test_every_instruction_set(instruction_set: int, dtype: torch.dtype, rng: to
     inputs = draw(CASES["ragged-shared-queues"], dtype, rng)
     counts = [len(q) for q in inputs["queries"]]
     losses, grad_queries, share = cpu_native.forward(
-        inputs["queries"],
+        Terms(inputs["queries"], None, inputs["temperature"], "none"),
         inputs["positives"],
         inputs["queues"],
         inputs["queue_index"],
         None,
-        None,
-        inputs["temperature"],
-        "none",
         True,
         instruction_set,
     )

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mixfast.ops import _dispatch
 from mixfast.ops._derivatives import no_second
-from mixfast.ops._eager import is_plain
 from mixfast.ops._register import define, refuse_vmap
 
 NAME = "split_batch_norm"
@@ -112,11 +111,8 @@ class _SplitBatchNorm(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, weight, means, inverses = ctx.saved_tensors
         arguments = dy, x, weight, means, inverses, ctx.splits, ctx.backend
-        if torch.is_grad_enabled() or not is_plain((dy, x)):
-            with torch.no_grad():
-                found = backward(*arguments)
-        else:
-            found = _backward(*arguments)
+        with torch.no_grad():
+            found = backward(*arguments)
         grads = [grad if need else None for grad, need in zip(found, ctx.needs_input_grad[:3], strict=True)]
         return *no_second(NAME, grads, (dy, x, weight)), None, None, None
 
@@ -129,8 +125,7 @@ def _run(
     running_var: Tensor | None,
     settings: Settings,
 ) -> Three:
-    run = _forward if is_plain((x, weight, bias)) else forward
-    return run(x, weight, bias, running_mean, running_var, *settings)
+    return forward(x, weight, bias, running_mean, running_var, *settings)
 
 
 def normalise(

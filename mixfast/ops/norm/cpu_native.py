@@ -1,5 +1,6 @@
 """split_batch_norm on CPU in C++ (csrc/norm): checks are done, addresses and sizes go out."""
 
+import functools
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ def why_not(device_type: str, dtype: torch.dtype) -> str | None:
     return None if device_type == "cpu" else f"it runs on CPU tensors; these are on {device_type}"
 
 
+@functools.cache
 def instruction_sets() -> list[int]:
     """Codes of the instruction sets that this processor can run, from slow to fast."""
     return _native.cpu.split_batch_norm_instruction_sets() if _native.cpu else []

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from mixfast.ops import _dispatch
 from mixfast.ops._derivatives import no_second, present
-from mixfast.ops._eager import is_plain
 from mixfast.ops._register import define, refuse_vmap
 
 NAME = "nt_xent"
@@ -118,11 +117,8 @@ class _NtXent(torch.autograd.Function):
         number, reduction, backend = ctx.options
         wanted = ctx.needs_input_grad[2:]
         arguments = (grad_losses, denominators, shares, first, second, excluded, temperature, number, reduction)
-        if torch.is_grad_enabled() or not is_plain((grad_losses, first, second)):
-            with torch.no_grad():
-                d_rows, d_temperature = backward(*arguments, wanted[0], backend)
-        else:
-            d_rows, d_temperature = _backward(*arguments, wanted[0], backend)
+        with torch.no_grad():
+            d_rows, d_temperature = backward(*arguments, wanted[0], backend)
         d_first, d_second = d_rows.chunk(2)
         found = (d_temperature.to(temperature.dtype) if wanted[0] else None, d_first, d_second)
         grads = [grad if need else None for grad, need in zip(found, wanted, strict=True)]
@@ -133,9 +129,7 @@ def _run(
     views: tuple[Tensor, ...], excluded: Tensor | None, temperature: Tensor | None, options: tuple[float, str, str]
 ) -> Three:
     (first, second), (number, reduction, backend) = views, options
-    given = [each for each in (first, second, excluded, temperature) if each is not None]
-    run = _forward if is_plain(given) else forward
-    return run(first, second, excluded, temperature, number, reduction, backend)
+    return forward(first, second, excluded, temperature, number, reduction, backend)
 
 
 def losses(

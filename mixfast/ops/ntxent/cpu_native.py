@@ -1,5 +1,6 @@
 """nt_xent on CPU in C++ (csrc/ntxent): checks are done, addresses and sizes go out."""
 
+import functools
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ def why_not(device_type: str, dtype: torch.dtype, dim: int) -> str | None:
     return None if device_type == "cpu" else f"it runs on CPU tensors; these are on {device_type}"
 
 
+@functools.cache
 def instruction_sets() -> list[int]:
     """Codes of the instruction sets that this processor can run, from slow to fast."""
     return _native.cpu.nt_xent_instruction_sets() if _native.cpu else []

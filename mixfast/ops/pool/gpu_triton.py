@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops._triton import power_of_two, unavailable, why_not
-from mixfast.ops.pool._arguments import dense, empty_maps
+from mixfast.ops.pool._operators import dense, empty_maps
 
 __all__ = ["backward", "forward", "pool", "unavailable", "weights", "why_not"]
 
