@@ -17,7 +17,6 @@ from mixfast.ops.ntxent import gpu_triton_kernels as nt_xent_kernels
 from mixfast.ops.pool import gpu_triton as pool
 from mixfast.ops.pool import gpu_triton_kernels as pool_kernels
 from mixfast.ops.views import gpu_triton as augment
-from mixfast.ops.views import gpu_triton_blur as blur_kernels
 from mixfast.ops.views import gpu_triton_draws as draw_kernels
 from mixfast.ops.views import gpu_triton_kernels as augment_kernels
 from mixfast.ops.views import gpu_triton_mix as mix_kernels
@@ -174,7 +173,7 @@ def augment_variants(architecture: int) -> Iterator[Variant]:
         small, large = (augment_options(side, "bilinear", last) for side in (32, 224))
         yield from stage(architecture, f"before a blur, {name}", {**types, **out}, small, crop=True, colour=True)
         constants, launch = augment.blur_constants(2, large), augment._BLUR
-        yield Variant(f"augment blur {name} 224", blur_kernels.blur, {**types, **out}, constants, launch)
+        yield Variant(f"augment blur {name} 224", augment_kernels.blur, {**types, **out}, constants, launch)
         after = {**types, **out, "scratch": None, "source": "*fp32", "index": None}
         cubic = augment_options(224, "bicubic", last)
         yield from stage(architecture, f"crop after colours, bicubic {name}", after, cubic, crop=True, colour=False)

@@ -15,7 +15,7 @@ from mixfast import methods
 
 ROOT = Path(__file__).parents[1]
 NATIVE = (".cpp", ".cu", ".h", ".cuh")
-LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 300, 60, 120
+LONGEST_FILE, LONGEST_FUNCTION, LONGEST_KERNEL = 400, 60, 120
 
 
 def git(*args: str) -> list[str]:

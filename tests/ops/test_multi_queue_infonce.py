@@ -195,7 +195,7 @@ def test_same_bits_for_any_number_of_threads_and_every_run(backend: str, rng: to
 
 MEMORY = """
 import resource, torch
-from mixfast.ops.multi_queue_infonce import multi_queue_infonce as infonce
+from mixfast.ops.infonce import multi_queue_infonce as infonce
 torch.set_num_threads(2)
 def kib():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

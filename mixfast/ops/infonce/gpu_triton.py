@@ -64,8 +64,18 @@ def forward(
         )
         constants = row_constants(dim)
         kernels.merge[(plan.tiles.shape[0], BLOCK_ROWS // constants["BLOCK_N"])](
-            *(plan.tiles, anchors, matches, valid_len, *scales, maxima, sums, products),
-            *(losses, shares, grads if need_grad else None, total),
+            plan.tiles,
+            anchors,
+            matches,
+            valid_len,
+            *scales,
+            maxima,
+            sums,
+            products,
+            losses,
+            shares,
+            grads if need_grad else None,
+            total,
             GRAD=need_grad,
             **constants,
             **_LAUNCH,
@@ -88,7 +98,13 @@ def backward(
     constants = row_constants(dim)
     with torch.cuda.device_of(grad_queries):
         kernels.scale_rows[(plan.tiles.shape[0], BLOCK_ROWS // constants["BLOCK_N"])](
-            *(plan.tiles, plan.terms, grad_losses, grad_losses.stride(0), grad_queries, negative_share, anchors),
+            plan.tiles,
+            plan.terms,
+            grad_losses,
+            grad_losses.stride(0),
+            grad_queries,
+            negative_share,
+            anchors,
             *_scales(terms),
             *(each if need else None for each, need in zip(wanted, needs, strict=True)),
             REDUCTION=terms.reduction,

@@ -45,9 +45,15 @@ def forward(
     inverses = torch.empty_like(means)
     _native.cpu.split_batch_norm_forward(  # type: ignore[union-attr]
         *_maps(x, splits),
-        *(x.data_ptr(), weight.data_ptr(), bias.data_ptr()),
+        x.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
         *(0 if each is None else each.data_ptr() for each in (running_mean, running_var)),
-        *(momentum, eps, y.data_ptr(), means.data_ptr(), inverses.data_ptr()),
+        momentum,
+        eps,
+        y.data_ptr(),
+        means.data_ptr(),
+        inverses.data_ptr(),
         *_native.cpu_place(instruction_sets(), instruction_set),
     )
     return y, means, inverses
