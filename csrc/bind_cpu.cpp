@@ -1,18 +1,16 @@
 // SPDX-License-Identifier: MIT
-// The Python module _mixfast_C: the CPU kernels of every operation, called with tensors or with addresses and sizes.
+// The Python module _mixfast_C: the CPU kernels of every operation, called with addresses and sizes.
 #include <pybind11/pybind11.h>
 
 void bind_augment_views(pybind11::module_& m);
-void bind_enqueue(pybind11::module_& m);
 void bind_masked_upsample_pool(pybind11::module_& m);
 void bind_multi_queue_infonce(pybind11::module_& m);
 void bind_nt_xent(pybind11::module_& m);
 void bind_split_batch_norm(pybind11::module_& m);
 
 PYBIND11_MODULE(_mixfast_C, m) {
-  m.attr("ABI") = 6;  // equals ABI in mixfast/ops/_native.py; raised with any signature
+  m.attr("ABI") = 7;  // equals ABI in mixfast/ops/_native.py; raised with any signature
   bind_augment_views(m);
-  bind_enqueue(m);
   bind_masked_upsample_pool(m);
   bind_multi_queue_infonce(m);
   bind_nt_xent(m);

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT
-// The Python module _mixfast_cuda: the CUDA kernels, called with tensors or with addresses and sizes.
+// The Python module _mixfast_cuda: the CUDA kernels, called with addresses and sizes.
 #include <pybind11/pybind11.h>
 
-void bind_enqueue(pybind11::module_& m);
 void bind_masked_upsample_pool(pybind11::module_& m);
 void bind_multi_queue_infonce(pybind11::module_& m);
 
 PYBIND11_MODULE(_mixfast_cuda, m) {
-  m.attr("ABI") = 6;  // equals ABI in mixfast/ops/_native.py; raised with any signature
+  m.attr("ABI") = 7;  // equals ABI in mixfast/ops/_native.py; raised with any signature
   m.attr("archs") = MIXFAST_CUDA_ARCHS;
-  bind_enqueue(m);
   bind_masked_upsample_pool(m);
   bind_multi_queue_infonce(m);
 }

@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from mixfast.ops.enqueue import gpu_triton as enqueue
-from mixfast.ops.enqueue import gpu_triton_kernels as enqueue_kernels
 from mixfast.ops.infonce import gpu_triton as infonce
 from mixfast.ops.infonce import gpu_triton_kernels as infonce_kernels
 from mixfast.ops.norm import gpu_triton as norm
@@ -19,7 +17,6 @@ from mixfast.ops.ntxent import gpu_triton_kernels as nt_xent_kernels
 from mixfast.ops.pool import gpu_triton as pool
 from mixfast.ops.pool import gpu_triton_kernels as pool_kernels
 from mixfast.ops.views import gpu_triton as augment
-from mixfast.ops.views import gpu_triton_blur as blur_kernels
 from mixfast.ops.views import gpu_triton_draws as draw_kernels
 from mixfast.ops.views import gpu_triton_kernels as augment_kernels
 from mixfast.ops.views import gpu_triton_mix as mix_kernels
@@ -123,15 +120,6 @@ def nt_xent_variants(architecture: int) -> Iterator[Variant]:
     yield Variant("nt_xent reduce", nt_xent_kernels.reduce, types, {"MEAN": True, "BLOCK_N": 1024}, nt_xent._LAUNCH)
 
 
-def enqueue_variants() -> Iterator[Variant]:
-    """Of three queues."""
-    types = {"queues": ("*fp16",) * 3, "keys": ("*fp32",) * 3, "pointers": ("*i64",) * 3}
-    types |= {"sizes": ("i32",) * 3, "counts": ("i32",) * 3}
-    for dim in (64, 128, 256):
-        constants = enqueue.enqueue_constants(dim, True)
-        yield Variant(f"enqueue fp32 to fp16 D={dim}", enqueue_kernels.enqueue, types, constants, enqueue._LAUNCH)
-
-
 def norm_variants() -> Iterator[Variant]:
     """Of many chunks; in channels_last one stride is 1, of contiguous maps the other."""
     names = (
@@ -185,7 +173,7 @@ def augment_variants(architecture: int) -> Iterator[Variant]:
         small, large = (augment_options(side, "bilinear", last) for side in (32, 224))
         yield from stage(architecture, f"before a blur, {name}", {**types, **out}, small, crop=True, colour=True)
         constants, launch = augment.blur_constants(2, large), augment._BLUR
-        yield Variant(f"augment blur {name} 224", blur_kernels.blur, {**types, **out}, constants, launch)
+        yield Variant(f"augment blur {name} 224", augment_kernels.blur, {**types, **out}, constants, launch)
         after = {**types, **out, "scratch": None, "source": "*fp32", "index": None}
         cubic = augment_options(224, "bicubic", last)
         yield from stage(architecture, f"crop after colours, bicubic {name}", after, cubic, crop=True, colour=False)
@@ -225,6 +213,5 @@ def variants(architecture: int) -> Iterator[Variant]:
     yield from infonce_variants(architecture)
     yield from nt_xent_variants(architecture)
     yield from pool_variants()
-    yield from enqueue_variants()
     yield from norm_variants()
     yield from augment_variants(architecture)

@@ -11,13 +11,20 @@ import pytest
 # One thread for each process, since there is a process for each core; it must stand before torch is imported, and
 # processes that a test starts inherit it. Tests of several threads call torch.set_num_threads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# The processes of tests are forked from a server that imports all this once, when the first of them starts.
-multiprocessing.set_forkserver_preload(
-    ["mixfast.train", "tests.tiny_run", "torch._dynamo", "matplotlib.figure", "matplotlib.backends.backend_agg"]
-)
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else a matrix product on a GPU warns, as below
 
 import torch
+
+# The processes of tests are forked from a server that imports all this once, when the first of them starts.
+multiprocessing.set_forkserver_preload(
+    [
+        "mixfast.train.__main__",
+        "tests.tiny_run",
+        "torch._dynamo",
+        "matplotlib.figure",
+        "matplotlib.backends.backend_agg",
+    ]
+)
 
 
 @pytest.fixture

@@ -117,7 +117,6 @@ def step(smoke: bool) -> Iterator[Group]:
         yield group(small(case, smoke), torch.bfloat16).among(graph=True, cold=True)
     yield group(small(LONG, smoke), torch.bfloat16, gradients=False).among(graph=True, cold=True)
     yield simclr(smoke).among(graph=True, cold=True)
-    yield pushes(smoke)
     for case in (STEP, LONG):
         yield group(small(case, smoke), torch.float32).among(graph=True, cold=True)
 
@@ -202,43 +201,4 @@ def simclr(smoke: bool) -> Group:
         truth=lambda given: both_gradients(in_batch, Views(*(x.detach().float().requires_grad_() for x in given)))(),
         goals_us=dict(zip(("mixfast cuda", "mixfast triton"), SIMCLR_GOALS, strict=True)),
         facts={"rows": rows, "dim": dim, "dtype": "bfloat16"},
-    )
-
-
-class Rings(NamedTuple):
-    queues: list[Tensor]  # [K, D]
-    keys: list[Tensor]  # [B, D]
-    pointers: Tensor  # [Q]
-
-
-def push(given: Rings) -> None:
-    """enqueue_ as training loops write it, the pointers on the device."""
-    for queue, keys, pointer in zip(given.queues, given.keys, given.pointers, strict=True):
-        places = (pointer + torch.arange(len(keys), device=keys.device)) % len(queue)
-        queue[places] = F.normalize(keys, dim=1).to(queue.dtype)
-        pointer.copy_((pointer + len(keys)) % len(queue))
-
-
-def pushes(smoke: bool) -> Group:
-    queues, rows, length, dim = (3, 8, 64, 16) if smoke else (3, 512, 4096, 128)
-
-    def draw(generator: torch.Generator) -> Rings:
-        def random(count: int) -> Tensor:
-            return torch.randn(count, dim, generator=generator, device=generator.device)
-
-        rings = [F.normalize(random(length), dim=1).half() for _ in range(queues)]
-        pointers = torch.zeros(queues, dtype=torch.int64, device=generator.device)
-        return Rings(rings, [random(rows) for _ in range(queues)], pointers)
-
-    def ours_by(backend: str) -> Peer:
-        return Peer(lambda given: lambda: mixfast.enqueue_(*given, backend=backend), comparable=False)
-
-    peers = {f"mixfast {name}": ours_by(name) for name in ours("enqueue")}
-    return Group(
-        task=f"enqueue_, {queues} queues of {length}, {rows} keys each, D = {dim}, float32 to float16",
-        draw=draw,
-        peers={**peers, "eager": Peer(lambda given: lambda: push(given), comparable=False)},
-        work=Work(queues * rows * dim * (4 + 2)),
-        truth=lambda given: None,
-        facts={"queues": queues, "rows": rows, "keys": length, "dim": dim, "dtype": "float16"},
     )

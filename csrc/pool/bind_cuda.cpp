@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// masked_upsample_pool on CUDA, for Python; on the current stream of the tensors' device.
+// masked_upsample_pool on CUDA, for Python: addresses and sizes, which mixfast/ops/pool/gpu_cuda.py has checked, with a
+// device and a stream.
 #include <stdexcept>
 #include <string>
 
@@ -8,49 +9,44 @@
 
 namespace {
 
+namespace py = pybind11;
 using namespace mixfast;
-using bind::Tensor;
 
-bool checked(const char* error) {
+void raise_if(const char* error) {
   if (error) throw std::runtime_error(std::string("masked_upsample_pool: CUDA says: ") + error);
-  return true;
 }
 
-// What the kernel that folds masks writes and the next one reads (cuda_weights.cuh); nothing for boxes.
-Tensor mask_sums(const Regions& regions, const Tensor& weights) {
-  if (regions.boxes) return {};
-  return bind::empty(weights, {regions.images * 4, weights.size[2], weights.size[3] + 1}, weights.number);
+gpu::Place place(int device, int64_t stream) { return {device, pointer(stream)}; }
+
+void pool_regions_(const MapsTuple& maps, int64_t features, const RegionsTuple& regions, int64_t sums, int64_t weights,
+                   int64_t inside, int64_t outside, int device, int64_t stream) {
+  raise_if(gpu::pool_regions(place(device, stream), maps_of(maps), pointer(features), regions_of(regions),
+                             pointer(sums), pointer(weights), pointer(inside), pointer(outside)));
 }
 
-struct Cuda {
-  static constexpr const char* kName = "cuda";
-  static constexpr bind::Kind kKind = bind::Kind::kCuda;
-  explicit Cuda(const Tensor& on) : place{on.device, bind::stream(on)} {}
+void region_weights_(const RegionsTuple& regions, int64_t h, int64_t w, bool wide, int64_t sums, int64_t weights,
+                     int device, int64_t stream) {
+  raise_if(
+      gpu::region_weights(place(device, stream), regions_of(regions), h, w, wide, pointer(sums), pointer(weights)));
+}
 
-  bool region_weights(const Regions& regions, int64_t h, int64_t w, bool wide, const Tensor& weights) const {
-    const Tensor sums = mask_sums(regions, weights);
-    return checked(gpu::region_weights(place, regions, h, w, wide, sums.data, weights.data));
-  }
+void pool_weights_(const MapsTuple& maps, int64_t features, int64_t images, int64_t weights, int64_t inside,
+                   int64_t outside, int device, int64_t stream) {
+  raise_if(gpu::pool_weights(place(device, stream), maps_of(maps), pointer(features), images, pointer(weights),
+                             pointer(inside), pointer(outside)));
+}
 
-  bool pool_regions(const Maps& maps, const void* features, const Regions& regions, const Tensor& weights, void* inside,
-                    void* outside) const {
-    const Tensor sums = mask_sums(regions, weights);
-    return checked(gpu::pool_regions(place, maps, features, regions, sums.data, weights.data, inside, outside));
-  }
-
-  void pool_weights(const Maps& maps, const void* features, int64_t images, const void* weights, void* inside,
-                    void* outside) const {
-    checked(gpu::pool_weights(place, maps, features, images, weights, inside, outside));
-  }
-
-  void spread_weights(const Maps& maps, const void* grad_inside, const void* grad_outside, int64_t images,
-                      const void* weights, void* grad_features) const {
-    checked(gpu::spread_weights(place, maps, grad_inside, grad_outside, images, weights, grad_features));
-  }
-
-  gpu::Place place;
-};
+void spread_weights_(const MapsTuple& maps, int64_t grad_inside, int64_t grad_outside, int64_t images, int64_t weights,
+                     int64_t grad_features, int device, int64_t stream) {
+  raise_if(gpu::spread_weights(place(device, stream), maps_of(maps), pointer(grad_inside), pointer(grad_outside),
+                               images, pointer(weights), pointer(grad_features)));
+}
 
 }  // namespace
 
-void bind_masked_upsample_pool(pybind11::module_& m) { bind::define_masked_upsample_pool<Cuda>(m); }
+void bind_masked_upsample_pool(py::module_& m) {
+  m.def("pool_regions", &pool_regions_);
+  m.def("region_weights", &region_weights_);
+  m.def("pool_weights", &pool_weights_);
+  m.def("spread_weights", &spread_weights_);
+}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mixfast.augment.config import AugmentConfig, second_view
 from mixfast.ops import augment_views, draw_views
-from mixfast.ops.views.colour import standardised
+from mixfast.ops.views.reference import standardised
 
 Channels = tuple[float, ...]
 

@@ -4,7 +4,7 @@ from mixfast.mix.boxes import boxes_around, sample_centres, sample_lam
 from mixfast.mix.cutmix import paste
 from mixfast.mix.mixture import SALIENCY_SHARE, Mixture, MixtureConfig, draw, mix, paste_in, place
 from mixfast.mix.saliency import peaks, saliency_map
-from mixfast.ops.views.pasting import box_mask
+from mixfast.ops.views.reference import box_mask
 
 __all__ = [
     "SALIENCY_SHARE",

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from mixfast.ops.views.pasting import box_mask
+from mixfast.ops.views.reference import box_mask
 
 
 def paste(base: Tensor, patch: Tensor, boxes: Tensor) -> Tensor:

@@ -1,7 +1,6 @@
 """The operations. Each is a folder: the public function, its definition in plain PyTorch, and one file per backend."""
 
 from mixfast.ops._dispatch import backends
-from mixfast.ops.enqueue import enqueue_
 from mixfast.ops.infonce import multi_queue_infonce
 from mixfast.ops.norm import split_batch_norm
 from mixfast.ops.ntxent import nt_xent
@@ -12,7 +11,6 @@ __all__ = [
     "augment_views",
     "backends",
     "draw_views",
-    "enqueue_",
     "masked_upsample_pool",
     "mix_views",
     "multi_queue_infonce",

@@ -11,7 +11,9 @@ import functools
 import importlib
 import importlib.util
 import os
+import pkgutil
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -20,23 +22,21 @@ FILES = {"cuda": "gpu_cuda", "triton": "gpu_triton", "cpu": "cpu_native", "refer
 # What "auto" tries, by the type of the tensors' device; on any other device the reference. "cpu" is measured
 # (docs/benchmarks.md). "cuda" is not yet: its kernels are compared with the reference in an emulator and an
 # interpreter, and CUDA C++ comes first as it launches less and reads tensors where they lie.
-# Plain eager calls with "auto" take the compiled backend without asking here (bind::names_backend): it stands first.
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
-# The package of each operation. No package has the name of a function, which would hide it from `import`.
-PACKAGES = {
-    "augment_views": "views",
-    "enqueue": "enqueue",
-    "masked_upsample_pool": "pool",
-    "multi_queue_infonce": "infonce",
-    "nt_xent": "ntxent",
-    "split_batch_norm": "norm",
-}
+
+
+@functools.cache
+def packages() -> dict[str, str]:
+    """The package of each operation, which says the operation's name as NAME."""
+    folder = Path(__file__).parent
+    names = [f"mixfast.ops.{found.name}" for found in pkgutil.iter_modules([str(folder)]) if found.ispkg]
+    return dict(sorted((importlib.import_module(name).NAME, name) for name in names))
 
 
 @functools.cache
 def load(operation: str, backend: str) -> ModuleType | None:
     """The module that implements a backend of an operation, or None if there is none."""
-    name = f"mixfast.ops.{PACKAGES[operation]}.{FILES[backend]}"
+    name = f"{packages()[operation]}.{FILES[backend]}"
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 
@@ -60,7 +60,7 @@ def automatic(operation: str, device_type: str) -> list[str]:
 
 def backends() -> dict[str, dict[str, str | None]]:
     """For each operation and backend: None if it can be used on this machine, else the reason why not."""
-    return {op: {name: module(op, name).unavailable() for name in names(op)} for op in PACKAGES}
+    return {op: {name: module(op, name).unavailable() for name in names(op)} for op in packages()}
 
 
 def choose(operation: str, wanted: str, *facts: object) -> str:

@@ -10,9 +10,9 @@ from types import ModuleType
 import torch  # before the modules: its OpenMP runtime must be the one in the process
 from torch import Tensor
 
-ABI = 6  # raised whenever the signature of a native function changes
+ABI = 7  # raised whenever the signature of a native function changes
 # The numbers by which all native functions call dtypes and reductions (csrc/common/matrix.h and the headers of csrc).
-DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.bool: 4, torch.uint8: 4}
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
 
@@ -29,7 +29,6 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
 
 cpu, cpu_error = _load("_mixfast_C")
 cuda, cuda_error = _load("_mixfast_cuda")
-LOADED = {name: module for name, module in (("cpu", cpu), ("cuda", cuda)) if module}  # by the name of the backend
 
 
 def cpu_unavailable() -> str | None:

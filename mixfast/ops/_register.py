@@ -5,6 +5,8 @@ from typing import Any
 
 import torch
 
+from mixfast.ops import _dispatch
+
 LIBRARY = torch.library.Library("mixfast", "DEF")
 
 
@@ -12,9 +14,9 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
     """Registers an operator and returns it, ready to be called.
 
     Args:
-        schema: "name(Tensor x, ...) -> ...", in torch's schema language. No tensor lists: they cost 100 microseconds
-            a call as soon as a gradient is wanted.
-        kernel: runs on CPU and CUDA tensors; chooses and calls the backend. Its outputs alias no input.
+        schema: "name(Tensor x, ...) -> ...", in torch's schema language. No tensor lists in an operator that is
+            differentiable itself: they cost 100 microseconds a call as soon as a gradient is wanted.
+        kernel: runs on CPU and CUDA tensors. Its outputs alias no input.
         fake: makes outputs of the right shape, dtype, device and memory format without reading values.
     """
     name = schema[: schema.index("(")]
@@ -23,6 +25,23 @@ def define(schema: str, kernel: Callable[..., Any], fake: Callable[..., Any]) ->
         LIBRARY.impl(name, kernel, device)
     torch.library.register_fake(f"mixfast::{name}", fake, lib=LIBRARY)
     return getattr(torch.ops.mixfast, name).default
+
+
+def by_backend(operation: str, function: str) -> Callable[..., Any]:
+    """A kernel that calls `function` of the backend that its last argument names, with the other arguments."""
+
+    def kernel(*arguments: Any) -> Any:
+        *inputs, backend = arguments
+        return getattr(_dispatch.module(operation, backend), function)(*inputs)
+
+    return kernel
+
+
+def packed(kind: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` whose first argument is a NamedTuple, as one that takes the tuple's fields: an operator's arguments
+    are flat."""
+    count = len(kind._fields)
+    return lambda *arguments: function(kind(*arguments[:count]), *arguments[count:])
 
 
 def refuse_vmap(message: str, *operators: Any) -> None:

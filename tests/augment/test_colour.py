@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mixfast.ops.views import blur, colour
+from mixfast.ops.views import reference
 
 ORDERS = list(itertools.permutations(range(4)))  # 0 brightness, 1 contrast, 2 saturation, 3 hue
 
@@ -27,7 +27,7 @@ def draw_images(count: int, rng: torch.Generator, side: int = 12) -> torch.Tenso
 
 
 def place(order: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(order, hue_place) of a colour.Jitter for permutations of 0..3 [B, 4], of which 3 is the hue."""
+    """(order, hue_place) of a reference.Jitter for permutations of 0..3 [B, 4], of which 3 is the hue."""
     rest = torch.tensor([[step for step in row if step != 3] for row in order.tolist()])
     return rest, (order == 3).long().argmax(1)
 
@@ -37,8 +37,8 @@ def test_jitter_matches_torchvision_in_every_order(functional, rng) -> None:
     images = draw_images(len(ORDERS), rng)
     brightness, contrast, saturation = torch.rand(3, len(ORDERS), generator=rng) * 1.6 + 0.2
     hue = torch.rand(len(ORDERS), generator=rng) - 0.5
-    how = colour.Jitter(brightness, contrast, saturation, hue, *place(order))
-    ours = colour.jitter(images.flatten(2), how).view(images.shape)
+    how = reference.Jitter(brightness, contrast, saturation, hue, *place(order))
+    ours = reference.jitter(images.flatten(2), how).view(images.shape)
     steps = {
         0: (functional.adjust_brightness, brightness),
         1: (functional.adjust_contrast, contrast),
@@ -63,8 +63,8 @@ def test_one_step_matches_torchvision(functional, step, amount, rng) -> None:
     values = {name: torch.ones(5) for name in ("brightness", "contrast", "saturation")} | {"hue": torch.zeros(5)}
     values[step] = torch.full((5,), amount)
     order = torch.tensor([[2, 0, 1]] * 5)
-    how = colour.Jitter(**values, order=order, hue_place=torch.tensor([0, 1, 2, 3, 1]))
-    ours = colour.jitter(images.flatten(2), how).view(images.shape)
+    how = reference.Jitter(**values, order=order, hue_place=torch.tensor([0, 1, 2, 3, 1]))
+    ours = reference.jitter(images.flatten(2), how).view(images.shape)
     theirs = getattr(functional, f"adjust_{step}")(images, amount) if step != "contrast" else None
     if theirs is None:  # of a batch as well: the mean is each image's own
         theirs = torch.stack([functional.adjust_contrast(image, amount) for image in images])
@@ -74,13 +74,13 @@ def test_one_step_matches_torchvision(functional, step, amount, rng) -> None:
 def test_neutral_jitter_keeps_every_image(rng) -> None:
     images = draw_images(6, rng).flatten(2)
     ones, order = torch.ones(6), torch.tensor([[1, 2, 0]] * 6)
-    how = colour.Jitter(ones, ones, ones, torch.zeros(6), order, torch.tensor([0, 1, 2, 3, 0, 1]))
-    torch.testing.assert_close(colour.jitter(images, how), images, rtol=0, atol=1e-6)
+    how = reference.Jitter(ones, ones, ones, torch.zeros(6), order, torch.tensor([0, 1, 2, 3, 0, 1]))
+    torch.testing.assert_close(reference.jitter(images, how), images, rtol=0, atol=1e-6)
 
 
 def test_hue_matches_the_standard_library(rng) -> None:
     images = draw_images(1, rng)[0].flatten(1)
-    turned = colour.shift_hue(images[None].double(), torch.tensor([0.3], dtype=torch.float64))[0]
+    turned = reference.shift_hue(images[None].double(), torch.tensor([0.3], dtype=torch.float64))[0]
     for before, after in zip(images.double().T.tolist(), turned.T.tolist(), strict=True):
         h, s, v = colorsys.rgb_to_hsv(*before)
         assert colorsys.hsv_to_rgb((h + 0.3) % 1, s, v) == pytest.approx(after, abs=1e-6)
@@ -89,19 +89,19 @@ def test_hue_matches_the_standard_library(rng) -> None:
 def test_hue_of_known_colours() -> None:
     red = torch.tensor([1.0, 0.0, 0.0])[None, :, None]
     third = torch.tensor([1 / 3])
-    green = colour.shift_hue(red, third)
+    green = reference.shift_hue(red, third)
     torch.testing.assert_close(green[0, :, 0], torch.tensor([0.0, 1.0, 0.0]), rtol=0, atol=1e-6)
     torch.testing.assert_close(
-        colour.shift_hue(green, third)[0, :, 0], torch.tensor([0.0, 0.0, 1.0]), rtol=0, atol=2e-6
+        reference.shift_hue(green, third)[0, :, 0], torch.tensor([0.0, 0.0, 1.0]), rtol=0, atol=2e-6
     )
-    cyan = colour.shift_hue(red, torch.tensor([0.5]))
+    cyan = reference.shift_hue(red, torch.tensor([0.5]))
     torch.testing.assert_close(cyan[0, :, 0], torch.tensor([0.0, 1.0, 1.0]), rtol=0, atol=1e-6)
 
 
 def test_grey_matches_torchvision(functional, rng) -> None:
     images = draw_images(4, rng)
     which = torch.tensor([True, False, True, False])
-    ours = torch.bmm(colour.grey_matrices(which), images.flatten(2)).view(images.shape)
+    ours = torch.bmm(reference.grey_matrices(which), images.flatten(2)).view(images.shape)
     theirs = functional.rgb_to_grayscale(images, num_output_channels=3)
     torch.testing.assert_close(ours[::2], theirs[::2], rtol=0, atol=3e-7)
     assert torch.equal(ours[1::2], images[1::2])
@@ -110,7 +110,7 @@ def test_grey_matches_torchvision(functional, rng) -> None:
 def test_solarise_matches_torchvision(functional, rng) -> None:
     images = draw_images(4, rng)
     which = torch.tensor([True, False, True, False])
-    ours = colour.solarise(images.flatten(2), which).view(images.shape)
+    ours = reference.solarise(images.flatten(2), which).view(images.shape)
     assert torch.equal(ours[::2], functional.solarize(images[::2], threshold=0.5))
     assert torch.equal(ours[1::2], images[1::2])
 
@@ -120,7 +120,7 @@ def test_blur_matches_torchvision(functional, side, rng) -> None:
     images = torch.rand(6, 3, *side, generator=rng)
     sigma = torch.tensor([0.1, 0.5, 1.0, 1.3, 0.0, 0.7])
     reach = min(4, min(side) - 1)  # ceil(3 * 1.3)
-    ours = blur.blur(images, sigma, reach)
+    ours = reference.blur(images, sigma, reach)
     for i in range(6):
         kernel = [2 * reach + 1] * 2
         theirs = functional.gaussian_blur(images[i], kernel, [sigma[i].item()] * 2) if sigma[i] else images[i]

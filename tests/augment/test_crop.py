@@ -7,7 +7,7 @@ import torch
 
 from mixfast.augment import AugmentConfig
 from mixfast.ops import draw_views
-from mixfast.ops.views.crop import axis_weights, crop_resize
+from mixfast.ops.views.reference import axis_weights, crop_resize
 
 MODES = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which torchvision accepts
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)

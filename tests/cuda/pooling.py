@@ -5,12 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mixfast.ops._check import statistics_dtype
 from mixfast.ops._native import DTYPES
-from mixfast.ops.pool._arguments import sums_dtype
 from tests.cuda.emulated import Emulated
-
-# The numbers of csrc/pool/kernels.h; -1 stands for boxes.
-MASK_DTYPES = {**DTYPES, torch.bool: 4, torch.uint8: 4}
 
 Results = dict[str, Tensor]
 
@@ -26,7 +23,7 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 def _regions(regions: Tensor, height: int, width: int) -> tuple[Any, ...]:
     if regions.ndim == 3:
-        return regions.contiguous(), regions.shape[0], height, width, MASK_DTYPES[regions.dtype]
+        return regions.contiguous(), regions.shape[0], height, width, DTYPES[regions.dtype]
     boxes = regions.long().reshape(-1, 4).contiguous()
     return boxes, boxes.shape[0], height, width, -1
 
@@ -40,7 +37,7 @@ def pool_regions(
 ) -> Results:
     """Both means, and the weights of each image."""
     (b, c, h, w), dtype = features.shape, features.dtype
-    sums = sums_dtype(dtype)
+    sums = statistics_dtype(dtype)
     given = _regions(regions, *size)
     results = {name: empty(b, c, dtype=dtype) for name in ("inside", "outside")}
     results["weights"] = empty(given[1], 2, h, w, dtype=sums)

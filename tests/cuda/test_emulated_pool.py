@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mixfast.ops._check import statistics_dtype
 from mixfast.ops.pool import reference
 from tests.cuda import pooling
 from tests.cuda.emulated import FORWARD, ORDERS, Emulated, EmulationError, emulated
@@ -175,7 +176,7 @@ def test_many_images(
 ) -> None:
     """So many that a block takes several passes over its channels; only then do blocks get so large."""
     features, grads = torch.randn(shape, generator=rng).to(dtype), torch.randn(2, *shape[:2], generator=rng).to(dtype)
-    weights = torch.rand(1, 2, *shape[2:], generator=rng, dtype=pooling.sums_dtype(dtype))
+    weights = torch.rand(1, 2, *shape[2:], generator=rng, dtype=statistics_dtype(dtype))
     results = pooling.pool_weights(kernels, features, weights, channels_last)
     results["grad"] = pooling.spread_weights(kernels, (grads[0], grads[1]), weights, channels_last)
 

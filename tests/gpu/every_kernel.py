@@ -168,27 +168,10 @@ def normalised(backend: str, shape: tuple[int, ...], channels_last: bool, dtype:
     return tuple(each.detach().cpu() for each in (y, mean, var, *gradients))
 
 
-def rings(backend: str, dtype: torch.dtype) -> Iterator[Check]:
-    for normalize in (False, True):
-        yield f"normalize={normalize}", lambda backend, n=normalize: enqueued(backend, n, dtype)
-
-
-def enqueued(backend: str, normalize: bool, dtype: torch.dtype) -> Results:
-    """The second call goes past the end of both rings."""
-    rng, device = generator(), device_of(backend)
-    queues = [unit(keys, DIMS[dtype], rng, dtype, device) for keys in (50, 64)]
-    keys = [torch.randn(rows, DIMS[dtype], generator=rng).to(dtype).to(device) for rows in (30, 33)]
-    pointers = torch.tensor([0, 1]).to(device)
-    for _ in range(2):
-        mixfast.enqueue_(queues, keys, pointers, normalize=normalize, backend=backend)
-    return (*(queue.cpu() for queue in queues), pointers.cpu())
-
-
 OPERATIONS: dict[str, Callable[[str, torch.dtype], Iterator[Check]]] = {
     "masked_upsample_pool": pooling,
     "multi_queue_infonce": contrasts,
     "nt_xent": views,
-    "enqueue": rings,
     "augment_views": augmentations,
     "split_batch_norm": norms,
 }

@@ -6,10 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import mixfast
-from tests.backends import each_backend
 from tests.gpu.device import (
-    CPU_BACKENDS,
     DEVICE,
     INDEX,
     boxes,
@@ -82,32 +79,6 @@ def test_infonce_with_a_queue_that_fills(backend: str, rng: torch.Generator) -> 
             elif lengths[INDEX[(place - 1) % terms]] == 0:
                 theirs = torch.zeros_like(theirs)
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
-
-@each_backend("enqueue", but=CPU_BACKENDS)
-def test_ring_pointers_move_with_every_replay(backend: str, rng: torch.Generator) -> None:
-    """Past the end of both rings, against plain loops."""
-    queues = [unit(keys, 64, rng=rng, dtype=torch.float16) for keys in (50, 64)]
-    keys = [torch.randn(rows, 64, generator=rng).to(DEVICE) for rows in (20, 32)]
-    pointers = torch.tensor([0, 32], device=DEVICE)
-
-    def run() -> tuple[Tensor, ...]:
-        mixfast.enqueue_(queues, keys, pointers, backend=backend)
-        return ()
-
-    graph, _ = captured(run)
-    expected, places = [queue.cpu().clone() for queue in queues], pointers.tolist()
-    for _ in range(4):
-        for static in keys:
-            static.copy_(torch.randn(*static.shape, generator=rng))
-        graph.replay()
-        for q, fresh in enumerate(keys):
-            for row in fresh.cpu():
-                expected[q][places[q]] = (row / row.norm()).half()
-                places[q] = (places[q] + 1) % len(expected[q])
-        assert pointers.tolist() == places
-        for ours, theirs in zip(queues, expected, strict=True):
-            torch.testing.assert_close(ours.cpu(), theirs, rtol=2**-10, atol=2**-24)
 
 
 @each_views_backend

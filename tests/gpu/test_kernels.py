@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops.infonce import gpu_cuda
+from mixfast.ops.infonce._operators import Terms
 from tests.cuda.test_emulated_infonce import expected, rounding
 from tests.gpu import every_kernel
 from tests.gpu.device import DEVICE, infonce, unit
@@ -41,9 +42,9 @@ def results(inputs: dict, kernel: str) -> list[Tensor]:
     queries, positives, queues = (
         [each.to(DEVICE) for each in inputs[key]] for key in ("queries", "positives", "queues")
     )
-    given = queries, positives, queues, inputs["queue_index"], None, None, inputs["temperature"], "none", True
+    terms = Terms(queries, None, inputs["temperature"], "none")
     with gpu_cuda.kernel(kernel):
-        found = gpu_cuda.forward(*given)
+        found = gpu_cuda.forward(terms, positives, queues, inputs["queue_index"], None, True)
     return [each.double().cpu() for each in found if each is not None]
 
 

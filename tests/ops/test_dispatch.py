@@ -102,7 +102,13 @@ def test_choice_is_a_constant_of_a_compiled_graph() -> None:
 
 def test_every_operation_has_a_reference_and_says_why_others_are_missing() -> None:
     listed = mixfast.backends()
-    assert set(listed) == set(_dispatch.PACKAGES)
+    assert set(listed) >= {
+        "augment_views",
+        "masked_upsample_pool",
+        "multi_queue_infonce",
+        "nt_xent",
+        "split_batch_norm",
+    }
     for reasons in listed.values():
         assert reasons["reference"] is None
         assert list(reasons) == [name for name in _dispatch.FILES if name in reasons]

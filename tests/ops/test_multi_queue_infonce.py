@@ -12,6 +12,7 @@ from torch import Tensor
 
 import mixfast
 from mixfast.ops.infonce import cpu_native
+from mixfast.ops.infonce._operators import Terms
 from tests.backends import each_backend
 from tests.ops.compare import SLACK, assert_no_worse, generator
 from tests.ops.infonce import (
@@ -88,14 +89,11 @@ def test_every_instruction_set(instruction_set: int, dtype: torch.dtype, rng: to
     inputs = draw(CASES["ragged-shared-queues"], dtype, rng)
     counts = [len(q) for q in inputs["queries"]]
     losses, grad_queries, share = cpu_native.forward(
-        inputs["queries"],
+        Terms(inputs["queries"], None, inputs["temperature"], "none"),
         inputs["positives"],
         inputs["queues"],
         inputs["queue_index"],
         None,
-        None,
-        inputs["temperature"],
-        "none",
         True,
         instruction_set,
     )
@@ -197,7 +195,7 @@ def test_same_bits_for_any_number_of_threads_and_every_run(backend: str, rng: to
 
 MEMORY = """
 import resource, torch
-from mixfast.ops.multi_queue_infonce import multi_queue_infonce as infonce
+from mixfast.ops.infonce import multi_queue_infonce as infonce
 torch.set_num_threads(2)
 def kib():
     return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])

@@ -156,9 +156,9 @@ def test_opcheck(backend: str, rng: torch.Generator) -> None:
     inputs = place(backend, draw(([4, 1], [1, 0], [9, 5], 8, [0.1, 0.2]), torch.float32, rng).values())
     queries, positives, queues, index, temperatures = inputs
     valid_len = place(backend, torch.tensor([3, 0]))
-    arguments = (queries, positives, queues, index, valid_len, None, temperatures, "mean", True, backend)
+    arguments = (queries, None, temperatures, "mean", positives, queues, index, valid_len, True, backend)
     torch.library.opcheck(_operators.forward, arguments)
-    torch.library.opcheck(_operators.check, (valid_len, None, [9, 5]))
+    torch.library.opcheck(_operators.check_values, (valid_len, None, [9, 5]))
 
 
 @each_backend("multi_queue_infonce")

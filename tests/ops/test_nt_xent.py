@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mixfast.ops.ntxent import cpu_native
+from mixfast.ops.ntxent._operators import Problem
 from tests.backends import each_backend, skip_if_refused
 from tests.ops.compare import SLACK, assert_no_worse, generator
 from tests.ops.ntxent import CASES, DTYPES, draw, gradients, loops, nt_xent, truth
@@ -89,11 +90,11 @@ def test_every_instruction_set(instruction_set: int, dtype: torch.dtype, rng: to
     inputs, weights = draw(case, dtype, rng), anchors_weights(case, rng)
     exact = {**inputs, "first": inputs["first"].double(), "second": inputs["second"].double()}
     expected = gradients(exact, weights, truth)
-    arguments = inputs["first"], inputs["second"], inputs["excluded"], None, inputs["temperature"], "none"
-    losses, denominators, shares = cpu_native.forward(*arguments, instruction_set)
+    problem = Problem(inputs["first"], inputs["second"], inputs["excluded"], None, inputs["temperature"], "none")
+    losses, denominators, shares = cpu_native.forward(problem, instruction_set)
     upstream = weights.to(losses.dtype)
     d_rows, d_temperature = cpu_native.backward(
-        upstream, denominators, shares, *arguments, True, instruction_set=instruction_set
+        problem, upstream, denominators, shares, True, instruction_set=instruction_set
     )
     tolerance = 1e-12 if dtype == torch.float64 else 3e-6
     torch.testing.assert_close(losses.double(), expected["loss"], rtol=tolerance, atol=1e-7)

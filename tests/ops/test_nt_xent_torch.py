@@ -78,7 +78,7 @@ def test_opcheck(backend: str, given: bool, rng: torch.Generator) -> None:
         torch.library.opcheck(_operators.forward, (*views, *options, reduction, backend))
         losses, denominators, shares = _operators.forward(*views, *options, reduction, backend)
         upstream = torch.ones_like(losses)
-        backward = (upstream, denominators, shares, *views, *options, reduction, given, backend)
+        backward = (*views, *options, reduction, upstream, denominators, shares, given, backend)
         torch.library.opcheck(_operators.backward, backward)
 
 

@@ -222,7 +222,7 @@ def test_same_bits_for_any_number_of_threads_and_every_run(
 
 MEMORY = """
 import torch
-from mixfast.ops.split_batch_norm import _operators
+from mixfast.ops.norm import _operators
 torch.set_num_threads(2)
 def mib(field):
     return int(next(line for line in open("/proc/self/status") if line.startswith(field)).split()[1]) / 1024

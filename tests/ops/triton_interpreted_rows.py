@@ -1,4 +1,4 @@
-"""nt_xent and enqueue_ in Triton, as triton_interpreted.py has the other operations, and run beside it."""
+"""nt_xent in Triton, as triton_interpreted.py has the other operations, and run beside it."""
 
 import functools
 
@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from mixfast.ops.ntxent import gpu_triton
-from tests.ops import enqueueing, ntxent
-from tests.ops import test_enqueue as enqueue_tests
+from tests.ops import ntxent
 from tests.ops import test_nt_xent as nt_xent_tests
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -74,25 +73,3 @@ def test_nt_xent_alone_hidden_and_refused(monkeypatch: pytest.MonkeyPatch, rng: 
 
 def test_chunks() -> None:
     assert [gpu_triton.chunk_size(total) for total in (2, 1024, 8192, 65536)] == [128, 128, 2752, 65536]
-
-
-@pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("name", enqueueing.CASES)
-def test_enqueue(name: str, normalize: bool, rng: torch.Generator) -> None:
-    given = enqueueing.draw(enqueueing.CASES[name], torch.float32, torch.float32, rng)
-    for listed in (False, True):
-        enqueueing.check(enqueueing.enqueue(given, normalize, "triton", listed=listed), given, normalize)
-
-
-@pytest.mark.parametrize("queue_dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_enqueue_dtypes(dtype: torch.dtype, queue_dtype: torch.dtype, rng: torch.Generator) -> None:
-    given = enqueueing.draw(enqueueing.CASES["different-queues"], dtype, queue_dtype, rng)
-    for normalize in (True, False):
-        ours = enqueueing.enqueue(given, normalize, "triton", listed=False)
-        enqueueing.check(ours, given, normalize, truncates=queue_dtype == torch.bfloat16)
-
-
-def test_enqueue_many_times(rng: torch.Generator) -> None:
-    enqueue_tests.test_many_pushes("triton", rng)
-    enqueue_tests.test_rows_are_normalised_as_by_unit("triton", rng)

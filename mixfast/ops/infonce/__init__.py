@@ -8,12 +8,12 @@ whatever the reduction and the upstream gradient, the backward pass multiplies r
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from mixfast.ops import _dispatch
+from mixfast.ops._check import autocast_dtype
 from mixfast.ops.infonce import _checks, _operators, reference
 
 NAME = "multi_queue_infonce"
@@ -61,51 +61,25 @@ def multi_queue_infonce(
         RuntimeError: the named backend cannot run this call.
         NotImplementedError: vmap over the operation, or a second derivative.
     """
-    arguments = queries, positives, queues, queue_index, temperature, valid_len, reduction, backend
-    losses = None if torch.compiler.is_compiling() else _operators.direct(*arguments)
-    if losses is None:
-        return _looked_at(*arguments)
-    if reduction == "none":
-        return list(losses.split_with_sizes(_operators.row_counts(queries)))
-    return losses
-
-
-def _looked_at(
-    queries: Any,
-    positives: Any,
-    queues: Any,
-    queue_index: Any,
-    temperature: Any,
-    valid_len: Any,
-    reduction: Any,
-    backend: Any,
-) -> Tensor | list[Tensor]:
-    """Checks the arguments, converts what autocast wants to be converted, and chooses a backend."""
-    rows, queue_dtype = _checks.check_tensors(queries, positives, queues)
-    terms = len(rows.counts)
-    _checks.check_queue_index(queue_index, terms, len(queues))
-    temperature = _checks.check_temperature(temperature, terms, rows)
+    rows = _checks.check_rows(queries, positives)
+    queue_dtype = _checks.check_queues(queues, rows)
+    _checks.check_queue_index(queue_index, len(rows.counts), len(queues))
+    temperature = _checks.check_temperature(temperature, rows)
     _checks.check_valid_len(valid_len, len(queues), rows)
-    _checks.check_reduction(reduction)
+    _checks.check.reduction(reduction)
     device_type = rows.device.type
-    dtype = _autocast_dtype(rows.dtype, device_type)
+    dtype = autocast_dtype(rows.dtype, device_type)
     if dtype != rows.dtype:
-        options = {"temperature": temperature, "valid_len": valid_len, "reduction": reduction, "backend": backend}
         queries, positives = _converted(queries, dtype), _converted(positives, dtype)
-        return multi_queue_infonce(queries, positives, queues, queue_index, **options)
     chosen = _dispatch.choose(NAME, backend, device_type, dtype, queue_dtype, _dispatch.constant_dim(rows.dim))
     if chosen == "reference":
-        _operators.check_values(queues, valid_len, temperature)
+        tensor = temperature.detach() if isinstance(temperature, Tensor) else None
+        if tensor is not None or valid_len is not None:
+            _operators.check_values(valid_len, tensor, [queue.shape[0] for queue in queues])
         losses = reference.losses(queries, positives, queues, queue_index, valid_len, temperature, reduction)
     else:
         losses = _operators.losses(queries, positives, queues, queue_index, valid_len, temperature, reduction, chosen)
     return list(losses.split_with_sizes(rows.counts)) if reduction == "none" else losses
-
-
-def _autocast_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
-    if dtype == torch.float64 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
-        return dtype
-    return torch.float32 if device_type == "cpu" else torch.float16
 
 
 def _converted(tensors: Sequence[Tensor] | Tensor, dtype: torch.dtype) -> Sequence[Tensor] | Tensor:

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _native
-from mixfast.ops._native import REDUCTIONS
+from mixfast.ops._native import DTYPES, REDUCTIONS
+from mixfast.ops.infonce._operators import Terms, empty_gradients
+from mixfast.ops.infonce.cpu_native import adjacent, queue_table, term_table
 
 LARGEST_DIM = 256  # registers hold a tile of products [rows, D]
 HALF, BFLOAT16, SPLIT = 0, 1, 2  # csrc/infonce/cuda.h
@@ -47,10 +49,6 @@ def factors(dtype: torch.dtype, queue_dtype: torch.dtype) -> int:
     return SPLIT
 
 
-if _C:
-    _C.infonce_use(factors)
-
-
 def kernels() -> list[str]:
     """Those of KERNELS that the current GPU can run; a table in csrc/infonce/cuda.cu names the faster."""
     hopper = _C.infonce_has_hopper() and torch.cuda.get_device_capability() == (9, 0)
@@ -68,35 +66,72 @@ def kernel(name: str) -> Iterator[None]:
 
 
 def forward(
-    queries: Sequence[Tensor],
+    terms: Terms,
     positives: Sequence[Tensor],
     queues: Sequence[Tensor],
-    queue_index: list[int],
+    queue_index: Sequence[int],
     valid_len: Tensor | None,
-    temperature: Tensor | None,
-    temperatures: list[float],
-    reduction: str,
     need_grad: bool,
-) -> tuple[Tensor, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """(losses, grad_queries, negative_share) as `_operators.forward` describes them."""
-    scale = temperatures if temperature is None else temperature
-    return _C.infonce_forward(  # type: ignore[no-any-return]
-        queries, positives, queues, queue_index, valid_len, scale, REDUCTIONS[reduction], need_grad
+    first, place = terms.queries[0], _native.place(terms.queries[0])
+    rows, matches, counts = adjacent(terms.queries), adjacent(positives), terms.row_counts()
+    dim, total, reduction = first.shape[-1], sum(counts), REDUCTIONS[terms.reduction]
+    losses = first.new_empty(total if terms.reduction == "none" else len(counts), dtype=torch.float32)
+    grad_queries = first.new_empty((total if need_grad else 0, dim), dtype=torch.float32)
+    negative_share = first.new_empty(total, dtype=torch.float32)
+    products = factors(first.dtype, queues[0].dtype)
+    keys = [len(queue) for queue in queues]
+    floats = _C.infonce_workspace(counts, list(queue_index), keys, dim, products, need_grad, reduction, place[0])
+    workspace = first.new_empty(floats, dtype=torch.float32)
+    valid_len = None if valid_len is None else valid_len.contiguous()
+    _C.infonce_forward(
+        term_table(rows, matches, queue_index),
+        terms.temperatures,
+        _scale(terms.temperature),
+        DTYPES[first.dtype],
+        queue_table(queues, keys),
+        DTYPES[queues[0].dtype],
+        0 if valid_len is None else valid_len.data_ptr(),
+        dim,
+        reduction,
+        products,
+        losses.data_ptr(),
+        grad_queries.data_ptr(),
+        negative_share.data_ptr(),
+        workspace.data_ptr(),
+        *place,
     )
+    return losses, grad_queries, negative_share
 
 
 def backward(
-    grad_losses: Tensor,
-    grad_queries: Tensor,
-    negative_share: Tensor,
-    queries: Sequence[Tensor],
-    temperature: Tensor | None,
-    temperatures: list[float],
-    reduction: str,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    terms: Terms, grad_losses: Tensor, grad_queries: Tensor, negative_share: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
     """(d_queries, d_positives, d_temperature) as `_operators.backward` describes them."""
-    scale = temperatures if temperature is None else temperature
-    return _C.infonce_backward(  # type: ignore[no-any-return]
-        grad_losses, grad_queries, negative_share, queries, scale, REDUCTIONS[reduction], *needs
+    rows = adjacent(terms.queries)
+    d_queries, d_positives, d_temperature = gradients = empty_gradients(terms, grad_queries, needs)
+    _C.infonce_backward(
+        term_table(rows),
+        terms.temperatures,
+        _scale(terms.temperature),
+        DTYPES[rows[0].dtype],
+        grad_queries.shape[1],
+        REDUCTIONS[terms.reduction],
+        grad_losses.data_ptr(),
+        grad_losses.stride(0),
+        grad_queries.data_ptr(),
+        negative_share.data_ptr(),
+        d_queries.data_ptr(),
+        d_positives.data_ptr(),
+        d_temperature.data_ptr(),
+        *_native.place(rows[0]),
+    )
+    return gradients
+
+
+def _scale(temperature: Tensor | None) -> tuple[int, int, int]:
+    """Address, stride and dtype of a tensor of temperatures."""
+    return (
+        (0, 0, 0) if temperature is None else (temperature.data_ptr(), temperature.stride(0), DTYPES[temperature.dtype])
     )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mixfast.ops import _triton
 from mixfast.ops._triton import architecture, factors, power_of_two, row_constants, unavailable
-from mixfast.ops.infonce._operators import row_counts
+from mixfast.ops.infonce._operators import Terms, empty_gradients
 
 __all__ = ["backward", "forward", "unavailable", "why_not"]
 
@@ -36,27 +36,24 @@ def why_not(device_type: str, dtype: torch.dtype, queue_dtype: torch.dtype, dim:
 
 
 def forward(
-    queries: Sequence[Tensor],
+    terms: Terms,
     positives: Sequence[Tensor],
     queues: Sequence[Tensor],
-    queue_index: list[int],
+    queue_index: Sequence[int],
     valid_len: Tensor | None,
-    temperature: Tensor | None,
-    temperatures: list[float],
-    reduction: str,
     need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(losses, grad_queries, negative_share) as `_operators.forward` describes them."""
     from mixfast.ops.infonce import gpu_triton_kernels as kernels
 
-    anchors, matches, counts = _rows(queries), _rows(positives), tuple(row_counts(queries))
+    anchors, matches, counts = _rows(terms.queries), _rows(positives), tuple(terms.row_counts())
     queues = tuple(queue.contiguous() for queue in queues)
     valid_len = None if valid_len is None else valid_len.contiguous()
     total, dim = anchors.shape
     kind = factors(anchors.dtype, queues[0].dtype)
     plan = _plan(counts, tuple(queue_index), tuple(queue.shape[0] for queue in queues), dim, anchors.device)
     constants, launch = partials_constants(architecture(anchors.device), dim, kind, need_grad)
-    scales = _scales(temperature, temperatures)
+    scales = _scales(terms)
     maxima, sums = anchors.new_empty((2, plan.chunks, total), dtype=torch.float32)
     products = anchors.new_empty((plan.chunks, total, dim), dtype=torch.float32) if need_grad else None
     losses, shares = anchors.new_empty((2, total), dtype=torch.float32).unbind()
@@ -67,49 +64,58 @@ def forward(
         )
         constants = row_constants(dim)
         kernels.merge[(plan.tiles.shape[0], BLOCK_ROWS // constants["BLOCK_N"])](
-            *(plan.tiles, anchors, matches, valid_len, *scales, maxima, sums, products),
-            *(losses, shares, grads if need_grad else None, total),
+            plan.tiles,
+            anchors,
+            matches,
+            valid_len,
+            *scales,
+            maxima,
+            sums,
+            products,
+            losses,
+            shares,
+            grads if need_grad else None,
+            total,
             GRAD=need_grad,
             **constants,
             **_LAUNCH,
         )
-    return _reduced(losses, plan, reduction), grads, shares
+    return _reduced(losses, plan, terms.reduction), grads, shares
 
 
 def backward(
-    grad_losses: Tensor,
-    grad_queries: Tensor,
-    negative_share: Tensor,
-    queries: Sequence[Tensor],
-    temperature: Tensor | None,
-    temperatures: list[float],
-    reduction: str,
-    needs: list[bool],
+    terms: Terms, grad_losses: Tensor, grad_queries: Tensor, negative_share: Tensor, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(d_queries, d_positives, d_temperature) as `_operators.backward` describes them."""
     from mixfast.ops.infonce import gpu_triton_kernels as kernels
 
-    (total, dim), counts = grad_queries.shape, tuple(row_counts(queries))
-    anchors = _rows(queries) if needs[1] or needs[2] else None
+    (total, dim), counts = grad_queries.shape, tuple(terms.row_counts())
+    anchors = _rows(terms.queries) if needs[1] or needs[2] else None
     plan = _plan(counts, (0,) * len(counts), (1,), dim, grad_queries.device)
-    d_queries, d_positives = (queries[0].new_empty((total if need else 0, dim)) for need in needs[:2])
+    d_queries, d_positives, _ = empty_gradients(terms, grad_queries, needs)
     d_temperatures = grad_queries.new_empty(total if needs[2] else 0)
     wanted = d_queries, d_positives, d_temperatures
     constants = row_constants(dim)
     with torch.cuda.device_of(grad_queries):
         kernels.scale_rows[(plan.tiles.shape[0], BLOCK_ROWS // constants["BLOCK_N"])](
-            *(plan.tiles, plan.terms, grad_losses, grad_losses.stride(0), grad_queries, negative_share, anchors),
-            *_scales(temperature, temperatures),
+            plan.tiles,
+            plan.terms,
+            grad_losses,
+            grad_losses.stride(0),
+            grad_queries,
+            negative_share,
+            anchors,
+            *_scales(terms),
             *(each if need else None for each, need in zip(wanted, needs, strict=True)),
-            REDUCTION=reduction,
+            REDUCTION=terms.reduction,
             **constants,
             **_LAUNCH,
         )
     return d_queries, d_positives, _reduced(d_temperatures, plan, "sum") if needs[2] else d_temperatures
 
 
-def _scales(temperature: Tensor | None, temperatures: list[float]) -> tuple[Tensor | None, tuple[float, ...] | None]:
-    return None if temperature is None else temperature.contiguous(), tuple(temperatures) or None
+def _scales(terms: Terms) -> tuple[Tensor | None, tuple[float, ...] | None]:
+    return None if terms.temperature is None else terms.temperature.contiguous(), tuple(terms.temperatures) or None
 
 
 def _rows(tensors: Sequence[Tensor]) -> Tensor:

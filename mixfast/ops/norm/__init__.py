@@ -64,4 +64,4 @@ def split_batch_norm(
     arguments = x, weight, bias, running_mean, running_var
     if chosen == "reference":
         return reference.normalise(*arguments, num_splits, momentum, eps)
-    return _operators.normalise(*arguments, (num_splits, float(momentum), float(eps), chosen))
+    return _operators.normalise(*arguments, num_splits, float(momentum), float(eps), chosen)

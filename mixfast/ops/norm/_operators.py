@@ -9,14 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixfast.ops import _dispatch
 from mixfast.ops._derivatives import no_second
-from mixfast.ops._eager import is_plain
-from mixfast.ops._register import define, refuse_vmap
+from mixfast.ops._register import by_backend, define, refuse_vmap
 
 NAME = "split_batch_norm"
 Three = tuple[Tensor, Tensor, Tensor]
-Settings = tuple[int, float, float, str]
 
 
 def dense(x: Tensor) -> Tensor:
@@ -30,46 +27,26 @@ def like(x: Tensor, other: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
-def _forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    splits: int,
-    momentum: float,
-    eps: float,
-    backend: str,
-) -> Three:
-    run = _dispatch.module(NAME, backend).forward
-    return run(dense(x), weight, bias, running_mean, running_var, splits, momentum, eps)
+_forward, _backward = by_backend(NAME, "forward"), by_backend(NAME, "backward")
+
+
+def _dense_forward(x: Tensor, *rest: Any) -> Three:
+    return _forward(dense(x), *rest)  # type: ignore[no-any-return]
+
+
+def _dense_backward(dy: Tensor, x: Tensor, *rest: Any) -> Three:
+    x = dense(x)
+    return _backward(like(dy, x), x, *rest)  # type: ignore[no-any-return]
 
 
 def _forward_fake(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    splits: int,
-    momentum: float,
-    eps: float,
-    backend: str,
+    x: Tensor, weight: Tensor, bias: Tensor, running_mean: Any, running_var: Any, splits: int, *rest: Any
 ) -> Three:
     means = weight.new_empty((splits, x.shape[1]))
     return torch.empty_like(dense(x)), means, torch.empty_like(means)
 
 
-def _backward(
-    dy: Tensor, x: Tensor, weight: Tensor, means: Tensor, inverses: Tensor, splits: int, backend: str
-) -> Three:
-    x = dense(x)
-    return _dispatch.module(NAME, backend).backward(like(dy, x), x, weight, means, inverses, splits)
-
-
-def _backward_fake(
-    dy: Tensor, x: Tensor, weight: Tensor, means: Tensor, inverses: Tensor, splits: int, backend: str
-) -> Three:
+def _backward_fake(dy: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Three:
     return torch.empty_like(dense(x)), torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -77,72 +54,41 @@ def _backward_fake(
 forward = define(
     f"{NAME}_forward(Tensor x, Tensor weight, Tensor bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
     "int splits, float momentum, float eps, str backend) -> (Tensor, Tensor, Tensor)",
-    _forward,
+    _dense_forward,
     _forward_fake,
 )
 # -> dx, as x but dense; d_weight, d_bias [C].
 backward = define(
     f"{NAME}_backward(Tensor dy, Tensor x, Tensor weight, Tensor means, Tensor inverses, int splits, str backend)"
     " -> (Tensor, Tensor, Tensor)",
-    _backward,
+    _dense_backward,
     _backward_fake,
 )
 refuse_vmap(f"{NAME}: vmap is not supported. Call it once for each batch.", forward, backward)
 
 
 class _SplitBatchNorm(torch.autograd.Function):
-    """Differentiable in x, weight and bias."""
+    """Differentiable in x, weight and bias, the first of the operator's arguments."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        running_mean: Tensor | None,
-        running_var: Tensor | None,
-        settings: Settings,
-    ) -> Tensor:
-        y, means, inverses = _run(x, weight, bias, running_mean, running_var, settings)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        y, means, inverses = forward(x, weight, *rest)
         ctx.save_for_backward(x, weight, means, inverses)
-        ctx.splits, ctx.backend = settings[0], settings[3]
-        return y
+        *_, splits, _momentum, _eps, backend = rest
+        ctx.options = splits, backend
+        return y  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        x, weight, means, inverses = ctx.saved_tensors
-        arguments = dy, x, weight, means, inverses, ctx.splits, ctx.backend
-        if torch.is_grad_enabled() or not is_plain((dy, x)):
-            with torch.no_grad():
-                found = backward(*arguments)
-        else:
-            found = _backward(*arguments)
+        x, weight, *_ = ctx.saved_tensors
+        with torch.no_grad():
+            found = backward(dy, *ctx.saved_tensors, *ctx.options)
         grads = [grad if need else None for grad, need in zip(found, ctx.needs_input_grad[:3], strict=True)]
-        return *no_second(NAME, grads, (dy, x, weight)), None, None, None
+        return *no_second(NAME, grads, (dy, x, weight)), *[None] * 6
 
 
-def _run(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    settings: Settings,
-) -> Three:
-    run = _forward if is_plain((x, weight, bias)) else forward
-    return run(x, weight, bias, running_mean, running_var, *settings)
-
-
-def normalise(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    settings: Settings,
-) -> Tensor:
-    """[B, C, H, W], with derivatives."""
-    arguments = x, weight, bias, running_mean, running_var, settings
+def normalise(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+    """[B, C, H, W], with derivatives; the arguments are the operator's."""
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
-        return _SplitBatchNorm.apply(*arguments)  # type: ignore[no-any-return]
-    return _run(*arguments)[0]
+        return _SplitBatchNorm.apply(x, weight, bias, *rest)  # type: ignore[no-any-return]
+    return forward(x, weight, bias, *rest)[0]  # type: ignore[no-any-return]

@@ -1,5 +1,6 @@
 """split_batch_norm on CPU in C++ (csrc/norm): checks are done, addresses and sizes go out."""
 
+import functools
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ def why_not(device_type: str, dtype: torch.dtype) -> str | None:
     return None if device_type == "cpu" else f"it runs on CPU tensors; these are on {device_type}"
 
 
+@functools.cache
 def instruction_sets() -> list[int]:
     """Codes of the instruction sets that this processor can run, from slow to fast."""
     return _native.cpu.split_batch_norm_instruction_sets() if _native.cpu else []
@@ -43,9 +45,15 @@ def forward(
     inverses = torch.empty_like(means)
     _native.cpu.split_batch_norm_forward(  # type: ignore[union-attr]
         *_maps(x, splits),
-        *(x.data_ptr(), weight.data_ptr(), bias.data_ptr()),
+        x.data_ptr(),
+        weight.data_ptr(),
+        bias.data_ptr(),
         *(0 if each is None else each.data_ptr() for each in (running_mean, running_var)),
-        *(momentum, eps, y.data_ptr(), means.data_ptr(), inverses.data_ptr()),
+        momentum,
+        eps,
+        y.data_ptr(),
+        means.data_ptr(),
+        inverses.data_ptr(),
         *_native.cpu_place(instruction_sets(), instruction_set),
     )
     return y, means, inverses

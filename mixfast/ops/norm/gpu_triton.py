@@ -61,20 +61,49 @@ def forward(
     grid = cut.chunks, cut.tiles, splits
     with torch.cuda.device_of(x):
         kernels.moments[grid](
-            *(x, partial_means, squares, *cut.sizes, cut.steps, cut.chunk, cut.chunks, cut.total),
+            x,
+            partial_means,
+            squares,
+            *cut.sizes,
+            cut.steps,
+            cut.chunk,
+            cut.chunks,
+            cut.total,
             **cut.constants,
             **_LAUNCH,
         )
         kernels.merge_moments[(-(-channels // merging["BLOCK_C"]), splits)](
-            *(partial_means, squares, means, inverses, variances, channels, pixels),
-            *(cut.steps, cut.chunk, cut.chunks, cut.total, eps),
+            partial_means,
+            squares,
+            means,
+            inverses,
+            variances,
+            channels,
+            pixels,
+            cut.steps,
+            cut.chunk,
+            cut.chunks,
+            cut.total,
+            eps,
             BLOCK_P=cut.constants["BLOCK_P"],
             **merging,
             **_LAUNCH,
         )
         kernels.normalise[grid](
-            *(x, y, weight, bias, means, inverses, variances, running_mean, running_var),
-            *(*cut.sizes, cut.steps, cut.chunk, cut.total, momentum),
+            x,
+            y,
+            weight,
+            bias,
+            means,
+            inverses,
+            variances,
+            running_mean,
+            running_var,
+            *cut.sizes,
+            cut.steps,
+            cut.chunk,
+            cut.total,
+            momentum,
             **cut.constants,
             **_LAUNCH,
         )
@@ -96,16 +125,36 @@ def backward(
     grid = cut.chunks, cut.tiles, splits
     with torch.cuda.device_of(x):
         kernels.products[grid](
-            *(dy, x, means, inverses, *partials, *cut.sizes, cut.steps, cut.chunk, cut.chunks, cut.total),
+            dy,
+            x,
+            means,
+            inverses,
+            *partials,
+            *cut.sizes,
+            cut.steps,
+            cut.chunk,
+            cut.chunks,
+            cut.total,
             **cut.constants,
             **_LAUNCH,
         )
         kernels.merge_products[(-(-channels // merging["BLOCK_C"]), splits)](
-            *(*partials, *sums, channels, cut.chunks), **merging, **_LAUNCH
+            *partials, *sums, channels, cut.chunks, **merging, **_LAUNCH
         )
         kernels.gradient[grid](
-            *(dy, x, dx, weight, means, inverses, *sums, d_weight, d_bias),
-            *(*cut.sizes, cut.steps, cut.chunk, cut.total),
+            dy,
+            x,
+            dx,
+            weight,
+            means,
+            inverses,
+            *sums,
+            d_weight,
+            d_bias,
+            *cut.sizes,
+            cut.steps,
+            cut.chunk,
+            cut.total,
             **cut.constants,
             **_LAUNCH,
         )

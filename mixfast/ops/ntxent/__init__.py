@@ -8,10 +8,10 @@ and its negatives j are all rows but itself, its positive and the excluded one. 
 for upstream gradients g. The forward pass keeps two numbers per anchor, from which the backward pass makes p anew.
 """
 
-import torch
 from torch import Tensor
 
 from mixfast.ops import _dispatch
+from mixfast.ops._check import autocast_dtype
 from mixfast.ops.ntxent import _checks, _operators, reference
 
 NAME = "nt_xent"
@@ -58,19 +58,12 @@ def nt_xent(
     _checks.check_views(first, second)
     temperature = _checks.check_temperature(temperature, first)
     _checks.check_excluded(excluded, first)
-    _checks.check_reduction(reduction)
+    _checks.check.reduction(reduction)
     device_type = first.device.type
-    dtype = _autocast_dtype(first)
+    dtype = autocast_dtype(first.dtype, device_type)
     if dtype != first.dtype:
         first, second = first.to(dtype), second.to(dtype)
     chosen = _dispatch.choose(NAME, backend, device_type, dtype, _dispatch.constant_dim(first.shape[1]))
     if chosen == "reference":
         return reference.losses(first, second, excluded, temperature, reduction)
     return _operators.losses(first, second, excluded, temperature, reduction, chosen)
-
-
-def _autocast_dtype(rows: Tensor) -> torch.dtype:
-    device_type = rows.device.type
-    if rows.dtype == torch.float64 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
-        return rows.dtype
-    return torch.float32 if device_type == "cpu" else torch.float16

@@ -4,98 +4,57 @@ Neither operator is differentiable itself; a `torch.autograd.Function` joins the
 the rows of one view; statistics are float32, or float64 for float64.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mixfast.ops import _dispatch
+from mixfast.ops._check import statistics_dtype
 from mixfast.ops._derivatives import no_second, present
-from mixfast.ops._eager import is_plain
-from mixfast.ops._register import define, refuse_vmap
+from mixfast.ops._register import by_backend, define, packed, refuse_vmap
 
 NAME = "nt_xent"
-Three = tuple[Tensor, Tensor, Tensor]
 
 
-def _forward(
-    first: Tensor,
-    second: Tensor,
-    excluded: Tensor | None,
-    temperature: Tensor | None,
-    number: float,
-    reduction: str,
-    backend: str,
-) -> Three:
-    run = _dispatch.module(NAME, backend).forward
-    return run(first, second, excluded, temperature, number, reduction)
+class Problem(NamedTuple):
+    """A call, as both passes ask for it."""
+
+    first: Tensor  # [N, D]
+    second: Tensor
+    excluded: Tensor | None  # [2N]
+    temperature: Tensor | None  # []
+    number: float  # the temperature, if there is no tensor
+    reduction: str
 
 
-def _forward_fake(
-    first: Tensor,
-    second: Tensor,
-    excluded: Tensor | None,
-    temperature: Tensor | None,
-    number: float,
-    reduction: str,
-    backend: str,
-) -> Three:
-    statistics = torch.float64 if first.dtype == torch.float64 else torch.float32
-    anchors = 2 * first.shape[0]
-    losses = first.new_empty(anchors if reduction == "none" else (), dtype=statistics)
+def _forward_fake(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tensor]:
+    first, anchors = problem.first, 2 * problem.first.shape[0]
+    statistics = statistics_dtype(first.dtype)
+    losses = first.new_empty(anchors if problem.reduction == "none" else (), dtype=statistics)
     return losses, first.new_empty(anchors, dtype=statistics), first.new_empty(anchors, dtype=statistics)
 
 
-def _backward(
-    grad_losses: Tensor,
-    denominators: Tensor,
-    shares: Tensor,
-    first: Tensor,
-    second: Tensor,
-    excluded: Tensor | None,
-    temperature: Tensor | None,
-    number: float,
-    reduction: str,
-    need_temperature: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    run = _dispatch.module(NAME, backend).backward
-    views = first, second
-    return run(grad_losses, denominators, shares, *views, excluded, temperature, number, reduction, need_temperature)
-
-
 def _backward_fake(
-    grad_losses: Tensor,
-    denominators: Tensor,
-    shares: Tensor,
-    first: Tensor,
-    second: Tensor,
-    excluded: Tensor | None,
-    temperature: Tensor | None,
-    number: float,
-    reduction: str,
-    need_temperature: bool,
-    backend: str,
+    problem: Problem, grad_losses: Tensor, denominators: Tensor, shares: Tensor, need_temperature: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    d_rows = first.new_empty((2 * first.shape[0], first.shape[1]))
-    return d_rows, denominators.new_empty(() if need_temperature else 0)
+    rows, dim = problem.first.shape
+    return problem.first.new_empty((2 * rows, dim)), denominators.new_empty(() if need_temperature else 0)
 
 
+_PROBLEM = "Tensor first, Tensor second, Tensor? excluded, Tensor? temperature, float number, str reduction"
 # -> losses [2N] for reduction "none", else []; denominators [2N], the base-2 logarithm of the sum over j, the positive
 # included; shares [2N], the part of that sum that falls on the negatives.
 forward = define(
-    f"{NAME}_forward(Tensor first, Tensor second, Tensor? excluded, Tensor? temperature, float number, str reduction, "
-    "str backend) -> (Tensor, Tensor, Tensor)",
-    _forward,
-    _forward_fake,
+    f"{NAME}_forward({_PROBLEM}, str backend) -> (Tensor, Tensor, Tensor)",
+    packed(Problem, by_backend(NAME, "forward")),
+    packed(Problem, _forward_fake),
 )
 # -> d_rows [2N, D] in the dtype of the views; d_temperature [], or [0] if it is not needed.
 backward = define(
-    f"{NAME}_backward(Tensor grad_losses, Tensor denominators, Tensor shares, Tensor first, Tensor second, "
-    "Tensor? excluded, Tensor? temperature, float number, str reduction, bool need_temperature, str backend)"
-    " -> (Tensor, Tensor)",
-    _backward,
-    _backward_fake,
+    f"{NAME}_backward({_PROBLEM}, Tensor grad_losses, Tensor denominators, Tensor shares, bool need_temperature, "
+    "str backend) -> (Tensor, Tensor)",
+    packed(Problem, by_backend(NAME, "backward")),
+    packed(Problem, _backward_fake),
 )
 refuse_vmap(f"{NAME}: vmap is not supported. Call it once for each pair of views.", forward, backward)
 
@@ -104,38 +63,23 @@ class _NtXent(torch.autograd.Function):
     """Differentiable in both views and a tensor temperature."""
 
     @staticmethod
-    def forward(
-        ctx: Any, options: tuple[float, str, str], excluded: Tensor | None, temperature: Tensor | None, *views: Tensor
-    ) -> Tensor:
-        losses, denominators, shares = _run(views, excluded, temperature, options)
-        ctx.save_for_backward(denominators, shares, *views, excluded, temperature)
-        ctx.options = options
-        return losses
+    def forward(ctx: Any, backend: str, *problem: Any) -> Tensor:
+        losses, *made = forward(*problem, backend)
+        *tensors, number, reduction = problem
+        ctx.save_for_backward(*tensors, *made)
+        ctx.options, ctx.backend = (number, reduction), backend
+        return losses  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        denominators, shares, first, second, excluded, temperature = ctx.saved_tensors
-        number, reduction, backend = ctx.options
-        wanted = ctx.needs_input_grad[2:]
-        arguments = (grad_losses, denominators, shares, first, second, excluded, temperature, number, reduction)
-        if torch.is_grad_enabled() or not is_plain((grad_losses, first, second)):
-            with torch.no_grad():
-                d_rows, d_temperature = backward(*arguments, wanted[0], backend)
-        else:
-            d_rows, d_temperature = _backward(*arguments, wanted[0], backend)
-        d_first, d_second = d_rows.chunk(2)
-        found = (d_temperature.to(temperature.dtype) if wanted[0] else None, d_first, d_second)
+        first, second, excluded, temperature, *made = ctx.saved_tensors
+        _, *wanted = ctx.needs_input_grad[:5]
+        with torch.no_grad():
+            problem = first, second, excluded, temperature, *ctx.options
+            d_rows, d_temperature = backward(*problem, grad_losses, *made, wanted[3], ctx.backend)
+        found = *d_rows.chunk(2), None, d_temperature.to(temperature.dtype) if wanted[3] else None
         grads = [grad if need else None for grad, need in zip(found, wanted, strict=True)]
-        return None, None, *no_second(NAME, grads, present(grad_losses, first, second, temperature))
-
-
-def _run(
-    views: tuple[Tensor, ...], excluded: Tensor | None, temperature: Tensor | None, options: tuple[float, str, str]
-) -> Three:
-    (first, second), (number, reduction, backend) = views, options
-    given = [each for each in (first, second, excluded, temperature) if each is not None]
-    run = _forward if is_plain(given) else forward
-    return run(first, second, excluded, temperature, number, reduction, backend)
+        return None, *no_second(NAME, grads, present(grad_losses, first, second, temperature)), None, None
 
 
 def losses(
@@ -143,11 +87,9 @@ def losses(
 ) -> Tensor:
     """[2N] for reduction "none", else [], with derivatives."""
     tensor, number = (temperature, 0.0) if isinstance(temperature, Tensor) else (None, temperature)
-    options = number, reduction, backend
     if second is first and torch.compiler.is_compiling():  # which refuses a tensor that is given twice
         second = first.view_as(first)
-    if torch.is_grad_enabled() and (
-        first.requires_grad or second.requires_grad or (tensor is not None and tensor.requires_grad)
-    ):
-        return _NtXent.apply(options, excluded, tensor, first, second)  # type: ignore[no-any-return]
-    return _run((first, second), excluded, tensor, options)[0]
+    problem = Problem(first, second, excluded, tensor, number, reduction)
+    if torch.is_grad_enabled() and any([each.requires_grad for each in present(first, second, tensor)]):
+        return _NtXent.apply(backend, *problem)  # type: ignore[no-any-return]
+    return forward(*problem, backend)[0]  # type: ignore[no-any-return]

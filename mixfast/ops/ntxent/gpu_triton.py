@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mixfast.ops import _triton
 from mixfast.ops._triton import architecture, factors, power_of_two, row_constants, unavailable
+from mixfast.ops.ntxent._operators import Problem
 
 __all__ = ["backward", "forward", "unavailable", "why_not"]
 
@@ -31,13 +32,11 @@ def why_not(device_type: str, dtype: torch.dtype, dim: int) -> str | None:
     return None
 
 
-def forward(
-    first: Tensor, second: Tensor, excluded: Tensor | None, temperature: Tensor | None, number: float, reduction: str
-) -> tuple[Tensor, Tensor, Tensor]:
+def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     """(losses, denominators, shares) as `_operators.forward` describes them."""
     from mixfast.ops.ntxent import gpu_triton_kernels as kernels
 
-    rows, excluded = torch.cat([first, second]), None if excluded is None else excluded.contiguous()
+    rows, excluded, temperature, number, reduction = _read(problem)
     total, dim = rows.shape
     chunk = chunk_size(total)
     constants, launch = pair_constants(architecture(rows.device), dim, factors(rows.dtype, rows.dtype), False)
@@ -47,32 +46,38 @@ def forward(
     losses, denominators, shares = (rows.new_empty(total, dtype=torch.float32) for _ in range(3))
     with torch.cuda.device_of(rows):
         kernels.partials[(tiles, chunks)](
-            *(rows, excluded, temperature, number, maxima, sums, total, chunk), **constants, **launch
+            rows, excluded, temperature, number, maxima, sums, total, chunk, **constants, **launch
         )
         kernels.merge[(-(-total // streaming["BLOCK_N"]),)](
-            *(rows, temperature, number, maxima, sums, losses, denominators, shares, total, chunks),
+            rows,
+            temperature,
+            number,
+            maxima,
+            sums,
+            losses,
+            denominators,
+            shares,
+            total,
+            chunks,
             **streaming,
             **_LAUNCH,
         )
     return losses if reduction == "none" else _reduced(losses, reduction), denominators, shares
 
 
+def _read(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None, float, str]:
+    """The rows of both views, and the other parts of the problem."""
+    first, second, excluded, *rest = problem
+    return torch.cat([first, second]), None if excluded is None else excluded.contiguous(), *rest
+
+
 def backward(
-    grad_losses: Tensor,
-    denominators: Tensor,
-    shares: Tensor,
-    first: Tensor,
-    second: Tensor,
-    excluded: Tensor | None,
-    temperature: Tensor | None,
-    number: float,
-    reduction: str,
-    need_temperature: bool,
+    problem: Problem, grad_losses: Tensor, denominators: Tensor, shares: Tensor, need_temperature: bool
 ) -> tuple[Tensor, Tensor]:
     """(d_rows, d_temperature) as `_operators.backward` describes them."""
     from mixfast.ops.ntxent import gpu_triton_kernels as kernels
 
-    rows, excluded = torch.cat([first, second]), None if excluded is None else excluded.contiguous()
+    rows, excluded, temperature, number, reduction = _read(problem)
     total, dim = rows.shape
     chunk = chunk_size(total)
     constants, launch = pair_constants(architecture(rows.device), dim, factors(rows.dtype, rows.dtype), True)
@@ -84,13 +89,30 @@ def backward(
     d_temperatures = rows.new_empty(total, dtype=torch.float32) if need_temperature else None
     with torch.cuda.device_of(rows):
         kernels.products[(tiles, chunks)](
-            *(rows, excluded, temperature, number, *upstream, denominators, results, total, chunk),
+            rows,
+            excluded,
+            temperature,
+            number,
+            *upstream,
+            denominators,
+            results,
+            total,
+            chunk,
             REDUCTION=reduction,
             **constants,
             **launch,
         )
         kernels.combine[(-(-total // streaming["BLOCK_N"]),)](
-            *(rows, temperature, number, *upstream, shares, results, d_rows, d_temperatures, total, chunks),
+            rows,
+            temperature,
+            number,
+            *upstream,
+            shares,
+            results,
+            d_rows,
+            d_temperatures,
+            total,
+            chunks,
             REDUCTION=reduction,
             **streaming,
             **_LAUNCH,

@@ -42,17 +42,13 @@ def masked_upsample_pool(
             there boxes are clamped to the map, and such masks are not noticed.
         RuntimeError: the named backend cannot run this call.
     """
-    if not torch.compiler.is_compiling():
-        pooled = _operators.direct(features, regions, output_size, backend)
-        if pooled is not None:
-            return pooled
     _checks.check_features(NAME, features)
     regions, height, width = _checks.check_regions(NAME, regions, output_size, features)
     chosen = _dispatch.choose(NAME, backend, features.device.type, features.dtype)
     if chosen == "reference":
         _operators.check(regions, height, width)
         return reference.forward(features, regions, height, width)
-    return _operators.masked_upsample_pool(features, regions, height, width, chosen)
+    return _operators.masked_upsample_pool(features, regions, height, width, chosen)  # type: ignore[no-any-return]
 
 
 def region_weights(

@@ -122,7 +122,9 @@ def check_weights(name: str, weights: Any, features: Tensor) -> None:
 
 
 def check_values(name: str, regions: Tensor, height: int, width: int) -> None:
-    """Raises if a box leaves the map or is inverted, or a mask leaves [0, 1]. Reads values: CPU tensors only."""
+    """Raises if a box leaves the map or is inverted, or a mask leaves [0, 1]. Reads values, of CPU tensors only."""
+    if regions.device.type != "cpu":
+        return
     if regions.ndim == 3:
         if regions.is_floating_point():
             bad = ~((regions >= 0) & (regions <= 1))

@@ -3,16 +3,15 @@
 Autocast leaves them alone: they run in the dtype of `features`, and their sums are in float32 at least.
 """
 
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixfast.ops import _dispatch, _native
-from mixfast.ops._eager import is_plain, plain_apply
-from mixfast.ops._register import LIBRARY, define
+from mixfast.ops._check import statistics_dtype
+from mixfast.ops._register import LIBRARY, by_backend, define
 from mixfast.ops.pool import _checks
-from mixfast.ops.pool._arguments import empty_maps, sums_dtype
 
 NAME = "masked_upsample_pool"
 Pair = tuple[Tensor, Tensor]
@@ -23,99 +22,108 @@ def is_channels_last(maps: Tensor) -> bool:
     return not maps.is_contiguous() and maps.is_contiguous(memory_format=torch.channels_last)
 
 
-def _forward(features: Tensor, regions: Tensor, height: int, width: int, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    return _dispatch.module(NAME, backend).forward(features, regions, height, width)
+def dense(features: Tensor) -> tuple[Tensor, bool]:
+    """The maps as they are, if they are contiguous or channels last, else a copy; and whether channels are last."""
+    channels_last = is_channels_last(features)
+    return (features if channels_last else features.contiguous()), channels_last
 
 
-def _forward_fake(
-    features: Tensor, regions: Tensor, height: int, width: int, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    b, c, h, w = features.shape
-    weights = features.new_empty((regions.shape[0], 2, h, w), dtype=sums_dtype(features.dtype))
-    return features.new_empty((b, c)), features.new_empty((b, c)), weights
+def empty_maps(like: Tensor, h: int, w: int, channels_last: bool) -> Tensor:
+    """[B, C, h, w] for the gradient of maps whose results are [B, C]."""
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty((*like.shape, h, w), dtype=like.dtype, device=like.device, memory_format=layout)
 
 
-def _backward(grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channels_last: bool, backend: str) -> Tensor:
-    return _dispatch.module(NAME, backend).backward(grad_inside, grad_outside, weights, channels_last)
+def _pooled_fake(features: Tensor, *rest: Any) -> Pair:
+    shape = features.shape[:2]
+    return features.new_empty(shape), features.new_empty(shape)
+
+
+def _forward_fake(features: Tensor, regions: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    shape = (regions.shape[0], 2, *features.shape[2:])
+    return *_pooled_fake(features), features.new_empty(shape, dtype=statistics_dtype(features.dtype))
 
 
 def _backward_fake(
     grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channels_last: bool, backend: str
 ) -> Tensor:
-    h, w = weights.shape[2:]
-    return empty_maps(grad_inside, h, w, channels_last)
-
-
-def _pool(features: Tensor, weights: Tensor, backend: str) -> Pair:
-    return _dispatch.module(NAME, backend).pool(features, weights)
-
-
-def _pool_fake(features: Tensor, weights: Tensor, backend: str) -> Pair:
-    shape = features.shape[:2]
-    return features.new_empty(shape), features.new_empty(shape)
-
-
-def _weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: torch.dtype, backend: str) -> Tensor:
-    return _dispatch.module(NAME, backend).weights(regions, height, width, h, w, dtype)
+    return empty_maps(grad_inside, *weights.shape[2:], channels_last)
 
 
 def _weights_fake(regions: Tensor, height: int, width: int, h: int, w: int, dtype: torch.dtype, backend: str) -> Tensor:
     return regions.new_empty((regions.shape[0], 2, h, w), dtype=dtype)
 
 
-def _check(regions: Tensor, height: int, width: int) -> None:
-    if regions.device.type == "cpu":
-        _checks.check_values(NAME, regions, height, width)
-
-
-def _check_fake(regions: Tensor, height: int, width: int) -> None:
-    pass
-
-
-forward = define(
-    f"{NAME}(Tensor features, Tensor regions, SymInt height, SymInt width, str backend) -> (Tensor, Tensor, Tensor)",
+_forward = by_backend(NAME, "forward")
+# The plain operators have no derivative: those with one call them. `plain_forward` gives the weights besides.
+masked_upsample_pool = define(
+    f"{NAME}(Tensor features, Tensor regions, SymInt height, SymInt width, str backend) -> (Tensor, Tensor)",
+    lambda *arguments: _forward(*arguments)[:2],
+    _pooled_fake,
+)
+plain_forward = define(
+    f"{NAME}_plain_forward(Tensor features, Tensor regions, SymInt height, SymInt width, str backend)"
+    " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
 )
 backward = define(
     f"{NAME}_backward(Tensor grad_inside, Tensor grad_outside, Tensor weights, bool channels_last, str backend)"
     " -> Tensor",
-    _backward,
+    by_backend(NAME, "backward"),
     _backward_fake,
 )
-pool = define("weighted_pool(Tensor features, Tensor weights, str backend) -> (Tensor, Tensor)", _pool, _pool_fake)
+plain_backward = define(
+    f"{NAME}_plain_backward(Tensor grad_inside, Tensor grad_outside, Tensor weights, bool channels_last, str backend)"
+    " -> Tensor",
+    by_backend(NAME, "backward"),
+    _backward_fake,
+)
+pool = define(
+    "weighted_pool(Tensor features, Tensor weights, str backend) -> (Tensor, Tensor)",
+    by_backend(NAME, "pool"),
+    _pooled_fake,
+)
 weights = define(
     "region_weights(Tensor regions, SymInt height, SymInt width, SymInt h, SymInt w, ScalarType dtype, str backend)"
     " -> Tensor",
-    _weights,
+    by_backend(NAME, "weights"),
     _weights_fake,
 )
-check = define("check_regions(Tensor regions, SymInt height, SymInt width) -> ()", _check, _check_fake)
+check = define(
+    "check_regions(Tensor regions, SymInt height, SymInt width) -> ()",
+    lambda regions, height, width: _checks.check_values(NAME, regions, height, width),
+    lambda *arguments: None,
+)
 
 
 # Derivatives. Everything is linear in the features, so three operators close under differentiation:
 # the gradient of a pooling is `backward`, and the gradient of `backward` is a pooling with the same weights.
 
 
-def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.save_for_backward(output[2])
-    ctx.mark_non_differentiable(output[2])
-    ctx.channels_last, ctx.backend = is_channels_last(inputs[0]), inputs[4]
+class _Pool(torch.autograd.Function):
+    """`masked_upsample_pool`, at a third of the overhead of `torch.library.register_autograd`."""
 
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, *rest: Any) -> Pair:
+        inside, outside, weights = plain_forward(features, *rest)
+        ctx.save_for_backward(weights)
+        ctx.options = is_channels_last(features), rest[-1]
+        return inside, outside
 
-def _forward_gradient(ctx: Any, grad_inside: Tensor, grad_outside: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    grad = backward(grad_inside, grad_outside, ctx.saved_tensors[0], ctx.channels_last, ctx.backend)
-    return grad, None, None, None, None
+    @staticmethod
+    def backward(ctx: Any, grad_inside: Tensor, grad_outside: Tensor) -> Any:  # type: ignore[override]
+        run = backward if torch.is_grad_enabled() else plain_backward
+        return run(grad_inside, grad_outside, *ctx.saved_tensors, *ctx.options), None, None, None, None
 
 
 def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
     ctx.save_for_backward(inputs[1])
-    ctx.channels_last, ctx.backend = is_channels_last(inputs[0]), inputs[2]
+    ctx.options = is_channels_last(inputs[0]), inputs[2]
 
 
 def _pool_gradient(ctx: Any, grad_inside: Tensor, grad_outside: Tensor) -> tuple[Tensor | None, ...]:
-    grad = backward(grad_inside, grad_outside, ctx.saved_tensors[0], ctx.channels_last, ctx.backend)
-    return grad, None, None
+    return backward(grad_inside, grad_outside, *ctx.saved_tensors, *ctx.options), None, None
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -124,56 +132,12 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *pool(grad, ctx.saved_tensors[0], ctx.backend), None, None, None
+    return *pool(grad, *ctx.saved_tensors, ctx.backend), None, None, None
 
 
-torch.library.register_autograd(forward, _forward_gradient, setup_context=_save_forward, lib=LIBRARY)
+LIBRARY.impl(NAME, _Pool.apply, "Autograd")
 torch.library.register_autograd(pool, _pool_gradient, setup_context=_save_pool, lib=LIBRARY)
 torch.library.register_autograd(backward, _backward_gradient, setup_context=_save_backward, lib=LIBRARY)
-
-
-class Pool(torch.autograd.Function):
-    """Results that are there, as a function of plain features: a quarter of the overhead of the operator's own."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, made: tuple[Tensor, Tensor, Tensor, bool, str]) -> Pair:
-        inside, outside, weights, *ctx.how = made
-        ctx.save_for_backward(weights)
-        return inside, outside
-
-    @staticmethod
-    def backward(ctx: Any, grad_inside: Tensor, grad_outside: Tensor) -> Any:  # type: ignore[override]
-        (weights,), (channels_last, backend) = ctx.saved_tensors, ctx.how
-        given, native = (grad_inside, grad_outside, weights, channels_last), _native.LOADED.get(backend)
-        grad = native.pool_gradient(*given) if native else None
-        if grad is None:
-            plain = not torch.is_grad_enabled() and is_plain((grad_inside, grad_outside, weights))
-            grad = (_backward if plain else backward)(*given, backend)
-        return grad, None
-
-
-_apply = plain_apply(Pool)
-
-
-def direct(features: Tensor, regions: Tensor, output_size: tuple[int, int] | None, backend: str) -> Pair | None:
-    """Both means in one call of a compiled module, which looks at all arguments; None if it cannot take them."""
-    for native in _native.LOADED.values():
-        results = native.masked_upsample_pool(_apply, features, regions, output_size, backend)
-        if results is not None:
-            return results  # type: ignore[no-any-return]
-    return None
-
-
-def masked_upsample_pool(features: Tensor, regions: Tensor, height: int, width: int, backend: str) -> Pair:
-    """Both means, with their derivative."""
-    if not is_plain((features, regions)):
-        inside, outside, _ = forward(features, regions, height, width, backend)
-        return inside, outside
-    results = _forward(features.detach(), regions, height, width, backend)
-    if features.requires_grad and torch.is_grad_enabled():
-        inside, outside = _apply(features, (*results, is_channels_last(features), backend))
-        return inside, outside
-    return results[:2]
 
 
 # vmap: the mapped dimension joins the batch, and one call does the work of all.
@@ -204,26 +168,20 @@ def _copies(size: int, dim: int | None, tensor: Tensor) -> Tensor:
     return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
-def _map_forward(info: Any, dims: Any, features: Tensor, regions: Tensor, *rest: Any) -> tuple[Any, Any]:
+def _map_pooling(operator: Any, info: Any, dims: Any, features: Tensor, *rest: Any) -> tuple[Any, Any]:
+    """Of regions or weights [B or 1, ...], which follow the features."""
     size, batch = info.batch_size, _batch(features, dims[0])
     folded = _copies(size, dims[0], features).flatten(0, 1)
-    outputs = forward(folded, _fold(size, dims[1], regions, batch), *rest)
-    return tuple(_unfold(size, output) for output in outputs), (0, 0, 0)
+    outputs = operator(folded, _fold(size, dims[1], rest[0], batch), *rest[1:])
+    return tuple(_unfold(size, output) for output in outputs), (0,) * len(outputs)
 
 
 def _map_backward(
-    info: Any, dims: Any, grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, *rest: Any
+    operator: Any, info: Any, dims: Any, grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, *rest: Any
 ) -> tuple[Any, Any]:
     size, batch = info.batch_size, _batch(grad_inside, dims[0])
     grads = [_copies(size, dim, g).flatten(0, 1) for g, dim in zip((grad_inside, grad_outside), dims, strict=False)]
-    return _unfold(size, backward(*grads, _fold(size, dims[2], weights, batch), *rest)), 0
-
-
-def _map_pool(info: Any, dims: Any, features: Tensor, weights: Tensor, backend: str) -> tuple[Any, Any]:
-    size, batch = info.batch_size, _batch(features, dims[0])
-    folded = _copies(size, dims[0], features).flatten(0, 1)
-    outputs = pool(folded, _fold(size, dims[1], weights, batch), backend)
-    return tuple(_unfold(size, output) for output in outputs), (0, 0)
+    return _unfold(size, operator(*grads, _fold(size, dims[2], weights, batch), *rest)), 0
 
 
 def _map_weights(info: Any, dims: Any, regions: Tensor, *rest: Any) -> tuple[Any, Any]:
@@ -234,11 +192,9 @@ def _map_check(info: Any, dims: Any, regions: Tensor, *rest: Any) -> tuple[Any, 
     return check(regions.movedim(dims[0], 0).flatten(0, 1), *rest), None
 
 
-for operator, rule in (
-    (forward, _map_forward),
-    (backward, _map_backward),
-    (pool, _map_pool),
-    (weights, _map_weights),
-    (check, _map_check),
-):
+for operator in (masked_upsample_pool, plain_forward, pool):
+    torch.library.register_vmap(operator, functools.partial(_map_pooling, operator), lib=LIBRARY)
+for operator in (backward, plain_backward):
+    torch.library.register_vmap(operator, functools.partial(_map_backward, operator), lib=LIBRARY)
+for operator, rule in ((weights, _map_weights), (check, _map_check)):
     torch.library.register_vmap(operator, rule, lib=LIBRARY)

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _native
+from mixfast.ops._check import statistics_dtype
+from mixfast.ops._native import DTYPES
+from mixfast.ops.pool._operators import dense, empty_maps
+from mixfast.ops.pool.cpu_native import regions_tuple
 
 _C: Any = _native.cuda
-
 
 unavailable = _native.cuda_unavailable
 
@@ -18,16 +21,66 @@ def why_not(device_type: str, dtype: torch.dtype) -> str | None:
 
 
 def forward(features: Tensor, regions: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    return _C.pool_regions(features, regions, height, width)  # type: ignore[no-any-return]
+    (features, channels_last), (_kept, where) = dense(features), regions_tuple(regions, height, width)
+    b, c, h, w = features.shape
+    inside, outside = features.new_empty((b, c)), features.new_empty((b, c))
+    weights = features.new_empty((regions.shape[0], 2, h, w), dtype=statistics_dtype(features.dtype))
+    sums = _mask_sums(regions, weights)
+    _C.pool_regions(
+        (b, c, h, w, DTYPES[features.dtype], channels_last),
+        features.data_ptr(),
+        where,
+        sums.data_ptr(),
+        weights.data_ptr(),
+        inside.data_ptr(),
+        outside.data_ptr(),
+        *_native.place(features),
+    )
+    return inside, outside, weights
 
 
 def backward(grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channels_last: bool) -> Tensor:
-    return _C.spread_weights(grad_inside, grad_outside, weights, channels_last)  # type: ignore[no-any-return]
+    grad_inside, grad_outside, weights = grad_inside.contiguous(), grad_outside.contiguous(), weights.contiguous()
+    (b, c), (images, _, h, w) = grad_inside.shape, weights.shape
+    grad = empty_maps(grad_inside, h, w, channels_last)
+    _C.spread_weights(
+        (b, c, h, w, DTYPES[grad.dtype], channels_last),
+        grad_inside.data_ptr(),
+        grad_outside.data_ptr(),
+        images,
+        weights.data_ptr(),
+        grad.data_ptr(),
+        *_native.place(grad),
+    )
+    return grad
 
 
 def pool(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    return _C.pool_weights(features, weights)  # type: ignore[no-any-return]
+    (features, channels_last), weights = dense(features), weights.contiguous()
+    b, c, h, w = features.shape
+    inside, outside = features.new_empty((b, c)), features.new_empty((b, c))
+    _C.pool_weights(
+        (b, c, h, w, DTYPES[features.dtype], channels_last),
+        features.data_ptr(),
+        weights.shape[0],
+        weights.data_ptr(),
+        inside.data_ptr(),
+        outside.data_ptr(),
+        *_native.place(features),
+    )
+    return inside, outside
 
 
 def weights(regions: Tensor, height: int, width: int, h: int, w: int, dtype: torch.dtype) -> Tensor:
-    return _C.region_weights(regions, height, width, h, w, dtype == torch.float64)  # type: ignore[no-any-return]
+    _kept, where = regions_tuple(regions, height, width)
+    result = regions.new_empty((regions.shape[0], 2, h, w), dtype=dtype)
+    sums = _mask_sums(regions, result)
+    wide = dtype == torch.float64
+    _C.region_weights(where, h, w, wide, sums.data_ptr(), result.data_ptr(), *_native.place(regions))
+    return result
+
+
+def _mask_sums(regions: Tensor, weights: Tensor) -> Tensor:
+    """What the kernel that folds masks writes and the next one reads (csrc/pool/cuda_weights.cuh); empty for boxes."""
+    images, _, h, w = weights.shape
+    return weights.new_empty((images * 4, h, w + 1) if regions.dim() == 3 else 0)

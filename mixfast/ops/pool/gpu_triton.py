@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops._triton import power_of_two, unavailable, why_not
-from mixfast.ops.pool._arguments import dense, empty_maps
+from mixfast.ops.pool._operators import dense, empty_maps
 
 __all__ = ["backward", "forward", "pool", "unavailable", "weights", "why_not"]
 
@@ -39,8 +39,14 @@ def _pool(features: Tensor, weights: Tensor, boxes: Tensor | None, height: int, 
     if b * c > 0:
         with torch.cuda.device_of(features):
             kernels.pool[(b * -(-c // constants["BLOCK_C"]),)](
-                *(features, None if boxes is None else boxes.contiguous(), weights, inside, outside),
-                *(c, height, width),
+                features,
+                None if boxes is None else boxes.contiguous(),
+                weights,
+                inside,
+                outside,
+                c,
+                height,
+                width,
                 **constants,
                 **_LAUNCH,
             )
@@ -58,8 +64,11 @@ def backward(grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channel
     if b * c > 0:
         with torch.cuda.device_of(grad):
             kernels.spread[(b * blocks,)](
-                *(grad_inside.contiguous(), grad_outside.contiguous(), weights.contiguous()),
-                *(grad, c),
+                grad_inside.contiguous(),
+                grad_outside.contiguous(),
+                weights.contiguous(),
+                grad,
+                c,
                 **constants,
                 **_LAUNCH,
             )

@@ -1,5 +1,7 @@
 """The three functions on CPU in C++ (csrc/views): checks are done, addresses and sizes go out."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ def why_not(device_type: str, dtype: torch.dtype) -> str | None:
     return None if device_type == "cpu" else f"it runs on CPU tensors; these are on {device_type}"
 
 
+@functools.cache
 def instruction_sets() -> list[int]:
     """Codes of the instruction sets that this processor can run, from slow to fast."""
     return _native.cpu.augment_views_instruction_sets() if _native.cpu else []

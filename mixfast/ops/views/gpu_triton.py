@@ -30,7 +30,7 @@ def draw_views(state: Tensor, batch: int, size: tuple[int, int], laws: tuple[Law
     with torch.cuda.device_of(state):
         if batch > 0:
             kernels.draw[(-(-batch // DRAWN), len(laws))](
-                *(state, _numbers(laws, state.device), parameters, batch, *size), BLOCK=DRAWN, **_DRAW
+                state, _numbers(laws, state.device), parameters, batch, *size, BLOCK=DRAWN, **_DRAW
             )
         state[1].add_(1)
     return parameters
@@ -98,7 +98,7 @@ def _stage(
 
 
 def _blur(unblurred: Tensor, parameters: Tensor, views: Tensor, options: Options) -> None:
-    from mixfast.ops.views import gpu_triton_blur as kernels
+    from mixfast.ops.views import gpu_triton_kernels as kernels
 
     count, batch = parameters.shape[:2]
     size = options.height, options.width

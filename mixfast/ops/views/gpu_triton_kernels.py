@@ -1,4 +1,4 @@
-# mypy: allow-untyped-defs
+# mypy: allow-untyped-defs, allow-incomplete-defs
 """Triton kernels of augment_views: a program makes one tile of one view, from the image's bytes to the finished pixels.
 
 Shapes   source uint8 [N, 3, H, W]; parameters [V, B, 16]; index [B] or None; views [V, B, 3, S, T]
@@ -6,18 +6,144 @@ Order    views of one image are neighbours in the grid, so that it is fetched on
 Mean     contrast needs the mean of the whole view: of a view in one tile it is at hand, else `grey_sums` comes before
 Bits     fused multiply-adds are written out and no others made, so that views of all dtypes and layouts agree
 Scratch  float32 [V, B, 3, ...], between the stages of what is rare: a blur, colours before the crop
+Limits   crops and rows of `index` are clamped to what exists: wrong values read no other memory
 """
 
 import triton
 import triton.language as tl
 
-from mixfast.ops.views.gpu_triton_crop import clamp, first_byte, own_tile, pixels
+from mixfast.ops._triton_kernels import LOG2_E
 
 # Columns of the parameters.
+TOP, LEFT, HEIGHT, WIDTH, FLIP = (tl.constexpr(column) for column in range(5))
 BRIGHTNESS, CONTRAST = tl.constexpr(5), tl.constexpr(6)
 HUE, ORDER, PLACE, GREY, SIGMA, SOLARISE = (tl.constexpr(column) for column in (8, 9, 12, 13, 14, 15))
-COLUMNS = tl.constexpr(16)
-SIZES = ["images", "batch"]  # that need no code of their own
+COLUMNS, SIZES = tl.constexpr(16), ["images", "batch"]  # sizes that need no code of their own
+
+
+@triton.jit
+def own_tile(
+    batch,
+    VIEWS: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """(image, view * batch + image, tile, rows and columns of the tile) of a program."""
+    across: tl.constexpr = (OUT_W + BLOCK_W - 1) // BLOCK_W
+    tiles: tl.constexpr = (OUT_H + BLOCK_H - 1) // BLOCK_H * across
+    program = tl.program_id(0)
+    image = program // (VIEWS * tiles)
+    own = (program // tiles % VIEWS * batch + image).to(tl.int64)
+    tile = program % tiles
+    i = tile // across * BLOCK_H + tl.arange(0, BLOCK_H)
+    return image, own, tile, i, tile % across * BLOCK_W + tl.arange(0, BLOCK_W)
+
+
+@triton.jit
+def clamp(x):
+    return tl.minimum(tl.maximum(x, 0.0), 1.0)
+
+
+@triton.jit
+def first_byte(source, index, image, own, images, pixels):
+    """Where the program's image begins: a row of the source, or, in scratch memory, its own."""
+    if source.dtype.element_ty != tl.uint8:
+        row = own
+    elif index is None:
+        row = image.to(tl.int64)
+    else:
+        row = tl.minimum(tl.maximum(tl.load(index + image), 0), images - 1).to(tl.int64)
+    return source + row * pixels * 3
+
+
+@triton.jit
+def _values(source, offsets):
+    return tl.load(source + offsets).to(tl.float32)
+
+
+@triton.jit
+def _tap(distance, CUBIC: tl.constexpr):
+    """The weight of a pixel at a distance from the point: linear, or Keys' kernel with A = -3/4."""
+    x = tl.abs(distance)
+    if not CUBIC:
+        return tl.maximum(1 - x, 0.0)
+    near = tl.fma(tl.fma(x, 1.25, -2.25) * x, x, 1.0)
+    far = tl.fma(tl.fma(tl.fma(x, -0.75, 3.75), x, -6.0), x, 3.0)
+    return tl.where(x <= 1, near, tl.where(x < 2, far, 0.0))
+
+
+@triton.jit
+def _axis(how, START: tl.constexpr, LENGTH: tl.constexpr, size, out, out_size, CUBIC: tl.constexpr):
+    """(first pixel of the crop, its last pixel less the first, pixel of each output before it, fraction beyond)."""
+    largest = tl.cast(size, tl.float32)
+    start = tl.minimum(tl.maximum(tl.load(how + START), 0.0), largest - 1).to(tl.int32)
+    length = tl.minimum(tl.maximum(tl.load(how + LENGTH), 1.0), largest)
+    last = tl.minimum(length.to(tl.int32), size - start) - 1
+    at = tl.fma(out.to(tl.float32) + 0.5, tl.div_rn(length, tl.cast(out_size, tl.float32)), -0.5)
+    if not CUBIC:
+        at = tl.maximum(at, 0.0)
+    base = tl.floor(at)
+    return start, last, base.to(tl.int32), at - base
+
+
+@triton.jit
+def _cropped(
+    source, how, i, j, H: tl.constexpr, W: tl.constexpr, OUT_H: tl.constexpr, OUT_W: tl.constexpr, CUBIC: tl.constexpr
+):
+    """Red, green and blue of the outputs (i, j) of a crop, resampled and perhaps mirrored."""
+    across = tl.where(tl.load(how + FLIP) != 0, OUT_W - 1 - j, j)
+    top, low, y, down = _axis(how, TOP, HEIGHT, H, i, OUT_H, CUBIC)
+    left, wide, x, right = _axis(how, LEFT, WIDTH, W, across, OUT_W, CUBIC)
+    plane: tl.constexpr = H * W
+    unit: tl.constexpr = 1 / 255 if source.dtype.element_ty == tl.uint8 else 1
+    first: tl.constexpr = -1 if CUBIC else 0
+    red = tl.zeros([i.shape[0], j.shape[0]], tl.float32)
+    green, blue = red, red
+    for dy in range(first, 3 if CUBIC else 2):
+        rows = (tl.minimum(tl.maximum(y + dy, 0), low) + top) * W
+        row_red = tl.zeros([i.shape[0], j.shape[0]], tl.float32)
+        row_green, row_blue = row_red, row_red
+        for dx in tl.static_range(first, 3 if CUBIC else 2):
+            columns = tl.minimum(tl.maximum(x + dx, 0), wide) + left
+            offsets = rows[:, None] + columns[None, :]
+            weight = _tap(right - dx, CUBIC)[None, :]
+            row_red = tl.fma(weight, _values(source, offsets), row_red)
+            row_green = tl.fma(weight, _values(source, offsets + plane), row_green)
+            row_blue = tl.fma(weight, _values(source, offsets + 2 * plane), row_blue)
+        weight = _tap(down - dy, CUBIC)[:, None] * unit
+        red = tl.fma(weight, row_red, red)
+        green = tl.fma(weight, row_green, green)
+        blue = tl.fma(weight, row_blue, blue)
+    if CUBIC:
+        red, green, blue = clamp(red), clamp(green), clamp(blue)
+    return red, green, blue
+
+
+@triton.jit
+def pixels(
+    source,
+    how,
+    i,
+    j,
+    H: tl.constexpr,
+    W: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    CROP: tl.constexpr,
+    CUBIC: tl.constexpr,
+):
+    """Of the outputs (i, j): resampled from their crop, or as they are."""
+    if CROP:
+        red, green, blue = _cropped(source, how, i, j, H, W, OUT_H, OUT_W, CUBIC)
+    else:
+        unit: tl.constexpr = 1 / 255 if source.dtype.element_ty == tl.uint8 else 1
+        offsets = tl.minimum(i, H - 1)[:, None] * W + tl.minimum(j, W - 1)[None, :]
+        red = _values(source, offsets) * unit
+        green = _values(source, offsets + H * W) * unit
+        blue = _values(source, offsets + 2 * H * W) * unit
+    return red, green, blue
 
 
 @triton.jit
@@ -206,3 +332,68 @@ def render(
         _keep(scratch, own, red, green, blue, i, j, OUT_H, OUT_W)
     else:
         _finish(out, own, red, green, blue, how, i, j, OUT_H, OUT_W, scale, offset, CHANNELS_LAST)
+
+
+# The blur of a tile with the neighbourhood X is R X C^T, with R and C the weights of rows and columns. A pixel stands
+# for its mirror images beyond the borders too, so that nothing outside of the view is read.
+
+
+@triton.jit
+def _bell(distance, exponent, reach):
+    squared = tl.cast(distance * distance, tl.float32)
+    return tl.where(distance <= reach, tl.exp2(squared * exponent), 0.0)
+
+
+@triton.jit
+def _weights(i, p, side, exponent, reach):
+    """What pixel p weighs at output i, its mirror images beyond the two borders included; their shapes broadcast."""
+    weight = tl.where(p < side, _bell(tl.abs(i - p), exponent, reach), 0.0)
+    weight += tl.where((p > 0) & (p < side), _bell(i + p, exponent, reach), 0.0)
+    return weight + tl.where(p < side - 1, _bell(tl.abs(2 * (side - 1) - p - i), exponent, reach), 0.0)
+
+
+@triton.jit(do_not_specialize=["batch", "reach"])
+def blur(
+    scratch,
+    parameters,
+    out,
+    scale,
+    offset,
+    batch,
+    reach,
+    VIEWS: tl.constexpr,
+    OUT_H: tl.constexpr,
+    OUT_W: tl.constexpr,
+    CHANNELS_LAST: tl.constexpr,
+    BLOCK: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """Program (tile of BLOCK x BLOCK pixels, channel); a view without blur is already done."""
+    _, own, _, i, j = own_tile(batch, VIEWS, OUT_H, OUT_W, BLOCK, BLOCK)
+    how = parameters + own * COLUMNS
+    sigma = tl.load(how + SIGMA)
+    if sigma > 0:
+        channel = tl.program_id(1)
+        width = tl.maximum(sigma, 1e-6)
+        exponent = -0.5 * LOG2_E / (width * width)
+        scratch += (own * 3 + channel) * OUT_H * OUT_W
+        top, left = tl.min(i, 0), tl.min(j, 0)
+        value = tl.zeros([BLOCK, BLOCK], tl.float32)
+        for y_first in range(tl.maximum(top - reach, 0), tl.minimum(top + BLOCK + reach, OUT_H), STEP):
+            y = y_first + tl.arange(0, STEP)
+            rows = tl.zeros([STEP, BLOCK], tl.float32)
+            for x_first in range(tl.maximum(left - reach, 0), tl.minimum(left + BLOCK + reach, OUT_W), STEP):
+                x = x_first + tl.arange(0, STEP)
+                inside = (y < OUT_H)[:, None] & (x < OUT_W)[None, :]
+                given = tl.load(scratch + y[:, None] * OUT_W + x[None, :], inside, 0.0)
+                weights = _weights(j[None, :], x[:, None], OUT_W, exponent, reach)
+                rows = tl.dot(given, weights, rows, input_precision="ieee")
+            weights = _weights(i[:, None], y[None, :], OUT_H, exponent, reach)
+            value = tl.dot(weights, rows, value, input_precision="ieee")
+        side = 0.0
+        for distance in range(1, reach + 1):
+            side += _bell(distance, exponent, reach)
+        value /= (1 + 2 * side) * (1 + 2 * side)
+        factor = tl.where(channel == 0, scale[0], tl.where(channel == 1, scale[1], scale[2]))
+        term = tl.where(channel == 0, offset[0], tl.where(channel == 1, offset[1], offset[2]))
+        finish(out, own, channel, value, how, i, j, OUT_H, OUT_W, factor, term, CHANNELS_LAST)

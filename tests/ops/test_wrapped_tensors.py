@@ -1,5 +1,7 @@
-"""Calls past torch's dispatcher, and those that must not: modes, subclasses and lazy views see the operators."""
+"""What torch wraps around a call or a tensor: modes, subclasses, lazy views, default devices, saved-tensor hooks."""
 
+import gc
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +11,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import mixfast
-from mixfast.ops._eager import is_plain
 
 BOXES, SIZE = torch.tensor([[0, 0, 3, 5], [2, 1, 9, 8]]), (9, 9)
 
@@ -65,7 +66,7 @@ def test_a_mode_sees_the_operators(run: Callable[[Tensor], Tensor], rng: torch.G
 @each_operation
 def test_lazily_negated_memory(run: Callable[[Tensor], Tensor], rng: torch.Generator) -> None:
     features = torch.randn(2, 3, 2, 2, generator=rng, dtype=torch.complex64).conj().imag
-    assert features.is_neg() and not is_plain((features,))
+    assert features.is_neg()
     torch.testing.assert_close(run(features), run(features.clone()))
 
 
@@ -85,17 +86,26 @@ def test_a_default_device_changes_nothing(run: Callable[[Tensor], Tensor], rng: 
         assert torch.equal(ours, theirs)
 
 
-def test_what_is_plain() -> None:
-    tensor = torch.ones(2)
-    assert is_plain((tensor, torch.nn.Parameter(tensor)))
-    assert not is_plain((tensor, tensor.as_subclass(Other)))
-    with torch.inference_mode():
-        assert is_plain((torch.ones(2),))
-    with torch.no_grad(), torch.autocast("cpu"):
-        assert is_plain((tensor,))
-    with Seen():
-        assert not is_plain((tensor,))
-    seen: list[bool] = []
-    torch.func.vmap(lambda row: seen.append(is_plain((tensor,))) or row)(tensor)
-    torch.func.grad(lambda row: seen.append(is_plain((tensor,))) or row.sum())(tensor)
-    assert seen == [False, False]
+@each_operation
+def test_saved_tensors_go_through_hooks(run: Callable[[Tensor], Tensor], rng: torch.Generator) -> None:
+    features = torch.randn(2, 3, 2, 2, generator=rng)
+    expected = value_and_gradient(run, features)
+    packed: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: packed.append(t) or t.clone(), lambda t: t.clone()):
+        results = value_and_gradient(run, features)
+    assert packed
+    for ours, theirs in zip(results, expected, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@each_operation
+def test_calls_keep_no_reference(run: Callable[[Tensor], Tensor], rng: torch.Generator) -> None:
+    features = torch.randn(2, 3, 2, 2, generator=rng)
+    value_and_gradient(run, features)
+    gc.collect()
+    count, alive = sys.getrefcount(features), len(gc.get_objects())
+    for _ in range(20):
+        value_and_gradient(run, features)
+    gc.collect()
+    assert sys.getrefcount(features) == count
+    assert len(gc.get_objects()) < alive + 20

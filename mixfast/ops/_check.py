@@ -1,0 +1,90 @@
+"""Argument checks that several operations share. They read shapes and types, and no tensor's values."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOAT_NAMES = "float16, bfloat16, float32 or float64"
+
+
+class Check:
+    """The checks of one operation, whose name begins every message."""
+
+    def __init__(self, operation: str):
+        self.operation = operation
+
+    def type_error(self, message: str) -> NoReturn:
+        raise TypeError(f"{self.operation}: {message}")
+
+    def value_error(self, message: str) -> NoReturn:
+        raise ValueError(f"{self.operation}: {message}")
+
+    def sequence(self, name: str, value: Any, expected: str) -> None:
+        if not isinstance(value, (list, tuple)):
+            self.type_error(f"{name} must be {expected}; got {type(value).__name__}.")
+
+    def floats(self, name: str, tensor: Any, expected: str = "a tensor") -> None:
+        """A dense tensor of floating-point numbers."""
+        if not isinstance(tensor, Tensor):
+            self.type_error(f"{name} must be {expected}; got {type(tensor).__name__}.")
+        if tensor.dtype not in FLOATS:
+            self.type_error(
+                f"{name} must be {FLOAT_NAMES}; got {tensor.dtype}. Convert it, with .float() for instance."
+            )
+        self.dense(name, tensor)
+
+    def all_floats(self, name: str, tensors: Sequence[Any]) -> None:
+        """Dense tensors of floating-point numbers; a name is made only for one that is none."""
+        for i, tensor in enumerate(tensors):
+            if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS or tensor.layout is not torch.strided:
+                self.floats(f"{name}[{i}]", tensor)
+
+    def dense(self, name: str, tensor: Tensor) -> None:
+        if tensor.layout is not torch.strided:
+            self.type_error(f"{name} must be dense; got layout {tensor.layout}. Call .to_dense() first.")
+
+    def dtype_of(self, name: str, tensor: Tensor, other: str, dtype: torch.dtype) -> None:
+        """`tensor` must have the dtype of the argument `other`."""
+        if tensor.dtype != dtype:
+            self.type_error(f"{name} must have the dtype of {other}, {dtype}; got {tensor.dtype}. Convert one.")
+
+    def device_of(self, name: str, tensor: Tensor, other: str, device: torch.device) -> None:
+        """`tensor` must be on the device of the argument `other`."""
+        if tensor.device != device:
+            self.value_error(f"{name} must be on the device of {other}, {device}; got {tensor.device}.")
+
+    def int64(self, name: str, tensor: Any, expected: str) -> None:
+        if not isinstance(tensor, Tensor):
+            self.type_error(f"{name} must be {expected}; got {type(tensor).__name__}.")
+        if tensor.dtype != torch.int64:
+            self.type_error(f"{name} must be int64; got {tensor.dtype}. Call .long().")
+
+    def temperature_tensor(self, temperature: Tensor, other: str, device: torch.device) -> None:
+        if temperature.dtype not in FLOATS:
+            self.type_error(f"a temperature tensor must be {FLOAT_NAMES}; got {temperature.dtype}.")
+        self.device_of("temperature", temperature, other, device)
+
+    def positive(self, name: str, number: float) -> None:
+        """A temperature, as a number or as an entry of a tensor where reading it is free."""
+        if not 0 < number < math.inf:
+            self.value_error(f"{name} must be positive and finite; got {number}.")
+
+    def reduction(self, reduction: Any) -> None:
+        if reduction not in ("mean", "sum", "none"):
+            self.value_error(f'reduction must be "mean", "sum" or "none"; got {reduction!r}.')
+
+
+def autocast_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
+    """What autocast makes of a loss's rows: float32 as of a loss on a CPU, float16 as of a matrix product on a GPU."""
+    if dtype == torch.float64 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
+        return dtype
+    return torch.float32 if device_type == "cpu" else torch.float16
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What sums over numbers of `dtype` are made and kept in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
