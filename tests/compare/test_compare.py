@@ -152,7 +152,7 @@ def test_report_is_whole_and_names_no_place(runs: Path, report: Path) -> None:
 )
 def test_untrained_networks_that_score_alike_are_one_row(second: float, names: list[str]) -> None:
     runs: Any = [
-        SimpleNamespace(name=name, run=SimpleNamespace(config=SimpleNamespace(model=model)))
+        SimpleNamespace(name=name, setup=SimpleNamespace(config=SimpleNamespace(model=model)))
         for name, model in (("a", "linear"), ("b", "mlp"), ("c", "linear"))
     ]
     rows = [SimpleNamespace(name=name, role="untrained") for name in ("first", "second")]
