@@ -17,6 +17,7 @@ from mixfast.data.sets import ImageSet, Splits, channel_statistics, first_balanc
 from mixfast.data.streamed import Images, Streamed
 from mixfast.errors import ConfigError, DataError
 
+_FEW = 4096  # images: fewer are read before workers have started
 _CHUNK = 64  # images that are read at once
 _EXPECTED = (
     "an image or (image, label): a PIL image, a uint8 tensor [3, H, W], [1, H, W] or [H, W], or a uint8 array "
@@ -135,7 +136,7 @@ def load_own(
         cfg: kind, size, limit, test_limit, holdout, in_memory and workers are read.
         seed: chooses the held-out images where the factory returns one set.
         say: prints a line.
-        cores: processes that read, if cfg.workers does not say; None: one for each core of this process.
+        cores: processes that read more than a few images, if cfg.workers does not say; None: one for each core.
         device_bytes: memory of the training device, if it is not the host's.
 
     Raises:
@@ -145,6 +146,8 @@ def load_own(
     sets = call_factory(cfg.kind)
     counts = [len(part) for part in sets]
     workers = cfg.workers if cfg.workers is not None else cores or decode.cores()
+    if cfg.workers is None and sum(counts) < _FEW:
+        workers = 0
     library = Library(Items(cfg.kind, sets, cfg.size), range(sum(counts)), counts, workers, say)
     splits = list(torch.arange(sum(counts)).split(counts))
     labels = torch.cat([_labels(library, *pair) for pair in zip(splits, sets, strict=True)])

@@ -1,5 +1,6 @@
 """Command line: python -m mixfast.evaluate COMMAND RUN... Reads what training wrote; changes no checkpoint."""
 
+import multiprocessing
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -49,4 +50,5 @@ def evaluate(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(["mixfast.evaluate.__main__"])  # what all workers import: once, and shared
     sys.exit(main())

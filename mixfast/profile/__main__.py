@@ -19,6 +19,7 @@ Images are noise, the learning rate is 0, nothing else is written.
 """
 
 import json
+import multiprocessing
 import sys
 import tempfile
 from dataclasses import dataclass, field
@@ -164,4 +165,5 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    multiprocessing.set_forkserver_preload(["mixfast.profile.__main__"])  # what all workers import: once, and shared
     sys.exit(main())

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -226,14 +225,3 @@ def test_a_tensor_is_the_data_of_a_run(tmp_path: Path, rng: torch.Generator) -> 
         from_tensor(images, torch.zeros(3))
     with pytest.raises(ValueError, match=r"test images must have the shape of the others, \[3, 16, 16\]"):
         from_tensor(images, test=(images[..., :8, :8], None))
-
-
-def test_the_snippet_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
-    (snippet,) = re.findall(r"```python\n# my_lab\.py\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "my_lab.py").write_text(textwrap.dedent(snippet))
-    monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.chdir(tmp_path)
-    torch.save({"images": torch.randint(256, (40, 3, 20, 20), dtype=torch.uint8), "labels": [0, 1] * 20}, "photos.pt")
-    data = {"data__kind": "my_lab:photos", "data__workers": 0}
-    assert main(words(tmp_path / "run", "moco", train__epochs=1, **data)) == 0
