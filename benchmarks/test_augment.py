@@ -36,7 +36,7 @@ def ours(recipe: str, given: Tensor, backend: str, threads: int = 1) -> Callable
             return augment(given, PRESETS[recipe], state, MEAN, STD)
         finally:
             torch.set_num_threads(before)
-            del os.environ["MIXFAST_BACKEND"]  # if set, to auto even, it keeps later benchmarks off the direct calls
+            del os.environ["MIXFAST_BACKEND"]
 
     return run
 

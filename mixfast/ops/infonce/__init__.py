@@ -73,9 +73,7 @@ def multi_queue_infonce(
         queries, positives = _converted(queries, dtype), _converted(positives, dtype)
     chosen = _dispatch.choose(NAME, backend, device_type, dtype, queue_dtype, _dispatch.constant_dim(rows.dim))
     if chosen == "reference":
-        tensor = temperature.detach() if isinstance(temperature, Tensor) else None
-        if tensor is not None or valid_len is not None:
-            _operators.check_values(valid_len, tensor, [queue.shape[0] for queue in queues])
+        _operators.check_tensor_values(valid_len, temperature, queues)
         losses = reference.losses(queries, positives, queues, queue_index, valid_len, temperature, reduction)
     else:
         losses = _operators.losses(queries, positives, queues, queue_index, valid_len, temperature, reduction, chosen)

@@ -122,6 +122,13 @@ class _Infonce(torch.autograd.Function):
         return None, None, grads[0], None, *grads[1:]
 
 
+def check_tensor_values(valid_len: Tensor | None, temperature: list[float] | Tensor, queues: Sequence[Tensor]) -> None:
+    """On the CPU, raises if valid_len or a tensor of temperatures holds what it must not."""
+    tensor = temperature.detach() if isinstance(temperature, Tensor) else None
+    if valid_len is not None or tensor is not None:
+        check_values(valid_len, tensor, [queue.shape[0] for queue in queues])
+
+
 def _distinct(tensors: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Under torch.compile, which refuses a tensor that is given twice: views of it."""
     if not torch.compiler.is_compiling():

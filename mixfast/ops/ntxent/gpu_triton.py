@@ -67,8 +67,9 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
 
 def _read(problem: Problem) -> tuple[Tensor, Tensor | None, Tensor | None, float, str]:
     """The rows of both views, and the other parts of the problem."""
-    first, second, excluded, *rest = problem
-    return torch.cat([first, second]), None if excluded is None else excluded.contiguous(), *rest
+    first, second, excluded, temperature, number, reduction = problem
+    excluded = None if excluded is None else excluded.contiguous()
+    return torch.cat([first, second]), excluded, temperature, number, reduction
 
 
 def backward(

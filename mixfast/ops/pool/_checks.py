@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+from mixfast.ops._check import FLOATS, statistics_dtype
+
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 LARGEST_SIDE = 1 << 24  # pixels; keeps the integer arithmetic of the box weights exact
 
@@ -106,7 +107,7 @@ def check_weights(name: str, weights: Any, features: Tensor) -> None:
             f"{name}: weights must be [B, 2, h, w] = [{features.shape[0]} or 1, 2, {h}, {w}] as features "
             f"{list(features.shape)} ask; got {list(weights.shape)}. region_weights makes them."
         )
-    wanted = torch.float64 if features.dtype == torch.float64 else torch.float32
+    wanted = statistics_dtype(features.dtype)
     if weights.dtype != wanted:
         raise TypeError(
             f"{name}: weights must be {wanted} for {features.dtype} features; got {weights.dtype}. "

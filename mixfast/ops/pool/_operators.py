@@ -47,7 +47,8 @@ def _forward_fake(features: Tensor, regions: Tensor, *rest: Any) -> tuple[Tensor
 def _backward_fake(
     grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, channels_last: bool, backend: str
 ) -> Tensor:
-    return empty_maps(grad_inside, *weights.shape[2:], channels_last)
+    h, w = weights.shape[2:]
+    return empty_maps(grad_inside, h, w, channels_last)
 
 
 def _weights_fake(regions: Tensor, height: int, width: int, h: int, w: int, dtype: torch.dtype, backend: str) -> Tensor:
