@@ -19,6 +19,7 @@ PUBLIC = (
     "mixfast.ops",
     "mixfast.losses",
     "mixfast.methods",
+    "mixfast.methods.bases",
     "mixfast.models",
     "mixfast.augment",
     "mixfast.mix",

@@ -22,7 +22,8 @@ from mixfast.mix.boxes import boxes_around, sample_centres, sample_lam
 from mixfast.mix.saliency import peaks
 from mixfast.ops import mix_views
 
-SALIENCY_SHARE = 0.5  # of the steps are mixed by kind "saliency", as in SaliencyMix; the others stay unmixed
+# Share of the steps that kind "saliency" mixes, as in SaliencyMix; the others stay unmixed.
+SALIENCY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
