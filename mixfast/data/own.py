@@ -1,6 +1,5 @@
 """Data sets of the user's own: what a factory returns, and tensors."""
 
-import importlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from mixfast.data.loader import Decoded, Library
 from mixfast.data.sets import ImageSet, Splits, channel_statistics, first_balanced, held_out
 from mixfast.data.streamed import Images, Streamed
 from mixfast.errors import ConfigError, DataError
+from mixfast.outside import import_module
 
 _FEW = 4096  # images: fewer are read before workers have started
 _CHUNK = 64  # images that are read at once
@@ -97,15 +97,7 @@ def call_factory(kind: str) -> Sequence[Any]:
         ConfigError: no such module, or no such function in it. DataError: it returns something else.
     """
     path, _, name = kind.partition(":")
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-            raise  # the module exists, and something that it imports does not
-        raise ConfigError(
-            f"--data.kind {kind}: cannot import {path!r} (no module named {error.name!r}); run from the folder that "
-            "holds it, or put that folder on PYTHONPATH."
-        ) from error
+    module = import_module(path, f"--data.kind {kind}")
     factory = getattr(module, name, None)
     if not callable(factory):
         raise ConfigError(f"--data.kind {kind}: {path} must define {name}(); got {factory!r}.")

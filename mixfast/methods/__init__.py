@@ -1,11 +1,11 @@
 """Methods by name. The name is the file: mixfast/methods/moco.py is "moco"; a dotted name is a module elsewhere."""
 
 import difflib
-import importlib
 import pkgutil
 
 from mixfast.errors import ConfigError
 from mixfast.methods.bases.method import Method, Step
+from mixfast.outside import import_module
 
 __all__ = ["MODIFIERS", "Method", "Step", "load", "names"]
 
@@ -29,15 +29,7 @@ def load(name: str) -> type[Method]:
             + f"Known: {', '.join(names())}; or the dotted path of a module with a METHOD, such as my_lab.my_method."
         )
     path = name if "." in name else f"{__name__}.{name}"
-    try:
-        module = importlib.import_module(path)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{path}.".startswith(f"{error.name}."):
-            raise  # the module exists, and something that it imports does not
-        raise ConfigError(
-            f"method: cannot import {path!r} (no module named {error.name!r}); run from the folder that holds it, "
-            "or put that folder on PYTHONPATH."
-        ) from error
+    module = import_module(path, "method")
     method = getattr(module, "METHOD", None)
     if not (isinstance(method, type) and issubclass(method, Method)):
         raise ConfigError(f"method: {path} must define METHOD, a subclass of mixfast.methods.Method; got {method!r}.")

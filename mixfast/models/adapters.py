@@ -2,7 +2,6 @@
 
 import ast
 import difflib
-import importlib
 import inspect
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from mixfast.errors import ConfigError, PlatformError
 from mixfast.models.backbone import Adapted, Backbone
+from mixfast.outside import import_module
 
 FORMS = "resnet, torchvision:NAME, timm:NAME, or package.module:factory of your own; options follow as ,key=value"
 LIBRARIES = ("torchvision", "timm")
@@ -109,15 +109,7 @@ def make(text: str, factory: Callable[..., object] | None = None) -> Backbone:
 
 def imported(named: Named) -> Callable[..., object]:
     """The factory of a module outside this package."""
-    try:
-        module = importlib.import_module(named.source)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{named.source}.".startswith(f"{error.name}."):
-            raise  # the module exists, and something that it imports does not
-        raise ConfigError(
-            f"model.backbone: cannot import {named.source!r} (no module named {error.name!r}); run from the folder "
-            "that holds it, or put that folder on PYTHONPATH."
-        ) from error
+    module = import_module(named.source, "model.backbone")
     factory = getattr(module, named.name, None)
     if not callable(factory):
         known = [name for name, value in vars(module).items() if callable(value)]
