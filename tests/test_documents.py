@@ -32,7 +32,6 @@ ELSEWHERE = {
     "bash scripts/gpu_check.sh runs/gpu": "needs a GPU",
     "bash scripts/gpu_check.sh runs/dry --dry-run": "tests/test_gpu_check.py",
     "pip install .": "tests/test_install.py",
-    "pip install setuptools wheel pybind11 ninja": "the test extra",
     "pip install setuptools wheel pybind11 cmake ninja": "the test extra",
     'pip install --no-build-isolation -e ".[dev]"': "tests/test_install.py",
     "python setup.py build_ext --inplace": "tests/test_install.py",
