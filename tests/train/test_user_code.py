@@ -118,7 +118,7 @@ METHOD = Mine
 WRONG_SHAPES = 'infonce_sum([Term("a", torch.ones(4, 8), torch.ones(4, 7), "q")], {"q": torch.ones(9, 8)}, 0.1)'
 TROUBLE = [
     ("MoCo = ", "MoKo", "NameError: name 'MoKo' is not defined", "<module>"),
-    ("super().check", "config.no_such_option", "AttributeError: 'MomentumConfig' object has no attribute", "check"),
+    ("super().check", "config.no_such_option", "AttributeError: 'MoCoConfig' object has no attribute", "check"),
     ("super().__init__", "self.encoder", "AttributeError: 'Mine' object has no attribute 'encoder'", "__init__"),
     ("return super().views", "torch.stack([])", "RuntimeError: ", "views"),
     ("return super().step", "print(q)", "NameError: name 'q' is not defined", "step"),
