@@ -180,6 +180,8 @@ Costs: encoder passes, `moco` = 1. Scores: published, ResNet-18 on CIFAR-10, but
 
 modifier              {modifiers}
 method                {methods}
+your own              --method my_lab.method, --data.kind my_lab.data:factory,
+                      --model.backbone my_lab.nets:factory (torchvision:NAME, timm:NAME)
 
 --out DIR             run folder (default runs/<preset>-NNNN); an existing one is refused
 --overwrite           replace an existing run folder
@@ -202,12 +204,12 @@ def short_help() -> str:
     rows += [(name, preset.cost, preset.score) for name, preset in presets().items()]
     names, costs, _ = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
     table = "\n".join(f"{name:<{names}}{cost:<{costs}}{score}" for name, cost, score in rows)
-    known = [*methods.names(), "or my_lab.my_method from your own module"]
-    return HELP.format(presets=table, modifiers=_listed(modifiers_by_name()), methods=_listed(known))
+    return HELP.format(presets=table, modifiers=_listed(modifiers_by_name()), methods=_listed(methods.names()))
 
 
 def _listed(words: Iterable[str]) -> str:
-    return textwrap.fill(", ".join(words), 76, subsequent_indent=" " * 22)
+    indent = " " * 22  # the column in which the words begin
+    return textwrap.fill(", ".join(words), 98, initial_indent=indent, subsequent_indent=indent).lstrip()
 
 
 def full_help(words: list[str]) -> None:
