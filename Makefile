@@ -30,7 +30,7 @@ train: $(VENV)/train.stamp
 test: $(VENV)/test.stamp
 	$(PYTEST) $(ARGS)
 
-# For quick turns, without the tests marked slow: builds, commands of the documents, emulated kernels, reports.
+# For quick turns, without the tests marked slow: builds, commands, compilers, emulated kernels, whole runs.
 test-fast: $(VENV)/test.stamp
 	$(PYTEST) -m "not slow" $(ARGS)
 

@@ -20,6 +20,8 @@ from mixfast.errors import ConfigError
 from mixfast.train.__main__ import main as train
 from tests.tiny_run import process_settings_kept, records, words
 
+pytestmark = pytest.mark.slow
+
 RUNS = (("a0", "moco", 0), ("a1", "moco", 1), ("b0", "approach1", 0), ("b1", "approach1", 1), ("c1", "simclr", 1))
 QUICK = ("--localise", "none", "--maps", "0")
 

@@ -17,6 +17,8 @@ from mixfast.data.loader import ImageFiles, Library
 from mixfast.data.streamed import Streamed
 from mixfast.errors import DataError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 SIZE, COUNT = 600, 40  # a worker takes four such images at once
 

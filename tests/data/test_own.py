@@ -14,6 +14,8 @@ from mixfast.run import engine
 from mixfast.train.__main__ import main
 from tests.tiny_run import assert_same, last_state, open_tiny, records, train_in_child, words
 
+pytestmark = pytest.mark.slow
+
 PHOTOS = '''
 import numpy as np
 import torch

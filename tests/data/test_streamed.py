@@ -49,6 +49,7 @@ def epochs(splits: Splits, count: int, batch_size: int = 5) -> torch.Tensor:
     return torch.stack([batch for _ in range(count) for batch in batches.epoch()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [None, 0, 1, 3], ids=str)
 def test_same_bits_as_in_memory(workers, images) -> None:
     """Pixels, order, normalisation and fingerprint do not depend on who decodes, and when."""

@@ -17,6 +17,8 @@ from mixfast.train.__main__ import main as train
 from tests.scoring.boxed_folders import make as make_folders
 from tests.tiny_run import open_tiny, process_settings_kept, words
 
+pytestmark = pytest.mark.slow
+
 FEW = ("--count", "12", "--validation", "10", "--threads", "1")
 
 

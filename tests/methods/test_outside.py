@@ -116,6 +116,7 @@ def test_every_listed_part_exists_and_says_what_it_is() -> None:
         assert name.isupper() or getattr(bases, name).__doc__, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_dense_and_global_terms_train_together(densecl: str, accumulate: int, tmp_path: Path) -> None:
     out = tmp_path / "run"

@@ -25,6 +25,8 @@ from mixfast.train import cli
 from mixfast.train.__main__ import main as train
 from tests.tiny_run import assert_same, last_state, open_tiny, process_settings_kept, records, train_in_child, words
 
+pytestmark = pytest.mark.slow
+
 MODULE = """
 import torch
 from torch import nn

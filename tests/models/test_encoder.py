@@ -10,6 +10,8 @@ from mixfast.models import Encoder, ModelConfig, build_encoder
 from mixfast.run import engine
 from tests.tiny_run import open_tiny
 
+pytestmark = pytest.mark.slow
+
 
 def build(splits: int) -> Encoder:
     config = ModelConfig(depth=8, width=8, dim=6, bn_splits=splits)

@@ -133,6 +133,7 @@ def test_bfloat16_input_keeps_its_type_under_both_formats(rng: torch.Generator) 
         torch.testing.assert_close(short[2:], results[0][2:], atol=0.2, rtol=2e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_is_captured_whole_by_torch_compile(rng: torch.Generator, memory_format: torch.memory_format) -> None:
     norm = prepared(rng, 3, 4, torch.float32)

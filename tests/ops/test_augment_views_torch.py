@@ -13,6 +13,8 @@ from mixfast.ops.views._layout import Options, law
 from tests.backends import each_backend
 from tests.ops.augmenting import RECIPES, byte_images, new_state, options
 
+pytestmark = pytest.mark.slow
+
 zeros, uint8 = torch.zeros, torch.uint8
 PLAIN: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.2, 0.2, 0.2)}
 

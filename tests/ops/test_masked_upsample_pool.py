@@ -259,6 +259,7 @@ def test_large_virtual_map_takes_no_memory(backend: str, rng: torch.Generator) -
     torch.testing.assert_close((inside + outside) / 2, features.mean((2, 3)), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", ["baseline", "avx2"])
 def test_on_lesser_processors(level: str) -> None:
     """The loops for processors with fewer instructions; the choice is made once, hence another process."""

@@ -11,6 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.backends import device_of, each_backend, skip_if_refused
 from tests.ops.pooling import masked_upsample_pool, region_weights, weighted_pool
 
+pytestmark = pytest.mark.slow
+
 BOXES = torch.tensor([[0, 0, 3, 5], [2, 1, 9, 8], [4, 4, 4, 6]])
 SIZE = (8, 9)
 

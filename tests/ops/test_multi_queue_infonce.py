@@ -212,6 +212,7 @@ print((kib() - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of resident memory from /proc")
 @pytest.mark.skipif(cpu_native.unavailable() is not None, reason="the cpu backend is not built")
 def test_extra_memory_stays_below_8_mib_whatever_the_queue() -> None:

@@ -9,6 +9,8 @@ from mixfast.ops.infonce import _operators, multi_queue_infonce
 from tests.backends import device_of, each_backend
 from tests.ops.infonce import place, skip_if_refused
 
+pytestmark = pytest.mark.slow
+
 INDEX = [1, 0, 1]
 
 

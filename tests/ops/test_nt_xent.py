@@ -76,6 +76,7 @@ def test_an_image_alone_has_no_loss(backend: str, rng: torch.Generator) -> None:
     assert [value.abs().max().item() for value in results.values()] == [0.0] * 4
 
 
+@pytest.mark.slow
 @each_backend("nt_xent")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
@@ -176,6 +177,7 @@ def test_same_bits_for_any_number_of_threads_and_every_run(backend: str, rng: to
         assert all(torch.equal(value, other[key]) for key, value in results[0].items())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(cpu_native.unavailable() is not None, reason="the cpu backend is not built")
 def test_blocks_of_several_panels(rng: torch.Generator) -> None:
     """From 2N = 8192 on, two panels form a block; with an odd number of blocks one of them rests in each round."""
@@ -210,6 +212,7 @@ print((kib() - before) / 1024)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of resident memory from /proc")
 @pytest.mark.skipif(cpu_native.unavailable() is not None, reason="the cpu backend is not built")
 def test_extra_memory_grows_with_the_rows_alone() -> None:

@@ -12,6 +12,8 @@ from mixfast.ops.ntxent import _operators
 from tests.backends import each_backend
 from tests.ops.ntxent import nt_xent
 
+pytestmark = pytest.mark.slow
+
 ones = torch.ones
 
 

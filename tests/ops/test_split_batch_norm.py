@@ -238,6 +238,7 @@ print(*(run(192, layout) for layout in (torch.contiguous_format, torch.channels_
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads the peak of resident memory from /proc")
 @pytest.mark.skipif(cpu_native.unavailable() is not None, reason="the cpu backend is not built")
 def test_maps_are_not_copied() -> None:

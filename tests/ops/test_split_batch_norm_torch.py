@@ -12,6 +12,8 @@ from mixfast.ops.norm import _operators
 from tests.backends import each_backend
 from tests.ops.splitnorm import FORMATS
 
+pytestmark = pytest.mark.slow
+
 ones = torch.ones
 Layer = Callable[..., Tensor]
 

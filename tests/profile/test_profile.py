@@ -21,6 +21,8 @@ from mixfast.run import engine
 from mixfast.run.clock import Clock
 from tests.tiny_run import process_settings_kept
 
+pytestmark = pytest.mark.slow
+
 SMALL: dict[str, Any] = {
     "model.depth": 8, "model.width": 8, "model.dim": 8, "model.bn_splits": 2, "data.size": 16, "train.batch_size": 8,
 }  # fmt: skip

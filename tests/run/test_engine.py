@@ -17,6 +17,8 @@ from mixfast.run.signals import Stopped
 from mixfast.run.state import Run
 from tests.tiny_run import assert_same, open_tiny, records
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Config:

@@ -14,6 +14,8 @@ from mixfast.run.graph import WARM_UP, StepGraph
 from mixfast.run.state import Run
 from tests.tiny_run import assert_same, open_tiny, records
 
+pytestmark = pytest.mark.slow
+
 
 def tensors(value: Any) -> list[Tensor]:
     """Those in a tensor, or in dicts, tuples and lists of such."""

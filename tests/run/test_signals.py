@@ -10,6 +10,8 @@ import pytest
 from mixfast.run.signals import Stopped, StopRequest
 from tests.tiny_run import KILLED, assert_same, last_state, records, train_in_child, words
 
+pytestmark = pytest.mark.slow
+
 METHODS = ("moco", "approach1", "approach2")
 STEPS = random.Random(0)
 

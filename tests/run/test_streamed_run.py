@@ -22,6 +22,8 @@ from mixfast.scoring.linear import LinearRecipe, sgd_score
 from mixfast.scoring.maps import Network
 from tests.tiny_run import assert_same, last_state, open_tiny, records, train_in_child, words
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:

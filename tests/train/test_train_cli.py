@@ -19,6 +19,8 @@ from mixfast.run.folder import RunFolder
 from mixfast.train.__main__ import main
 from tests.tiny_run import process_settings_kept, records, words
 
+pytestmark = pytest.mark.slow
+
 MoCo = methods.load("moco")
 
 
