@@ -76,7 +76,8 @@ def transfer(
     backbone = whole_batches(copy.deepcopy(network.encoder.backbone))
     shape = shape_of(backbone, train, recipe)
     draws = Generators(seed)
-    with torch.random.fork_rng():  # torchvision draws weights and samples from the global generator
+    # Torchvision draws weights and samples from the global generator.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (), generator=draws["detection/weights"])))
         model = build(recipe.detector, backbone, shape, frozen=not recipe.finetune).to(device)
         losses = _fit(model, _Feed(model, network, train, recipe, flips=True), train, recipe, draws, progress)

@@ -83,7 +83,8 @@ def detect(options: Detect) -> None:
     facts = {**describe(options, runs[0], data, recipe, seeds), "objects_of_unknown_classes": unknown}
     result = detect_page.Result(facts, rows, seeds, data.test)
     how = "finetune" if options.finetune else "frozen"
-    file = evaluation_folder(runs, options.out) / f"detect-{data.test.name}-{options.detector}-{how}.json"
+    few = "" if options.images is None else f"-{options.images}"
+    file = evaluation_folder(runs, options.out) / f"detect-{data.test.name}-{options.detector}-{how}{few}.json"
     detect_page.write(file, runs, result)
     for row, group in zip(rows, grouped(runs).values(), strict=False):  # runs are the first rows
         for run in group:

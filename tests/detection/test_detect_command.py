@@ -14,7 +14,10 @@ from mixfast.data import SceneConfig
 from mixfast.detection.average_precision import Detections
 from mixfast.detection.canvases import scene_canvases
 from mixfast.evaluate.__main__ import main
+from mixfast.evaluate.detect import Detect, contestants
 from mixfast.evaluate.detect_page import verdicts
+from mixfast.evaluate.runs import load_runs
+from mixfast.run.console import Console
 from mixfast.train.__main__ import main as train
 from tests.detection.annotated import coco, voc
 from tests.tiny_run import process_settings_kept, words
@@ -23,7 +26,7 @@ pytest.importorskip("torchvision")
 pytestmark = pytest.mark.slow
 
 FEW = ("--count", "6", "--images", "8", "--steps", "2", "--threads", "1", "--supervised-epochs", "1")
-NAME = "detect-scenes-fcos-frozen"
+NAME = "detect-scenes-fcos-frozen-8"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -123,11 +126,20 @@ def test_seeds_of_a_method_are_paired(runs: dict[str, str], capsys: Any) -> None
         assert alone[row]["seeds"]["1"] == together[other]["seeds"]["1"]
 
 
+def test_the_untrained_network_has_statistics_of_the_data(runs: dict[str, str]) -> None:
+    """A network that was never trained has means 0 and variances 1, which fit nothing."""
+    options = Detect((Path(runs["a"]),), threads=1, supervised=False)
+    row = contestants(options, load_runs(options), [0], Console())[-1]
+    norms = [module for module in row.networks[0].encoder.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert row.role == "untrained" and norms
+    assert all(norm.running_mean.ne(0).all() and norm.running_var.ne(1).all() for norm in norms)  # type: ignore[union-attr]
+
+
 def test_canvases_of_pictures_and_fine_tuning(runs: dict[str, str], capsys: Any) -> None:
     more = ("--data", "canvas", "--finetune", "--detector", "c4", "--seeds", "3")
     assert main(["detect", runs["a"], *FEW, "--no-supervised", *more]) == 0
     assert "c4 on stage 2 (stride 4), fine-tuned" in capsys.readouterr().out
-    content = stored(runs["a"], "detect-canvas-c4-finetune")
+    content = stored(runs["a"], "detect-canvas-c4-finetune-8")
     assert content["settings"]["test_objects"] == 18 and list(content["rows"][0]["seeds"]) == ["3"]
 
 
@@ -138,7 +150,7 @@ def test_photographs(runs: dict[str, str], tmp_path: Path, capsys: Any) -> None:
     printed = capsys.readouterr().out
     assert "VOC07 AP" in printed and "medium" not in printed
     assert "trained on images of trainval, scored on images of test" in printed
-    settings = stored(runs["a"], "detect-voc-fcos-frozen")["settings"]
+    settings = stored(runs["a"], "detect-voc-fcos-frozen-8")["settings"]
     assert (settings["test_images"], settings["test_objects"], settings["training_images"]) == (5, 10, 8)
     assert main(["detect", runs["a"], *more, "--data", "coco", str(images), str(file)]) == 0
     printed = capsys.readouterr().out
@@ -146,7 +158,10 @@ def test_photographs(runs: dict[str, str], tmp_path: Path, capsys: Any) -> None:
     both = [str(images), str(file)] * 2
     assert main(["detect", runs["a"], *more, "--data", "coco", *both, "--count", "20"]) == 0
     assert "trained on images of instances.json, scored on images of instances.json" in capsys.readouterr().out
-    assert stored(runs["a"], "detect-coco-fcos-frozen")["settings"]["test_images"] == 20
+    assert stored(runs["a"], "detect-coco-fcos-frozen-8")["settings"]["test_images"] == 20
+    assert main(["detect", runs["a"], *more, "--data", "voc", str(root), "--images", "1", "--count", "1"]) == 0
+    settings = stored(runs["a"], "detect-voc-fcos-frozen-1")["settings"]
+    assert (settings["test_images"], settings["training_images"]) == (1, 1)
 
 
 def test_what_photographs_lack_is_counted_or_refused(runs: dict[str, str], tmp_path: Path, capsys: Any) -> None:
@@ -162,7 +177,7 @@ def test_what_photographs_lack_is_counted_or_refused(runs: dict[str, str], tmp_p
     assert "test objects that do not count, as no training image shows their class: 2 with seed 0" in printed
     assert "training images left out, without objects: 1" in printed
     assert "boxes left out, empty or inverted: 1" in printed
-    assert stored(runs["a"], "detect-voc-fcos-frozen")["settings"]["objects_of_unknown_classes"] == {"0": 2}
+    assert stored(runs["a"], "detect-voc-fcos-frozen-8")["settings"]["objects_of_unknown_classes"] == {"0": 2}
     (root / "ImageSets" / "Main" / "test.txt").write_text("0 1\n6 1\n")
     assert main(["detect", runs["a"], *more]) == 3
     assert "1 images are in both trainval and test. Give others to --splits" in capsys.readouterr().err
