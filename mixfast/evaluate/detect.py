@@ -43,9 +43,8 @@ class Detect(ScoringOptions):
     data: tuple[str, ...] = ("scenes",)
     detector: Literal["fcos", "retinanet", "fpn", "c4"] = "fcos"  # fpn, c4: Faster R-CNN
     finetune: bool = False  # also train the network below the detector
-    seeds: tuple[
-        int, ...
-    ] = ()  # of images, detector and order; none: those of the runs if a method has several, else 0 1 2
+    # of images, detector and order; none: those of the runs if a method has several, else 0 1 2
+    seeds: tuple[int, ...] = ()
     quick: bool = False  # 150 steps on 200 images
     images: int | None = None  # to train each detector on, at most; none: 400, quick: 200
     count: int = 300  # images to score, at most
