@@ -41,7 +41,6 @@ DEMO = Preset(
         "model.stem": "cifar_s2",
         "model.bn_splits": 1,
         "method.temperature": 0.2,
-        "optim.cosine_origin": 0,  # the other quirk would spend the last of few epochs at rate 0
         "train.batch_size": 64,  # activations that fit in the cache: twice the images/s of 256
         "train.epochs": 7,
         "eval.every": 4,

@@ -104,7 +104,12 @@ METHOD = MoCo
 PRESETS: dict[str, dict[str, object]] = {
     "moco": {},
     "moco_sym": {"method.symmetric": True},
-    "moco_v1": {"method.temperature": 0.07, "optim.schedule": "step", **recipe_options("v1")},
+    "moco_v1": {
+        "method.temperature": 0.07,
+        "optim.schedule": "step",
+        "optim.steps": (0.6, 0.8),
+        **recipe_options("v1"),
+    },
 }
 HELP = {
     "moco": ("1x", "82.6 after 200 epochs (MoCo's CIFAR demo)"),
