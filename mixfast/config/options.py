@@ -35,7 +35,7 @@ class OptimConfig:
     steps: tuple[float, ...] = (
         0.6,
         0.9,
-    )  # step: the rate falls at these shares of the epochs, or at -n: n epochs before the end
+    )  # step: falls at these shares of the epochs; -n: n before the end
     step_factor: float = 0.1
     warmup_epochs: int = 0  # linear increase over the first epochs, on top of the schedule
     warmup_steps: int = 0  # the same over the first optimiser steps; where both are given, the lower rate counts
@@ -87,7 +87,7 @@ class RunConfig(Generic[MethodConfig]):
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
-    compare: tuple[str, ...] = ()  # methods trained beside this one under the same encoder budget
+    compare: tuple[str, ...] = ()  # methods also trained, for the same encoder passes; no word, or none: no method
 
 
 # Keys that a resumed run may change: they move a run to another place or machine, or change when it is saved.

@@ -91,7 +91,10 @@ def launch(invocation: cli.Invocation, console: Console) -> None:
         f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({threads} threads)   "
         f"kernels: {machine.kernels(device)}   seed {config.seed}"
     )
-    console.line(f"preset {preset}: {config.method_name} on {config.data.kind}   folder {folder.path}")
+    console.line(
+        f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
+        f"{config.train.epochs} epochs   folder {folder.path}"
+    )
     splits = load(config.data, config.seed, console.line, **machine.room(device))
     with console, StopRequest() as stop:
         run = train_one(config, splits, folder, console, stop, device, invocation.checkpoint())
