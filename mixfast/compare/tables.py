@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from mixfast.compare.gather import TABLE_1, Group, Section, differing_options
 from mixfast.compare.statistics import KEYS, baselines, differences, scores, spread
 from mixfast.run.console import duration
-from mixfast.run.monitor import candidates
+from mixfast.run.sanity import candidates
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

@@ -24,24 +24,26 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> "tup
 
 
 def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> None:
-    """Loss terms against epochs, one panel per run, with a line at chance level."""
+    """The epochs' means of the loss terms and of their weighted mean, one panel per run, and the chance level."""
     page, axes = figure(5.2 * len(runs), 3.6, 1, len(runs))
     for axis, (name, records) in zip(axes[0], runs.items(), strict=True):
-        train = [record for record in records if record["kind"] == "train"]
-        steps = max((record["step"] / record["epoch"] for record in train), default=1)
-        for term in term_names(train):
-            axis.plot([r["step"] / steps for r in train], [r[term] for r in train], label=term.replace("_", " "))
+        means = [record for record in records if record["kind"] == "epoch"]
+        terms = term_names(means)
+        for term in (*terms, *(["mean_term"] if len(terms) > 1 else [])):
+            style = {"color": "black", "label": "weighted mean"} if term == "mean_term" else {}
+            style = {"label": term.replace("_", " "), "marker": "o", "ms": 3, **style}
+            axis.plot([r["epoch"] for r in means], [r[term] for r in means], **style)
         if chance is not None:
             axis.axhline(chance, color="grey", linestyle=":", label=f"chance: {chance:.2f}")
-        axis.set(title=name, xlabel="epoch", ylabel="loss of a term")
+        axis.set(title=name, xlabel="epoch", ylabel="loss, mean of the epoch")
         axis.legend(fontsize=7)
     page.savefig(path)
 
 
-def term_names(train: Records) -> list[str]:
-    """The loss terms in the records: every mean that is neither the sum nor a fact about the run."""
-    facts = {"kind", "step", "epoch", "lr", "loss", "lam", "images_per_s"}
-    return [name for name in (train[0] if train else {}) if name not in facts and not name.startswith("time")]
+def term_names(means: Records) -> list[str]:
+    """The loss terms in records of epochs or steps: every mean that is neither a sum nor a fact about the run."""
+    facts = {"kind", "step", "epoch", "lr", "loss", "total_weight", "mean_term", "lam", "images_per_s"}
+    return [name for name in (means[0] if means else {}) if name not in facts and not name.startswith("time")]
 
 
 def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
