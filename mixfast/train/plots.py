@@ -30,11 +30,11 @@ def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> No
         means = [record for record in records if record["kind"] == "epoch"]
         terms = term_names(means)
         for term in (*terms, *(["mean_term"] if len(terms) > 1 else [])):
-            style = {"color": "black", "label": "weighted mean"} if term == "mean_term" else {}
+            style: dict[str, Any] = {"color": "black", "label": "weighted mean"} if term == "mean_term" else {}
             style = {"label": term.replace("_", " "), "marker": "o", "ms": 3, **style}
             axis.plot([r["epoch"] for r in means], [r[term] for r in means], **style)
         if chance is not None:
-            axis.axhline(chance, color="grey", linestyle=":", label=f"chance: {chance:.2f}")
+            axis.axhline(chance, color="grey", linestyle=":", label=f"chance level: {chance:.2f}")
         axis.set(title=name, xlabel="epoch", ylabel="loss, mean of the epoch")
         axis.legend(fontsize=7)
     page.savefig(path)
