@@ -71,7 +71,7 @@ class EvalConfig:
     temperature: float = 0.1
     batch_size: int = 512  # images per forward pass
     baselines: bool = True  # score raw pixels and the untrained network before training
-    diagnostics: bool = True  # also collapse, alignment, uniformity, and what the positives give away
+    diagnostics: bool = True  # also collapse, alignment, uniformity, and the top-1 accuracy of loss terms
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,8 @@ Loss and gradients do not depend on the third pass, but the running statistics o
 export use: with a momentum of 0.1 mixtures have 70 % of them in the published code (passes x1, x1M, rho x1M), and 53 %
 here (x1, x1M). What that does to scores was not measured.
 
-The optimiser is that of the published code, a rate of 0.06 with a weight decay of 5e-4; the paper's text states 3e-3 and
-1e-4 (modifier `paper_literal`). The preset trains for 200 epochs, the paper for 1000 (`--train.epochs 1000`).
+The optimiser is that of the published code, a rate of 0.06 with a weight decay of 5e-4; the paper's text states 3e-3
+and 1e-4 (modifier `paper_literal`). The preset trains for 200 epochs, the paper for 1000 (`--train.epochs 1000`).
 """
 
 from collections.abc import Callable

@@ -37,8 +37,8 @@ Where this differs from Un-Mix's code, with the same loss and gradients:
 Un-Mix reports a gain of 2.2 points over MoCo at 1000 epochs (89.11 to 91.34). The paper's 91.34 is that number to the
 digit, so it is probably quoted: the published code parses the probability of mixing whole images and never uses it.
 
-The optimiser is that of the published code, a rate of 0.06 with a weight decay of 5e-4; the paper's text states 3e-3 and
-1e-4 (modifier `paper_literal`). The preset trains for 200 epochs, the paper for 1000 (`--train.epochs 1000`).
+The optimiser is that of the published code, a rate of 0.06 with a weight decay of 5e-4; the paper's text states 3e-3
+and 1e-4 (modifier `paper_literal`). The preset trains for 200 epochs, the paper for 1000 (`--train.epochs 1000`).
 """
 
 from collections.abc import Callable

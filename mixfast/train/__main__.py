@@ -153,7 +153,7 @@ def train_beside(run: Run, name: str) -> RunFolder:
     folder = RunFolder(path)
     folder.write_config(other, "compare", {"train.epochs": f"equal encoder cost with {config.method_name}"})
     run.console.line(
-        f"\nbeside it: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
+        f"\ncomparison: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
         f"{config.method_name})"
     )
     start = checkpoint.find(path) if folder.has_checkpoint() else None

@@ -70,15 +70,15 @@ def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
 
 
 def diagnostics(path: Path, runs: dict[str, Records]) -> None:
-    """A row per run: how many directions are used; alignment and uniformity; which positives are found, and how."""
+    """A row per run: effective rank; alignment and uniformity; top-1 accuracy of the loss terms."""
     page, axes = figure(12, 3.2 * len(runs), len(runs), 3)
     for row, (name, records) in zip(axes, runs.items(), strict=True):
         found = [record for record in records if record["kind"] == "diagnostics"]
         epochs = [record["epoch"] for record in found]
-        panels = (("effective_rank_h",), ("alignment", "uniformity"), _terms_found(found))
+        panels = (("effective_rank_h",), ("alignment", "uniformity"), _accuracies(found))
         for axis, keys in zip(row, panels, strict=True):
             for key in keys:
-                style = "--x" if key.startswith("shortcut") else "-o"
+                style = "--x" if key.startswith("top1_other_") else "-o"
                 axis.plot(epochs, [record[key] for record in found], style, ms=4, label=key.replace("_", " "))
             axis.set(title=name, xlabel="epoch")
             if keys:
@@ -86,9 +86,8 @@ def diagnostics(path: Path, runs: dict[str, Records]) -> None:
     page.savefig(path)
 
 
-def _terms_found(found: Records) -> tuple[str, ...]:
-    names = found[0] if found else {}
-    return tuple(name for name in names if name.startswith(("found_", "shortcut_")))
+def _accuracies(found: Records) -> tuple[str, ...]:
+    return tuple(name for name in (found[0] if found else {}) if name.startswith("top1_"))
 
 
 def time_by_part(path: Path, runs: dict[str, dict[str, float]]) -> None:

@@ -81,14 +81,14 @@ def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, 
     return summary
 
 
-_HEALTH = """## Health
+_DIAGNOSTICS = """## Diagnostics
 
 ![diagnostics](plots/diagnostics.png)
 
 Effective rank: directions that h uses, 1 if it has collapsed. Alignment: squared distance of two views of a test \
-image, lower is closer; uniformity: lower is more even. found: share of positives that beat all keys of their queue; \
-shortcut: share of *another image's* positives that do, by what a batch has in common, such as its box; without a \
-shortcut it is 1 in the number of keys.
+image, lower is closer; uniformity: lower is more even. top1: share of queries that are more similar to their positive \
+than to all keys of the queue. top1 other: the same with *another image's* positive; above its chance level, 1 / (keys \
++ 1), positives are recognised by what a batch has in common, such as its box, and not by the image.
 
 """
 
@@ -105,7 +105,7 @@ def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companio
     config, splits = run.config, run.splits
     changed = "\n".join(f"- `{key}`: {origin}" for key, origin in origins.items())
     knn = "![kNN](plots/knn.png)\n\n" if (run.folder.plots / "knn.png").exists() else ""
-    health = _HEALTH if (run.folder.plots / "diagnostics.png").exists() else ""
+    diagnostics = _DIAGNOSTICS if (run.folder.plots / "diagnostics.png").exists() else ""
     level = chance_loss(config)
     chance = "" if level is None else f", and of their weighted mean; chance level: {level:.2f}"
     steps = queue_steps(config)
@@ -131,7 +131,7 @@ the same network before training, with BatchNorm statistics of the data. Trainin
 
 Means over each epoch of the terms of the loss{chance}.{queue}
 
-{health}## What the method sees
+{diagnostics}## What the method sees
 
 ![views](plots/views.png)
 

@@ -75,7 +75,12 @@ def test_loss_curves_are_the_means_of_the_epochs(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(plots, "figure", remember)
     plots.loss_curve(tmp_path / "loss.png", {"approach1": RECORDS}, chance=8.3)
     lines = {line.get_label(): list(line.get_ydata()) for line in drawn[0].get_lines()}
-    expected = {"original": [2.0, 1.4], "mixed": [2.0, 1.0], "weighted mean": [2.0, 1.25], "chance level: 8.30": [8.3, 8.3]}
+    expected = {
+        "original": [2.0, 1.4],
+        "mixed": [2.0, 1.0],
+        "weighted mean": [2.0, 1.25],
+        "chance level: 8.30": [8.3, 8.3],
+    }
     assert lines == expected
     assert list(drawn[0].get_lines()[0].get_xdata()) == [1, 2]
 
