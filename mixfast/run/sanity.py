@@ -10,7 +10,7 @@ from mixfast.run.optim import mean_rate
 
 LOW_RATE = 0.1  # share of optim.lr below which the mean rate of a run is worth a warning
 FEW_ROWS = 2  # images whose batch statistics are worth one
-SAMPLED = 64  # values of an image that are compared first
+SAMPLED = 64  # values of an image that are compared before all of them
 
 
 def queue_steps(config: RunConfig[Any]) -> int:
@@ -54,16 +54,11 @@ def shared_images(train: Images, test: Images) -> int:
     """How many images of `test` are also in `train`, [N, 3, H, W] each; 0 if either is in files, not in memory."""
     if isinstance(train, Streamed) or isinstance(test, Streamed):
         return 0
-    rows, others = train.flatten(1), test.flatten(1)
-    stride = max(1, rows.shape[1] // SAMPLED)  # a few pixels first: whole images are read where these agree
-    known: dict[bytes, list[int]] = {}
-    for index, few in enumerate(rows[:, ::stride].numpy()):
-        known.setdefault(few.tobytes(), []).append(index)
-    few_of_others = others[:, ::stride].numpy()
-    return sum(
-        any(bool((rows[index] == other).all()) for index in known.get(few.tobytes(), ()))
-        for other, few in zip(others, few_of_others, strict=True)
-    )
+    rows, others = train.flatten(1).numpy(), test.flatten(1).numpy()
+    stride = max(1, rows.shape[1] // SAMPLED)
+    samples = {row[::stride].tobytes() for row in others}
+    alike = {hash(row.tobytes()) for row in rows if row[::stride].tobytes() in samples}  # whole images only then
+    return sum(hash(row.tobytes()) in alike for row in others) if alike else 0
 
 
 def _rate(config: RunConfig[Any], steps: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from mixfast.config.options import flatten
 from mixfast.rng import Generators
 from mixfast.run.console import duration
 from mixfast.run.folder import RunFolder
@@ -103,7 +104,8 @@ def _cautions(run: Run, companions: dict[str, RunFolder]) -> str:
 
 def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companions: dict[str, RunFolder]) -> str:
     config, splits = run.config, run.splits
-    changed = "\n".join(f"- `{key}`: {origin}" for key, origin in origins.items())
+    values = flatten(config)
+    changed = "\n".join(f"- `{key}` = `{values[key]}` ({origin})" for key, origin in origins.items() if key in values)
     knn = "![kNN](plots/knn.png)\n\n" if (run.folder.plots / "knn.png").exists() else ""
     diagnostics = _DIAGNOSTICS if (run.folder.plots / "diagnostics.png").exists() else ""
     level = chance_loss(config)

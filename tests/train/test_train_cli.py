@@ -111,6 +111,7 @@ def test_report_shows_every_row_and_only_files_that_exist(finished: Path) -> Non
     assert f"| approach1 | {last['knn_z']:.1f} | {last['knn_h']:.1f} |" in text
     for name in ("raw pixels", "untrained", "moco at equal encoder cost"):
         assert name in text
+    assert "- `augment.hue` = `0.5` (preset demo)" in text and "- `train.epochs` = `3` (command line)" in text
     pictures = [part.split(")")[0] for part in text.split("](")[1:]]
     assert sorted(pictures) == [f"plots/{name}.png" for name in ("diagnostics", "knn", "loss", "time", "views")]
     assert all((finished / picture).stat().st_size > 1000 for picture in pictures)
