@@ -33,14 +33,14 @@ are compared with the one nearest to the method's defaults."""
 _COST = """An encoder pass with gradient counts as three passes, for forward and backward. Training is the wall time \
 without evaluations, mean over seeds, on the machines listed below."""
 _CURVES = "Lines: means over seeds; bands: lowest to highest. Loss: the first seed, others fainter."
-_HEALTH = """Diagnostics of the last epoch, means over seeds. std of z: 0 if it has collapsed, 1 if directions are \
-used evenly. Effective rank: directions that h uses. Alignment: squared distance of two views of a test \
+_DIAGNOSTICS = """Diagnostics of the last epoch, means over seeds. std of z: 0 if it has collapsed, 1 if directions \
+are used evenly. Effective rank: directions that h uses. Alignment: squared distance of two views of a test \
 image, lower is closer; uniformity: lower is more even. Queue age: steps after which a key is \
 overwritten."""
-_POSITIVES = """Measured on one batch of {batch} training images, so in steps of {step:.2g} %: the share of positives \
-that beat every key of their queue, and the share of *another image's* positives that do. The second share \
-should be at chance level, 1 / (keys + 1); above it, positives are found by what a batch has in common, such as its \
-box, and not by the image."""
+_ACCURACIES = """Measured on one batch of {batch} training images, so in steps of {step:.2g} %. Top-1 accuracy: the \
+share of queries that are more similar to their positive than to every key of the queue; then the same with *another \
+image's* positive. The second should be at chance level, 1 / (keys + 1); above it, positives are recognised by what \
+a batch has in common, such as its box, and not by the image."""
 _LOCALISATION = """Percent of {images} images ({data}); map and threshold are chosen on {validation} others. ± over \
 seeds; in brackets 95 % of bootstrap draws of the images. Oracle: threshold chosen on the images \
 that are scored, an upper bound."""
@@ -91,10 +91,10 @@ def _section(chapter: Chapter, prefix: str) -> str:
     pictures = [(chapter.knn, "kNN"), (chapter.loss, "loss")]
     drawn = [f"![{title}]({prefix}{name})" for name, title in pictures if name]
     parts += ["### Curves", *drawn, _CURVES]
-    if health := tables.health(section):
-        parts += ["### Diagnostics", health, _HEALTH]
-    if positives := tables.positives(section):
-        parts += [positives, _POSITIVES.format(batch=batch, step=100 / batch)]
+    if diagnostics := tables.diagnostics(section):
+        parts += ["### Diagnostics", diagnostics, _DIAGNOSTICS]
+    if accuracies := tables.accuracies(section):
+        parts += [accuracies, _ACCURACIES.format(batch=batch, step=100 / batch)]
     return "\n\n".join([*parts, *_maps(chapter, prefix)])
 
 

@@ -31,8 +31,11 @@ class OptimConfig:
     lars_trust: float = 1e-3  # LARS: length of a step of rate 1 as a share of the tensor's length
     lars_exclude: bool = True  # LARS: norms and biases take SGD steps without decay (as SimCLR does)
     schedule: Literal["cosine", "step"] = "cosine"  # constant inside an epoch but for warmup_steps
-    cosine_origin: Literal[0, 1] = 1  # number of the first epoch; 1: the last epoch runs at rate 0, as in the MoCo demo
-    steps: tuple[float, ...] = (0.6, 0.9)  # shares of the training after which `step` multiplies the rate
+    cosine_origin: Literal[0, 1] = 0  # number of the first epoch; 1: the last epoch runs at rate 0, as in MoCo's demo
+    steps: tuple[float, ...] = (
+        0.6,
+        0.9,
+    )  # step: falls at these shares of the epochs; -n: n before the end
     step_factor: float = 0.1
     warmup_epochs: int = 0  # linear increase over the first epochs, on top of the schedule
     warmup_steps: int = 0  # the same over the first optimiser steps; where both are given, the lower rate counts
@@ -68,7 +71,7 @@ class EvalConfig:
     temperature: float = 0.1
     batch_size: int = 512  # images per forward pass
     baselines: bool = True  # score raw pixels and the untrained network before training
-    diagnostics: bool = True  # also collapse, alignment, uniformity, and what the positives give away
+    diagnostics: bool = True  # also collapse, alignment, uniformity, and the top-1 accuracy of loss terms
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class RunConfig(Generic[MethodConfig]):
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: int = 0
-    compare: tuple[str, ...] = ()  # methods trained beside this one under the same encoder budget
+    compare: tuple[str, ...] = ()  # methods also trained, for the same encoder passes; no word, or none: no method
 
 
 # Keys that a resumed run may change: they move a run to another place or machine, or change when it is saved.
@@ -189,8 +192,11 @@ def validate(config: RunConfig[Any]) -> None:
         problems.append(f"--eval.temperature must be above 0; got {config.eval.temperature}")
     if config.optim.name == "adam" and not config.optim.momentum < 1:
         problems.append(f"--optim.momentum must be below 1 for adam; got {config.optim.momentum}")
-    if not all(0 < share < 1 for share in config.optim.steps):
-        problems.append(f"--optim.steps must be shares of the training between 0 and 1; got {config.optim.steps}")
+    if not all(0 < step < 1 or (step < 0 and float(step).is_integer()) for step in config.optim.steps):
+        problems.append(
+            "--optim.steps must be shares of the training between 0 and 1, or whole numbers below 0: epochs before its "
+            f"end; got {config.optim.steps}"
+        )
     if not problems:
         problems = _batch_problems(config)
     if problems:

@@ -103,7 +103,8 @@ class BYOLUnMix(Method):
         original = distance(p1, t2, kind) + distance(p2, t1, kind)
         loss = (original + lam * mixed + (1 - lam).flip(0) * reverse).mean()
         rows = {"original": original, "mixed": mixed, "mixed_reverse": reverse, "lam": lam}
-        return Step(loss, {name: values.detach().mean() for name, values in rows.items()}, {})
+        means = {name: values.detach().mean() for name, values in rows.items()}
+        return Step(loss, means, {}, weight=2.0)  # 1 + lam + (1 - lam)
 
     def predict(self, images: Tensor) -> Tensor:
         """p [B, D] of a view."""

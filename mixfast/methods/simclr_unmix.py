@@ -81,7 +81,7 @@ class SimCLRUnMix(Method):
             PairTerm("mixed_reverse", zM.flip(0), z2, (1 - lam).flip(0), excluded),
         ]
         loss, parts = nt_xent_sum(terms, self.config.temperature)
-        return Step(loss, {**parts, "lam": lam.mean()}, {})
+        return Step(loss, {**parts, "lam": lam.mean()}, {}, weight=2.0)  # 1 + lam + (1 - lam)
 
     @classmethod
     def candidates(cls, config: SimCLRUnMixConfig, batch: int) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from mixfast.errors import CheckpointError
 
-FORMAT = 2  # raised when the content changes in a way that older code cannot read
+FORMAT = 3  # raised when the content changes in a way that older code cannot read
 LAST, PREVIOUS = "last.pt", "previous.pt"
 
 

@@ -77,7 +77,7 @@ def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
         (out.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
         run.clock.lap("backward")
         carries.append(out.carry)
-        values.append({"loss": out.loss.detach(), **out.parts})
+        values.append({"loss": out.loss.detach(), "total_weight": out.total_weight(), **out.parts})
     means = {name: torch.stack([value[name] for value in values]).mean(dim=0) for name in values[0]}
     return means, {name: torch.cat([carry[name] for carry in carries]) for name in carries[0]}
 

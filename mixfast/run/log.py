@@ -18,11 +18,13 @@ from mixfast.spans import span
 
 
 class Meter:
-    """Means of named scalars over the steps since the last record, summed on the device."""
+    """Means of named scalars: over the steps since the last record, summed on the device, and over an epoch's."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self.count = 0
+        self._epoch_sums: dict[str, float] = {}  # of the steps that `means` has counted
+        self._epoch_count = 0
 
     @span("logging")
     def add(self, values: dict[str, Tensor]) -> None:
@@ -33,19 +35,31 @@ class Meter:
         self.count += 1
 
     def means(self) -> dict[str, float]:
-        """The means so far, as numbers; starts again from nothing. Waits for the device."""
+        """The means since the last call, as numbers; {} without a step since. Waits for the device."""
         if not self.count:
             return {}
-        means = (torch.stack(list(self._sums.values())) / self.count).tolist()
-        names, self._sums, self.count = list(self._sums), {}, 0
-        return dict(zip(names, means, strict=True))
+        values = (torch.stack(list(self._sums.values())) / self.count).tolist()
+        means = dict(zip(self._sums, values, strict=True))
+        for name, mean in means.items():
+            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + mean * self.count
+        self._epoch_count += self.count
+        self._sums, self.count = {}, 0
+        return means
+
+    def epoch_means(self) -> dict[str, float]:
+        """The means over the steps that `means` has counted since the last call of this; {} without any."""
+        means = {name: total / self._epoch_count for name, total in self._epoch_sums.items()}
+        self._epoch_sums, self._epoch_count = {}, 0
+        return means
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "sums": dict(self._sums)}
+        epoch = {"epoch_count": self._epoch_count, "epoch_sums": dict(self._epoch_sums)}
+        return {"count": self.count, "sums": dict(self._sums), **epoch}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.count = state["count"]
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._epoch_count, self._epoch_sums = state["epoch_count"], dict(state["epoch_sums"])
 
 
 class TensorBoard:

@@ -91,7 +91,10 @@ def launch(invocation: cli.Invocation, console: Console) -> None:
         f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({threads} threads)   "
         f"kernels: {machine.kernels(device)}   seed {config.seed}"
     )
-    console.line(f"preset {preset}: {config.method_name} on {config.data.kind}   folder {folder.path}")
+    console.line(
+        f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
+        f"{config.train.epochs} epochs   folder {folder.path}"
+    )
     splits = load(config.data, config.seed, console.line, **machine.room(device))
     with console, StopRequest() as stop:
         run = train_one(config, splits, folder, console, stop, device, invocation.checkpoint())
@@ -150,7 +153,7 @@ def train_beside(run: Run, name: str) -> RunFolder:
     folder = RunFolder(path)
     folder.write_config(other, "compare", {"train.epochs": f"equal encoder cost with {config.method_name}"})
     run.console.line(
-        f"\nbeside it: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
+        f"\ncomparison: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
         f"{config.method_name})"
     )
     start = checkpoint.find(path) if folder.has_checkpoint() else None

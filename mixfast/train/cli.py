@@ -12,7 +12,7 @@ import tyro
 
 from mixfast import methods
 from mixfast.config.options import RunConfig, differences, flatten, replace, validate
-from mixfast.config.presets import DEFAULT, build, modifiers_by_name, presets, switch_method
+from mixfast.config.presets import build, modifiers_by_name, presets, split_names, switch_method
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig
 from mixfast.run import checkpoint
@@ -68,9 +68,7 @@ def parse(words: list[str]) -> Invocation:
                 + "\nOmit these options, or start a new run."
             )
     else:
-        preset, modifiers = (names[0], names[1:]) if names else (DEFAULT, [])
-        if preset in modifiers_by_name():
-            preset, modifiers = DEFAULT, names
+        preset, modifiers = split_names(names, command.get("--method"))
         config, origins = build(preset, modifiers, command.get("--method"))
         config, given = override(config, options)
         if config.model.backbone != RESNET:
@@ -123,6 +121,8 @@ def override(config: RunConfig[Any], groups: list[list[str]]) -> tuple[RunConfig
         raise ConfigError(f"--{min(repeated)} is given more than once.")
     words = [word for group in groups for word in group]
     parsed = _tyro(config, words)
+    if parsed is not None and parsed.compare == ("none",):
+        parsed = replace(parsed, {"compare": ()})
     if parsed is None:
         for group, key in zip(groups, keys, strict=True):
             if _tyro(config, group) is None:
@@ -215,7 +215,7 @@ def _listed(words: Iterable[str]) -> str:
 def full_help(words: list[str]) -> None:
     """Print every option of the preset and method that `words` name."""
     names, command, _ = _split(words)
-    config, _ = build(names[0] if names else DEFAULT, names[1:], command.get("--method"))
+    config, _ = build(*split_names(names, command.get("--method")), command.get("--method"))
     try:
         tyro.cli(_kind(config), args=["--help"], default=config, prog="python -m mixfast.train")
     except SystemExit:

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+from mixfast.config.options import flatten
 from mixfast.rng import Generators
 from mixfast.run.console import duration
 from mixfast.run.folder import RunFolder
 from mixfast.run.monitor import chance_loss
 from mixfast.run.records import Records, Result, result, time_by_part
+from mixfast.run.sanity import queue_steps, warnings
 from mixfast.run.state import Run
 from mixfast.train import plots
 
@@ -76,27 +78,40 @@ def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, 
     results = [result(name, records) for name, records in runs.items()]
     baselines = [record for record in runs[run.config.method_name] if record["kind"] == "baseline"]
     summary = f"{table(results, baselines)}\n\n{verdict(results, baselines)}"
-    run.folder.report.write_text(_page(run, preset, origins, summary, list(companions)), encoding="utf-8")
+    run.folder.report.write_text(_page(run, preset, origins, summary, companions), encoding="utf-8")
     return summary
 
 
-_HEALTH = """## Health
+_DIAGNOSTICS = """## Diagnostics
 
 ![diagnostics](plots/diagnostics.png)
 
 Effective rank: directions that h uses, 1 if it has collapsed. Alignment: squared distance of two views of a test \
-image, lower is closer; uniformity: lower is more even. found: share of positives that beat all keys of their queue; \
-shortcut: share of *another image's* positives that do, by what a batch has in common, such as its box; without a \
-shortcut it is 1 in the number of keys.
+image, lower is closer; uniformity: lower is more even. top1: share of queries that are more similar to their positive \
+than to all keys of the queue. top1 other: the same with *another image's* positive; above its chance level, 1 / (keys \
++ 1), positives are recognised by what a batch has in common, such as its box, and not by the image.
 
 """
 
 
-def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companions: list[str]) -> str:
+def _cautions(run: Run, companions: dict[str, RunFolder]) -> str:
+    """The section with the warnings that were printed before training; "" without any."""
+    texts = warnings(run.config, run.splits)
+    for name, folder in companions.items():
+        texts += [f"{name}: {text}" for text in warnings(folder.read_config()[0], run.splits)]
+    return "## Warnings\n\n" + "\n".join(f"- {text}" for text in texts) + "\n\n" if texts else ""
+
+
+def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companions: dict[str, RunFolder]) -> str:
     config, splits = run.config, run.splits
-    changed = "\n".join(f"- `{key}`: {origin}" for key, origin in origins.items())
+    values = flatten(config)
+    changed = "\n".join(f"- `{key}` = `{values[key]}` ({origin})" for key, origin in origins.items() if key in values)
     knn = "![kNN](plots/knn.png)\n\n" if (run.folder.plots / "knn.png").exists() else ""
-    health = _HEALTH if (run.folder.plots / "diagnostics.png").exists() else ""
+    diagnostics = _DIAGNOSTICS if (run.folder.plots / "diagnostics.png").exists() else ""
+    level = chance_loss(config)
+    chance = "" if level is None else f", and of their weighted mean; chance level: {level:.2f}"
+    steps = queue_steps(config)
+    queue = f" The queue holds random vectors, easy negatives, until step {steps}: the loss may rise." if steps else ""
     beside = f" Compared with {', '.join(companions)} at equal encoder cost (folder `compare/`)." if companions else ""
     return f"""# {config.method_name} on {splits.name} (preset {preset}, seed {config.seed})
 
@@ -104,7 +119,7 @@ def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companio
 {config.model.title}, {config.train.epochs} epochs of {len(run.batches)} steps of \
 {config.train.batch_size} images, {run.precision} on {run.device}.{beside}
 
-## Result
+{_cautions(run, companions)}## Result
 
 {summary}
 
@@ -116,7 +131,9 @@ the same network before training, with BatchNorm statistics of the data. Trainin
 
 ![loss](plots/loss.png)
 
-{health}## What the method sees
+Means over each epoch of the terms of the loss{chance}.{queue}
+
+{diagnostics}## What the method sees
 
 ![views](plots/views.png)
 

@@ -136,7 +136,7 @@ def test_report_is_whole_and_names_no_place(runs: Path, report: Path) -> None:
             assert picture.width > 400 and len(picture.convert("L").getcolors() or []) > 30
     assert "for CIFAR-10, ResNet-18, batch 512, 1000 epochs" in text, "the paper's column says its setting"
     assert "| `approach1` | local global |" in text and "1.538" in text  # 1 / (64 + 1), in percent
-    assert "python -m mixfast.train --out a0 --method moco" in text
+    assert "python -m mixfast.train --out a0 demo --method moco" in text
     for content in (text, (report / "results.json").read_text()):
         assert str(runs) not in content and str(report.parent) not in content
     scores = json.loads((report / "results.json").read_text())["sections"][0]["localise"]

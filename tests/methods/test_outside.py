@@ -132,5 +132,5 @@ def test_dense_and_global_terms_train_together(densecl: str, accumulate: int, tm
     assert state["queues.pointer"].item() == 12 * 16 % 64
     for name in ("whole", "cells"):
         torch.testing.assert_close(state[f"queues.{name}"].norm(dim=1), torch.ones(64))
-    found = [record for record in records if "found_cells" in record]
-    assert found and all(0 <= record["found_cells"] <= 1 for record in found)
+    found = [record for record in records if "top1_cells" in record]
+    assert found and all(0 <= record["top1_cells"] <= 1 for record in found)

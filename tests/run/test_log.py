@@ -23,17 +23,33 @@ def test_meter_averages_and_starts_again() -> None:
     assert meter.means() == {"loss": 5.0}
 
 
+def test_meter_averages_over_an_epoch_of_several_records() -> None:
+    meter = Meter()
+    assert meter.epoch_means() == {}
+    for record in ((1.0, 2.0, 6.0), (11.0,)):
+        for value in record:
+            meter.add({"loss": torch.tensor(value)})
+        meter.means()
+    assert meter.epoch_means() == {"loss": 5.0}  # 20 / 4, not the mean of 3 and 11
+    meter.add({"loss": torch.tensor(7.0)})
+    meter.means()
+    assert meter.epoch_means() == {"loss": 7.0}
+
+
 def test_meter_continues_from_a_saved_state(rng: torch.Generator) -> None:
     values = torch.rand(9, generator=rng)
     whole, first, second = Meter(), Meter(), Meter()
     for index, value in enumerate(values):
         whole.add({"loss": value})
-        if index < 4:
+        if index < 5:
             first.add({"loss": value})
+        if index == 2:  # a record, after which the epoch goes on
+            assert whole.means() == first.means()
     second.load_state_dict(first.state_dict(), torch.device("cpu"))
-    for value in values[4:]:
+    for value in values[5:]:
         second.add({"loss": value})
     assert second.means() == whole.means()
+    assert second.epoch_means() == whole.epoch_means() == pytest.approx({"loss": values.double().mean().item()})
 
 
 def test_metrics_truncate_to_a_position_and_keep_order(tmp_path: Path) -> None:

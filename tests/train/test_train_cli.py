@@ -22,6 +22,7 @@ from tests.tiny_run import process_settings_kept, records, words
 pytestmark = pytest.mark.slow
 
 MoCo = methods.load("moco")
+FILES = ("previous", "last")  # of two checkpoints: before training, and after its only epoch
 
 
 class Failing(MoCo):  # type: ignore[misc, valid-type]
@@ -86,8 +87,9 @@ def test_metrics_hold_baselines_terms_and_scores(finished: Path) -> None:
     scored = [line for line in lines if line["kind"] == "eval"]
     assert [line["epoch"] for line in scored] == [2, 3]  # every second epoch, and the last
     assert all(0 <= line[key] <= 100 for line in scored for key in ("knn_z", "knn_h"))
-    train = [line for line in lines if line["kind"] == "train"]
-    assert [line["step"] for line in train] == list(range(1, 13))
+    train = [line for line in lines if line["kind"] in ("train", "epoch")]
+    assert [line["step"] for line in train if line["kind"] == "train"] == list(range(1, 13))
+    assert [line["step"] for line in train if line["kind"] == "epoch"] == [4, 8, 12]
     assert {"loss", "original", "mixed", "local_global", "local", "global", "lam"} <= set(train[0])
     with open(finished / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -109,9 +111,35 @@ def test_report_shows_every_row_and_only_files_that_exist(finished: Path) -> Non
     assert f"| approach1 | {last['knn_z']:.1f} | {last['knn_h']:.1f} |" in text
     for name in ("raw pixels", "untrained", "moco at equal encoder cost"):
         assert name in text
+    assert "- `augment.hue` = `0.5` (preset demo)" in text and "- `train.epochs` = `3` (command line)" in text
     pictures = [part.split(")")[0] for part in text.split("](")[1:]]
     assert sorted(pictures) == [f"plots/{name}.png" for name in ("diagnostics", "knn", "loss", "time", "views")]
     assert all((finished / picture).stat().st_size > 1000 for picture in pictures)
+
+
+def test_warnings_are_printed_before_training_and_repeated_in_the_report(finished: Path) -> None:
+    printed, report = ((finished / name).read_text() for name in ("log.txt", "report.md"))
+    run, other = (
+        f"keeps {100 * 0.99**steps:.0f} % of its first weights to the end: --method.ema 0.99 averages over 100 steps, "
+        f"and the run has {steps}."
+        for steps in (12, 24)
+    )
+    assert printed.index(run) < printed.index("raw pixels") < printed.index(other)
+    assert run in report and f"- moco: the network that follows by moving average {other}" in report
+    assert "queue: its 64 keys are random vectors at first" in printed and "until step 4 (epoch 1.0)" in printed
+
+
+@pytest.mark.parametrize("preset", ["moco", "approach2"])
+def test_one_epoch_of_a_preset_moves_the_weights_and_prints_its_rate(preset: str, tmp_path: Path, capsys: Any) -> None:
+    sizes = words(tmp_path / "run", preset, train__epochs=1, eval__every=0, data__kind="scenes")
+    place = sizes.index("--optim.cosine_origin")
+    sizes = [word for word in (*sizes[:place], *sizes[place + 2 :]) if word != "demo"]
+    assert main([*sizes, "--eval.no-baselines"]) == 0
+    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(f"{preset} "))
+    assert row[1:3] == ["1", "0.06"]
+    before, after = (torch.load(tmp_path / "run" / "checkpoints" / f"{name}.pt")["method"] for name in FILES)
+    moved = [key for key, value in after.items() if key.startswith("encoder") and "weight" in key]
+    assert moved and not [key for key in moved if torch.equal(before[key], after[key])]
 
 
 def test_existing_folder_is_refused_then_overwritten(finished: Path, tmp_path: Path, capsys: Any) -> None:
@@ -124,7 +152,7 @@ def test_existing_folder_is_refused_then_overwritten(finished: Path, tmp_path: P
     assert main([*small, "--overwrite"]) == 0
     assert f"report    {out / 'report.md'}" in capsys.readouterr().out
     assert not (out / "compare").exists()
-    assert [record["kind"] for record in records(out)] == ["train", "eval", "diagnostics"]
+    assert [record["kind"] for record in records(out)] == ["train", "eval", "diagnostics", "epoch"]
 
 
 def test_finished_run_can_be_continued_and_changes_nothing(finished: Path, tmp_path: Path, capsys: Any) -> None:
@@ -222,7 +250,7 @@ def test_folder_without_classes_trains_without_knn(tmp_path: Path, capsys: Any, 
     data = {"data__kind": "folder", "data__path": tmp_path / "images", "data__cache_dir": tmp_path / "cache"}
     assert main(words(tmp_path / "run", "moco", train__epochs=1, **data, data__workers=0)) == 0
     assert "kNN is off: not every image has a class." in capsys.readouterr().out
-    assert {line["kind"] for line in records(tmp_path / "run")} == {"train", "diagnostics"}
+    assert {line["kind"] for line in records(tmp_path / "run")} == {"train", "diagnostics", "epoch"}
     assert "Without labels there is no score." in (tmp_path / "run" / "report.md").read_text()
 
 

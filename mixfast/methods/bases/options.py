@@ -18,6 +18,11 @@ def check_contrast(config: Any) -> None:
     check_option(0 <= config.ema <= 1, "ema", "in [0, 1]", config.ema)
 
 
+def keys_per_step(config: Any, batch: int) -> int:
+    """Keys that an optimiser step of `batch` images enqueues: both views' if `config.symmetric` is set."""
+    return batch * (2 if getattr(config, "symmetric", False) else 1)
+
+
 def check_queue_size(config: Any, batch: int) -> None:
     """Raise ConfigError unless the keys of one optimiser step divide `config.queue_size`.
 
@@ -25,8 +30,7 @@ def check_queue_size(config: Any, batch: int) -> None:
         config: with `queue_size`, and with `symmetric` if both views can be keys.
         batch: images per optimiser step.
     """
-    symmetric = getattr(config, "symmetric", False)
-    rows = batch * (2 if symmetric else 1)
+    symmetric, rows = getattr(config, "symmetric", False), keys_per_step(config, batch)
     if config.queue_size % rows:
         raise ConfigError(
             f"method.queue_size must be a multiple of the {rows} keys enqueued per step (the batch of {batch}"
