@@ -11,11 +11,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from mixfast import methods
+from mixfast import methods, ranges
 from mixfast.augment.config import AugmentConfig
 from mixfast.data.config import DataConfig
 from mixfast.errors import ConfigError
 from mixfast.models.config import ModelConfig
+from mixfast.ranges import Cores, Count, Index, InnerShare, NotNegative, Positive, Seed, Share
 
 MethodConfig = TypeVar("MethodConfig")
 
@@ -25,48 +26,48 @@ class OptimConfig:
     """The optimiser (without Nesterov) and its schedule; the defaults are the MoCo recipe on CIFAR."""
 
     name: Literal["sgd", "adam", "lars"] = "sgd"
-    lr: float = 0.06  # at batch 512; never rescaled silently
-    momentum: float = 0.9  # of SGD and LARS; the first beta of Adam, whose second is 0.999
-    weight_decay: float = 5e-4  # added to the gradient, of every trainable tensor: norms and biases too
-    lars_trust: float = 1e-3  # LARS: length of a step of rate 1 as a share of the tensor's length
+    lr: NotNegative = 0.06  # at batch 512; never rescaled silently
+    momentum: Share = 0.9  # of SGD and LARS; the first beta of Adam, whose second is 0.999
+    weight_decay: NotNegative = 5e-4  # added to the gradient, of every trainable tensor: norms and biases too
+    lars_trust: NotNegative = 1e-3  # LARS: length of a step of rate 1 as a share of the tensor's length
     lars_exclude: bool = True  # LARS: norms and biases take SGD steps without decay (as SimCLR does)
     schedule: Literal["cosine", "step"] = "cosine"  # constant inside an epoch but for warmup_steps
     cosine_origin: Literal[0, 1] = 1  # number of the first epoch; 1: the last epoch runs at rate 0, as in the MoCo demo
-    steps: tuple[float, ...] = (0.6, 0.9)  # shares of the training after which `step` multiplies the rate
-    step_factor: float = 0.1
-    warmup_epochs: int = 0  # linear increase over the first epochs, on top of the schedule
-    warmup_steps: int = 0  # the same over the first optimiser steps; where both are given, the lower rate counts
+    steps: tuple[InnerShare, ...] = (0.6, 0.9)  # shares of the training after which `step` multiplies the rate
+    step_factor: NotNegative = 0.1
+    warmup_epochs: Index = 0  # linear increase over the first epochs, on top of the schedule
+    warmup_steps: Index = 0  # the same over the first optimiser steps; where both are given, the lower rate counts
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The loop and the machine it runs on."""
 
-    epochs: int = 200
-    batch_size: int = 512  # images per optimiser step
-    accumulate: int = 1  # micro-batches per optimiser step; EMA and enqueueing happen once per optimiser step
+    epochs: Count = 200
+    batch_size: Count = 512  # images per optimiser step
+    accumulate: Count = 1  # micro-batches per optimiser step; EMA and enqueueing happen once per optimiser step
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on GPUs from Ampere on, fp32 elsewhere
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"  # auto: channels_last
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the encoder in training; auto: said at start
     graph: Literal["auto", "on", "off"] = "auto"  # the step as CUDA graphs, the same bits; auto: said at start
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    threads: int = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota of this process
+    threads: Cores = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota of this process
     deterministic: bool = False  # only deterministic kernels; needed on a GPU for a bit-exact resume
-    log_every: int = 50  # optimiser steps between records; an epoch's end is always one
+    log_every: Count = 50  # optimiser steps between records; an epoch's end is always one
     tensorboard: bool = False  # also write the records for TensorBoard (extra package)
-    checkpoint_every: int = 1  # epochs between checkpoints; 0: only at the end and on a signal
-    checkpoint_seconds: float = 600.0  # a checkpoint inside an epoch when the last one is older; 0: never
+    checkpoint_every: Index = 1  # epochs between checkpoints; 0: only at the end and on a signal
+    checkpoint_seconds: NotNegative = 600.0  # a checkpoint inside an epoch when the last one is older; 0: never
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """The weighted kNN classifier on z (head) and h (pooled features)."""
 
-    every: int = 10  # epochs between evaluations; 0: only after the last epoch
-    k: int = 200  # neighbours
-    bank: int = 0  # training images among which neighbours are looked for, class-balanced; 0: all
-    temperature: float = 0.1
-    batch_size: int = 512  # images per forward pass
+    every: Index = 10  # epochs between evaluations; 0: only after the last epoch
+    k: Count = 200  # neighbours
+    bank: Index = 0  # training images among which neighbours are looked for, class-balanced; 0: all
+    temperature: Positive = 0.1
+    batch_size: Count = 512  # images per forward pass
     baselines: bool = True  # score raw pixels and the untrained network before training
     diagnostics: bool = True  # also collapse, alignment, uniformity, and what the positives give away
 
@@ -83,7 +84,7 @@ class RunConfig(Generic[MethodConfig]):
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    seed: int = 0
+    seed: Seed = 0
     compare: tuple[str, ...] = ()  # methods trained beside this one under the same encoder budget
 
 
@@ -94,27 +95,6 @@ FREE_ON_RESUME = frozenset(
     | {"data.path", "data.test_path", "data.in_memory", "data.cache", "data.cache_dir", "data.workers", "data.download"}
     | {"compare"}
 )
-
-_AT_LEAST: dict[str, float] = {
-    "optim.lr": 0,
-    "optim.momentum": 0,
-    "optim.weight_decay": 0,
-    "optim.lars_trust": 0,
-    "optim.step_factor": 0,
-    "optim.warmup_epochs": 0,
-    "optim.warmup_steps": 0,
-    "train.epochs": 1,
-    "train.batch_size": 1,
-    "train.accumulate": 1,
-    "train.threads": 0,
-    "train.log_every": 1,
-    "train.checkpoint_every": 0,
-    "train.checkpoint_seconds": 0,
-    "eval.every": 0,
-    "eval.k": 1,
-    "eval.bank": 0,
-    "eval.batch_size": 1,
-}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -176,21 +156,12 @@ def validate(config: RunConfig[Any]) -> None:
     """Refuse a configuration that cannot be trained or scored, before anything is made or loaded.
 
     Raises:
-        ConfigError: lists every impossible value of this file's sections; if there is none, what the method's own
-            `check` says of its options at this batch size.
+        ConfigError: lists every value that its type does not allow; if there is none, what does not fit together; then
+            what the method's own `check` says of its options at this batch size.
     """
-    flat = flatten(config)
-    problems = [
-        f"--{key} must be at least {least}; got {flat[key]}"
-        for key, least in _AT_LEAST.items()
-        if not flat[key] >= least
-    ]
-    if not config.eval.temperature > 0:
-        problems.append(f"--eval.temperature must be above 0; got {config.eval.temperature}")
-    if config.optim.name == "adam" and not config.optim.momentum < 1:
+    problems = ranges.problems(config)
+    if not problems and config.optim.name == "adam" and not config.optim.momentum < 1:
         problems.append(f"--optim.momentum must be below 1 for adam; got {config.optim.momentum}")
-    if not all(0 < share < 1 for share in config.optim.steps):
-        problems.append(f"--optim.steps must be shares of the training between 0 and 1; got {config.optim.steps}")
     if not problems:
         problems = _batch_problems(config)
     if problems:

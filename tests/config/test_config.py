@@ -74,7 +74,7 @@ def test_method_replaces_that_of_a_preset_and_keeps_shared_options() -> None:
         ({"train.epochs": 0}, r"--train.epochs must be at least 1; got 0"),
         ({"optim.lr": float("nan")}, r"--optim.lr must be at least 0; got nan"),
         ({"eval.temperature": 0.0}, r"--eval.temperature must be above 0; got 0.0"),
-        ({"optim.steps": (0.5, 1.5)}, r"--optim.steps must be shares .* got \(0.5, 1.5\)"),
+        ({"optim.steps": (0.5, 1.5)}, r"--optim.steps must be values, each in \(0, 1\); got \(0.5, 1.5\)"),
         (
             {"train.batch_size": 100},
             r"multiple of --train.accumulate 1 times --model.bn_splits 8; got 100, nearest: 96",
