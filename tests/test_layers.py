@@ -26,7 +26,7 @@ LAYERS = (
     ("train",),
     ("evaluate",),
     ("compare",),
-    ("profile", "doctor"),
+    ("profile", "doctor", "__main__"),
 )
 
 

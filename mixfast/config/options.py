@@ -16,7 +16,7 @@ from mixfast.augment.config import AugmentConfig
 from mixfast.data.config import DataConfig
 from mixfast.errors import ConfigError
 from mixfast.models.config import ModelConfig
-from mixfast.ranges import Cores, Count, Index, InnerShare, NotNegative, Positive, Seed, Share
+from mixfast.ranges import Cores, Count, Index, NotNegative, Positive, Seed, Share
 
 MethodConfig = TypeVar("MethodConfig")
 
@@ -33,7 +33,7 @@ class OptimConfig:
     lars_exclude: bool = True  # LARS: norms and biases take SGD steps without decay (as SimCLR does)
     schedule: Literal["cosine", "step"] = "cosine"  # constant inside an epoch but for warmup_steps
     cosine_origin: Literal[0, 1] = 1  # number of the first epoch; 1: the last epoch runs at rate 0, as in the MoCo demo
-    steps: tuple[InnerShare, ...] = (0.6, 0.9)  # shares of the training after which `step` multiplies the rate
+    steps: tuple[float, ...] = (0.6, 0.9)  # shares of the training after which `step` multiplies the rate
     step_factor: NotNegative = 0.1
     warmup_epochs: Index = 0  # linear increase over the first epochs, on top of the schedule
     warmup_steps: Index = 0  # the same over the first optimiser steps; where both are given, the lower rate counts
@@ -110,14 +110,31 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def replace(config: Any, values: dict[str, Any]) -> Any:
-    """A copy of `config` with the values of some dotted keys changed; KeyError if there is no such key."""
+    """A copy of `config` with the values of some dotted keys changed at once; KeyError if there is no such key."""
+    own = {key: value for key, value in values.items() if "." not in key}
+    sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
-        head, _, rest = key.partition(".")
+        head, dot, rest = key.partition(".")
         if head not in {item.name for item in dataclasses.fields(config)}:
             raise KeyError(key)
-        new = replace(getattr(config, head), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: new})
-    return config
+        if dot:
+            sections.setdefault(head, {})[rest] = value
+    base = own | {head: replace(own.get(head, getattr(config, head)), inner) for head, inner in sections.items()}
+    return dataclasses.replace(config, **base)
+
+
+def typed(config: RunConfig[Any]) -> Any:
+    """The type of a configuration with its method's own options."""
+    generic: Any = RunConfig
+    return generic[type(config.method)]
+
+
+def hint_of(config: Any, key: str) -> Any:
+    """The type of the option with a dotted key."""
+    *sections, name = key.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    return typing.get_type_hints(type(config), include_extras=True)[name]
 
 
 def from_dict(cls: type, data: dict[str, Any], method_config: type) -> Any:
@@ -160,8 +177,10 @@ def validate(config: RunConfig[Any]) -> None:
             what the method's own `check` says of its options at this batch size.
     """
     problems = ranges.problems(config)
-    if not problems and config.optim.name == "adam" and not config.optim.momentum < 1:
+    if config.optim.name == "adam" and config.optim.momentum == 1:
         problems.append(f"--optim.momentum must be below 1 for adam; got {config.optim.momentum}")
+    if not problems and not all(0 < share < 1 for share in config.optim.steps):
+        problems.append(f"--optim.steps must be shares of the training between 0 and 1; got {config.optim.steps}")
     if not problems:
         problems = _batch_problems(config)
     if problems:
@@ -177,6 +196,26 @@ def _batch_problems(config: RunConfig[Any]) -> list[str]:
         f"--train.batch_size must be a multiple of --train.accumulate {micro} times --model.bn_splits {splits}; "
         f"got {batch}, nearest: {nearest_multiple(batch, micro * splits)}"
     ]
+
+
+def check_batch(config: RunConfig[Any], images: int) -> None:
+    """Raise a ConfigError, with options that would do, where a batch is larger than the training set of `images`."""
+    batch = config.train.batch_size
+    if batch <= images:
+        return
+    text = f"--train.batch_size must be at most the {images} training images; got {batch}."
+    for fitting in (2**power for power in reversed(range(images.bit_length()))):
+        smaller = {"train.batch_size": fitting}
+        if config.optim.name != "adam":
+            smaller["optim.lr"] = config.optim.lr * fitting / batch
+        try:
+            validate(replace(config, smaller))
+        except ConfigError:
+            continue
+        words = " ".join(f"--{key} {value:g}" for key, value in smaller.items())
+        rule = f": {config.optim.lr:g} in proportion to the batch" if "optim.lr" in smaller else ""
+        raise ConfigError(f"{text} Try {words}{rule}.")
+    raise ConfigError(f"{text} Use more images, or a --model.bn_splits and --method.queue_size that fit a small batch.")
 
 
 def nearest_multiple(value: int, of: int) -> int:

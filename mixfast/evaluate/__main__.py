@@ -5,9 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import tyro
-
-from mixfast.errors import ConfigError
+from mixfast.config.words import parse, same, unknown
 from mixfast.evaluate.components import Components, components
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.embed import Embed, embed
@@ -16,7 +14,7 @@ from mixfast.evaluate.linear import Linear, linear
 from mixfast.evaluate.localise import localise
 from mixfast.evaluate.maps import Maps, maps
 from mixfast.evaluate.replay import Replay, replay
-from mixfast.run.failure import run_command
+from mixfast.run.command import run
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "knn": (Knn, knn),
@@ -31,8 +29,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = sys.argv[1:] if words is None else words
-    return run_command(lambda: evaluate(words))
+    return run(words, evaluate)
 
 
 def evaluate(words: list[str]) -> None:
@@ -43,10 +40,11 @@ def evaluate(words: list[str]) -> None:
         print("       RUN: the folder of a run, or one of its checkpoints\n")
         print("\n".join(f"  {name:<11} {kind.__doc__}" for name, (kind, _) in COMMANDS.items()))
         return
-    if words[0] not in COMMANDS:
-        raise ConfigError(f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}.")
-    kind, command = COMMANDS[words[0]]
-    command(tyro.cli(kind, args=words[1:], prog=f"python -m mixfast.evaluate {words[0]}"))
+    name = same(words[0], COMMANDS)
+    if name is None:
+        raise unknown("command", words[0], COMMANDS)
+    kind, command = COMMANDS[name]
+    command(parse(kind, words[1:], f"python -m mixfast.evaluate {name}"))
 
 
 if __name__ == "__main__":

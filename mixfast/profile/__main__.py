@@ -30,11 +30,13 @@ import torch
 
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import DEFAULT, presets
+from mixfast.config.words import same
 from mixfast.errors import ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS
 from mixfast.profile import measure, memory, output
+from mixfast.ranges import NotNegative, check_ranges
 from mixfast.run import machine
-from mixfast.run.failure import run_command
+from mixfast.run.command import run
 from mixfast.run.folder import RunFolder
 from mixfast.train import cli
 
@@ -58,7 +60,7 @@ class Request:
 
     everything: bool = False
     shape: str | None = None
-    seconds: float = 20.0
+    seconds: NotNegative = 20.0
     busy: bool = False
     names: list[str] = field(default_factory=list)  # of presets
     words: list[str] = field(default_factory=list)  # the rest, as mixfast.train understands it
@@ -85,10 +87,11 @@ def understand(words: list[str]) -> Request:
                 setattr(request, key[2:], float(value) if key == "--seconds" else value)
             except ValueError:
                 raise ConfigError(f"--seconds must be a number; got {value!r}.") from None
-        elif word in presets() and not request.words:
-            request.names.append(word)
+        elif not request.words and (name := same(word, presets())):
+            request.names.append(name)
         else:
             request.words.append(word)
+    check_ranges(request)
     if request.shape is not None and request.shape not in SHAPES:
         raise ConfigError(f"--shape must be one of {', '.join(SHAPES)}; got {request.shape!r}.")
     if request.everything and request.names:
@@ -102,7 +105,7 @@ def configured(request: Request, preset: str) -> cli.Invocation:
     asked = cli.parse(words)
     on_cpu = machine.pick_device(asked.config.train.device).type == "cpu"
     own = "preset" if asked.preset == DEFAULT or not on_cpu else "small"
-    given = {word.partition("=")[0].replace("-", "_").removeprefix("__") for word in words if word.startswith("--")}
+    given = {key for key, origin in asked.origins.items() if origin == "command line"}
     known = flatten(asked.config)
     if asked.config.model.backbone != RESNET:
         given |= {f"model.{name}" for name in RESNET_OPTIONS}  # the shapes' sizes are a ResNet's
@@ -125,8 +128,11 @@ def profile(invocation: cli.Invocation, request: Request, device: torch.device, 
         return output.to_record(invocation.preset, run, timing, peaks, measure.evaluation_seconds(run, request.busy))
 
 
-def launch(words: list[str]) -> Path:
-    """Profile what the command line asks for; returns the folder of the results."""
+def launch(words: list[str]) -> None:
+    """Profile what the command line asks for."""
+    if {"--help", "-h"} & set(words):
+        print((__doc__ or "").rstrip())
+        return
     request = understand(words)
     invocations = [configured(request, preset) for preset in request.presets()]
     first = invocations[0]
@@ -152,16 +158,11 @@ def launch(words: list[str]) -> Path:
     if len(records) > 1:
         print("\n" + output.markdown(records))
     print(f"\nwrote {path / 'profile.json'} and {path / 'profile.png'}")
-    return path
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = sys.argv[1:] if words is None else words
-    if {"--help", "-h"} & set(words):
-        print((__doc__ or "").rstrip())
-        return 0
-    return run_command(lambda: launch(words))
+    return run(words, launch)
 
 
 if __name__ == "__main__":
