@@ -26,7 +26,7 @@ PAGE, RESULTS = "report.md", "results.json"
 
 @dataclass(frozen=True)
 class Compare(MachineOptions):
-    """Put runs side by side: Table 1 with the paper's numbers, differences over seeds, curves, localisation, maps."""
+    """Put runs side by side: the paper's Table 1, differences over seeds, curves, localisation, maps."""
 
     # folders of runs
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="")] = ()

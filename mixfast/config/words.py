@@ -83,8 +83,7 @@ def find(flag: str, options: Mapping[str, Option], others: Iterable[str] = ()) -
         return by_plain[switched], True
     known = [name for name in options if not off or options[name].hint is bool]
     last = re.sub(r"^no_", "", plain(flag.removeprefix("--").rpartition(".")[2]))
-    near = nearest(switched, known)
-    near += [name for name in known if plain(name.rpartition(".")[2]) == last and name not in near]
+    near = [name for name in known if plain(name.rpartition(".")[2]) == last] or nearest(switched, known)
     flags = nearest(flag, others, 0.8) or [_off(name) if off else f"--{name}" for name in near]
     hint = f"did you mean {' or '.join(flags)}?" if flags else "see --help."
     raise ConfigError(f"unknown option {flag}; {hint}")

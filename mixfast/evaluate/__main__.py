@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -38,13 +39,14 @@ def evaluate(words: list[str]) -> None:
         print("Evaluate what python -m mixfast.train has written; no checkpoint is changed.\n")
         print("usage: python -m mixfast.evaluate COMMAND RUN... [options]; COMMAND --help lists them")
         print("       RUN: the folder of a run, or one of its checkpoints\n")
-        print("\n".join(f"  {name:<11} {kind.__doc__}" for name, (kind, _) in COMMANDS.items()))
+        for name, (kind, _) in COMMANDS.items():
+            print(textwrap.fill(kind.__doc__ or "", 98, initial_indent=f"  {name:<12}", subsequent_indent=14 * " "))
         return
-    name = same(words[0], COMMANDS)
-    if name is None:
+    chosen = same(words[0], COMMANDS)
+    if chosen is None:
         raise unknown("command", words[0], COMMANDS)
-    kind, command = COMMANDS[name]
-    command(parse(kind, words[1:], f"python -m mixfast.evaluate {name}"))
+    kind, command = COMMANDS[chosen]
+    command(parse(kind, words[1:], f"python -m mixfast.evaluate {chosen}"))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from mixfast.scoring.maps import Network
 
 @dataclass(frozen=True)
 class Linear(ScoringOptions):
-    """Accuracy of a linear classifier on the frozen encoder, beside the untrained network and, if asked, raw pixels."""
+    """Accuracy of a linear classifier on the encoder, the untrained network and, if asked, raw pixels."""
 
     protocol: Literal["cached", "sgd"] = "cached"  # features once, without augmentation; or the full SGD protocol
     epochs: Count | None = None  # none: 500 (cached), 100 (sgd)

@@ -1,4 +1,4 @@
-"""What a training step costs by part, beside the bare encoder passes that it needs. See docs/profile.md.
+"""What a step of training costs by part, beside the encoder passes that it needs (docs/profile.md).
 
 usage: python -m mixfast.profile [preset ...] [modifier ...] [--section.key value ...]
                                  [--all] [--shape NAME] [--seconds S] [--busy] [--out DIR]
@@ -6,13 +6,14 @@ usage: python -m mixfast.profile [preset ...] [modifier ...] [--section.key valu
 Presets, modifiers and --section.key are those of python -m mixfast.train; without a preset, demo.
 
 --all          every preset, one after the other; several may be named instead
---shape NAME   small     ResNet-18 of width 16, stem cifar_s2, 32 px, batch 64 (default on a CPU, but for demo)
+--shape NAME   small     ResNet-18 of width 16, stem cifar_s2, 32 px, batch 64
+                         (default on a CPU, but for demo)
                cifar     ResNet-18 of width 64, 32 px, batch 512
                imagenet  ResNet-50, 224 px, batch 256, 65,536 keys
                preset    as the preset says (default on a GPU, and of demo)
                A --section.key that is given wins over the shape.
 --seconds S    of measuring one preset (default 20)
---busy         processor seconds of this process, on one thread: for a machine that others use as well
+--busy         processor seconds of this process, on one thread: for a machine that others use too
 --out DIR      folder of profile.json and profile.png (default runs/profile-NNNN)
 
 Images are noise, the learning rate is 0, nothing else is written.

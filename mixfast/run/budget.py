@@ -76,7 +76,9 @@ def check_memory(config: RunConfig[Any], device: torch.device) -> None:
         OutOfMemoryError: a lower bound of what the images, one network and one queue take exceeds the memory of the
             device. The message lists the three, and the options that decide them.
     """
-    data, model, queue = config.data, config.model, getattr(config.method, "queue_size", 0)
+    data, model = config.data, config.model
+    queue = getattr(config.method, "queue_size", 0)
+    queue_bytes = 2 * queue * model.dim if isinstance(queue, int) else 0  # float16 on a GPU, twice that elsewhere
     counts = (data.scenes, data.test_scenes) if data.kind == "scenes" else kind_of(data.kind).counts or ()
     weights = 0
     if model.backbone == RESNET:
@@ -88,9 +90,7 @@ def check_memory(config: RunConfig[Any], device: torch.device) -> None:
     needed = {
         f"{sum(counts):,} images of {data.size} px (--data.scenes, --data.size)": 3 * data.size**2 * sum(counts),
         f"a {model.title} in training (--model.width, --model.dim, --model.hidden)": weights * (2 + moments),
-        f"a queue of {queue:,} keys of {model.dim} (--method.queue_size, --model.dim)": 2
-        * queue
-        * model.dim,  # float16
+        f"a queue of {queue} keys of {model.dim} (--method.queue_size, --model.dim)": queue_bytes,
     }
     least, total = sum(needed.values()), machine.memory_bytes(device)
     if least > total:
