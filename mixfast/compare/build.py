@@ -18,6 +18,7 @@ from mixfast.compare.gather import Section, gather
 from mixfast.compare.page import Chapter, numbers, page
 from mixfast.errors import ConfigError
 from mixfast.evaluate.runs import LoadedRun, MachineOptions
+from mixfast.ranges import Count, Index
 from mixfast.run.folder import now, write_json
 
 PAGE, RESULTS = "report.md", "results.json"
@@ -25,7 +26,7 @@ PAGE, RESULTS = "report.md", "results.json"
 
 @dataclass(frozen=True)
 class Compare(MachineOptions):
-    """Put runs side by side: Table 1 with the paper's numbers, differences over seeds, curves, localisation, maps."""
+    """Put runs side by side: the paper's Table 1, differences over seeds, curves, localisation, maps."""
 
     # folders of runs
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="")] = ()
@@ -34,9 +35,9 @@ class Compare(MachineOptions):
     page: Path | None = None  # write the Markdown to this file instead of report.md in the folder
     folder_name: str | None = None  # name of the images of runs on a folder; none: the folder's name
     localise: Data = "auto"  # images on which maps look for objects; auto: scenes for runs on scenes, else canvas
-    count: int = 1000  # images on which localisation is scored, at most
-    validation: int = 300  # other images, on which map and threshold are chosen
-    maps: int = 6  # images in the grid of attention maps; 0: no grid
+    count: Count = 1000  # images on which localisation is scored, at most
+    validation: Count = 300  # other images, on which map and threshold are chosen
+    maps: Index = 6  # images in the grid of attention maps; 0: no grid
 
 
 def compare(options: Compare, words: Sequence[str]) -> Path:
@@ -46,9 +47,6 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
         ConfigError: no run, two runs with the same options and seed, or an existing folder that is no report.
         CheckpointError: a folder that is no run, or that cannot be read.
     """
-    if min(options.count, options.validation) < 1 or options.maps < 0:
-        given = f"{options.count}, {options.validation} and {options.maps}"
-        raise ConfigError(f"--count and --validation must be at least 1, --maps at least 0; got {given}.")
     if options.page and options.page.exists() and not options.overwrite:
         raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
     sections = gather(options.runs, options.folder_name)

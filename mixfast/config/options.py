@@ -11,11 +11,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from mixfast import methods
+from mixfast import methods, ranges
 from mixfast.augment.config import AugmentConfig
 from mixfast.data.config import DataConfig
 from mixfast.errors import ConfigError
 from mixfast.models.config import ModelConfig
+from mixfast.ranges import Cores, Count, Index, NotNegative, Positive, Seed, Share
 
 MethodConfig = TypeVar("MethodConfig")
 
@@ -25,51 +26,48 @@ class OptimConfig:
     """The optimiser (without Nesterov) and its schedule; the defaults are the MoCo recipe on CIFAR."""
 
     name: Literal["sgd", "adam", "lars"] = "sgd"
-    lr: float = 0.06  # at batch 512; never rescaled silently
-    momentum: float = 0.9  # of SGD and LARS; the first beta of Adam, whose second is 0.999
-    weight_decay: float = 5e-4  # added to the gradient, of every trainable tensor: norms and biases too
-    lars_trust: float = 1e-3  # LARS: length of a step of rate 1 as a share of the tensor's length
+    lr: NotNegative = 0.06  # at batch 512; never rescaled silently
+    momentum: Share = 0.9  # of SGD and LARS; the first beta of Adam, whose second is 0.999
+    weight_decay: NotNegative = 5e-4  # added to the gradient, of every trainable tensor: norms and biases too
+    lars_trust: NotNegative = 1e-3  # LARS: length of a step of rate 1 as a share of the tensor's length
     lars_exclude: bool = True  # LARS: norms and biases take SGD steps without decay (as SimCLR does)
     schedule: Literal["cosine", "step"] = "cosine"  # constant inside an epoch but for warmup_steps
     cosine_origin: Literal[0, 1] = 0  # number of the first epoch; 1: the last epoch runs at rate 0, as in MoCo's demo
-    steps: tuple[float, ...] = (
-        0.6,
-        0.9,
-    )  # step: falls at these shares of the epochs; -n: n before the end
-    step_factor: float = 0.1
-    warmup_epochs: int = 0  # linear increase over the first epochs, on top of the schedule
-    warmup_steps: int = 0  # the same over the first optimiser steps; where both are given, the lower rate counts
+    steps: tuple[float, ...] = (0.6, 0.9)  # step: falls at these shares of the epochs; -n: n epochs before the end
+    step_factor: NotNegative = 0.1
+    warmup_epochs: Index = 0  # linear increase over the first epochs, on top of the schedule
+    warmup_steps: Index = 0  # the same over the first optimiser steps; where both are given, the lower rate counts
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The loop and the machine it runs on."""
 
-    epochs: int = 200
-    batch_size: int = 512  # images per optimiser step
-    accumulate: int = 1  # micro-batches per optimiser step; EMA and enqueueing happen once per optimiser step
+    epochs: Count = 200
+    batch_size: Count = 512  # images per optimiser step
+    accumulate: Count = 1  # micro-batches per optimiser step; EMA and enqueueing happen once per optimiser step
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on GPUs from Ampere on, fp32 elsewhere
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"  # auto: channels_last
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the encoder in training; auto: said at start
     graph: Literal["auto", "on", "off"] = "auto"  # the step as CUDA graphs, the same bits; auto: said at start
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    threads: int = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota of this process
+    threads: Cores = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota of this process
     deterministic: bool = False  # only deterministic kernels; needed on a GPU for a bit-exact resume
-    log_every: int = 50  # optimiser steps between records; an epoch's end is always one
+    log_every: Count = 50  # optimiser steps between records; an epoch's end is always one
     tensorboard: bool = False  # also write the records for TensorBoard (extra package)
-    checkpoint_every: int = 1  # epochs between checkpoints; 0: only at the end and on a signal
-    checkpoint_seconds: float = 600.0  # a checkpoint inside an epoch when the last one is older; 0: never
+    checkpoint_every: Index = 1  # epochs between checkpoints; 0: only at the end and on a signal
+    checkpoint_seconds: NotNegative = 600.0  # a checkpoint inside an epoch when the last one is older; 0: never
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """The weighted kNN classifier on z (head) and h (pooled features)."""
 
-    every: int = 10  # epochs between evaluations; 0: only after the last epoch
-    k: int = 200  # neighbours
-    bank: int = 0  # training images among which neighbours are looked for, class-balanced; 0: all
-    temperature: float = 0.1
-    batch_size: int = 512  # images per forward pass
+    every: Index = 10  # epochs between evaluations; 0: only after the last epoch
+    k: Count = 200  # neighbours
+    bank: Index = 0  # training images among which neighbours are looked for, class-balanced; 0: all
+    temperature: Positive = 0.1
+    batch_size: Count = 512  # images per forward pass
     baselines: bool = True  # score raw pixels and the untrained network before training
     diagnostics: bool = True  # also collapse, alignment, uniformity, and the top-1 accuracy of loss terms
 
@@ -86,7 +84,7 @@ class RunConfig(Generic[MethodConfig]):
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    seed: int = 0
+    seed: Seed = 0
     compare: tuple[str, ...] = ()  # methods also trained, for the same encoder passes; no word, or none: no method
 
 
@@ -97,27 +95,6 @@ FREE_ON_RESUME = frozenset(
     | {"data.path", "data.test_path", "data.in_memory", "data.cache", "data.cache_dir", "data.workers", "data.download"}
     | {"compare"}
 )
-
-_AT_LEAST: dict[str, float] = {
-    "optim.lr": 0,
-    "optim.momentum": 0,
-    "optim.weight_decay": 0,
-    "optim.lars_trust": 0,
-    "optim.step_factor": 0,
-    "optim.warmup_epochs": 0,
-    "optim.warmup_steps": 0,
-    "train.epochs": 1,
-    "train.batch_size": 1,
-    "train.accumulate": 1,
-    "train.threads": 0,
-    "train.log_every": 1,
-    "train.checkpoint_every": 0,
-    "train.checkpoint_seconds": 0,
-    "eval.every": 0,
-    "eval.k": 1,
-    "eval.bank": 0,
-    "eval.batch_size": 1,
-}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -133,14 +110,31 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def replace(config: Any, values: dict[str, Any]) -> Any:
-    """A copy of `config` with the values of some dotted keys changed; KeyError if there is no such key."""
+    """A copy of `config` with the values of some dotted keys changed at once; KeyError if there is no such key."""
+    own = {key: value for key, value in values.items() if "." not in key}
+    sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
-        head, _, rest = key.partition(".")
+        head, dot, rest = key.partition(".")
         if head not in {item.name for item in dataclasses.fields(config)}:
             raise KeyError(key)
-        new = replace(getattr(config, head), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: new})
-    return config
+        if dot:
+            sections.setdefault(head, {})[rest] = value
+    base = own | {head: replace(own.get(head, getattr(config, head)), inner) for head, inner in sections.items()}
+    return dataclasses.replace(config, **base)
+
+
+def typed(config: RunConfig[Any]) -> Any:
+    """The type of a configuration with its method's own options."""
+    generic: Any = RunConfig
+    return generic[type(config.method)]
+
+
+def hint_of(config: Any, key: str) -> Any:
+    """The type of the option with a dotted key."""
+    *sections, name = key.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    return typing.get_type_hints(type(config), include_extras=True)[name]
 
 
 def from_dict(cls: type, data: dict[str, Any], method_config: type) -> Any:
@@ -179,20 +173,13 @@ def validate(config: RunConfig[Any]) -> None:
     """Refuse a configuration that cannot be trained or scored, before anything is made or loaded.
 
     Raises:
-        ConfigError: lists every impossible value of this file's sections; if there is none, what the method's own
-            `check` says of its options at this batch size.
+        ConfigError: lists every value that its type does not allow; if there is none, what does not fit together; then
+            what the method's own `check` says of its options at this batch size.
     """
-    flat = flatten(config)
-    problems = [
-        f"--{key} must be at least {least}; got {flat[key]}"
-        for key, least in _AT_LEAST.items()
-        if not flat[key] >= least
-    ]
-    if not config.eval.temperature > 0:
-        problems.append(f"--eval.temperature must be above 0; got {config.eval.temperature}")
-    if config.optim.name == "adam" and not config.optim.momentum < 1:
+    problems = ranges.problems(config)
+    if config.optim.name == "adam" and config.optim.momentum == 1:
         problems.append(f"--optim.momentum must be below 1 for adam; got {config.optim.momentum}")
-    if not all(0 < step < 1 or (step < 0 and float(step).is_integer()) for step in config.optim.steps):
+    if not problems and not all(0 < step < 1 or (step < 0 and float(step).is_integer()) for step in config.optim.steps):
         problems.append(
             "--optim.steps must be shares of the training between 0 and 1, or whole numbers below 0: epochs before its "
             f"end; got {config.optim.steps}"
@@ -212,6 +199,26 @@ def _batch_problems(config: RunConfig[Any]) -> list[str]:
         f"--train.batch_size must be a multiple of --train.accumulate {micro} times --model.bn_splits {splits}; "
         f"got {batch}, nearest: {nearest_multiple(batch, micro * splits)}"
     ]
+
+
+def check_batch(config: RunConfig[Any], images: int) -> None:
+    """Raise a ConfigError, with options that would do, where a batch is larger than the training set of `images`."""
+    batch = config.train.batch_size
+    if batch <= images:
+        return
+    text = f"--train.batch_size must be at most the {images} training images; got {batch}."
+    for fitting in (2**power for power in reversed(range(images.bit_length()))):
+        smaller = {"train.batch_size": fitting}
+        if config.optim.name != "adam":
+            smaller["optim.lr"] = config.optim.lr * fitting / batch
+        try:
+            validate(replace(config, smaller))
+        except ConfigError:
+            continue
+        words = " ".join(f"--{key} {value:g}" for key, value in smaller.items())
+        rule = f": {config.optim.lr:g} in proportion to the batch" if "optim.lr" in smaller else ""
+        raise ConfigError(f"{text} Try {words}{rule}.")
+    raise ConfigError(f"{text} Use more images, or a --model.bn_splits and --method.queue_size that fit a small batch.")
 
 
 def nearest_multiple(value: int, of: int) -> int:

@@ -4,7 +4,6 @@ The recipes of a method stand in its own file: PRESETS by name, and in HELP what
 score to expect. Here are what they share, and the first run.
 """
 
-import difflib
 import importlib
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from mixfast import methods
 from mixfast.augment import PRESETS as AUGMENTATIONS
 from mixfast.augment import recipe_options
 from mixfast.config.options import RunConfig, flatten, replace
+from mixfast.config.words import same, unknown
 from mixfast.errors import ConfigError
 
 DEFAULT = "demo"
@@ -50,6 +50,8 @@ DEMO = Preset(
     score="44 with seed 0 (moco 66; raw pixels 27, untrained 22)",
 )
 
+# What others call a preset, in the words of the command line.
+RECIPES = {"moco_v2": "moco augment_v2 --model.head mlp"}
 CIFAR: dict[str, Any] = {"data.kind": "cifar10"}
 
 
@@ -90,15 +92,16 @@ def build(preset: str, modifiers: list[str], method: str | None) -> tuple[RunCon
     Raises:
         ConfigError: an unknown preset, modifier or method; the message names the nearest.
     """
-    known = presets()
+    known, changes = presets(), modifiers_by_name()
     if preset == method and preset not in known:
         known[preset] = Preset(preset, CIFAR)
     if preset not in known:
-        raise unknown("preset", preset, list(known))
-    changes = modifiers_by_name()
+        if recipe := next((words for name, words in RECIPES.items() if same(preset, [name])), None):
+            raise ConfigError(f"unknown preset {preset!r}; on CIFAR-10 it is python -m mixfast.train {recipe}")
+        raise unknown("preset", preset, known)
     for modifier in modifiers:
         if modifier not in changes:
-            raise unknown("modifier", modifier, list(changes))
+            raise unknown("modifier", modifier, changes)
     name = method or known[preset].method
     config: RunConfig[Any] = RunConfig(name, methods.load(name).Config())
     origins = {"method_name": "command line" if method else f"preset {preset}"}
@@ -118,10 +121,3 @@ def switch_method(config: RunConfig[Any], name: str) -> RunConfig[Any]:
     changed = {key: value for key, value in flatten(old).items() if value != flatten(type(old)())[key]}
     shared = {f"method.{key}": value for key, value in changed.items() if key in flatten(fresh)}
     return replace(replace(config, {"method_name": name, "method": fresh}), shared)
-
-
-def unknown(kind: str, given: str, known: list[str]) -> ConfigError:
-    """A ConfigError that names the nearest valid names."""
-    near = difflib.get_close_matches(given, known, n=3, cutoff=0.4)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return ConfigError(f"unknown {kind} {given!r}; {hint}Known: {', '.join(known)}.")

@@ -28,8 +28,7 @@ def load_vision(cfg: DataConfig) -> tuple[ImageSet, ImageSet, Statistics | None]
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise PlatformError(
-            f"data.kind {cfg.kind} needs torchvision, which cannot be imported ({error}). "
-            'Run: pip install "mixfast[vision]"'
+            f"data.kind {cfg.kind} needs torchvision, which cannot be imported ({error}). Run: pip install torchvision"
         ) from error
     kind = KINDS[cfg.kind]
     assert kind.torchvision is not None

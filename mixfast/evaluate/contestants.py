@@ -12,6 +12,7 @@ from mixfast.evaluate.maps import probe_weights
 from mixfast.evaluate.objects import ObjectData
 from mixfast.evaluate.runs import LoadedRun, ScoringOptions, grouped, load_runs
 from mixfast.models.backbone import named_weights
+from mixfast.ranges import Count, NotNegative
 from mixfast.run import checkpoint
 from mixfast.scoring import protocol
 from mixfast.scoring.boxes import Objects
@@ -26,9 +27,9 @@ class Localise(ObjectData):
     """Score attention maps against boxes, beside the untrained network, edges and the best centred box."""
 
     kinds: tuple[str, ...] = LABEL_FREE  # maps among which each network chooses; cam reads labels
-    layer: int | None = None  # stage of the network, 1 is the first; none: the last
-    stride: int | None = None  # pixels per cell, by dilating the last stages; none: 14 cells a side or more
-    tolerance: float = 0.0  # pixels by which the pointing game may miss; 15 on full-size photographs
+    layer: Count | None = None  # stage of the network, 1 is the first; none: the last
+    stride: Count | None = None  # pixels per cell, by dilating the last stages; none: 14 cells a side or more
+    tolerance: NotNegative = 0.0  # pixels by which the pointing game may miss; 15 on full-size photographs
     supervised: tuple[Path, ...] = ()  # runs trained with labels, or weights under the names that an export has
     out: Path | None = None  # folder of table and picture; none: evaluation/ of the first run
 

@@ -14,6 +14,7 @@ from mixfast.config.options import FREE_ON_RESUME, RunConfig, flatten, replace, 
 from mixfast.data import Splits, kind_of, load
 from mixfast.errors import ConfigError
 from mixfast.models import Encoder
+from mixfast.ranges import Cores
 from mixfast.run import checkpoint, machine
 from mixfast.run.folder import RunFolder, now
 from mixfast.run.monitor import scorable
@@ -31,7 +32,7 @@ class MachineOptions:
 
     data_path: str | None = None  # where the images are now, if they have moved
     device: str = "auto"  # auto, cpu, cuda or cuda:N
-    threads: int = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota
+    threads: Cores = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota
 
 
 @dataclass(frozen=True)

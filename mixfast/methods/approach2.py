@@ -56,7 +56,6 @@ from mixfast.methods import Method, Step
 from mixfast.methods.bases import (
     Queues,
     build_region_head,
-    check_contrast,
     check_option,
     check_queue_size,
     concatenated,
@@ -68,14 +67,15 @@ from mixfast.methods.bases import (
 )
 from mixfast.mix import MixtureConfig, draw, paste_in, place
 from mixfast.models import Encoder
+from mixfast.ranges import Count, Positive, Share
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
 class Approach2Config(MixtureConfig):
-    temperature: float = 0.1  # cosines are divided by it
-    queue_size: int = 4096  # past keys in each queue
-    ema: float = 0.99  # share of the key networks that survives one step
+    temperature: Positive = 0.1  # cosines are divided by it
+    queue_size: Count = 4096  # past keys in each queue
+    ema: Share = 0.99  # share of the key networks that survives one step
     symmetric: bool = False  # add the loss with the views' roles exchanged; doubles the cost
     reverse_regions: Literal["paired", "literal"] = "paired"  # reverse both sides, or the queries alone as printed
     mixed_key: Literal["clean", "mixed"] = "clean"  # key of the mixed terms: the clean view, or its mixture
@@ -83,7 +83,6 @@ class Approach2Config(MixtureConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_contrast(self)
         check_option(
             self.mixture != "mixup", "mixture", "cutmix, saliency or none (mixup has no regions)", self.mixture
         )

@@ -46,7 +46,6 @@ from mixfast.methods import Method, Step
 from mixfast.methods.bases import (
     Queues,
     build_region_head,
-    check_contrast,
     check_queue_size,
     encode_shuffled,
     follower,
@@ -55,17 +54,18 @@ from mixfast.methods.bases import (
 )
 from mixfast.mix import MixtureConfig, draw, paste_in, place
 from mixfast.models import Encoder
+from mixfast.ranges import Count, Positive, Share, check_ranges
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
 class Approach2ReferenceConfig:
-    temperature: float = 0.1  # cosines are divided by it
-    queue_size: int = 4096  # past keys in each queue
-    ema: float = 0.99  # share of the key encoder that survives one step
+    temperature: Positive = 0.1  # cosines are divided by it
+    queue_size: Count = 4096  # past keys in each queue
+    ema: Share = 0.99  # share of the key encoder that survives one step
 
     def __post_init__(self) -> None:
-        check_contrast(self)
+        check_ranges(self, "method")
 
 
 class Approach2Reference(Method):

@@ -41,23 +41,23 @@ from torch import Tensor, nn
 from mixfast.augment import Augment, recipe_options
 from mixfast.losses import minus_cosine
 from mixfast.methods import Method, Step
-from mixfast.methods.bases import LIGHTLY, WMSE, build_head, check_option, follower, initialise_, update_ema_
+from mixfast.methods.bases import LIGHTLY, WMSE, build_head, follower, initialise_, update_ema_
 from mixfast.models import Encoder
+from mixfast.ranges import Share, Width, check_ranges
 from mixfast.rng import Generators
 from mixfast.spans import span
 
 
 @dataclass(frozen=True)
 class BYOLConfig:
-    ema: float = 0.99  # share of the target that survives one step
+    ema: Share = 0.99  # share of the target that survives one step
     ema_schedule: Literal["fixed", "cosine"] = "fixed"  # cosine: that share grows to 1 over the training
     ema_when: Literal["before", "after"] = "before"  # the target moves before a step's passes, or after the optimiser
     loss: Literal["cosine", "distance"] = "cosine"  # -cos / 2 in each direction, or 2 - 2 cos: four times the gradient
-    predictor_hidden: int = 1024  # size of the predictor's hidden layer
+    predictor_hidden: Width = 1024  # size of the predictor's hidden layer
 
     def __post_init__(self) -> None:
-        check_option(0 <= self.ema <= 1, "ema", "in [0, 1]", self.ema)
-        check_option(self.predictor_hidden >= 1, "predictor_hidden", "at least 1", self.predictor_hidden)
+        check_ranges(self, "method")
 
 
 class BYOL(Method):

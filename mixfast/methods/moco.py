@@ -38,7 +38,6 @@ from mixfast.losses import Term, infonce_sum, unit
 from mixfast.methods import Method, Step
 from mixfast.methods.bases import (
     Queues,
-    check_contrast,
     check_queue_size,
     concatenated,
     directions,
@@ -47,18 +46,19 @@ from mixfast.methods.bases import (
     update_ema_,
 )
 from mixfast.models import Encoder
+from mixfast.ranges import Count, Positive, Share, check_ranges
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
 class MoCoConfig:
-    temperature: float = 0.1  # cosines are divided by it
-    queue_size: int = 4096  # past keys in the queue
-    ema: float = 0.99  # share of the key encoder that survives one step
+    temperature: Positive = 0.1  # cosines are divided by it
+    queue_size: Count = 4096  # past keys in the queue
+    ema: Share = 0.99  # share of the key encoder that survives one step
     symmetric: bool = False  # add the loss with the views' roles exchanged; doubles the cost
 
     def __post_init__(self) -> None:
-        check_contrast(self)
+        check_ranges(self, "method")
 
 
 class MoCo(Method):

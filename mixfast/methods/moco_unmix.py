@@ -51,8 +51,6 @@ from mixfast.losses import Term, infonce_sum, unit
 from mixfast.methods import Method, Step
 from mixfast.methods.bases import (
     Queues,
-    check_contrast,
-    check_option,
     check_queue_size,
     concatenated,
     directions,
@@ -62,21 +60,17 @@ from mixfast.methods.bases import (
 )
 from mixfast.mix import MixtureConfig, mix
 from mixfast.models import Encoder
+from mixfast.ranges import Count, Positive, Share
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
 class MoCoUnMixConfig(MixtureConfig):
-    temperature: float = 0.1  # cosines are divided by it
-    queue_size: int = 4096  # past keys in the queue
-    ema: float = 0.99  # share of the key encoder that survives one step
+    temperature: Positive = 0.1  # cosines are divided by it
+    queue_size: Count = 4096  # past keys in the queue
+    ema: Share = 0.99  # share of the key encoder that survives one step
     symmetric: bool = False  # add the loss with the views' roles exchanged; the same view is mixed
-    p_global: float = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_contrast(self)
-        check_option(0 <= self.p_global <= 1, "p_global", "in [0, 1]", self.p_global)
+    p_global: Share = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
 
 
 class MoCoUnMix(Method):

@@ -36,18 +36,19 @@ from torch import Tensor
 from mixfast.augment import Augment
 from mixfast.losses import PairTerm, nt_xent_sum, unit
 from mixfast.methods import Method, Step
-from mixfast.methods.bases import LIGHTLY, WMSE, check_option
+from mixfast.methods.bases import LIGHTLY, WMSE
 from mixfast.models import Encoder
+from mixfast.ranges import Positive, check_ranges
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
 class SimCLRConfig:
-    temperature: float = 0.5  # cosines are divided by it
+    temperature: Positive = 0.5  # cosines are divided by it
     joint_head: bool = False  # one pass of the head over both views: its batch norms see 2 N rows (W-MSE)
 
     def __post_init__(self) -> None:
-        check_option(self.temperature > 0, "temperature", "above 0", self.temperature)
+        check_ranges(self, "method")
 
 
 class SimCLR(Method):

@@ -17,10 +17,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mixfast.errors import ConfigError
 from mixfast.mix.boxes import boxes_around, sample_centres, sample_lam
 from mixfast.mix.saliency import peaks
 from mixfast.ops import mix_views
+from mixfast.ranges import Positive, check_ranges
 
 # Share of the steps that kind "saliency" mixes, as in SaliencyMix; the others stay unmixed.
 SALIENCY_SHARE = 0.5
@@ -31,12 +31,11 @@ class MixtureConfig:
     """Options that every mixing method has."""
 
     mixture: Literal["cutmix", "mixup", "saliency", "none"] = "cutmix"  # patch, whole images, salient patch, nothing
-    alpha: float = 1.0  # lam0 ~ Beta(alpha, alpha) is the base image's share; 1 is uniform
+    alpha: Positive = 1.0  # lam0 ~ Beta(alpha, alpha) is the base image's share; 1 is uniform
     box_per_sample: bool = False  # a lam0 and a box for every image instead of one for the batch
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ConfigError(f"method.alpha must be above 0; got {self.alpha!r}")
+        check_ranges(self, "method")
 
 
 class Mixture(NamedTuple):

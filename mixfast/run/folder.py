@@ -72,7 +72,9 @@ class RunFolder:
         for folder in (path, *path.parents[:2]):
             if (folder / "config.json").is_file():
                 return cls(folder)
-        raise CheckpointError(f"{path} is not the folder of a run: it has no config.json.")
+        runs = sorted(str(file.parent) for file in path.glob("*/config.json"))
+        inside = f" It holds {len(runs)} runs; name those that you mean: {shlex.join(runs)}" if runs else ""
+        raise CheckpointError(f"{path} is not the folder of a run: it has no config.json.{inside}")
 
     def write_config(self, config: RunConfig[Any], preset: str, origins: dict[str, str]) -> None:
         """config.json: every value, and where each that is not a default came from."""

@@ -75,7 +75,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise PlatformError(
-                f"--train.tensorboard needs a package that is missing ({error}): pip install 'mixfast[tensorboard]'. "
+                f"--train.tensorboard needs a package that is missing ({error}): pip install tensorboard. "
                 "Without it, metrics.jsonl and metrics.csv hold the same numbers."
             ) from error
         self._writer: Any = SummaryWriter(str(folder), purge_step=step)

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mixfast.config.options import RunConfig, differences, flatten
+from mixfast.config.options import RunConfig, check_batch, differences, flatten
 from mixfast.data import Batches, Splits
-from mixfast.errors import CheckpointError, ConfigError
+from mixfast.errors import CheckpointError
 from mixfast.models import Encoder
 from mixfast.run import checkpoint, machine
 from mixfast.run.clock import Clock
@@ -127,8 +127,7 @@ def build(
     graphed, why_graphed = machine.pick_graph(config.train.graph, device)
     for encoder in (module for module in method.modules() if compiled and isinstance(module, Encoder)):
         encoder.compile_training()
-    if batch > len(splits.train):
-        raise ConfigError(f"--train.batch_size must be at most the {len(splits.train)} training images; got {batch}.")
+    check_batch(config, len(splits.train))
     return Run(
         **vars(setup),
         folder=folder,

@@ -16,7 +16,8 @@ from mixfast.data.decoder import has_torchvision
 from mixfast.errors import OutOfMemoryError
 from mixfast.export import export
 from mixfast.run import checkpoint, machine, monitor
-from mixfast.run.budget import explain_out_of_memory, step_cost
+from mixfast.run.budget import check_memory, explain_out_of_memory, step_cost
+from mixfast.run.command import VERSION
 from mixfast.run.console import Console
 from mixfast.run.engine import train
 from mixfast.run.failure import Failure, explain, is_out_of_memory
@@ -30,12 +31,14 @@ from mixfast.train import cli, report
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     words = sys.argv[1:] if words is None else words
-    console, method = Console(), ""
+    console, method, switches = Console(), "", cli.switches(words)
     try:
-        if {"--help", "-h"} & set(words):
+        if {"--help", "-h"} & switches:
             print(cli.short_help())
-        elif "--help-all" in words:
-            cli.full_help([word for word in words if word != "--help-all"])
+        elif "--version" in switches:
+            print(VERSION)
+        elif "--help-all" in switches:
+            cli.full_help(words)
         else:
             invocation = cli.parse(words)
             method = invocation.config.method_name
@@ -49,7 +52,7 @@ def main(words: list[str] | None = None) -> int:
     except Exception as error:
         failure = explain(error, console.log_path, method if "." in method else "")
         details = "".join(traceback.format_exception(error))
-        if "--traceback" in words:
+        if "--traceback" in switches:
             failure = failure._replace(lines=details)
         return finish(console, "failed", failure, details)
 
@@ -78,6 +81,7 @@ def launch(invocation: cli.Invocation, console: Console) -> None:
     """Train what the command line asks for, and what it is compared with; write the report."""
     config, preset = invocation.config, invocation.preset
     device = machine.pick_device(config.train.device)
+    check_memory(config, device)
     threads, keeps_memory = machine.set_threads(config.train.threads), machine.keep_freed_memory()
     machine.set_determinism(config.train.deterministic)
     folder = invocation.open_folder()

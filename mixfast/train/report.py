@@ -15,17 +15,31 @@ from mixfast.train import plots
 
 def table(results: list[Result], baselines: Records) -> str:
     """The scores as a Markdown table: baselines first, then the runs in the order given."""
-    lines = [
-        "| | kNN on z | kNN on h | best z | best h | epochs | training | images/s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads, *rows = _rows(results, baselines)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|" for cells in lines)
+
+
+def aligned(results: list[Result], baselines: Records) -> str:
+    """The same table for a terminal."""
+    rows = _rows(results, baselines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first, *others = widths
+    return "\n".join(
+        f"{cells[0]:<{first}}" + "".join(f"   {cell:>{width}}" for cell, width in zip(cells[1:], others, strict=True))
+        for cells in rows
+    )
+
+
+def _rows(results: list[Result], baselines: Records) -> list[list[str]]:
+    """The cells of the table, its heads first."""
+    rows = [["", "kNN on z", "kNN on h", "best z", "best h", "epochs", "training", "images/s"]]
     for record in baselines:
-        lines.append(f"| {record['name']} | {_cell(record, 'knn_z')} | {_cell(record, 'knn_h')} | | | | | |")
+        rows.append([record["name"], _cell(record, "knn_z"), _cell(record, "knn_h"), *[""] * 5])
     for row in results:
         scores = [_cell(scores, key) for scores in (row.last, row.best) for key in ("knn_z", "knn_h")]
-        cells = [row.name, *scores, str(row.epochs), duration(row.seconds), f"{row.images_per_s:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([row.name, *scores, str(row.epochs), duration(row.seconds), f"{row.images_per_s:.0f}"])
+    return rows
 
 
 def _cell(scores: dict[str, Any], key: str) -> str:
@@ -69,7 +83,7 @@ def draw_views(run: Run, count: int = 8) -> None:
 
 
 def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, RunFolder]) -> str:
-    """Draw the plots and write report.md and the CSV files; returns the result table and the verdict."""
+    """Draw the plots and write report.md and the CSV files; returns the results as plain text."""
     runs = {run.config.method_name: run.folder.metrics.read()}
     runs |= {name: folder.metrics.read() for name, folder in companions.items()}
     for folder in (run.folder, *companions.values()):
@@ -77,9 +91,10 @@ def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, 
     draw(run, runs)
     results = [result(name, records) for name, records in runs.items()]
     baselines = [record for record in runs[run.config.method_name] if record["kind"] == "baseline"]
-    summary = f"{table(results, baselines)}\n\n{verdict(results, baselines)}"
+    said = verdict(results, baselines)
+    summary = f"{table(results, baselines)}\n\n{said}"
     run.folder.report.write_text(_page(run, preset, origins, summary, companions), encoding="utf-8")
-    return summary
+    return f"{aligned(results, baselines)}\n\n{said}"
 
 
 _DIAGNOSTICS = """## Diagnostics

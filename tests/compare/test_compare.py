@@ -259,7 +259,8 @@ def test_refusals(runs: Path, tmp_path: Path, capsys: Any) -> None:
         ([tmp_path], 4, "is not the folder of a run"),
         ([runs / "a0", "--out", foreign, "--overwrite"], 2, "is no report of this command: not touched"),
         ([runs / "a0", "--overwrite"], 2, "--overwrite needs --out"),
-        ([runs / "a0", "--count", "0"], 2, "--count and --validation must be at least 1"),
+        ([runs], 4, f"holds {len(list(runs.iterdir()))} runs; name those that you mean: {runs / 'a0'}"),
+        ([runs / "a0", "--count", "0"], 2, "--count must be at least 1; got 0"),
         ([runs / "a0", "--out", out, "--localise", "voc"], 2, "--localise"),
     ]
     for arguments, code, message in cases:

@@ -178,7 +178,7 @@ BAD = [
     ("--optim.lr fast", r"--optim.lr fast: expected a number"),
     ("--train.precision fp64", r"expected one of auto, fp32, bf16"),
     ("--data.download yes", r"--data.download yes: expected no value"),
-    ("--augment.crop_scale 0.5", r"--augment.crop_scale 0.5: expected tuple\[float, float\]"),
+    ("--augment.crop_scale 0.5", r"--augment.crop_scale 0.5: expected 2 numbers; the default is 0.5 1.0"),
     ("--augment.flip 2", r"augment.flip must be a probability"),
     ("--model.depth 19", r"model.depth must be one of 8, 18, 20, 34, 50; got 19"),
     ("--data.kind imagenet", r"--data.kind imagenet: expected one of scenes, cifar10"),
@@ -190,8 +190,8 @@ BAD = [
     ("--overwrite", r"--overwrite needs --out DIR"),
     ("-x", r"unknown option -x"),
     ("moco --resume runs/x", r"--resume takes preset, method and folder from the run"),
-    ("--compare nothing", r"method: there is no 'nothing'"),
-    ("--compare none moco", r"method: there is no 'none'"),
+    ("--compare nothing", r"unknown method of --compare 'nothing'; Known: approach1"),
+    ("--compare none moco", r"unknown method of --compare 'none'"),
     ("simclr --train.batch_size 96 --compare moco", r"method.queue_size must be a multiple of the 96 keys"),
 ]
 

@@ -85,7 +85,7 @@ def test_replay_names_the_place_where_a_nan_begins(tmp_path: Path, capsys: Any) 
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["know", "x"], 2, "unknown command 'know'; known: knn, linear"),
+        (["know", "x"], 2, "unknown command 'know'; did you mean knn? Known: knn, linear"),
         (["knn", "nowhere"], 4, "no checkpoint in nowhere"),
         (["replay", "nowhere"], 4, "nowhere is not the folder of a run"),
         (["knn"], 2, "run"),
@@ -100,7 +100,7 @@ def test_errors_have_codes(arguments: list[str], code: int, message: str, capsys
 def test_errors_about_a_run(finished: Path, capsys: Any) -> None:
     assert main(["replay", str(finished)]) == 4
     assert "met no NaN or infinity" in capsys.readouterr().err
-    for option, message in (("--temperature 0", "--eval.temperature must be above 0"), ("--k 0", "--eval.k must be")):
+    for option, message in (("--temperature 0", "--temperature must be above 0"), ("--k 0", "--k must be at")):
         assert main(["knn", str(finished), *option.split()]) == 2
         assert message in capsys.readouterr().err
     assert main(["knn", str(finished), "--device", "cuda:77"]) == 7

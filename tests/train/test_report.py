@@ -47,6 +47,9 @@ def test_table_and_verdict_name_winners_and_losers() -> None:
     lines = report.table([mine, other], BASELINES).splitlines()
     assert lines[2] == "| raw pixels | - | 48.0 | | | | | |"
     assert lines[4] == "| approach1 | 40.0 | 45.0 | 40.0 | 50.0 | 2 | 0:08 | 62 |"
+    plain = report.aligned([mine, other], BASELINES).splitlines()
+    assert plain[0].split("   ")[-1] == "images/s" and plain[3].split() == lines[4].replace("|", " ").split()
+    assert "|" not in "".join(plain) and len({len(line) for line in plain}) == 1
     sentences = report.verdict([mine, other], BASELINES)
     assert "approach1 is 3.0 points below raw pixels" in sentences
     assert "approach1 is 23.5 points above untrained" in sentences

@@ -111,7 +111,9 @@ def test_report_shows_every_row_and_only_files_that_exist(finished: Path) -> Non
     assert f"| approach1 | {last['knn_z']:.1f} | {last['knn_h']:.1f} |" in text
     for name in ("raw pixels", "untrained", "moco at equal encoder cost"):
         assert name in text
-    assert "- `augment.hue` = `0.5` (preset demo)" in text and "- `train.epochs` = `3` (command line)" in text
+    assert "- `train.epochs` = `3` (command line)\n" in text and "- `augment.hue` = `0.5` (preset demo)\n" in text
+    log = (finished / "log.txt").read_text()
+    assert "images/s" in log and "|---" not in log and "| approach1" not in log
     pictures = [part.split(")")[0] for part in text.split("](")[1:]]
     assert sorted(pictures) == [f"plots/{name}.png" for name in ("diagnostics", "knn", "loss", "time", "views")]
     assert all((finished / picture).stat().st_size > 1000 for picture in pictures)
@@ -234,12 +236,25 @@ def test_trouble_while_training(
         ("--data.kind folder", 2, "needs --data.path"),
         ("--data.kind folder --data.path no_such_folder", 3, "no_such_folder"),
         ("--train.epoch 1", 2, "did you mean --train.epochs"),
+        ("--data.scenes 2000000000", 6, "2,000,002,000 images of 32 px (--data.scenes, --data.size) 5,7"),
+        (
+            "--method.queue_size 2147483584 --model.dim 4096",
+            6,
+            "queue of 2147483584 keys of 4096 (--method.queue_size, --model.dim) 16,384.0",
+        ),
+        ("--model.width 65536 --model.depth 50", 6, "a ResNet-50 of width 65536 in training"),
+        (
+            "--data.scenes 100 --data.test_scenes 20 --train.batch_size 128",
+            2,
+            "Try --train.batch_size 64 --optim.lr 0.03: 0.06 in prop",
+        ),
     ],
 )
 def test_errors_before_training(options: str, code: int, message: str, tmp_path: Path, capsys: Any) -> None:
     assert main(["--out", str(tmp_path / "run"), *options.split()]) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert code != 6 or not (tmp_path / "run").exists()
 
 
 def test_folder_without_classes_trains_without_knn(tmp_path: Path, capsys: Any, rng: torch.Generator) -> None:
