@@ -15,6 +15,7 @@ import torch
 
 import mixfast
 from mixfast.ops import _dispatch, _native
+from mixfast.run.failure import run_command
 
 PACKAGES = ("numpy", "pillow", "tyro", "rich", "safetensors", "matplotlib", "torchvision", "triton")
 
@@ -116,4 +117,4 @@ def _automatic(operation: str, backend: str, reasons: dict[str, str | None]) -> 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

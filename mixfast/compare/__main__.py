@@ -6,6 +6,7 @@ import tyro
 
 from mixfast.compare.build import Compare, compare
 from mixfast.run.failure import run_command
+from mixfast.run.folder import homes_expanded
 
 
 def main(words: list[str] | None = None) -> int:
@@ -13,7 +14,8 @@ def main(words: list[str] | None = None) -> int:
     words = sys.argv[1:] if words is None else words
 
     def write() -> None:
-        file = compare(tyro.cli(Compare, args=words, prog="python -m mixfast.compare"), words)
+        options = tyro.cli(Compare, args=words, prog="python -m mixfast.compare")
+        file = compare(homes_expanded(options), words)
         print(f"report    {file}")
 
     return run_command(write)

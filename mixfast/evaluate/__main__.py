@@ -17,6 +17,7 @@ from mixfast.evaluate.localise import localise
 from mixfast.evaluate.maps import Maps, maps
 from mixfast.evaluate.replay import Replay, replay
 from mixfast.run.failure import run_command
+from mixfast.run.folder import homes_expanded
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "knn": (Knn, knn),
@@ -46,7 +47,7 @@ def evaluate(words: list[str]) -> None:
     if words[0] not in COMMANDS:
         raise ConfigError(f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}.")
     kind, command = COMMANDS[words[0]]
-    command(tyro.cli(kind, args=words[1:], prog=f"python -m mixfast.evaluate {words[0]}"))
+    command(homes_expanded(tyro.cli(kind, args=words[1:], prog=f"python -m mixfast.evaluate {words[0]}")))
 
 
 if __name__ == "__main__":

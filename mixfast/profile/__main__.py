@@ -35,7 +35,7 @@ from mixfast.models.config import RESNET, RESNET_OPTIONS
 from mixfast.profile import measure, memory, output
 from mixfast.run import machine
 from mixfast.run.failure import run_command
-from mixfast.run.folder import RunFolder
+from mixfast.run.folder import results_folder
 from mixfast.train import cli
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -127,6 +127,7 @@ def profile(invocation: cli.Invocation, request: Request, device: torch.device, 
 
 def launch(words: list[str]) -> Path:
     """Profile what the command line asks for; returns the folder of the results."""
+    machine.refuse_several_processes()
     request = understand(words)
     invocations = [configured(request, preset) for preset in request.presets()]
     first = invocations[0]
@@ -135,8 +136,15 @@ def launch(words: list[str]) -> Path:
         raise ConfigError(f"--busy counts the processor's seconds, not those of {device}. Add --train.device cpu.")
     threads = machine.set_threads(1 if request.busy else first.config.train.threads)
     machine.set_determinism(first.config.train.deterministic)
-    path = first.out or RunFolder.create_numbered(Path("runs"), "profile").path
-    path.mkdir(parents=True, exist_ok=True)
+    with results_folder(first.out, "profile") as path:
+        measure_all(invocations, request, device, threads, path)
+    return path
+
+
+def measure_all(
+    invocations: list[cli.Invocation], request: Request, device: torch.device, threads: int, path: Path
+) -> None:
+    """Profile one invocation after the other; print the tables and write the files into the folder `path`."""
     found = machine.environment(device, clock="processor" if request.busy else "wall")
     environment = {key: value for key, value in found.items() if key not in ("argv", "platform", "backends")}
     print(f"torch {torch.__version__}   {device} ({threads} threads)   kernels: {machine.kernels(device)}")
@@ -152,7 +160,6 @@ def launch(words: list[str]) -> Path:
     if len(records) > 1:
         print("\n" + output.markdown(records))
     print(f"\nwrote {path / 'profile.json'} and {path / 'profile.png'}")
-    return path
 
 
 def main(words: list[str] | None = None) -> int:
