@@ -8,7 +8,7 @@ import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def train_in_child(
         at_step: the optimiser step after which they are sent.
         where: "step": as soon as the step is done; "rename": when the checkpoint written after `at_step` or later has
             its content but not its name; "write": when half of that content is on the disk; "module:function": when
-            that is called for the first time.
+            that is called for the first time; "/a/path": as "step", and a file there takes the rest of the disk.
         file_bytes: that a file may have in the child; -1: no limit.
     """
     child = _CHILDREN.Process(target=_child, args=(arguments, str(output), tuple(send), at_step, where, file_bytes))
@@ -146,11 +146,15 @@ def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: in
     def strike() -> None:
         for number in send:
             os.kill(os.getpid(), number)
+        if where.startswith("/"):
+            with suppress(OSError), open(where, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
 
     def pause_and_strike(run: Any) -> None:
         nonlocal step
         step = run.step
-        if where == "step" and step == at_step:
+        if (where == "step" or where.startswith("/")) and step == at_step:
             strike()
         pause(run)
 

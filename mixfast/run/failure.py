@@ -97,13 +97,14 @@ def run_command(command: Callable[[], object]) -> int:
         return StorageError.exit_code
 
 
-def explain(error: Exception, log: Path | None = None, method: str = "") -> Failure:
+def explain(error: Exception, log: Path | None = None, method: str = "", folder: Path | None = None) -> Failure:
     """Whose error it is, and what to print.
 
     Args:
         error: as caught by the command.
         log: file to which the caller writes the whole traceback.
         method: dotted name of the user's method that was being trained; "" for a method of mixfast.
+        folder: that the command writes to.
     """
     if isinstance(error, UserError):
         return Failure(error.exit_code, f"error: {error}", "")
@@ -112,7 +113,7 @@ def explain(error: Exception, log: Path | None = None, method: str = "") -> Fail
         return Failure(OutOfMemoryError.exit_code, f"error: out of memory: {what.splitlines()[0]}", "")
     frames = _frames(error)
     owners = [owner(frame.file) for frame in frames]
-    if "user" not in owners and (text := _storage(error, log)):
+    if "user" not in owners and (text := _storage(error, folder)):
         return Failure(StorageError.exit_code, f"error: {text}", "")
     report = f"report it with the output of `python -m mixfast.doctor` and {log or 'the traceback above'}."
     if "user" in owners:
@@ -137,7 +138,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def _storage(error: Exception, log: Path | None) -> str:
+def _storage(error: Exception, folder: Path | None) -> str:
     """What the operating system refused to write or read, and what to do; "" for any other error."""
     number, path, cause = 0, "", str(error)
     if isinstance(error, OSError) and error.filename is not None:
@@ -152,7 +153,7 @@ def _storage(error: Exception, log: Path | None) -> str:
     advice = {**_PATH, **_FULL}.get(number)
     if advice is None:
         return ""
-    path = os.fsdecode(path) or (str(log.parent) if log else "")
+    path = os.fsdecode(path) or (str(folder) if folder else "")
     free = _free(path) if number == errno.ENOSPC else ""
     mark = "?" if number in (errno.ENOENT, errno.ESTALE) else "."
     return f"{f'{path}: ' if path else ''}{os.strerror(number)}{free}. {advice}{mark}"
@@ -160,8 +161,11 @@ def _storage(error: Exception, log: Path | None) -> str:
 
 def _free(path: str) -> str:
     """What the file system of a path still has: it may be files that it has run out of."""
+    place = Path(path)
     try:
-        disk = os.statvfs(path)
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        disk = os.statvfs(place)
     except OSError:
         return ""
     return f" ({disk.f_bavail * disk.f_frsize:,} bytes and {disk.f_favail:,} files more would fit)"

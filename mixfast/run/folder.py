@@ -179,5 +179,11 @@ def homes_expanded(options: Any) -> Any:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, whole or not at all."""
     fresh = path.with_name(path.name + ".tmp")
-    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
+    text = json.dumps(content, indent=2) + "\n"
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink()
+        raise

@@ -69,7 +69,8 @@ def main(words: list[str] | None = None) -> int:
             return finish(attempt, "stopped", Failure(end.exit_code, f"stopped {what}", ""))
         except Exception as error:
             stop.leave()
-            failure = explain(error, attempt.console.log_path, method if "." in method else "")
+            folder = attempt.claim.folder.path if attempt.claim else None
+            failure = explain(error, attempt.console.log_path, method if "." in method else "", folder)
             details = "".join(traceback.format_exception(error))
             if "--traceback" in words:
                 failure = failure._replace(lines=details)
