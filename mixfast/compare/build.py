@@ -19,7 +19,7 @@ from mixfast.compare.page import Chapter, numbers, page
 from mixfast.errors import ConfigError
 from mixfast.evaluate.runs import LoadedRun, MachineOptions
 from mixfast.ranges import Count, Index
-from mixfast.run.folder import now, write_json
+from mixfast.run.folder import now, results_folder, write_json
 
 PAGE, RESULTS = "report.md", "results.json"
 
@@ -50,8 +50,12 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
     if options.page and options.page.exists() and not options.overwrite:
         raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
     sections = gather(options.runs, options.folder_name)
-    folder = _report_folder(options)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_out(options)
+    with results_folder(options.out, "comparison") as folder:
+        return _write(sections, folder, options, words)
+
+
+def _write(sections: Sequence[Section], folder: Path, options: Compare, words: Sequence[str]) -> Path:
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         chapters = [_chapter(section, options, fresh) for section in sections]
@@ -60,28 +64,26 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
         text = page(chapters, prefix)
         write_json(fresh / RESULTS, numbers(chapters, [Path(word).name for word in words], now()))
         if not options.page:
-            (fresh / PAGE).write_text(text, encoding="utf-8")
+            (fresh / PAGE).write_text(text, encoding="utf-8", errors="backslashreplace")
         fresh.chmod(0o755)  # mkdtemp's folders are readable by their owner only
-        if folder.exists():
+        if any(folder.iterdir()):
             shutil.rmtree(folder)
         fresh.rename(folder)
         if options.page:
             options.page.parent.mkdir(parents=True, exist_ok=True)
-            options.page.write_text(text, encoding="utf-8")
+            options.page.write_text(text, encoding="utf-8", errors="backslashreplace")
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return file
 
 
-def _report_folder(options: Compare) -> Path:
-    """The folder to write, checked: the next number, an empty folder, or with --overwrite an earlier report."""
-    if options.out is None:
+def _check_out(options: Compare) -> None:
+    """Refuse an --out that is neither new, nor an empty folder, nor with --overwrite an earlier report."""
+    out = options.out
+    if out is None:
         if options.overwrite:
             raise ConfigError("--overwrite needs --out FOLDER: the report to replace.")
-        taken = [item.name.rpartition("-")[2] for item in Path("runs").glob("comparison-*")]
-        number = max((int(ending) for ending in taken if ending.isdigit()), default=0) + 1
-        return Path("runs") / f"comparison-{number:04d}"
-    out = options.out
+        return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not _is_report(out):
             raise ConfigError(
@@ -89,7 +91,6 @@ def _report_folder(options: Compare) -> Path:
             )
         if not options.overwrite:
             raise ConfigError(f"--out {out} holds a report. Replace it with --overwrite, or choose another --out.")
-    return out
 
 
 def _is_report(folder: Path) -> bool:

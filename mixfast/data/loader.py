@@ -31,7 +31,7 @@ _TASK_BYTES = 4 << 20  # of the images that a worker decodes at once; a batch is
 _AHEAD_BYTES = 512 << 20  # of the images decoded ahead, if the shared memory has as much again
 _TRIES = 16  # files in a row that cannot be decoded before that counts as an error
 _NAMED = 10  # broken files that get a line each; of more, every power of ten does
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Decoded(NamedTuple):

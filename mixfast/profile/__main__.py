@@ -38,7 +38,7 @@ from mixfast.profile import measure, memory, output
 from mixfast.ranges import NotNegative, check_ranges
 from mixfast.run import machine
 from mixfast.run.command import run
-from mixfast.run.folder import RunFolder
+from mixfast.run.folder import results_folder
 from mixfast.train import cli
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -134,6 +134,7 @@ def launch(words: list[str]) -> None:
     if {"--help", "-h"} & set(words):
         print((__doc__ or "").rstrip())
         return
+    machine.refuse_several_processes()
     request = understand(words)
     invocations = [configured(request, preset) for preset in request.presets()]
     first = invocations[0]
@@ -142,8 +143,14 @@ def launch(words: list[str]) -> None:
         raise ConfigError(f"--busy counts the processor's seconds, not those of {device}. Add --train.device cpu.")
     threads = machine.set_threads(1 if request.busy else first.config.train.threads)
     machine.set_determinism(first.config.train.deterministic)
-    path = first.out or RunFolder.create_numbered(Path("runs"), "profile").path
-    path.mkdir(parents=True, exist_ok=True)
+    with results_folder(first.out, "profile") as path:
+        measure_all(invocations, request, device, threads, path)
+
+
+def measure_all(
+    invocations: list[cli.Invocation], request: Request, device: torch.device, threads: int, path: Path
+) -> None:
+    """Profile one invocation after the other; print the tables and write the files into the folder `path`."""
     found = machine.environment(device, clock="processor" if request.busy else "wall")
     environment = {key: value for key, value in found.items() if key not in ("argv", "platform", "backends")}
     print(f"torch {torch.__version__}   {device} ({threads} threads)   kernels: {machine.kernels(device)}")

@@ -18,7 +18,7 @@ LAST, PREVIOUS = "last.pt", "previous.pt"
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
     """Write `state` as folder/last.pt; the file of that name becomes previous.pt. Returns the path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)  # a run folder that was deleted or moved is not made again
     last, previous, fresh = folder / LAST, folder / PREVIOUS, folder / (LAST + ".tmp")
     with open(fresh, "wb") as file:
         torch.save({"format": FORMAT, **state}, file)

@@ -6,6 +6,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mixfast.run.streams import reason
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -16,9 +18,20 @@ class Console:
     """Lines to stdout and to log.txt; `with console:` shows the progress bar where stdout is a terminal."""
 
     def __init__(self, log_path: Path | None = None):
-        self.log_path = log_path
+        self.log_path: Path | None = None
+        self._early: list[str] = []  # lines from before there was a log
+        self._log_lost = False
+        if log_path:
+            self.open_log(log_path)
         self._progress: Progress | None = None
         self._last_line = time.monotonic()
+
+    def open_log(self, path: Path) -> None:
+        """From here on lines go to this file, after those that were printed before."""
+        self.log_path = path
+        early, self._early = self._early, []
+        for text in early:
+            self.log(text)
 
     def line(self, text: str = "") -> None:
         """Print one or more lines, and append them to log.txt."""
@@ -30,10 +43,17 @@ class Console:
         self.log(text)
 
     def log(self, text: str) -> None:
-        """Append to log.txt only."""
-        if self.log_path:
-            with open(self.log_path, "a", encoding="utf-8") as file:
+        """Append to log.txt only. A log that cannot be written is said once; no run ends for its sake."""
+        if self.log_path is None:
+            self._early.append(text)
+            return
+        try:
+            with open(self.log_path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text + "\n")
+        except OSError as error:
+            if not self._log_lost:
+                self._log_lost = True
+                print(f"{self.log_path} takes no more lines ({reason(error)}); going on without it", file=sys.stderr)
 
     def silent_for_long(self) -> bool:
         """Whether a plain log should show a sign of life."""

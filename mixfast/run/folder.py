@@ -5,7 +5,8 @@ import datetime
 import json
 import os
 import shlex
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mixfast.run.log import Metrics
 
 
 class RunFolder:
-    """Paths and small files of one run. Use `create` or `open`."""
+    """Paths and small files of one run. `claim.Claim` makes one to write to, `open` one to read."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -27,25 +28,6 @@ class RunFolder:
         self.log = path / "log.txt"
         self.report = path / "report.md"
         self.metrics = Metrics(path)
-
-    @classmethod
-    def create(cls, path: Path, overwrite: bool = False) -> "RunFolder":
-        """A new folder at `path`.
-
-        Raises:
-            ConfigError: the path exists and is not empty; with `overwrite`, it exists and is not a run's folder.
-        """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            if not overwrite:
-                raise ConfigError(
-                    f"--out {path} exists and is not empty. Continue it with --resume {path}, replace it with "
-                    f"--overwrite, or choose another --out."
-                )
-            if not (path / "config.json").is_file():
-                raise ConfigError(f"--overwrite: {path} holds no config.json, so it is no run's folder; not deleted.")
-            shutil.rmtree(path)
-        path.mkdir(parents=True, exist_ok=True)
-        return cls(path)
 
     @classmethod
     def create_numbered(cls, parent: Path, name: str) -> "RunFolder":
@@ -103,12 +85,20 @@ class RunFolder:
 
     def write_command(self, words: list[str]) -> None:
         """command.txt: one line per start or resume."""
-        with open(self.path / "command.txt", "a", encoding="utf-8") as file:
+        with open(self.path / "command.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{now()}  {shlex.join(words)}\n")
 
     def write_status(self, state: str, **facts: Any) -> None:
         """status.json: state (running, finished, stopped, failed), process, time, and the given facts."""
-        write_json(self.path / "status.json", {"state": state, "pid": os.getpid(), "time": now(), **facts})
+        path, content = self.path / "status.json", {"state": state, "pid": os.getpid(), "time": now(), **facts}
+        try:
+            write_json(path, content)
+        except OSError:
+            if not path.is_file():
+                raise
+            with open(path, "r+", encoding="utf-8") as file:  # a full disk takes what fits into the old file's block
+                file.write(f"{json.dumps(content, indent=2):<{path.stat().st_size}}\n")
+                file.truncate()
 
     def status(self) -> dict[str, Any]:
         """The content of status.json; {} before `write_status` was called."""
@@ -119,14 +109,83 @@ class RunFolder:
         """Whether there is a checkpoint to continue from."""
         return any((self.checkpoints / name).is_file() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
 
+    def has_trained(self) -> bool:
+        """Whether there is a checkpoint, or a record of a step that one must have followed."""
+        path = self.metrics.path
+        return self.has_checkpoint() or (path.is_file() and b'"kind": "train"' in path.read_bytes())
+
+    def drop_unfinished(self) -> None:
+        """Delete files that were being written when something went wrong; the disk may be full of them."""
+        for path in (*self.path.glob("*.tmp"), *self.checkpoints.glob("*.tmp")):
+            path.unlink()
+
 
 def now() -> str:
     """Local time to the second, with its offset."""
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
 
 
+def make_folders(path: Path) -> list[Path]:
+    """Make a folder and those above it; returns the ones that were not there, the outermost first."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    return missing[::-1]
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove those of some nested folders, the outermost first, that hold nothing."""
+    for folder in reversed(folders):
+        with suppress(OSError):  # something is in it
+            folder.rmdir()
+
+
+@contextmanager
+def results_folder(out: Path | None, name: str) -> Iterator[Path]:
+    """`out`, or a new folder runs/name-NNNN. If the block fails, nothing empty remains of what was made for it."""
+    made = make_folders(out or Path("runs"))
+    if out is None:
+        made.append(RunFolder.create_numbered(Path("runs"), name).path)
+    try:
+        yield out or made[-1]
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def home_expanded(path: Path) -> Path:
+    """A path that a user gave, with ~ and ~name as the folders they stand for.
+
+    Raises:
+        ConfigError: no such home is known, or no file system could hold the name.
+    """
+    if "\0" in str(path):
+        raise ConfigError(f"{str(path)!r} is no path: it holds a zero byte.")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error} Write the path out.") from error
+
+
+def homes_expanded(options: Any) -> Any:
+    """A dataclass of options with `home_expanded` applied to its paths and tuples of paths."""
+    changes: dict[str, Any] = {}
+    for item in dataclasses.fields(options):
+        value = getattr(options, item.name)
+        if isinstance(value, Path):
+            changes[item.name] = home_expanded(value)
+        elif isinstance(value, tuple) and any(isinstance(part, Path) for part in value):
+            changes[item.name] = tuple(map(home_expanded, value))
+    return dataclasses.replace(options, **changes)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, whole or not at all."""
     fresh = path.with_name(path.name + ".tmp")
-    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(fresh, path)
+    text = json.dumps(content, indent=2) + "\n"
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        os.replace(fresh, path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink()
+        raise

@@ -62,6 +62,22 @@ class Meter:
         self._epoch_count, self._epoch_sums = state["epoch_count"], dict(state["epoch_sums"])
 
 
+def summary_writer() -> Any:
+    """The class that writes TensorBoard's files.
+
+    Raises:
+        PlatformError: the package tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise PlatformError(
+            f"--train.tensorboard needs a package that is missing ({error}): pip install tensorboard. "
+            "Without it, metrics.jsonl and metrics.csv hold the same numbers."
+        ) from error
+    return SummaryWriter
+
+
 class TensorBoard:
     """Mirrors records as scalars, for TensorBoard."""
 
@@ -71,14 +87,7 @@ class TensorBoard:
         Raises:
             PlatformError: the package tensorboard is not installed.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise PlatformError(
-                f"--train.tensorboard needs a package that is missing ({error}): pip install tensorboard. "
-                "Without it, metrics.jsonl and metrics.csv hold the same numbers."
-            ) from error
-        self._writer: Any = SummaryWriter(str(folder), purge_step=step)
+        self._writer: Any = summary_writer()(str(folder), purge_step=step)
 
     def write(self, record: dict[str, Any]) -> None:
         """One scalar per number of the record."""

@@ -15,6 +15,23 @@ import mixfast
 from mixfast.errors import ConfigError, PlatformError
 from mixfast.ops import _dispatch
 
+_PROCESS_COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+
+
+def refuse_several_processes() -> None:
+    """Raise a ConfigError if this process is one of several that torchrun, srun or mpirun started for one training."""
+    for name in _PROCESS_COUNTS:
+        count = os.environ.get(name, "")
+        if name.startswith("SLURM") and ("SLURM_PROCID" not in os.environ or not count):
+            continue
+        if count.isdigit() and int(count) > 1:
+            raise ConfigError(
+                f"{name} is {count}: training takes one process and one device, and each of the {count} would train "
+                "the same run again. Start it without torchrun, srun or mpirun, or with one task."
+            )
+        if name == "SLURM_STEP_NUM_TASKS":
+            return  # of this step; SLURM_NTASKS counts the whole job's
+
 
 def pick_device(wanted: str) -> torch.device:
     """The device of `--train.device`: auto is the first GPU, else the CPU.

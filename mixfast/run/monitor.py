@@ -131,7 +131,14 @@ def end_epoch(run: Run) -> None:
     """Evaluate if it is time to, write the means of the epoch, and print its row of the table."""
     if run.evaluated == run.epoch:  # a resumed run starts here once more
         return
-    config, scores, stop = run.config, {}, run.obey_signal
+    config, scores = run.config, {}
+    records = run.folder.metrics.position()
+
+    def stop() -> None:
+        if run.stop:
+            run.folder.metrics.truncate(records)  # a resumed run evaluates from the beginning
+        run.obey_signal()
+
     last = run.epoch == config.train.epochs
     due = last or bool(config.eval.every and run.epoch % config.eval.every == 0)
     if scorable(run):

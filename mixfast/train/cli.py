@@ -1,7 +1,7 @@
 """The training command's words: options of the command itself, a preset, and `--section.key value`."""
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ from mixfast.config.words import Option, find, same, unknown, value
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig
 from mixfast.run import checkpoint
-from mixfast.run.folder import RunFolder
+from mixfast.run.claim import Claim
+from mixfast.run.folder import RunFolder, home_expanded
 
 WITH_VALUE = ("--out", "--resume", "--method")
 SWITCHES = ("--overwrite", "--traceback", "--version", "--help", "-h", "--help-all")
@@ -34,17 +35,23 @@ class Invocation:
     resume: Path | None  # the folder of a run, or one of its checkpoints
     overwrite: bool
 
-    def open_folder(self) -> RunFolder:
+    def claim_folder(self, say: Callable[[str], None]) -> Claim:
         """The folder of the run: the one to continue, the one asked for, or a new one below runs/."""
         if self.resume:
-            return RunFolder.open(self.resume)
+            return Claim.existing(self.resume, say)
         if self.out:
-            return RunFolder.create(self.out, self.overwrite)
-        return RunFolder.create_numbered(Path("runs"), self.preset)
+            return Claim.new(self.out, self.overwrite, say)
+        return Claim.numbered(Path("runs"), self.preset, say)
 
     def checkpoint(self) -> Path | None:
-        """The checkpoint to continue from; CheckpointError if there should be one and is not."""
-        return checkpoint.find(self.resume) if self.resume else None
+        """The checkpoint to continue from; None for a run that has not trained yet.
+
+        Raises:
+            CheckpointError: there should be one and is not.
+        """
+        if not self.resume or (self.resume.is_dir() and not RunFolder.open(self.resume).has_trained()):
+            return None
+        return checkpoint.find(self.resume)
 
 
 def parse(words: list[str]) -> Invocation:
@@ -55,7 +62,7 @@ def parse(words: list[str]) -> Invocation:
         CheckpointError: `--resume` of what is no run, or with options that its checkpoint does not allow to change.
     """
     names, command, options = _split(words)
-    out, resume = (Path(command[key]) if key in command else None for key in ("--out", "--resume"))
+    out, resume = (home_expanded(Path(command[key])) if key in command else None for key in ("--out", "--resume"))
     if resume:
         if names or {"--out", "--method", "--overwrite"} & set(command):
             raise ConfigError("--resume takes preset, method and folder from the run; omit them.")

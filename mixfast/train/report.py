@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from torch import Tensor
+
 from mixfast.config.options import flatten
 from mixfast.rng import Generators
 from mixfast.run.console import duration
@@ -74,11 +76,15 @@ def draw(run: Run, runs: dict[str, Records]) -> None:
         plots.diagnostics(folder / "diagnostics.png", runs)
 
 
-def draw_views(run: Run, count: int = 8) -> None:
-    """Pictures of what the method sees: the first images, their views and mixtures with boxes."""
-    run.folder.plots.mkdir(exist_ok=True)
+def first_views(run: Run, count: int = 8) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the method sees: the first images, uint8 [count, 3, H, W], their views and mixtures with boxes."""
     images = run.batches.images[:count]
-    views = run.views(images, Generators(run.config.seed, run.device))
+    return images, run.views(images, Generators(run.config.seed, run.device))
+
+
+def draw_views(run: Run, images: Tensor, views: dict[str, Tensor]) -> None:
+    """A picture of what `first_views` returned."""
+    run.folder.plots.mkdir(exist_ok=True)
     plots.view_grid(run.folder.plots / "views.png", images.cpu(), views, run.splits.mean, run.splits.std)
 
 
@@ -93,7 +99,8 @@ def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, 
     baselines = [record for record in runs[run.config.method_name] if record["kind"] == "baseline"]
     said = verdict(results, baselines)
     summary = f"{table(results, baselines)}\n\n{said}"
-    run.folder.report.write_text(_page(run, preset, origins, summary, companions), encoding="utf-8")
+    page = _page(run, preset, origins, summary, companions)
+    run.folder.report.write_text(page, encoding="utf-8", errors="backslashreplace")
     return f"{aligned(results, baselines)}\n\n{said}"
 
 
