@@ -51,7 +51,7 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
         raise ConfigError(f"--count and --validation must be at least 1, --maps at least 0; got {given}.")
     if options.page and options.page.exists() and not options.overwrite:
         raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
-    sections = gather(options.runs, options.folder_name)
+    sections = gather(options.runs, options.folder_name, options.trust)
     folder = _report_folder(options)
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

@@ -14,7 +14,7 @@ from mixfast.config.presets import switch_method
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
 from mixfast.errors import OutOfMemoryError
-from mixfast.export import export
+from mixfast.export import check_exportable, export
 from mixfast.run import checkpoint, machine, monitor
 from mixfast.run.budget import explain_out_of_memory, step_cost
 from mixfast.run.console import Console
@@ -113,8 +113,9 @@ def train_one(
     device: torch.device,
     start: Path | None,
 ) -> Run:
-    """Train one method, from the checkpoint `start` if there is one; export its backbone."""
+    """Train one method, from the checkpoint or folder `start` if there is one; export its backbone."""
     run = build(config, splits, folder, console, stop, device)
+    check_exportable(run)
     report.draw_views(run)
     console.line("   ".join(run.choices))
     if start:
@@ -153,7 +154,7 @@ def train_beside(run: Run, name: str) -> RunFolder:
         f"\nbeside it: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
         f"{config.method_name})"
     )
-    start = checkpoint.find(path) if folder.has_checkpoint() else None
+    start = path if folder.has_checkpoint() else None
     train_one(other, run.splits, folder, run.console, run.stop, run.device, start)
     folder.write_status("finished", exit_code=0)
     return folder

@@ -18,7 +18,7 @@ from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig
 from mixfast.run import checkpoint
 from mixfast.run.folder import RunFolder
 
-WITH_VALUE = ("--out", "--resume", "--method")
+WITH_VALUE = ("--out", "--resume", "--method", "--trust")
 SWITCHES = ("--overwrite", "--traceback", "--help", "-h", "--help-all")
 
 
@@ -43,8 +43,8 @@ class Invocation:
         return RunFolder.create_numbered(Path("runs"), self.preset)
 
     def checkpoint(self) -> Path | None:
-        """The checkpoint to continue from; CheckpointError if there should be one and is not."""
-        return checkpoint.find(self.resume) if self.resume else None
+        """The checkpoint to continue from, or the folder of it; CheckpointError if there should be one and is not."""
+        return self.resume if self.resume and checkpoint.find(self.resume) else None
 
 
 def parse(words: list[str]) -> Invocation:
@@ -59,7 +59,8 @@ def parse(words: list[str]) -> Invocation:
     if resume:
         if names or {"--out", "--method", "--overwrite"} & set(command):
             raise ConfigError("--resume takes preset, method and folder from the run; omit them.")
-        saved, preset, origins = RunFolder.open(resume).read_config()
+        named = {value for word in words for value in (word, word.partition("=")[2], word.partition(":")[0])}
+        saved, preset, origins = RunFolder.open(resume).read_config(named)
         config, given = override(saved, options)
         if unlike := differences(flatten(saved), flatten(config)):
             raise CheckpointError(
@@ -68,6 +69,8 @@ def parse(words: list[str]) -> Invocation:
                 + "\nOmit these options, or start a new run."
             )
     else:
+        if "--trust" in command:
+            raise ConfigError("--trust MODULE belongs to --resume RUN: it lets that folder name code to import.")
         preset, modifiers = (names[0], names[1:]) if names else (DEFAULT, [])
         if preset in modifiers_by_name():
             preset, modifiers = DEFAULT, names
@@ -186,6 +189,7 @@ your own              --method my_lab.method, --data.kind my_lab.data:factory,
 --out DIR             run folder (default runs/<preset>-NNNN); an existing one is refused
 --overwrite           replace an existing run folder
 --resume RUN          continue a run bit for bit, after a kill, a signal or a crash
+--trust MODULE        of --resume: import this module, which the run names, though it lies in or around its folder
 --traceback           show where an error came from
 --help-all            every --section.key of a preset or --method with its meaning and default
 
