@@ -49,7 +49,7 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
     """
     if options.page and options.page.exists() and not options.overwrite:
         raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
-    sections = gather(options.runs, options.folder_name)
+    sections = gather(options.runs, options.folder_name, options.trust)
     _check_out(options)
     with results_folder(options.out, "comparison") as folder:
         return _write(sections, folder, options, words)

@@ -129,20 +129,24 @@ def _appendix(chapters: Sequence[Chapter]) -> str:
 def _command(group: Group) -> str:
     member = group.members[0]
     lines = member.read_file("command.txt")
-    if not lines:
-        return f"{group.name}: no command.txt ({member.label})"
-    words = shlex.split(lines[0].partition("  ")[2])
+    try:
+        words = shlex.split(lines[0].partition("  ")[2] if lines else "")
+    except ValueError:  # a quotation mark that is not closed
+        words = []
+    if not words:
+        return f"{group.name}: no command.txt that can be read ({member.label})"
     return shlex.join([word.rstrip("/").rpartition("/")[2] if word.startswith("/") else word for word in words])
 
 
 def _machine(member: Member) -> str:
     env = member.read_file("env.json")
-    if not env:
+    if not (isinstance(env, dict) and {"cpu", "threads", "mixfast", "torch", "python"} <= env.keys()):
         return ""
-    git = env.get("git") or {}
-    commit = git.get("commit", "")[:7] or "not a checkout"
+    git = env.get("git")
+    git = git if isinstance(git, dict) else {}
+    commit = str(git.get("commit") or "")[:7] or "not a checkout"
     changed_files = ", with changes" if git.get("modified") else ""
-    where = env.get("gpu") or f"{env['cpu']}, {env['threads']} thread{'s' if env['threads'] > 1 else ''}"
+    where = env.get("gpu") or f"{env['cpu']}, {env['threads']} thread{'s' if env['threads'] != 1 else ''}"
     return f"mixfast {env['mixfast']} ({commit}{changed_files}), torch {env['torch']}, Python {env['python']}, {where}"
 
 

@@ -3,6 +3,7 @@
 Nothing is derived from another key while parsing: a value in here is the default, a preset's, or the user's.
 """
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -88,9 +89,11 @@ class RunConfig(Generic[MethodConfig]):
     compare: tuple[str, ...] = ()  # methods also trained, for the same encoder passes; no word, or none: no method
 
 
-# Keys that a resumed run may change: they move a run to another place or machine, or change when it is saved.
+# Keys that a resumed run may change, as no bit of the weights depends on them: they move a run to another place or
+# machine, or say when it is saved, logged and evaluated.
 FREE_ON_RESUME = frozenset(
-    {"train.device", "train.threads", "train.graph", "train.tensorboard"}
+    {"train.device", "train.threads", "train.graph", "train.tensorboard", "train.log_every"}
+    | {f"eval.{item.name}" for item in dataclasses.fields(EvalConfig)}
     | {"train.checkpoint_every", "train.checkpoint_seconds"}
     | {"data.path", "data.test_path", "data.in_memory", "data.cache", "data.cache_dir", "data.workers", "data.download"}
     | {"compare"}
@@ -137,24 +140,68 @@ def hint_of(config: Any, key: str) -> Any:
     return typing.get_type_hints(type(config), include_extras=True)[name]
 
 
-def from_dict(cls: type, data: dict[str, Any], method_config: type) -> Any:
-    """The inverse of `dataclasses.asdict` after a round trip through JSON, which turns tuples into lists."""
+def from_dict(cls: type, data: Any, method_config: type, key: str = "") -> Any:
+    """The inverse of `dataclasses.asdict` after a round trip through JSON, which turns tuples into lists.
+
+    Args:
+        cls: the dataclass.
+        data: what JSON gave.
+        method_config: the type of the options of the method.
+        key: dotted key of `data` in the whole configuration, for messages.
+
+    Raises:
+        ConfigError: a key is missing or unknown, or a value is not of its type; also what the dataclasses refuse.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{key or 'values'} must be an object of keys and values; got {data!r:.100}")
     hints = typing.get_type_hints(cls)
-    names = {item.name for item in dataclasses.fields(cls)}
-    if unknown := sorted(set(data) - names):
-        raise ConfigError(f"{cls.__name__} has no key {', '.join(unknown)}: written by another version of mixfast?")
+    names = {item.name: f"{key}.{item.name}" if key else item.name for item in dataclasses.fields(cls) if item.init}
+    wrong = [f"{names[name]} is missing" for name in names if name not in data]
+    wrong += [f"{key}{'.' * bool(key)}{name} is unknown" for name in data if name not in names]
+    if wrong:
+        raise ConfigError(f"{'; '.join(wrong)} (written by another version of mixfast?)")
     values = {}
-    for name, value in data.items():
+    for name, dotted in names.items():
         hint = method_config if hints[name] is MethodConfig else hints[name]
         if dataclasses.is_dataclass(hint):
-            value = from_dict(typing.cast(type, hint), value, method_config)
-        values[name] = _tuples(value) if _holds_tuple(hint) else value
+            values[name] = from_dict(typing.cast(type, hint), data[name], method_config, dotted)
+        else:
+            values[name] = _from_json(data[name], hint, dotted)
     return cls(**values)
 
 
-def _holds_tuple(hint: Any) -> bool:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return any(typing.get_origin(option) is tuple for option in options)
+_JSON_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+
+
+def _from_json(value: Any, hint: Any, key: str) -> Any:
+    """A value of JSON as the type that `hint` says; ConfigError if it is none. Hints that JSON has not pass unseen."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in options:
+            with contextlib.suppress(ConfigError):
+                return _from_json(value, option, key)
+    elif origin is Literal:
+        if any(type(value) is type(option) and value == option for option in options):
+            return value
+    elif origin is tuple:
+        if isinstance(value, list):
+            items = [options[0]] * len(value) if options[1:] == (...,) else options
+            if len(value) == len(items):
+                return tuple(_from_json(item, kind, key) for item, kind in zip(value, items, strict=True))
+    elif hint is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    elif type(value) is hint or hint not in _JSON_TYPES:
+        return _tuples(value)
+    raise ConfigError(f"{key} must be {_in_words(hint)}; got {value!r:.100}")
+
+
+def _in_words(hint: Any) -> str:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, options))}"
+    if origin is tuple:
+        return f"a list of {'' if options[1:] == (...,) else f'{len(options)}, each '}{_in_words(options[0])}"
+    return " or ".join(_in_words(option) for option in options) if options else _JSON_TYPES.get(hint, str(hint))
 
 
 def _tuples(value: Any) -> Any:

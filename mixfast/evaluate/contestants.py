@@ -10,7 +10,7 @@ import torch
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.evaluate.maps import probe_weights
 from mixfast.evaluate.objects import ObjectData
-from mixfast.evaluate.runs import LoadedRun, ScoringOptions, grouped, load_runs
+from mixfast.evaluate.runs import LoadedRun, grouped, load_runs, scoring_options
 from mixfast.models.backbone import named_weights
 from mixfast.ranges import Count, NotNegative
 from mixfast.run import checkpoint
@@ -88,9 +88,7 @@ def _maker(options: Localise, run: LoadedRun, network: Network, validation: Obje
 def _supervised(options: Localise, path: Path, like: LoadedRun, validation: Objects) -> MapMaker:
     """A run, or a file of backbone weights for the first run's architecture."""
     if path.is_dir() or path.name in (checkpoint.LAST, checkpoint.PREVIOUS):
-        (run,) = load_runs(
-            ScoringOptions((path,), data_path=options.data_path, device=options.device, threads=options.threads)
-        )
+        (run,) = load_runs(scoring_options((path,), options))
         return _maker(options, run, run.trained, validation)
     encoder = copy.deepcopy(like.fresh)
     weights = {key.removeprefix("module."): value for key, value in _weights(path).items()}

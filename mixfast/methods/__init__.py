@@ -25,14 +25,14 @@ def names() -> list[str]:
 
 def load(name: str) -> type[Method]:
     """The method called `name`, or the METHOD of the module whose dotted path is `name`."""
-    if "." not in name and name not in names():
+    if name.isidentifier() and name not in names():
         near = difflib.get_close_matches(name, names(), n=3, cutoff=0.4)
         raise ConfigError(
             f"method: there is no {name!r}; "
             + (f"did you mean {' or '.join(near)}? " if near else "")
             + f"Known: {', '.join(names())}; or the dotted path of a module with a METHOD, such as my_lab.my_method."
         )
-    path = name if "." in name else f"{__name__}.{name}"
+    path = f"{__name__}.{name}" if name.isidentifier() else name
     module = import_module(path, "method")
     method = getattr(module, "METHOD", None)
     if not (isinstance(method, type) and issubclass(method, Method)):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixfast.errors import PlatformError
+from mixfast.errors import CheckpointError, PlatformError
 from mixfast.spans import span
 
 
@@ -122,10 +122,23 @@ class Metrics:
             os.truncate(self.path, position)
 
     def read(self) -> list[dict[str, Any]]:
-        """All records, oldest first."""
+        """All records, oldest first.
+
+        Raises:
+            CheckpointError: a line is no record; the message names it.
+        """
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        records = []
+        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
+            try:
+                records.append(json.loads(line))
+                whole = isinstance(records[-1], dict)
+            except (ValueError, RecursionError):
+                whole = False
+            if not whole:
+                raise CheckpointError(f"{self.path}, line {number}: {line[:60]!r} is no record; mend or delete it.")
+        return records
 
     def write_csv(self) -> None:
         """Write the records as a table, metrics.csv; a cell is empty where a record has no such field."""

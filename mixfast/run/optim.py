@@ -72,8 +72,20 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"].fill_(rate)
 
 
+def state_names(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What the optimiser keeps for a parameter [2, 3] after a step, by name."""
+    parameter = nn.Parameter(torch.zeros(2, 3, device=optimizer.param_groups[0]["params"][0].device))
+    parameter.grad = torch.zeros_like(parameter)
+    probe = type(optimizer)([parameter], **optimizer.defaults)
+    probe.step()
+    return dict(probe.state[parameter])
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Continue with the moments of a saved state; options, and the tensor that is the rate, stay the optimiser's."""
+    """Continue with the moments of a saved state; options, and the tensor that is the rate, stay the optimiser's.
+
+    Nothing is checked: `mixfast.run.restore.checked_optimizer` does.
+    """
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, options, strict=True):

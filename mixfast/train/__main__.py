@@ -19,7 +19,7 @@ from mixfast.config.presets import switch_method
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
 from mixfast.errors import OutOfMemoryError
-from mixfast.export import export
+from mixfast.export import check_exportable, export
 from mixfast.run import checkpoint, machine, monitor
 from mixfast.run.budget import check_memory, explain_out_of_memory, step_cost
 from mixfast.run.claim import Claim, Lock
@@ -222,11 +222,12 @@ def train_one(
     start: Path | None,
     begin: Callable[[], None],
 ) -> Run:
-    """Train one method, from the checkpoint `start` if there is one; export its backbone.
+    """Train one method, from the checkpoint or folder `start` if there is one; export its backbone.
 
     `begin` is called when all that can be refused has been tried; before it, nothing is written for a run to continue.
     """
     run = build(config, splits, folder, console, stop, device)
+    check_exportable(run)
     views = None if start else report.first_views(run)
     console.line("   ".join(run.choices))
     if start:
@@ -270,7 +271,7 @@ def train_beside(run: Run, name: str) -> RunFolder:
         f"\ncomparison: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
         f"{config.method_name})"
     )
-    start = checkpoint.find(path) if folder.has_checkpoint() else None
+    start = path if folder.has_checkpoint() else None
     try:
         train_one(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None)
         folder.write_status("finished", exit_code=0)

@@ -18,7 +18,7 @@ from mixfast.run import checkpoint
 from mixfast.run.claim import Claim
 from mixfast.run.folder import RunFolder, home_expanded
 
-WITH_VALUE = ("--out", "--resume", "--method")
+WITH_VALUE = ("--out", "--resume", "--method", "--trust")
 SWITCHES = ("--overwrite", "--traceback", "--version", "--help", "-h", "--help-all")
 _LONG = [flag for flag in (*WITH_VALUE, *SWITCHES) if flag != "-h"]
 
@@ -44,14 +44,15 @@ class Invocation:
         return Claim.numbered(Path("runs"), self.preset, say)
 
     def checkpoint(self) -> Path | None:
-        """The checkpoint to continue from; None for a run that has not trained yet.
+        """The checkpoint to continue from, or the folder of it; None for a run that has not trained yet.
 
         Raises:
             CheckpointError: there should be one and is not.
         """
         if not self.resume or (self.resume.is_dir() and not RunFolder.open(self.resume).has_trained()):
             return None
-        return checkpoint.find(self.resume)
+        checkpoint.find(self.resume)
+        return self.resume
 
 
 def parse(words: list[str]) -> Invocation:
@@ -66,7 +67,8 @@ def parse(words: list[str]) -> Invocation:
     if resume:
         if names or {"--out", "--method", "--overwrite"} & set(command):
             raise ConfigError("--resume takes preset, method and folder from the run; omit them.")
-        saved, preset, origins = RunFolder.open(resume).read_config()
+        named = {value for word in words for value in (word, word.partition("=")[2], word.partition(":")[0])}
+        saved, preset, origins = RunFolder.open(resume).read_config(named)
         config, given = override(saved, options)
         if unlike := differences(flatten(saved), flatten(config)):
             raise CheckpointError(
@@ -75,6 +77,8 @@ def parse(words: list[str]) -> Invocation:
                 + "\nOmit these options, or start a new run."
             )
     else:
+        if "--trust" in command:
+            raise ConfigError("--trust MODULE belongs to --resume RUN: it lets that folder name code to import.")
         preset, modifiers = split_names(names, command.get("--method"))
         config, origins = build(preset, modifiers, command.get("--method"))
         config, given = override(config, options)
@@ -172,6 +176,7 @@ your own              --method my_lab.method, --data.kind my_lab.data:factory,
 --out DIR             run folder (default runs/<preset>-NNNN); an existing one is refused
 --overwrite           replace an existing run folder
 --resume RUN          continue a run bit for bit, after a kill, a signal or a crash
+--trust MODULE        of --resume: import this module, which the run names, though it lies in or around its folder
 --traceback           show where an error came from
 --help-all            every --section.key of a preset or --method with its meaning and default
 
