@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from mixfast.errors import OutOfMemoryError, UserError
+from mixfast.run.torch_state import fresh_torch_state
 
 USER_CODE = 8  # exit code of an error in a method, data set or backbone from outside mixfast
 
@@ -49,6 +50,7 @@ class Frame(NamedTuple):
         return f"{f'{self.module}, ' if self.module else ''}{shown} line {self.line}, in {self.function}"
 
 
+@fresh_torch_state()
 def run_command(command: Callable[[], object]) -> int:
     """Run a command; print on stderr how it failed, if it did. Returns the exit code."""
     try:

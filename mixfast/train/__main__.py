@@ -24,11 +24,13 @@ from mixfast.run.folder import RunFolder, write_json
 from mixfast.run.log import TensorBoard
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.state import Run, build
+from mixfast.run.torch_state import fresh_torch_state
 from mixfast.train import cli, report
 
 
+@fresh_torch_state()
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code. torch's global state is left as it was; glibc keeps freed memory."""
     words = sys.argv[1:] if words is None else words
     console, method = Console(), ""
     try:
