@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ def with_gradients(run: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Te
     """What `run` returns, then the gradient of the sum of the squares with respect to each input."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in inputs]
     results = run(*leaves)
-    grads = torch.autograd.grad(sum((result.square().sum() for result in results)), leaves)
+    grads = torch.autograd.grad(sum(result.square().sum() for result in results), leaves)
     return [result.detach() for result in results] + list(grads)
 
 
@@ -45,7 +46,7 @@ def infonce(rng: torch.Generator, backend: str) -> Made:
         return [
             tensor
             for reduction in ("mean", "none")
-            for tensor in with_gradients(lambda *leaves: run(reduction, *leaves), query, key, temperature)
+            for tensor in with_gradients(partial(run, reduction), query, key, temperature)
         ]
 
     return both
@@ -64,7 +65,7 @@ def nt_xent(rng: torch.Generator, backend: str) -> Made:
         return [
             tensor
             for reduction in ("mean", "none")
-            for tensor in with_gradients(lambda *leaves: run(reduction, *leaves), first, second, temperature)
+            for tensor in with_gradients(partial(run, reduction), first, second, temperature)
         ]
 
     return both
@@ -166,9 +167,7 @@ def check(made: Made, name: str) -> None:
 
 @pytest.mark.parametrize("name", DEFAULTS)
 @pytest.mark.parametrize(("run", "backend"), CASES)
-def test_operations(
-    run: Callable[[torch.Generator, str], Made], backend: str, name: str, rng: torch.Generator
-) -> None:
+def test_operations(run: Callable[[torch.Generator, str], Made], backend: str, name: str, rng: torch.Generator) -> None:
     check(run(rng, backend), name)
 
 
