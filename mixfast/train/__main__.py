@@ -32,6 +32,7 @@ from mixfast.run.log import TensorBoard, summary_writer
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.state import Run, build
 from mixfast.run.streams import reason, steady_streams
+from mixfast.run.torch_state import fresh_torch_state
 from mixfast.train import cli, report
 
 
@@ -45,8 +46,9 @@ class Attempt:
     begun: bool = False  # whether training has; a start that fails before leaves everything as it was
 
 
+@fresh_torch_state()
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code. torch's global state is left as it was; glibc keeps freed memory."""
     words = sys.argv[1:] if words is None else words
     switches = cli.switches(words)
     if {"--help", "-h", "--help-all", "--version"} & switches:
