@@ -48,7 +48,7 @@ def masked_upsample_pool(
     if chosen == "reference":
         _operators.check(regions, height, width)
         return reference.forward(features, regions, height, width)
-    return _operators.masked_upsample_pool(features, regions, height, width, chosen)  # type: ignore[no-any-return]
+    return _operators.masked_upsample_pool(features, regions, height, width, chosen)
 
 
 def region_weights(
@@ -100,4 +100,4 @@ def weighted_pool(features: Tensor, weights: Tensor, *, backend: str = "auto") -
     chosen = _dispatch.choose(NAME, backend, features.device.type, features.dtype)
     if chosen == "reference":
         return reference.pool(features, weights)
-    return _operators.pool(features, weights, chosen)
+    return _operators.weighted_pool(features, weights, chosen)

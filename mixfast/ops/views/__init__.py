@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _dispatch
+from mixfast.ops._derivatives import refuse_derivatives
 from mixfast.ops.views import _checks, _operators
 from mixfast.ops.views._layout import Law, Recipe, law
 
@@ -68,6 +69,7 @@ def augment_views(
     _checks.check_images(images)
     _checks.check_index(index, images)
     _checks.check_parameters(parameters, images, index)
+    refuse_derivatives(NAME, parameters=parameters)
     _checks.check_channels(mean, std)
     _checks.check_format(dtype, memory_format, interpolation, blur_reach)
     height, width = images.shape[2:] if size is None else _checks.check_size(NAME, "size", size)
@@ -135,6 +137,7 @@ def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor, *, back
         NotImplementedError: vmap over the operation.
     """
     _checks.check_mixture(base, donor, boxes, share)
+    refuse_derivatives("mix_views", base=base, donor=donor, share=share)
     chosen = _dispatch.choose(NAME, backend, base.device.type, base.dtype)
     with torch.no_grad():
         mixed: Tensor = _operators.mix(base, donor, boxes, share, chosen)
