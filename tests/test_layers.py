@@ -20,6 +20,7 @@ LAYERS = (
     ("data",),
     ("methods",),
     ("scoring",),
+    ("detection",),
     ("config",),
     ("run",),
     ("export",),
