@@ -17,9 +17,10 @@ from mixfast.compare.attention import Data
 from mixfast.compare.gather import Section, gather
 from mixfast.compare.page import Chapter, numbers, page
 from mixfast.errors import ConfigError
-from mixfast.evaluate.runs import LoadedRun, MachineOptions
+from mixfast.evaluate.runs import LoadedRun
 from mixfast.ranges import Count, Index
 from mixfast.run.folder import now, results_folder, write_json
+from mixfast.run.reopen import MachineOptions
 
 PAGE, RESULTS = "report.md", "results.json"
 

@@ -128,31 +128,33 @@ def _speed(run: Run) -> tuple[str, str, str]:
 
 
 def end_epoch(run: Run) -> None:
-    """Evaluate if it is time to, write the means of the epoch, and print its row of the table."""
+    """Evaluate if it is time to, write the means of the epoch, and print its row of the table.
+
+    The records of an evaluation are written together at its end: a run that is stopped in the middle repeats it.
+    """
     if run.evaluated == run.epoch:  # a resumed run starts here once more
         return
-    config, scores = run.config, {}
-    records = run.folder.metrics.position()
-
-    def stop() -> None:
-        if run.stop:
-            run.folder.metrics.truncate(records)  # a resumed run evaluates from the beginning
-        run.obey_signal()
-
+    config, stop = run.config, run.obey_signal
+    records: list[dict[str, Any]] = []
     last = run.epoch == config.train.epochs
     due = last or bool(config.eval.every and run.epoch % config.eval.every == 0)
     if scorable(run):
         if run.epoch == 0 and config.eval.baselines:
-            row(run, "raw pixels", _evaluate(run, "baseline", "raw pixels", lambda: score_pixels(run)))
-            row(run, "untrained", _evaluate(run, "baseline", "untrained", lambda: score_untrained(run, stop)))
+            records.append(_evaluated(run, "baseline", "raw pixels", lambda: score_pixels(run)))
+            row(run, "raw pixels", records[-1])
+            records.append(_evaluated(run, "baseline", "untrained", lambda: score_untrained(run, stop)))
+            row(run, "untrained", records[-1])
         elif run.epoch > 0 and due:
-            scores = _evaluate(run, "eval", config.method_name, lambda: score(run, run.method.encoder, stop))
+            records.append(_evaluated(run, "eval", config.method_name, lambda: score(run, run.method.encoder, stop)))
     if config.eval.diagnostics and run.epoch > 0 and due:
-        numbers = _evaluate(run, "diagnostics", config.method_name, lambda: diagnose(run))
-        if note := warning(numbers):
+        records.append(_evaluated(run, "diagnostics", config.method_name, lambda: diagnose(run)))
+        if note := warning(records[-1]):
             run.console.line(f"warning: {note}")
+    for found in records:
+        run.folder.metrics.write(found)
     run.evaluated = run.epoch
     if run.epoch:
+        scores = next((found for found in records if found["kind"] == "eval"), {})
         row(run, config.method_name, scores, *record_epoch(run), _speed(run))
 
 
@@ -173,7 +175,7 @@ def record_epoch(run: Run) -> tuple[str, str]:
 def row(
     run: Run,
     name: str,
-    scores: dict[str, float],
+    scores: dict[str, Any],
     rate: str = "-",
     loss: str = "-",
     speed: tuple[str, str, str] = ("-", "-", "-"),
@@ -211,10 +213,9 @@ def score_untrained(setup: Setup, between: Callable[[], object] = lambda: None) 
     return score(setup, encoder, between)
 
 
-def _evaluate(run: Run, kind: str, name: str, scorer: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Compute scores and append them to the metrics as a record of `kind`."""
+def _evaluated(run: Run, kind: str, name: str, scorer: Callable[[], dict[str, float]]) -> dict[str, Any]:
+    """Scores as a record of `kind`."""
     started = time.monotonic()
     scores = scorer()
     facts = {"kind": kind, "name": name, "step": run.step, "epoch": run.epoch, **scores}
-    run.folder.metrics.write({**facts, "time_evaluation": time.monotonic() - started})
-    return scores
+    return {**facts, "time_evaluation": time.monotonic() - started}
