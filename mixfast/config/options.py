@@ -35,7 +35,7 @@ class OptimConfig:
     steps: tuple[float, ...] = (
         0.6,
         0.9,
-    )  # step: falls at these shares of the epochs; -n: n before the end
+    )  # step: falls at these shares of the epochs (from 0); -n: n before the end
     step_factor: float = 0.1
     warmup_epochs: int = 0  # linear increase over the first epochs, on top of the schedule
     warmup_steps: int = 0  # the same over the first optimiser steps; where both are given, the lower rate counts

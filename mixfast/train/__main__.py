@@ -10,7 +10,7 @@ import torch
 
 import mixfast
 from mixfast.config.options import RunConfig, replace
-from mixfast.config.presets import switch_method
+from mixfast.config.presets import DEFAULT, switch_method
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
 from mixfast.errors import OutOfMemoryError
@@ -95,6 +95,11 @@ def launch(invocation: cli.Invocation, console: Console) -> None:
         f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
         f"{config.train.epochs} epochs   folder {folder.path}"
     )
+    if preset == DEFAULT and config.data.kind != "scenes":
+        console.line(
+            f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
+            "name a preset such as moco, or a --method."
+        )
     splits = load(config.data, config.seed, console.line, **machine.room(device))
     with console, StopRequest() as stop:
         run = train_one(config, splits, folder, console, stop, device, invocation.checkpoint())
