@@ -34,7 +34,7 @@ class OptimConfig:
     lars_exclude: bool = True  # LARS: norms and biases take SGD steps without decay (as SimCLR does)
     schedule: Literal["cosine", "step"] = "cosine"  # constant inside an epoch but for warmup_steps
     cosine_origin: Literal[0, 1] = 0  # number of the first epoch; 1: the last epoch runs at rate 0, as in MoCo's demo
-    steps: tuple[float, ...] = (0.6, 0.9)  # step: falls at these shares of the epochs; -n: n epochs before the end
+    steps: tuple[float, ...] = (0.6, 0.9)  # falls at these shares of the epochs (from 0); -n: n before the end
     step_factor: NotNegative = 0.1
     warmup_epochs: Index = 0  # linear increase over the first epochs, on top of the schedule
     warmup_steps: Index = 0  # the same over the first optimiser steps; where both are given, the lower rate counts

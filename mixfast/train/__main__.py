@@ -15,7 +15,7 @@ import torch
 
 import mixfast
 from mixfast.config.options import RunConfig, replace
-from mixfast.config.presets import switch_method
+from mixfast.config.presets import DEFAULT, switch_method
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
 from mixfast.errors import OutOfMemoryError
@@ -191,6 +191,11 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
     )
     if attempt.resumed and start is None:
         console.line("it was stopped before its first checkpoint: training begins with step 1")
+    if preset == DEFAULT and config.data.kind != "scenes":
+        console.line(
+            f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
+            "name a preset such as moco, or a --method."
+        )
     splits = load(config.data, config.seed, console.line, **machine.room(device))
     with console:
         run = train_one(config, splits, folder, console, stop, device, start, begin)
