@@ -23,7 +23,7 @@ class DataConfig:
     in_memory: Literal["auto", "yes", "no"] = (
         "auto"  # folder, own: decode all at once; auto: if half of memory holds them
     )
-    cache: bool = True  # folder in memory: keep the decoded images in a file and use it next time
+    cache: bool = True  # folder: keep what was decoded, or which files can be, in a file and use it next time
     cache_dir: str | None = None  # folder: where; None = $XDG_CACHE_HOME/mixfast or ~/.cache/mixfast
     workers: Cores | None = None  # decoding processes; threads for a folder in memory; None = one per core, 0 = none
     scenes: Count = 20_000  # scenes: number of training images

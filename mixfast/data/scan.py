@@ -131,13 +131,15 @@ def scan(root: Path) -> Listing:
     classes = {name: found for name in subfolders(root) if (found := walk.below(name))}
     walk.check()
     if len(classes) > 1:
-        files = [file._replace(name=f"{name}/{file.name}") for name, found in classes.items() for file in found]
+        files = [f"{name}/{file.name}" for name, found in classes.items() for file in found]
+        marks = [file.mark for found in classes.values() for file in found]
         sizes = torch.tensor([len(found) for found in classes.values()])
         labels, names = torch.arange(len(classes)).repeat_interleave(sizes), tuple(classes)
         walk.passed[_BESIDE] += len(walk.below("", deep=False))
     else:
         walk = _Walk(root)
-        files = walk.below("")
+        found = walk.below("")
+        files, marks = [file.name for file in found], [file.mark for file in found]
         labels, names = torch.full((len(files),), -1), ()
     walk.check()
     if not files:
@@ -145,8 +147,7 @@ def scan(root: Path) -> Listing:
         inside = f"it holds {', '.join(others)}" if others else "it is empty"
         passed = f" {passed_over(walk.passed)}." if walk.passed.total() else ""
         raise DataError(f"{shown(root)}: no image found; {inside}.{passed} {LAYOUTS}")
-    marks = torch.tensor([file.mark for file in files], dtype=torch.int64)
-    listing = Listing(root, tuple(file.name for file in files), labels, names, marks, +walk.passed)
+    listing = Listing(root, tuple(files), labels, names, torch.tensor(marks, dtype=torch.int64), +walk.passed)
     return replace(listing, notes=_notes_on_classes(listing))
 
 

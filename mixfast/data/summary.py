@@ -29,61 +29,61 @@ def describe(name: str, train: ImageSet, test: ImageSet, passed: Counter[str] | 
     if passed is not None:
         parts.append(passed_over(passed))
     say("; ".join(parts))
-    for warning in [*_few_images(train), *_shared_images(train, test), *_lonely_classes(train, test)]:
+    for warning in [*_copies(train, test), *_lonely_classes(train, test)]:
         say(f"warning: {warning}")
 
 
-def digests(images: ImageSet) -> Tensor | None:
+def _classes(train: ImageSet, test: ImageSet) -> str:
+    names, inside, outside = _counts(train, test)
+    counts = (inside + outside).tolist()
+    without = sum(int((part.labels < 0).sum()) for part in (train, test))
+    if without == len(train) + len(test):
+        return "no classes"
+    if len(counts) <= _LISTED:
+        sizes = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
+    else:
+        least, most = min(counts), max(counts)
+        sizes = f"{names[counts.index(least)]} {least:,} to {names[counts.index(most)]} {most:,}"
+    rest = f", {without:,} images without a class" if without else ""
+    return f"{len(counts):,} class{'es' * (len(counts) != 1)} ({sizes}){rest}"
+
+
+def _counts(train: ImageSet, test: ImageSet) -> tuple[list[str], Tensor, Tensor]:
+    """Names of the classes, and how many training and test images each has, int64 [classes]."""
+    count = max(len(train.class_names), int(train.labels.max()) + 1, int(test.labels.max()) + 1)
+    names = [*train.class_names, *map(str, range(len(train.class_names), count))]
+    inside, outside = (part.labels[part.labels >= 0].bincount(minlength=count) for part in (train, test))
+    return names, inside, outside
+
+
+def _copies(train: ImageSet, test: ImageSet) -> list[str]:
+    """Of images that are there more than once, where the reading has told or the images are in memory."""
+    marks, count = _digests(train), len(train)
+    different, lines = count if marks is None else len(marks.unique()), list[str]()
+    if different == 1:
+        what = "there is one training image" if count == 1 else f"the {count:,} training images are all the same"
+        lines.append(f"{what}: views can only be told from views of the same image.")
+    elif different * 2 <= count:
+        lines.append(f"{different:,} of the {count:,} training images differ: a batch takes copies for other images.")
+    others = _digests(test)
+    shared = 0 if marks is None or others is None else int(torch.isin(others, marks).sum())
+    if shared:
+        lines.append(f"{shared:,} of the {len(test):,} test images are training images too: scores are too high.")
+    return lines
+
+
+def _digests(images: ImageSet) -> Tensor | None:
     """int64 [N], equal for equal images; None for images in files that were not looked through."""
     if images.digests is not None or not isinstance(images.images, Tensor):
         return images.digests
     return torch.tensor([digest(image) for image in images.images.contiguous()], dtype=torch.int64)
 
 
-def _counts(images: ImageSet) -> Tensor:
-    return images.labels[images.labels >= 0].bincount(minlength=len(images.class_names))
-
-
-def _classes(train: ImageSet, test: ImageSet) -> str:
-    counts, names = (_counts(train) + _counts(test)).tolist(), train.class_names
-    without = sum(int((part.labels < 0).sum()) for part in (train, test))
-    if without == len(train) + len(test):
-        return "no classes"
-    if len(counts) == 1 or 1 < len(counts) <= _LISTED:
-        inside = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
-    else:
-        least, most = min(counts), max(counts)
-        inside = f"{names[counts.index(least)]} {least:,} to {names[counts.index(most)]} {most:,} images"
-    rest = f", {without:,} images without a class" if without else ""
-    return f"{len(counts):,} class{'es' * (len(counts) != 1)} ({inside}){rest}"
-
-
-def _few_images(train: ImageSet) -> list[str]:
-    """Of images of which a batch might hold copies of one."""
-    marks, count = digests(train), len(train)
-    different = count if marks is None else len(marks.unique())
-    if different == 1:
-        return [f"all {count:,} training images are the same one: there is nothing to tell it from."]
-    if different * 2 <= count:
-        return [f"only {different:,} of the {count:,} training images differ: batches hold copies, taken for others."]
-    return []
-
-
-def _shared_images(train: ImageSet, test: ImageSet) -> list[str]:
-    marks, others = digests(train), digests(test)
-    if marks is None or others is None:
-        return []
-    shared = int(torch.isin(others, marks).sum())
-    if not shared:
-        return []
-    return [f"{shared:,} of {len(test):,} test images are training images too: scores on them say little."]
-
-
 def _lonely_classes(train: ImageSet, test: ImageSet) -> list[str]:
     """Of classes with one image, or with images on one side only."""
     if not (train.labelled and test.labelled):
         return []
-    inside, outside = _counts(train), _counts(test)
+    names, inside, outside = _counts(train, test)
     kinds = {
         "one image only": inside + outside == 1,
         "no test image": (outside == 0) & (inside > 1),
@@ -92,8 +92,8 @@ def _lonely_classes(train: ImageSet, test: ImageSet) -> list[str]:
     }
     lines = []
     for what, which in kinds.items():
-        names = [train.class_names[i] for i in which.nonzero().flatten().tolist()]
-        if names:
-            some = ", ".join(names[:_NAMED]) + f" and {len(names) - _NAMED:,} more" * (len(names) > _NAMED)
-            lines.append(f"{len(names):,} of {len(which):,} classes have {what}: {some}.")
+        lonely = [names[i] for i in which.nonzero().flatten().tolist()]
+        if lonely:
+            some = ", ".join(lonely[:_NAMED]) + f" and {len(lonely) - _NAMED:,} more" * (len(lonely) > _NAMED)
+            lines.append(f"{len(lonely):,} of {len(names):,} classes have {what}: {some}.")
     return lines

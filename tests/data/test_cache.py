@@ -1,6 +1,7 @@
 """The cache of decoded folders: what it saves, what makes it void, damage, its place and its bound."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,6 +191,18 @@ def test_places(root, monkeypatch) -> None:
     said: list[str] = []
     assert len(squares(open_set(root, 0, said, cache_dir=None))) == 20
     assert any("there is no home folder; --data.cache_dir names a place" in line for line in said)
+
+
+def test_runs_that_write_at_once(root, decoded) -> None:
+    """Each sees the whole of a file or nothing, and what stays is whole."""
+    truth, said = squares(open_set(root, cache=False)), list[str]()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: squares(open_set(root, seed, said, limit=4 + seed)), range(6)))
+    assert all(set(some) <= set(truth) for some in found) and len(kept(root)) == 1
+    assert squares(open_set(root, 0, said)) == truth
+    del decoded[:]
+    assert squares(open_set(root, 0, said)) == truth and decoded == []
+    assert not any("damaged" in line or "not kept" in line for line in said)
 
 
 def test_names_of_any_bytes_are_cached(root, decoded) -> None:
