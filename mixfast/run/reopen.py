@@ -38,7 +38,7 @@ def set_up_run(
     here = {"train.device": options.device, "train.threads": options.threads}
     config = replace(config, {**here, **moved, **(changes or {})})
     validate(config)
-    device = machine.pick_device(config.train.device)
+    device = machine.pick_device(config.train.device, "--device")
     machine.set_threads(config.train.threads)
     machine.set_determinism(config.train.deterministic)
     cache = {} if shared is None else shared

@@ -104,6 +104,9 @@ def test_errors_about_a_run(finished: Path, capsys: Any) -> None:
         assert main(["knn", str(finished), *option.split()]) == 2
         assert message in capsys.readouterr().err
     assert main(["knn", str(finished), "--device", "cuda:77"]) == 7
+    assert "Use --device cpu" in capsys.readouterr().err
+    assert main(["knn", str(finished), "--device", "cuda:\N{SUPERSCRIPT TWO}"]) == 2
+    assert "--device cuda:\N{SUPERSCRIPT TWO}: must be auto, cpu, cuda or cuda:N" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["knn", "--help"], ["replay", "--help"]], ids=str)
