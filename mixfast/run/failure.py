@@ -14,6 +14,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -73,8 +74,9 @@ class Frame(NamedTuple):
 
     def __str__(self) -> str:
         path = Path(self.file)
-        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        return f"{f'{self.module}, ' if self.module else ''}{shown} line {self.line}, in {self.function}"
+        with suppress(OSError, ValueError):  # it is elsewhere, or the working directory has been deleted
+            path = path.relative_to(Path.cwd())
+        return f"{f'{self.module}, ' if self.module else ''}{path} line {self.line}, in {self.function}"
 
 
 @fresh_torch_state()

@@ -37,6 +37,8 @@ class Steady:
         except UnicodeEncodeError:
             encoding = self._file.encoding
             self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+        except RuntimeError:  # a signal's handler has interrupted a write
+            pass
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self._lose(error)
         return len(text)
@@ -45,6 +47,8 @@ class Steady:
         """Hand on what was written."""
         try:
             self._file.flush()
+        except RuntimeError:
+            pass
         except (OSError, ValueError) as error:
             self._lose(error)
 

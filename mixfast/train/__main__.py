@@ -121,7 +121,7 @@ def finish(attempt: Attempt, state: str, failure: Failure, details: str = "") ->
             record_end(folder, state, failure)
         claim.abandon()
     if attempt.begun or attempt.resumed or (claim.fresh and stopped):
-        name_the_way_back(folder, stopped)
+        name_the_way_back(folder)
     return failure.exit_code
 
 
@@ -141,13 +141,13 @@ def record_end(folder: RunFolder, state: str, failure: Failure) -> None:
         print(f"status.json of {folder.path} is out of date: it cannot be written ({reason(error)})", file=sys.stderr)
 
 
-def name_the_way_back(folder: RunFolder, stopped: bool) -> None:
-    """Print the command that continues a run, or begins one that was stopped before its first checkpoint."""
+def name_the_way_back(folder: RunFolder) -> None:
+    """Print the command that continues a run, or begins one that ended before its first checkpoint."""
     command = f"python -m mixfast.train --resume {shlex.quote(str(folder.path))}"
     with suppress(OSError):
         if folder.has_checkpoint():
             print(f"checkpoint: {checkpoint.find(folder.path)}\ncontinue with: {command}", file=sys.stderr)
-        elif stopped:
+        elif not folder.has_trained():
             print(f"begin it with: {command}", file=sys.stderr)
 
 

@@ -54,6 +54,7 @@ def test_a_checkpoint_beyond_the_limit_of_files(undisturbed: Path, tmp_path: Pat
     out, log = tmp_path / "run", tmp_path / "log"
     limit = (undisturbed / "checkpoints" / "last.pt").stat().st_size // 2
     assert train_in_child(tiny(out), log, file_bytes=limit) == 9
+    assert f"begin it with: python -m mixfast.train --resume {out}" in log.read_text()
     assert f"error: {out}: File too large. Raise the limit (ulimit -f)" in log.read_text()
     status = json.loads((out / "status.json").read_text())
     assert (status["state"], status["exit_code"]) == ("failed", 9)
