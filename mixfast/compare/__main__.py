@@ -1,5 +1,6 @@
 """Command line: python -m mixfast.compare RUN... [--out FOLDER]. Reads what training wrote; changes no run."""
 
+import signal
 import sys
 
 import tyro
@@ -16,7 +17,11 @@ def main(words: list[str] | None = None) -> int:
         file = compare(tyro.cli(Compare, args=words, prog="python -m mixfast.compare"), words)
         print(f"report    {file}")
 
-    return run_command(write)
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that what is half done goes
+    try:
+        return run_command(write)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

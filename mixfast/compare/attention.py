@@ -10,7 +10,8 @@ from mixfast.compare.tables import markdown
 from mixfast.evaluate import localise, maps
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.localise import ORACLES, TITLES, Result
-from mixfast.evaluate.runs import LoadedRun, MachineOptions, load_runs, scoring_options
+from mixfast.evaluate.runs import LoadedRun, load_runs, scoring_options
+from mixfast.run.reopen import MachineOptions
 
 Data = Literal["auto", "scenes", "canvas", "none"]
 

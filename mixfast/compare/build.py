@@ -17,8 +17,9 @@ from mixfast.compare.attention import Data
 from mixfast.compare.gather import Section, gather
 from mixfast.compare.page import Chapter, numbers, page
 from mixfast.errors import ConfigError
-from mixfast.evaluate.runs import LoadedRun, MachineOptions
-from mixfast.run.folder import now, write_json
+from mixfast.evaluate.runs import LoadedRun
+from mixfast.run.folder import RunFolder, now, write_json
+from mixfast.run.reopen import MachineOptions
 
 PAGE, RESULTS = "report.md", "results.json"
 
@@ -52,46 +53,45 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
     if options.page and options.page.exists() and not options.overwrite:
         raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
     sections = gather(options.runs, options.folder_name, options.trust)
-    folder = _report_folder(options)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    _check_out(options)
+    fresh, folder = Path(tempfile.mkdtemp(prefix="mixfast-compare-")), options.out
     try:
         chapters = [_chapter(section, options, fresh) for section in sections]
+        folder = folder or RunFolder.create_numbered(Path("runs"), "comparison").path
         file = options.page or folder / PAGE
         prefix = f"{os.path.relpath(folder, file.parent)}/" if options.page else ""
         text = page(chapters, prefix)
         write_json(fresh / RESULTS, numbers(chapters, [Path(word).name for word in words], now()))
         if not options.page:
             (fresh / PAGE).write_text(text, encoding="utf-8")
-        fresh.chmod(0o755)  # mkdtemp's folders are readable by their owner only
-        if folder.exists():
+        if options.out and folder.exists():
             shutil.rmtree(folder)
-        fresh.rename(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(fresh.iterdir(), key=lambda path: path.name != RESULTS):  # which makes it a report
+            shutil.copyfile(path, folder / path.name)
         if options.page:
             options.page.parent.mkdir(parents=True, exist_ok=True)
             options.page.write_text(text, encoding="utf-8")
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+        if options.out is None and folder and not any(folder.iterdir()):
+            folder.rmdir()  # its number was taken, and then something failed
     return file
 
 
-def _report_folder(options: Compare) -> Path:
-    """The folder to write, checked: the next number, an empty folder, or with --overwrite an earlier report."""
-    if options.out is None:
+def _check_out(options: Compare) -> None:
+    """Refuse a folder that holds something else, or a report without --overwrite."""
+    out = options.out
+    if out is None:
         if options.overwrite:
             raise ConfigError("--overwrite needs --out FOLDER: the report to replace.")
-        taken = [item.name.rpartition("-")[2] for item in Path("runs").glob("comparison-*")]
-        number = max((int(ending) for ending in taken if ending.isdigit()), default=0) + 1
-        return Path("runs") / f"comparison-{number:04d}"
-    out = options.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not _is_report(out):
             raise ConfigError(
                 f"--out {out} exists and is no report of this command: not touched. Choose another --out."
             )
         if not options.overwrite:
             raise ConfigError(f"--out {out} holds a report. Replace it with --overwrite, or choose another --out.")
-    return out
 
 
 def _is_report(folder: Path) -> bool:
