@@ -57,7 +57,7 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
 
 
 def _write(sections: Sequence[Section], folder: Path, options: Compare, words: Sequence[str]) -> Path:
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    fresh = Path(tempfile.mkdtemp(prefix="mixfast-compare-"))  # not beside the report: a kill leaves nothing there
     try:
         chapters = [_chapter(section, options, fresh) for section in sections]
         file = options.page or folder / PAGE
@@ -66,10 +66,11 @@ def _write(sections: Sequence[Section], folder: Path, options: Compare, words: S
         write_json(fresh / RESULTS, numbers(chapters, [Path(word).name for word in words], now()))
         if not options.page:
             (fresh / PAGE).write_text(text, encoding="utf-8", errors="backslashreplace")
-        fresh.chmod(0o755)  # mkdtemp's folders are readable by their owner only
         if any(folder.iterdir()):
             shutil.rmtree(folder)
-        fresh.rename(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(fresh.iterdir(), key=lambda path: path.name != RESULTS):  # which makes it a report
+            shutil.copyfile(path, folder / path.name)
         if options.page:
             options.page.parent.mkdir(parents=True, exist_ok=True)
             options.page.write_text(text, encoding="utf-8", errors="backslashreplace")
