@@ -84,8 +84,9 @@ def _coloured(views: Tensor, how: dict[str, Tensor], options: Options) -> Tensor
     return pixels.view(views.shape)
 
 
-# Crop and flip: two batched matrix products, one per image axis. Pixel centres are at half integers, samples outside
-# the crop are clamped to its edge; bicubic overshoots are clamped to [0, 1], as rounding to 8 bits does in torchvision.
+# Crop and flip: two batched matrix products, one per image axis. Pixel centres are at half integers. Samples outside
+# the crop are clamped to its edge (bilinear) or left out (bicubic, as in Pillow, which crops in most recipes); bicubic
+# overshoots are clamped to [0, 1], as rounding to 8 bits does there.
 
 
 def axis_weights(
@@ -108,9 +109,16 @@ def axis_weights(
         source = source.clamp_(min=0)
     base = source.floor()
     fraction = source - base
-    taps = _cubic(fraction) if interpolation == "bicubic" else {0: 1 - fraction, 1: fraction}
     weights = source.new_zeros(len(start), out_size, in_size)
     base = base.long()
+    if interpolation == "bicubic":
+        places = {tap: base + tap for tap in range(-1, 3)}
+        inside = {tap: (place >= 0) & (place <= last) for tap, place in places.items()}
+        taps = {tap: torch.where(inside[tap], weight, 0.0) for tap, weight in _cubic(fraction).items()}
+        total = taps[-1] + taps[0] + taps[1] + taps[2]
+        taps = {tap: weight / total for tap, weight in taps.items()}
+    else:
+        taps = {0: 1 - fraction, 1: fraction}
     for tap, weight in taps.items():
         at = torch.minimum((base + tap).clamp_(min=0), last) + start[:, None]
         # one tap at a time: no two of its weights meet in one cell, so the sum has one order on every device
@@ -119,8 +127,8 @@ def axis_weights(
 
 
 def _cubic(t: Tensor) -> dict[int, Tensor]:
-    """Weights of the pixels at -1, 0, 1 and 2 for a point at t in [0, 1): Keys' kernel with A = -0.75."""
-    a = -0.75
+    """Weights of the pixels at -1, 0, 1 and 2 for a point at t in [0, 1): Keys' kernel with A = -0.5."""
+    a = -0.5
 
     def near(x: Tensor) -> Tensor:  # |x| <= 1
         return ((a + 2) * x - (a + 3)) * x * x + 1
