@@ -44,11 +44,6 @@ class Detections(NamedTuple):
     areas: Tensor  # float [N, D] in pixels, for COCO's sizes
 
 
-def any_class(boxes: Truth | Detections) -> Truth | Detections:
-    """The same boxes as of a single class: what `coco` then gives is whether objects are located, not named."""
-    return boxes._replace(labels=boxes.labels.clamp(max=0))
-
-
 def coco(truth: Truth, found: Detections, classes: int, max_detections: int = MAX_DETECTIONS) -> Tensor:
     """COCO's AP by class, size and threshold.
 

@@ -14,7 +14,6 @@ from mixfast.detection.average_precision import (
     SIZES,
     Detections,
     Truth,
-    any_class,
     coco,
     summary,
     voc07,
@@ -189,14 +188,6 @@ def test_by_hand() -> None:
 def test_at_most_so_many_detections_of_a_class_and_image() -> None:
     truth, found = by_hand()
     assert summary(coco(truth, found, 1, max_detections=3))["ap50"] == pytest.approx(100 * 51 / 101)
-
-
-def test_any_class_forgives_the_name() -> None:
-    truth, found = by_hand()
-    named = found._replace(labels=torch.ones(1, 4).long())
-    assert summary(coco(truth, named, 2))["ap"] == 0
-    expected = summary(coco(truth, found, 1))
-    assert summary(coco(any_class(truth), any_class(named), 1)) == pytest.approx(expected, nan_ok=True)
 
 
 def test_nothing_found_and_nothing_to_find() -> None:
