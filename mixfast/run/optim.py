@@ -81,13 +81,18 @@ def state_names(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return dict(probe.state[parameter])
 
 
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The moments of each parameter, by its number; options and rate follow from the configuration."""
+    state = optimizer.state_dict()
+    return {"state": state["state"], "param_groups": [{"params": group["params"]} for group in state["param_groups"]]}
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Continue with the moments and the rate of a saved state; other options stay the optimiser's.
+    """Continue with the moments of a saved state; options, and the tensor that is the rate, stay the optimiser's.
 
     Nothing is checked: `mixfast.run.restore.checked_optimizer` does.
     """
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
-    for group, own, saved in zip(optimizer.param_groups, options, state["param_groups"], strict=True):
-        own["lr"].copy_(saved["lr"])  # the tensor itself may be captured in a CUDA graph
+    for group, own in zip(optimizer.param_groups, options, strict=True):
         group.update(own)

@@ -20,7 +20,7 @@ from mixfast.run.finite import not_finite, tensors_of
 from mixfast.run.folder import RunFolder
 from mixfast.run.graph import CudaRecorder, StepGraph
 from mixfast.run.log import Meter
-from mixfast.run.optim import build_optimizer, load_optimizer
+from mixfast.run.optim import build_optimizer, load_optimizer, optimizer_state
 from mixfast.run.setup import Setup, set_up
 from mixfast.run.signals import Stopped, StopRequest
 
@@ -76,7 +76,7 @@ class Run(Setup):
             "evaluated": self.evaluated,
             "seconds": self.seconds,
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "generators": self.generators.state_dict(),
             "torch_generators": _torch_generators(self.device),
             "batches": self.batches.state_dict(),
