@@ -104,5 +104,5 @@ def test_missing_torchvision(error, monkeypatch) -> None:
                 raise RuntimeError("operator torchvision::nms does not exist")
 
         monkeypatch.setitem(sys.modules, "torchvision", Broken())
-    with pytest.raises(PlatformError, match=r'data\.kind cifar10 needs torchvision.*pip install "mixfast\[vision\]"'):
+    with pytest.raises(PlatformError, match=r"data\.kind cifar10 needs torchvision.*pip install torchvision$"):
         load(DataConfig(kind="cifar10"), 0)
