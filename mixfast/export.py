@@ -17,15 +17,15 @@ import tyro
 from torch import Tensor, nn
 
 import mixfast
+from mixfast.config.words import parse
 from mixfast.errors import CheckpointError, ConfigError, NonFiniteError
 from mixfast.models import Backbone, Encoder, adapters
 from mixfast.models.backbone import named_weights
 from mixfast.models.config import RESNET_OPTIONS, ModelConfig
 from mixfast.models.resnet import STEMS, ResNet
-from mixfast.run import checkpoint
-from mixfast.run.failure import run_command
+from mixfast.run import checkpoint, command
 from mixfast.run.finite import not_finite
-from mixfast.run.folder import RunFolder, write_json
+from mixfast.run.folder import RunFolder, homes_expanded, write_json
 from mixfast.run.reopen import MachineOptions, set_up_run
 from mixfast.run.setup import Setup
 from mixfast.run.state import Run
@@ -51,13 +51,13 @@ class Export(MachineOptions):
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = sys.argv[1:] if words is None else words
+    return command.run(words, export_named)
 
-    def write() -> None:
-        path = export_checkpoint(tyro.cli(Export, args=words, prog="python -m mixfast.export"))
-        print(f"backbone  {path} (reload checked)")
 
-    return run_command(write)
+def export_named(words: list[str]) -> None:
+    """Export what the words name, and print its path."""
+    path = export_checkpoint(homes_expanded(parse(Export, words, "python -m mixfast.export")))
+    print(f"backbone  {path} (reload checked)")
 
 
 def export_checkpoint(options: Export) -> Path:

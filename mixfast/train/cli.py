@@ -175,7 +175,7 @@ your own              --method my_lab.method, --data.kind my_lab.data:factory,
 
 --out DIR             run folder (default runs/<preset>-NNNN); an existing one is refused
 --overwrite           replace an existing run folder
---resume RUN          continue a run bit for bit, after a kill, a signal or a crash
+--resume RUN          continue a run bit for bit; --trust MODULE: code near it that it may import
 --traceback, --version show where an error came from; print the version
 --help-all            every --section.key of a preset or --method with its meaning and default
 
