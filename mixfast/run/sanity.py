@@ -44,8 +44,8 @@ def warnings(config: RunConfig[Any], splits: Splits) -> list[str]:
         )
     if labelled and (both := shared_images(splits.train.images, splits.test.images)):
         found.append(
-            f"{both} of the {len(splits.test)} test images are among the training images, pixel by pixel: the scores "
-            "are too high. Give test images of their own (--data.test_path)."
+            f"test images that are also training images, pixel by pixel: {both} of {len(splits.test)}. The scores are "
+            "too high; give test images of their own (--data.test_path)."
         )
     return found
 
@@ -111,9 +111,9 @@ def _queue(config: RunConfig[Any], images: int, steps: int) -> list[str]:
     if size > epoch:
         twice = " with two keys each" if epoch > images else ""
         found.append(
-            f"the queue of {size} keys is larger than the {images} training images{twice}: among the negatives of an "
-            f"image are {size / epoch:.1f} keys of itself on average. Take a --method.queue_size well below it, such "
-            f"as {max(1, epoch // 4 // rows) * rows}."
+            f"the queue of {size} keys is larger than the {images} training images{twice}: once it is full, "
+            f"{size / epoch:.1f} of an image's negatives are keys of itself on average. Take a --method.queue_size "
+            f"well below it, such as {max(1, epoch // 4 // rows) * rows}."
         )
     if size > total * rows:
         found.append(

@@ -20,6 +20,7 @@ from mixfast.compare import attention, curves, tables
 from mixfast.compare.__main__ import main
 from mixfast.compare.gather import Group, Section, gather
 from mixfast.compare.statistics import difference, spread, variants
+from mixfast.compare.tables import table_1
 from mixfast.errors import ConfigError
 from mixfast.train.__main__ import main as train
 from tests.tiny_run import process_settings_kept, records, words
@@ -197,6 +198,9 @@ def test_other_data_or_networks_are_other_sections_and_variants_other_rows(runs:
         "moco", "approach1 box_mode=shared", "approach1 box_mode=independent",
     ]  # fmt: skip
     assert found[0].table_1_groups()["approach1"].name == "approach1 box_mode=independent"
+    rows = table_1(found[0])
+    assert "| Approach 1 | `approach1 box_mode=independent` | 90.15 |" in rows
+    assert "| Approach 1, variant | `approach1 box_mode=shared` |  |" in rows
     assert "width 16" in found[1].title
 
 
