@@ -87,7 +87,7 @@ class Cache:
             os.close(self._file)
 
     def _open(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with contextlib.suppress(OSError):
             os.utime(path)  # used last, deleted last
         with open(self._file, "rb", closefd=False) as file:
