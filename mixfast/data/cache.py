@@ -87,7 +87,7 @@ class Cache:
             os.close(self._file)
 
     def _open(self, path: Path) -> None:
-        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with contextlib.suppress(OSError):
             os.utime(path)  # used last, deleted last
         with open(self._file, "rb", closefd=False) as file:
@@ -212,8 +212,8 @@ def _make_room(path: Path, need: int, say: Say) -> bool:
     limit = SHARE * (shutil.disk_usage(path.parent).free + sum(status.st_size for status, _ in found))
     if need > limit:
         say(
-            f"what was decoded is not kept for the next run: it would take {need / 2**30:.1f} GiB, and the cache in "
-            f"{shown(path.parent)} may take {limit / 2**30:.1f}"
+            f"what was decoded is not kept for the next run: it would take {need / 2**20:,.1f} MiB, and the cache in "
+            f"{shown(path.parent)} may take {limit / 2**20:,.1f}"
         )
         return False
     taken = need + sum(status.st_size for status, _ in found)

@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -80,16 +80,8 @@ def read(listing: Listing, cfg: DataConfig, say: Say) -> tuple[Tensor, Readable]
         with progress(f"decoding {shown(listing.root)}", len(files), say) as advance:
             if workers is None:
                 workers = cores() if _mean_bytes(listing) > _SMALL_FILE else 0
-            if workers == 0:
-                for start in starts:
-                    advance(fill(start))
-            else:
-                pool = ThreadPoolExecutor(workers)
-                try:
-                    for count in pool.map(fill, starts):
-                        advance(count)
-                finally:  # an interrupt must not wait for the files that are still queued
-                    pool.shutdown(wait=True, cancel_futures=True)
+            for count in _in_threads(fill, starts, workers):
+                advance(count)
         index = _left(listing, failed, say)
         images, digests = _compact(images, index), digests[index]
         if fresh:
@@ -134,6 +126,18 @@ def examine(listing: Listing, library: Library, first: int, cfg: DataConfig, say
             kept = listing.take(index)
             cache.write(Rows(kept.files, kept.marks[:, :2], digests[index], None))
     return Readable(index, digests[index])
+
+
+def _in_threads(task: Callable[[int], int], arguments: Sequence[int], workers: int) -> Iterator[int]:
+    """What the task returns for each argument, in order; 0 workers: without another thread."""
+    if workers == 0:
+        yield from map(task, arguments)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(task, arguments)
+    finally:  # an interrupt must not wait for the files that are still queued
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _left(listing: Listing, failed: dict[int, str], say: Say) -> Tensor:

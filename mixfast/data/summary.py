@@ -68,7 +68,9 @@ def _copies(train: ImageSet, test: ImageSet) -> list[str]:
     others = _digests(test)
     shared = 0 if marks is None or others is None else int(torch.isin(others, marks).sum())
     if shared:
-        lines.append(f"{shared:,} of the {len(test):,} test images are training images too: scores are too high.")
+        lines.append(
+            f"{shared:,} of the {len(test):,} test images are training images too: no test of what was learned."
+        )
     return lines
 
 
@@ -76,7 +78,7 @@ def _digests(images: ImageSet) -> Tensor | None:
     """int64 [N], equal for equal images; None for images in files that were not looked through."""
     if images.digests is not None or not isinstance(images.images, Tensor):
         return images.digests
-    return torch.tensor([digest(image) for image in images.images.contiguous()], dtype=torch.int64)
+    return torch.tensor([digest(image.contiguous()) for image in images.images], dtype=torch.int64)
 
 
 def _lonely_classes(train: ImageSet, test: ImageSet) -> list[str]:

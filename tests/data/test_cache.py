@@ -170,7 +170,7 @@ def test_what_would_fill_the_disk_is_not_kept(root, monkeypatch) -> None:
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=2000))
     said: list[str] = []
     open_set(root, 0, said)
-    assert kept(root) == [] and any("it would take 0.0 GiB" in line for line in said)
+    assert kept(root) == [] and any("it would take 0.0 MiB" in line for line in said)
 
 
 def test_places(root, monkeypatch) -> None:
