@@ -17,6 +17,7 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -161,6 +162,8 @@ class Library:
         # reach this process alone, which finishes its step and saves.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
+            resource_tracker.ensure_running()  # which unblocks some when it is started
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more than cores: asked
                 loader = self._new_loader(pin)
