@@ -17,6 +17,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -162,6 +163,8 @@ class Library:
         # reach this process alone, which finishes its step and saves.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
+            resource_tracker.ensure_running()  # which unblocks some when it is started
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
             with warnings.catch_warnings(), nullcontext() if b"__main__" in sent else _main_left_alone():
                 warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more than cores: asked
                 loader = self._new_loader(pin)

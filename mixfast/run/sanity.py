@@ -4,13 +4,12 @@ from typing import Any
 
 from mixfast import methods
 from mixfast.config.options import RunConfig
-from mixfast.data import Images, Splits, Streamed
+from mixfast.data import Splits
 from mixfast.methods.bases import keys_per_step
 from mixfast.run.optim import mean_rate
 
 LOW_RATE = 0.1  # share of optim.lr below which the mean rate of a run is worth a warning
 FEW_ROWS = 2  # images whose batch statistics are worth one
-SAMPLED = 64  # values of an image that are compared before all of them
 
 
 def queue_steps(config: RunConfig[Any]) -> int:
@@ -42,23 +41,7 @@ def warnings(config: RunConfig[Any], splits: Splits) -> list[str]:
             f"kNN looks for the {config.eval.k} nearest of {bank} training images: k is cut to {bank}, so that all of "
             "them vote. Lower --eval.k."
         )
-    if labelled and (both := shared_images(splits.train.images, splits.test.images)):
-        found.append(
-            f"test images that are also training images, pixel by pixel: {both} of {len(splits.test)}. The scores are "
-            "too high; give test images of their own (--data.test_path)."
-        )
     return found
-
-
-def shared_images(train: Images, test: Images) -> int:
-    """How many images of `test` are also in `train`, [N, 3, H, W] each; 0 if either is in files, not in memory."""
-    if isinstance(train, Streamed) or isinstance(test, Streamed):
-        return 0
-    rows, others = train.flatten(1).numpy(), test.flatten(1).numpy()
-    stride = max(1, rows.shape[1] // SAMPLED)
-    samples = {row[::stride].tobytes() for row in others}
-    alike = {hash(row.tobytes()) for row in rows if row[::stride].tobytes() in samples}  # whole images only then
-    return sum(hash(row.tobytes()) in alike for row in others) if alike else 0
 
 
 def _rate(config: RunConfig[Any], steps: int) -> list[str]:

@@ -8,7 +8,7 @@ import torch
 from mixfast.config.options import replace
 from mixfast.config.presets import build, presets
 from mixfast.data import ImageSet, Splits
-from mixfast.run.sanity import queue_steps, shared_images, warnings
+from mixfast.run.sanity import queue_steps, warnings
 
 
 def image_set(count: int, label: int) -> ImageSet:
@@ -119,19 +119,3 @@ def test_nothing_is_said_about_scores_that_there_will_not_be() -> None:
 def test_steps_until_a_queue_is_renewed() -> None:
     steps = {name: queue_steps(build(name, [], None)[0]) for name in ("moco", "moco_sym", "demo", "simclr", "byol")}
     assert steps == {"moco": 8, "moco_sym": 4, "demo": 64, "simclr": 0, "byol": 0}
-
-
-@pytest.mark.parametrize("side", [4, 33])
-def test_shared_images_are_counted_by_all_their_pixels(side: int, rng: torch.Generator) -> None:
-    train = torch.randint(256, (40, 3, side, side), dtype=torch.uint8, generator=rng)
-    test = torch.cat([train[[3, 7, 7]], 255 - train[:5]])
-    assert shared_images(train, test) == 3
-    test[0].flatten()[1:2] += 1  # a pixel that is not looked at first, where any is not
-    assert shared_images(train, test) == 2
-    data = Splits(
-        ImageSet(train, torch.zeros(40).long(), ("a",)), ImageSet(test, torch.zeros(8).long(), ("a",)),
-        (0.5,) * 3, (0.5,) * 3, "noise",
-    )  # fmt: skip
-    config = replace(build("simclr", [], None)[0], {"train.batch_size": 40, "eval.k": 5})
-    (text,) = warnings(config, data)
-    assert "test images that are also training images, pixel by pixel: 2 of 8." in text
