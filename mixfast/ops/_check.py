@@ -81,7 +81,8 @@ class Check:
 
 def is_finite(value: Any) -> bool:
     """Whether `value` is a number, of Python or NumPy, that a float can hold."""
-    return isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and bool(abs(value) <= sys.float_info.max)
 
 
 def autocast_rows(value: Any) -> Any:

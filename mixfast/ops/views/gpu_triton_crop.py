@@ -46,6 +46,7 @@ def _sum(fraction, before, last, CUBIC: tl.constexpr):
         sum = _weight(fraction, before, -1, last, one, CUBIC)
         for step in tl.static_range(0, 3):
             sum += _weight(fraction, before, step, last, one, CUBIC)
+        sum = tl.where(sum > 0, sum, 1.0)  # beyond the view there may be no pixel
     return sum
 
 
