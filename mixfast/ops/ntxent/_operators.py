@@ -31,7 +31,7 @@ def _forward_fake(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tenso
     first, anchors = problem.first, 2 * problem.first.shape[0]
     statistics = statistics_dtype(first.dtype)
     losses = first.new_empty(anchors if problem.reduction == "none" else (), dtype=statistics)
-    return losses, first.new_empty(anchors, dtype=statistics), first.new_empty(anchors, dtype=statistics)
+    return losses, first.new_empty((2, anchors), dtype=statistics), first.new_empty(anchors, dtype=statistics)
 
 
 def _backward_fake(
@@ -42,8 +42,8 @@ def _backward_fake(
 
 
 _PROBLEM = "Tensor first, Tensor second, Tensor? excluded, Tensor? temperature, float number, str reduction"
-# -> losses [2N] for reduction "none", else []; denominators [2N], the base-2 logarithm of the sum over j, the positive
-# included; shares [2N], the part of that sum that falls on the negatives.
+# -> losses [2N] for reduction "none", else []; denominators [2, 2N], two summands of the base-2 logarithm of the sum
+# over j, the positive included; shares [2N], the part of that sum that falls on the negatives.
 forward = define(
     f"{NAME}_forward({_PROBLEM}, str backend) -> (Tensor, Tensor, Tensor)",
     packed(Problem, by_backend(NAME, "forward")),

@@ -27,8 +27,8 @@ def masked_upsample_pool(
         features: [B, C, h, w], float16, bfloat16, float32 or float64. Contiguous and channels_last are read in place.
         regions: one of the following, on the device of features. Receives no gradient.
             Boxes [B, 4] or [4], integers (x0, y0, x1, y1) in output pixels, half-open, torchvision's order.
-            A mask [B, H, W]: bool; uint8, where any value but zero is inside; or float, the share in [0, 1] of each
-            pixel that is inside.
+            A mask [B, H, W] or [B, 1, H, W]: bool; uint8, where any value but zero is inside; or float, the share in
+            [0, 1] of each pixel that is inside.
         output_size: (H, W), any sizes, also smaller than (h, w). Needed with boxes; a mask brings its own.
         backend: "auto", or a name from `mixfast.backends()`, which then runs or raises.
 
