@@ -3,8 +3,9 @@
 Derivatives that are made of saved numbers have no second ones, which would silently lack terms: those raise.
 """
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,41 +14,20 @@ from torch.autograd import forward_ad
 from mixfast.ops._register import LIBRARY
 
 
-class Rule(Protocol):
-    """An operation with its first derivatives, as static methods."""
-
-    @staticmethod
-    def forward(*inputs: Any) -> tuple[Tensor, ...]:
-        """The results, then further tensors of which derivatives are made."""
-
-    @staticmethod
-    def save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-        """Stores what the other two read, tensors by `keep`."""
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """A gradient, or None, for each of the inputs."""
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, ...]:
-        """A tangent for each of the results, from one for each tensor among the inputs (zeros, if it has none)."""
-
-
 def forward_mode() -> bool:
-    """Whether tensors may carry tangents: inside of torch.func.jvp, or of a dual level."""
+    """Whether tensors may carry tangents: inside of torch.func.jvp, or of a dual level. A compiled call guards it."""
     return forward_ad._current_level >= 0
 
 
-def _differentiated() -> bool:
-    """Whether torch.func.grad, jvp or the like is running, or a dual level is open."""
+def _transformed() -> bool:
+    """Whether torch.func.grad, jvp or the like is running."""
     levels = torch._C._functorch.get_interpreter_stack() or []
     kinds = torch._C._functorch.TransformType
-    return forward_mode() or any(level.key() in (kinds.Grad, kinds.Jvp) for level in levels)
+    return any(level.key() in (kinds.Grad, kinds.Jvp) for level in levels)
 
 
-# Under torch.compile, as they are while tracing: of both it guards a compiled call. As of `_dispatch.choose`.
-forward_mode._dynamo_marked_constant = True  # type: ignore[attr-defined]
-_differentiated._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# Under torch.compile, as it is while tracing; see `_dispatch.choose`.
+_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def recorded(*tensors: Tensor | None) -> bool:
@@ -64,21 +44,25 @@ def keep(ctx: Any, *tensors: Tensor | None) -> None:
         ctx.save_for_forward(*tensors)
 
 
-def differentiable(name: str, rule: type[Rule], results: int | None = None, operator: Any = None) -> Callable[..., Any]:
+def differentiable(name: str, rule: Any, results: int | None = None, operator: Any = None) -> Callable[..., Any]:
     """A function of the rule's inputs that returns its first `results` outputs, with derivatives in both modes.
 
-    It applies one of three Functions: the transforms of torch.func know those with a `setup_context` only, which cost
+    A rule is a class of four static methods:
+        forward(*inputs): the results, then further tensors of which derivatives are made; a tuple.
+        save(ctx, inputs, outputs): stores what the other two read, tensors by `keep`.
+        backward(ctx, *grads): a gradient, or None, for each of the inputs; a tuple.
+        jvp(ctx, *tangents): a tangent for each of the results, a tuple, from one for each tensor among the inputs
+            (zeros, if it has none) and None for each other one.
+
+    One of three Functions is applied: the transforms of torch.func know those with a `setup_context` only, which cost
     70 microseconds a call; torch.compile knows those without a `jvp` only. An `operator` of the same inputs and results
     is made differentiable, and takes the place of the last.
     """
 
-    def first(outputs: tuple[Tensor, ...]) -> Any:
-        return outputs[0] if results == 1 else outputs[:results]
-
     def forward(ctx: Any, *inputs: Any) -> Any:
         outputs = rule.forward(*inputs)
         rule.save(ctx, inputs, outputs)
-        return first(outputs)
+        return outputs[0] if results == 1 else outputs[:results]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
         further = [] if results is None else outputs[results:]
@@ -96,8 +80,14 @@ def differentiable(name: str, rule: type[Rule], results: int | None = None, oper
         members = {key: staticmethod(method) for key, method in methods.items()}
         return type(rule.__name__, (torch.autograd.Function,), {"generate_vmap_rule": True, **members})
 
+    @functools.cache
+    def transformed() -> Callable[..., Any]:
+        off = torch.compiler.disable  # imports what torch.func has imported already
+        methods = {"forward": rule.forward, "setup_context": setup_context, "backward": off(backward), "jvp": jvp}
+        apply: Callable[..., Any] = off(function(**methods).apply)
+        return apply
+
     eager = function(forward=forward, backward=rule.backward, jvp=rule.jvp)
-    transformed = function(forward=rule.forward, setup_context=setup_context, backward=backward, jvp=jvp)
     compiled = operator or function(forward=forward, backward=rule.backward).apply
     if operator:
         LIBRARY.impl(operator, eager.apply, "Autograd")
@@ -107,14 +97,15 @@ def differentiable(name: str, rule: type[Rule], results: int | None = None, oper
             _refuse_compiled(name)
             return compiled(*inputs)
         if torch._C._are_functorch_transforms_active():
-            return first(transformed.apply(*inputs))
+            outputs = transformed()(*inputs)
+            return outputs[0] if results == 1 else outputs[:results]
         return eager.apply(*inputs)
 
     return call
 
 
 def _refuse_compiled(name: str) -> None:
-    if torch.compiler.is_compiling() and _differentiated():
+    if torch.compiler.is_compiling() and (forward_mode() or _transformed()):
         raise NotImplementedError(
             f"{name}: torch.func.grad, jvp and the like are not implemented inside of torch.compile, which would drop "
             "the derivative. Call them outside of the compiled function, or use backend='reference'."

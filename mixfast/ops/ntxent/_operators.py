@@ -90,8 +90,8 @@ class _NtXent:
         first, second, excluded, temperature, *made = ctx.saved_tensors
         if ctx.options[1] == "none":
             raise NotImplementedError(
-                f"{NAME}: forward-mode derivatives are not implemented for reduction=\"none\". Use backend='reference', "
-                'which has them, or reduction="mean" or "sum".'
+                f"{NAME}: forward-mode derivatives are not implemented for reduction='none'. Use reduction='mean' or "
+                "'sum', or backend='reference', which has them."
             )
         _, d_first, d_second, _, d_temperature, *_ = tangents
         with torch.no_grad():

@@ -128,7 +128,8 @@ class _Pool:
 
     @staticmethod
     def jvp(ctx: Any, d_features: Tensor, *rest: Any) -> Pair:
-        return pool(d_features, *ctx.saved_tensors, ctx.options[1])
+        (weights,), (_, backend) = ctx.saved_tensors, ctx.options
+        return pool(d_features, weights, backend)
 
 
 class _Weighted:
@@ -165,7 +166,8 @@ class _Spread:
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *pool(grad, *ctx.saved_tensors, ctx.options[1]), None, None, None
+        (weights,), (_, backend) = ctx.saved_tensors, ctx.options
+        return *pool(grad, weights, backend), None, None, None
 
     @staticmethod
     def jvp(ctx: Any, d_inside: Tensor, d_outside: Tensor, *rest: Any) -> tuple[Tensor]:
