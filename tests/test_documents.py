@@ -40,6 +40,7 @@ ELSEWHERE = {
 
 
 FEW = ["--count", "8", "--validation", "8"]
+FEW_BOXES = ["--count", "4", "--images", "8", "--steps", "2", "--seeds", "0", "--supervised-epochs", "1"]
 QUICK = ["--seconds", "0", "--model.depth", "8", "--data.size", "16"]  # of one preset; all have a test of their own
 
 
@@ -106,7 +107,7 @@ def run(line: str) -> int:
     if module == "mixfast.doctor":
         return doctor.main(words)
     if module == "mixfast.evaluate":
-        return evaluate.main([*words, *(FEW if words[0] == "localise" else [])])
+        return evaluate.main([*words, *{"localise": FEW, "detect": FEW_BOXES}.get(words[0], [])])
     if module == "mixfast.compare":
         return compare.main([*words, *FEW])
     if module == "mixfast.profile":

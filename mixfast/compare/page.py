@@ -10,16 +10,15 @@ from mixfast.compare import attention, tables
 from mixfast.compare.gather import PAPER, PAPER_SETTING, TABLE_1, Group, Member, Section, differing_options
 from mixfast.compare.statistics import (
     KEYS,
-    Difference,
     baselines,
     differences,
     plain_moco,
     ranked,
     scores,
-    spread,
     variants,
 )
 from mixfast.evaluate.localise import Result
+from mixfast.scoring.paired import Difference, spread
 
 SCHEMA = 2  # 1 also held a verdict in words and remarks on the paper's numbers
 _SCORES = """Weighted kNN (k = {k}, temperature {t}) in percent of the test images after the last epoch, mean and \

@@ -5,9 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mixfast.compare.gather import TABLE_1, Group, Section, differing_options
-from mixfast.compare.statistics import KEYS, baselines, differences, scores, spread
+from mixfast.compare.statistics import KEYS, baselines, differences, scores
 from mixfast.run.console import duration
 from mixfast.run.sanity import candidates
+from mixfast.scoring.paired import spread
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:

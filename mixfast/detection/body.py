@@ -11,6 +11,7 @@ from mixfast.errors import ConfigError
 from mixfast.models import Backbone
 from mixfast.models.adapters import Chain
 from mixfast.models.resnet import ResNet
+from mixfast.models.split_bn import SplitBatchNorm2d
 
 FINEST = 8  # pixels per cell of the finest map that is used
 _LEAST_CELLS = 7  # of a side of a map that is used
@@ -79,7 +80,7 @@ class LastStage(nn.Module):
 def whole_batches(backbone: Backbone) -> Backbone:
     """The backbone, its batch norms changed to statistics of the whole batch: a detector's batch is small."""
     for module in backbone.modules():
-        if hasattr(module, "num_splits"):
+        if isinstance(module, SplitBatchNorm2d):
             module.num_splits = 1
     return backbone
 

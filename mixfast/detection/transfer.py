@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixfast.detection import average_precision
 from mixfast.detection.average_precision import Detections
-from mixfast.detection.body import check_layers, pyramid_layers, stage_maps, whole_batches
+from mixfast.detection.body import Body, check_layers, pyramid_layers, stage_maps, whole_batches
 from mixfast.detection.detectors import DETECTIONS, Shape, anchors_of, build
 from mixfast.detection.images import LabelledImages
 from mixfast.errors import NonFiniteError
@@ -76,7 +76,8 @@ def transfer(
     backbone = whole_batches(copy.deepcopy(network.encoder.backbone))
     shape = shape_of(backbone, train, recipe)
     draws = Generators(seed)
-    with torch.random.fork_rng():  # torchvision draws weights and samples from the global generator
+    # Torchvision draws weights and samples from the global generator.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(int(torch.randint(2**62, (), generator=draws["detection/weights"])))
         model = build(recipe.detector, backbone, shape, frozen=not recipe.finetune).to(device)
         losses = _fit(model, _Feed(model, network, train, recipe, flips=True), train, recipe, draws, progress)
@@ -119,15 +120,13 @@ class _Feed:
     """Batches of images for a detector. A frozen network sees each image and its mirror image once, if they fit."""
 
     def __init__(self, model: nn.Module, network: Network, data: LabelledImages, recipe: Recipe, flips: bool):
-        self.body, self.normalise, self.images = model.backbone, network.normalise, data.images
+        body = model.backbone
+        assert isinstance(body, Body)
+        self.body, self.normalise, self.images = body, network.normalise, data.images
         self.maps: list[Tensor] | None = None
-        size = data.images.shape
-        if not recipe.finetune:
-            sides = [-(-size[2] // self.body.backbone.strides[layer - 1]) for layer in self.body.layers]
-            cells = [self.body.backbone.channels[n - 1] * s**2 for n, s in zip(self.body.layers, sides, strict=True)]
-            if 4 * len(data) * (1 + flips) * sum(cells) <= KEPT:
-                images = torch.cat([data.images, data.images.flip(3)]) if flips else data.images
-                self.maps = stage_maps(self.body.backbone, images, self.body.layers, self.normalise, _BATCH)
+        if not recipe.finetune and _bytes(body, data, 1 + flips) <= KEPT:
+            images = torch.cat([data.images, data.images.flip(3)]) if flips else data.images
+            self.maps = stage_maps(body.backbone, images, body.layers, self.normalise, _BATCH)
 
     def __call__(self, index: Tensor, flipped: Tensor | None = None) -> Tensor:
         """Images [B, 3, S, S] for the detector, without content where the maps are stored."""
@@ -141,16 +140,26 @@ class _Feed:
         return self.normalise(images)
 
 
-def _targets(data: LabelledImages, index: Tensor, flipped: Tensor, device: torch.device) -> list[dict[str, Tensor]]:
-    """What torchvision's detectors learn from; classes count from 1, and groups of objects are no objects."""
+def _bytes(body: Body, data: LabelledImages, times: int) -> int:
+    """Of the maps that the detector reads, for `times` as many images."""
+    channels, strides = body.backbone.channels, body.backbone.strides
+    cells = [channels[layer - 1] * (-(-data.side // strides[layer - 1])) ** 2 for layer in body.layers]
+    return 4 * times * len(data) * sum(cells)
+
+
+def _targets(data: LabelledImages, device: torch.device) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
+    """What torchvision's detectors learn from, of each image and its mirror image.
+
+    Classes count from 1, and groups of objects are no objects.
+    """
     targets = []
-    for number, flip in zip(index.tolist(), flipped.tolist(), strict=True):
-        real = (data.labels[number] >= 0) & ~data.crowd[number]
-        boxes = data.boxes[number, real]
-        if flip:
-            x0, y0, x1, y1 = boxes.unbind(1)
-            boxes = torch.stack([data.side - x1, y0, data.side - x0, y1], dim=1)
-        targets.append({"boxes": boxes.to(device), "labels": data.labels[number, real].to(device) + 1})
+    for boxes, labels, crowd in zip(data.boxes, data.labels, data.crowd, strict=True):
+        real = (labels >= 0) & ~crowd
+        x0, y0, x1, y1 = boxes[real].unbind(1)
+        mirrored = torch.stack([data.side - x1, y0, data.side - x0, y1], dim=1)
+        names = labels[real].to(device) + 1
+        plain, mirror = ({"boxes": places.to(device), "labels": names} for places in (boxes[real], mirrored))
+        targets.append((plain, mirror))
     return targets
 
 
@@ -160,7 +169,8 @@ def _fit(
     order, flips = draws["detection/order"], draws["detection/flips"]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     device = weights[0].device
-    optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    targets = _targets(data, device)
     batch, warm_up = min(recipe.batch_size, len(data)), min(_WARM_UP, recipe.steps // 2 + 1)
     model.train()
     losses: list[float] = []
@@ -172,7 +182,8 @@ def _fit(
             factor = 0.1 ** sum(step >= share * recipe.steps for share in _DROPS) * min(1.0, (step + 1) / warm_up)
             optimizer.param_groups[0]["lr"] = recipe.lr * factor
             flipped = torch.rand(batch, generator=flips) < 0.5
-            loss = sum(model(feed(index, flipped), _targets(data, index, flipped, device)).values())
+            pairs = zip(index.tolist(), flipped.tolist(), strict=True)
+            loss = sum(model(feed(index, flipped), [targets[image][flip] for image, flip in pairs]).values())
             losses.append(loss.item())
             if not torch.isfinite(loss.detach()):
                 raise NonFiniteError(

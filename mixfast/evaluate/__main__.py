@@ -9,6 +9,7 @@ from typing import Any
 from mixfast.config.words import parse, same, unknown
 from mixfast.evaluate.components import Components, components
 from mixfast.evaluate.contestants import Localise
+from mixfast.evaluate.detect import Detect, detect
 from mixfast.evaluate.embed import Embed, embed
 from mixfast.evaluate.knn import Knn, knn
 from mixfast.evaluate.linear import Linear, linear
@@ -23,6 +24,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "linear": (Linear, linear),
     "maps": (Maps, maps),
     "localise": (Localise, localise),
+    "detect": (Detect, detect),
     "components": (Components, components),
     "embed": (Embed, embed),
     "replay": (Replay, replay),

@@ -19,9 +19,10 @@ from PIL import Image
 from mixfast.compare import attention, curves, tables
 from mixfast.compare.__main__ import main
 from mixfast.compare.gather import Group, Section, gather
-from mixfast.compare.statistics import difference, spread, variants
+from mixfast.compare.statistics import variants
 from mixfast.compare.tables import table_1
 from mixfast.errors import ConfigError
+from mixfast.scoring.paired import difference, spread
 from mixfast.train.__main__ import main as train
 from tests.tiny_run import process_settings_kept, records, words
 

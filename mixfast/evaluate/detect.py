@@ -1,0 +1,284 @@
+"""evaluate detect: detectors on what runs have learnt; docs/detection.md says what the numbers mean."""
+
+import copy
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from mixfast.detection.detectors import need_torchvision
+from mixfast.detection.supervised import SupervisedRecipe, fit_supervised
+from mixfast.detection.transfer import Outcome, Recipe, shape_of, transfer
+from mixfast.errors import ConfigError, NonFiniteError
+from mixfast.evaluate import detect_data, detect_page
+from mixfast.evaluate.detect_data import DetectionData
+from mixfast.evaluate.runs import (
+    LoadedRun,
+    ScoringOptions,
+    evaluation_folder,
+    grouped,
+    load_runs,
+    need_labels,
+    record_scores,
+)
+from mixfast.models.backbone import named_weights
+from mixfast.rng import Generators
+from mixfast.run.console import Console, duration
+from mixfast.scoring.maps import Network
+
+SUPERVISED = "supervised.safetensors"  # in evaluation/ of a run: its architecture trained with labels
+_SEEDS = (0, 1, 2)
+_SUPERVISED_BATCH = 256  # images, at most
+
+
+@dataclass(frozen=True)
+class Detect(ScoringOptions):
+    """Average precision of detectors on the runs' features, beside the untrained and a supervised network."""
+
+    # scenes; canvas (pictures of the run's data set); voc FOLDER; coco IMAGES INSTANCES.json, perhaps again for testing
+    data: tuple[str, ...] = ("scenes",)
+    detector: Literal["fcos", "retinanet", "fpn", "c4"] = "fcos"  # fpn, c4: Faster R-CNN
+    finetune: bool = False  # also train the network below the detector
+    seeds: tuple[
+        int, ...
+    ] = ()  # of images, detector and order; none: those of the runs if a method has several, else 0 1 2
+    quick: bool = False  # 150 steps on 200 images
+    images: int | None = None  # to train each detector on, at most; none: 400, quick: 200
+    count: int = 300  # images to score, at most
+    steps: int | None = None  # of 8 images; none: 400, quick: 150
+    lr: float = Recipe.lr  # AdamW's learning rate
+    layers: tuple[int, ...] = ()  # stages whose maps are used; none: one of each stride from 8 pixels on
+    size: int | None = None  # side of the images in pixels; none: 3 times the run's (scenes, canvas), 224 (voc, coco)
+    splits: tuple[str, str] | None = None  # voc: lists in ImageSets/Main to train on and to score
+    supervised: bool = True  # also train the first run's network with labels, once for each run; needs classes
+    supervised_epochs: int | None = None  # none: the run's
+    out: Path | None = None  # folder of table and picture; none: evaluation/ of the first run
+
+
+@dataclass
+class Contestant:
+    """A row: networks by seed, and what their detectors reached."""
+
+    name: str
+    role: str  # run, untrained or supervised
+    networks: dict[int, Network]  # by seed; a single network stands for all
+    outcomes: dict[int, Outcome] = field(default_factory=dict)  # by seed
+
+
+def detect(options: Detect) -> None:
+    """Print the table; write it as JSON and Markdown with a picture, and keep each run's line."""
+    need_torchvision()
+    recipe, images = settings(options)
+    runs = load_runs(options)
+    check_alike(runs)
+    data = detect_data.load(options.data, runs[0], images, options.count, options.size, options.splits)
+    seeds = seeds_of(options.seeds, runs)
+    with Console() as console:
+        rows = contestants(options, runs, seeds, console)
+        unknown = contest(rows, data, recipe, seeds, console)
+    facts = {**describe(options, runs[0], data, recipe, seeds), "objects_of_unknown_classes": unknown}
+    result = detect_page.Result(facts, rows, seeds, data.test)
+    how = "finetune" if options.finetune else "frozen"
+    few = "" if options.images is None else f"-{options.images}"
+    file = evaluation_folder(runs, options.out) / f"detect-{data.test.name}-{options.detector}-{how}{few}.json"
+    detect_page.write(file, runs, result)
+    for row, group in zip(rows, grouped(runs).values(), strict=False):  # runs are the first rows
+        for run in group:
+            own = [run.setup.config.seed] if len(group) > 1 else seeds
+            if set(own) <= set(seeds):
+                record_scores(run, "detect", facts, detect_page.recorded(row, own, rows))
+    print(detect_page.words(result))
+    print("\n".join(f"{kind:<9} {file.with_suffix(end)}" for kind, end in detect_page.FILES.items()))
+
+
+def settings(options: Detect) -> tuple[Recipe, int]:
+    """How detectors are trained, and on how many images.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+    steps, images = (150, 200) if options.quick else (Recipe.steps, 400)
+    steps, images = (
+        default if value is None else value for default, value in ((steps, options.steps), (images, options.images))
+    )
+    numbers = {"--steps": steps, "--images": images, "--count": options.count}
+    numbers |= {"--size": options.size or 1, "--supervised-epochs": options.supervised_epochs or 1}
+    if bad := {name: value for name, value in numbers.items() if value < 1}:
+        raise ConfigError(f"{', '.join(bad)} must be at least 1; got {', '.join(map(str, bad.values()))}.")
+    if not options.lr > 0:
+        raise ConfigError(f"--lr must be above 0; got {options.lr}.")
+    if len(set(options.seeds)) < len(options.seeds):
+        raise ConfigError(f"--seeds must differ; got {' '.join(map(str, options.seeds))}.")
+    if options.detector == "c4" and len(options.layers) > 1:
+        raise ConfigError("--layers of c4 is one stage, the last but one; omit it.")
+    return Recipe(options.detector, options.finetune, options.layers, steps, lr=options.lr), images
+
+
+def check_alike(runs: Sequence[LoadedRun]) -> None:
+    """Raise a ConfigError that names the first run of another architecture or image size than the first one."""
+    for run in runs[1:]:
+        for what, of in (("architecture", _architecture), ("image size", _image_size)):
+            if of(run) != of(runs[0]):
+                raise ConfigError(
+                    f"{run.checkpoint} has another {what} than {runs[0].checkpoint}: {of(run)}, not {of(runs[0])}. "
+                    "Average precision compares networks of one architecture on one kind of image: evaluate them apart."
+                )
+
+
+def _architecture(run: LoadedRun) -> str:
+    backbone = run.setup.method.encoder.backbone
+    options = ", ".join(f"{name} {value}" for name, value in run.setup.config.model.architecture.items())
+    return (
+        f"{options}, strides {' '.join(map(str, backbone.strides))}, channels {' '.join(map(str, backbone.channels))}"
+    )
+
+
+def _image_size(run: LoadedRun) -> str:
+    return f"{run.setup.splits.train.images.shape[-1]} pixels"
+
+
+def seeds_of(wanted: Sequence[int], runs: Sequence[LoadedRun]) -> list[int]:
+    """The seeds of the table: those asked for, or those that all methods with several runs have, or three.
+
+    Raises:
+        ConfigError: a method with several runs lacks a seed, or has one twice.
+    """
+    several: dict[str, set[int]] = {}
+    for name, group in grouped(runs).items():
+        found = [run.setup.config.seed for run in group]
+        if len(set(found)) < len(found):
+            raise ConfigError(f"{name}: two runs have the same seed; got seeds {' '.join(map(str, found))}. Omit one.")
+        if len(found) > 1:
+            several[name] = set(found)
+    common = sorted(set.intersection(*several.values())) if several else list(_SEEDS)
+    seeds = list(wanted) or common
+    for name, there in several.items():
+        if not seeds or set(seeds) - there:
+            raise ConfigError(
+                f"{name} has runs of seeds {' '.join(map(str, sorted(there)))}, and a table pairs methods by their "
+                f"seed; asked for {' '.join(map(str, seeds)) or 'those that all methods have, which is none'}. Give "
+                "--seeds, or one run of each method."
+            )
+    return seeds
+
+
+def contestants(options: Detect, runs: Sequence[LoadedRun], seeds: Sequence[int], console: Console) -> list[Contestant]:
+    """The runs by group, and beside them the network before training and the one trained with labels."""
+    groups = [_by_seed(group, seeds) for group in grouped(runs).values()]
+    rows = [
+        Contestant(name, "run", {seed: run.trained for seed, run in group.items()})
+        for name, group in zip(grouped(runs), groups, strict=True)
+    ]
+    most = max(groups, key=lambda group: len({run.checkpoint for run in group.values()}))
+    origins = {run.origin: run for run in most.values()}
+    baselines = {"untrained": {origin: run.untrained() for origin, run in origins.items()}}
+    if options.supervised:
+        need_labels(origins.values(), "the supervised network (--no-supervised leaves it out)")
+        baselines["supervised"] = {origin: supervised(run, options, console) for origin, run in origins.items()}
+    for role, networks in baselines.items():
+        rows.append(Contestant(role, role, {seed: networks[run.origin] for seed, run in most.items()}))
+    return rows
+
+
+def _by_seed(group: Sequence[LoadedRun], seeds: Sequence[int]) -> dict[int, LoadedRun]:
+    """The run of each seed; a single run stands for all."""
+    if len(group) == 1:
+        return dict.fromkeys(seeds, group[0])
+    return {run.setup.config.seed: run for run in group if run.setup.config.seed in seeds}
+
+
+def supervised(run: LoadedRun, options: Detect, console: Console) -> Network:
+    """The run's network before training, trained with the labels of its images; kept in the run's folder."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    setup = run.setup
+    encoder = copy.deepcopy(run.fresh)
+    batch = min(setup.config.train.batch_size, _SUPERVISED_BATCH)
+    recipe = SupervisedRecipe(options.supervised_epochs or setup.config.train.epochs, batch)
+    key = json.dumps({"origin": run.origin, "augment": str(setup.config.augment), **asdict(recipe)}, sort_keys=True)
+    path = evaluation_folder([run], None) / SUPERVISED
+    backbone = named_weights(encoder.backbone)
+    if path.is_file():
+        with safe_open(path, "pt", device=str(setup.device)) as file:
+            if (file.metadata() or {}).get("key") == key:
+                backbone.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+                return Network(encoder.eval(), setup.normalise)
+    begin, task = time.monotonic(), console.task("supervised", 1000)
+    console.line(f"training with labels: {recipe.epochs} epochs of {len(setup.train_images)} images, kept for later")
+    augment = setup.augmenter(Generators(setup.config.seed, setup.device))
+
+    def progress(done: int, of: int) -> None:
+        left = (time.monotonic() - begin) / done * (of - done)
+        task.update(1000 * done // of, f"about {duration(left)} left")
+        if console.silent_for_long():
+            console.line(f"  supervised: step {done} of {of}; about {duration(left)} left")
+
+    labels = setup.splits.train.labels.to(setup.device)
+    view = lambda images: augment(images.to(setup.device), 1)[0]  # noqa: E731
+    fit_supervised(encoder.backbone, view, setup.train_images, labels, recipe, setup.config.seed, progress)
+    task.close()
+    weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
+    save_file(weights, path, metadata={"format": "pt", "key": key})
+    return Network(encoder.eval(), setup.normalise)
+
+
+def contest(
+    rows: Sequence[Contestant], data: DetectionData, recipe: Recipe, seeds: Sequence[int], console: Console
+) -> dict[int, int]:
+    """Train and score a detector for every row and seed; returns the test objects that do not count, by seed."""
+    total, done, begin = len(rows) * len(seeds), 0, time.monotonic()
+    task = console.task("detectors", total * recipe.steps)
+    left_out = {}
+    for seed in seeds:
+        train, test, left_out[seed] = data.of_seed(seed)
+        for row in rows:
+
+            def progress(step: int, _: int, base: int = done, title: str = f"{row.name}, seed {seed}") -> None:
+                so_far = base * recipe.steps + step
+                left = (time.monotonic() - begin) / so_far * (total * recipe.steps - so_far)
+                task.update(so_far, f"{title}; about {duration(left)} left")
+                if console.silent_for_long():
+                    console.line(f"  {title}: step {step} of {recipe.steps}; about {duration(left)} left")
+
+            try:
+                outcome = transfer(row.networks[seed], train, test, recipe, seed, progress)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{row.name}, seed {seed}: {error}") from error
+            row.outcomes[seed], done = outcome, done + 1
+            left = (time.monotonic() - begin) / done * (total - done)
+            console.line(
+                f"[{done}/{total}] {row.name}, seed {seed}: AP {outcome.scores['ap']:.1f}, {outcome.seconds:.0f} s; "
+                f"about {duration(left)} left"
+            )
+    task.close()
+    return left_out
+
+
+def describe(
+    options: Detect, first: LoadedRun, data: DetectionData, recipe: Recipe, seeds: Sequence[int]
+) -> dict[str, Any]:
+    """The settings of the table."""
+    import torchvision
+
+    backbone, train = first.setup.method.encoder.backbone, data.draw(seeds[0])
+    layers = shape_of(backbone, train, recipe).layers
+    return {
+        "data": " ".join(options.data),
+        "test_images": len(data.test),
+        "test_objects": data.test.objects,
+        "side": data.test.side,
+        "classes": len(data.test.class_names),
+        "training_images": len(train),
+        "split": data.split,
+        "left_out": data.left_out(),
+        **asdict(recipe),
+        "layers": layers,
+        "strides": [backbone.strides[layer - 1] for layer in layers],
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+    }

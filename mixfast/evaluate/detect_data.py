@@ -1,0 +1,130 @@
+"""Images for `evaluate detect`: the same test images for every seed, and training images drawn from the seed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from mixfast.data import SceneConfig
+from mixfast.detection.canvases import WIDER, picture_canvases, scene_canvases
+from mixfast.detection.images import LabelledImages
+from mixfast.detection.photographs import Album, Photograph, read_coco, read_voc, split_off, voc_list
+from mixfast.errors import ConfigError, DataError
+from mixfast.evaluate.runs import LoadedRun
+from mixfast.rng import Generators
+
+_FORMS = "scenes, canvas, voc FOLDER, or coco IMAGES INSTANCES.json [TEST_IMAGES TEST_INSTANCES.json]"
+PHOTOGRAPH = 224  # side of voc's and coco's images unless another is given
+_VOC_SPLITS = (("trainval", "test"), ("train", "val"))  # the first pair of lists that is there
+_RANDOM = "split at random: a quarter of the images is scored, the others are trained on"
+_TEST_SEED = 0  # of the test canvases, whatever the seeds are
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """Images to train detectors on, by seed, and to score them on."""
+
+    test: LabelledImages
+    draw: Callable[[int], LabelledImages]  # training images by seed
+    split: str = ""  # how photographs were split
+    left_out: Callable[[], dict[str, int]] = dict  # images and boxes by reason, of all that has been drawn
+
+    def of_seed(self, seed: int) -> tuple[LabelledImages, LabelledImages, int]:
+        """(training images, test images, objects left out): of a class that no training image shows, none counts."""
+        train = self.draw(seed)
+        known = torch.zeros(len(train.class_names) + 1, dtype=torch.bool)
+        known[train.labels[(train.labels >= 0) & ~train.crowd]] = True
+        unknown = (self.test.labels >= 0) & ~known[self.test.labels]
+        return train, replace(self.test, ignored=self.test.ignored | unknown), int(unknown.sum())
+
+
+def load(
+    data: Sequence[str], first: LoadedRun, images: int, count: int, size: int | None, splits: tuple[str, str] | None
+) -> DetectionData:
+    """What `--data` names.
+
+    Args:
+        data: a kind and its paths.
+        first: the run whose images canvases follow.
+        images: to train on, at most.
+        count: to score, at most.
+        size: side of the images in pixels; None: three times the run's (canvases), 224 (photographs).
+        splits: voc: lists of images to train on and to score.
+
+    Raises:
+        ConfigError: another kind, or other paths than it takes. DataError: files that are missing or unreadable.
+    """
+    kind, *paths = data or ("",)
+    wanted = {"scenes": (0,), "canvas": (0,), "voc": (1,), "coco": (2, 4)}.get(kind)
+    if wanted is None or len(paths) not in wanted:
+        raise ConfigError(f"--data must be {_FORMS}; got {' '.join(data) or 'nothing'}.")
+    if size is not None and size < 8 * WIDER:
+        raise ConfigError(f"--size must be at least {8 * WIDER}; got {size}.")
+    if splits is not None and kind != "voc":
+        raise ConfigError(f"--splits belongs to --data voc; got --data {kind}. Omit it.")
+    if kind in ("scenes", "canvas"):
+        return _canvases(kind, first, images, count, size)
+    return _photographs(kind, [Path(path) for path in paths], images, count, size or PHOTOGRAPH, splits)
+
+
+def _canvases(kind: str, first: LoadedRun, images: int, count: int, size: int | None) -> DetectionData:
+    splits, config = first.setup.splits, first.setup.config.data
+    tile = splits.train.images.shape[-1] if size is None else size // WIDER
+    if kind == "canvas":
+        test = picture_canvases(splits.test, count, tile, _TEST_SEED, "test")
+        return DetectionData(test, lambda seed: picture_canvases(splits.train, images, tile, seed, "train"))
+    look = config.scene if config.kind == "scenes" else SceneConfig()
+    test = scene_canvases(count, tile, _TEST_SEED, "test", look)
+    return DetectionData(test, lambda seed: scene_canvases(images, tile, seed, "train", look))
+
+
+def _photographs(
+    kind: str, paths: Sequence[Path], images: int, count: int, size: int, splits: tuple[str, str] | None
+) -> DetectionData:
+    train, test, split = _voc(paths[0], splits, count) if kind == "voc" else _coco(paths, count)
+    names = sorted({marked.name for photograph in (*train, *test) for marked in photograph.objects})
+    usable = [photograph for photograph in train if any(not marked.crowd for marked in photograph.objects)]
+    if not usable:
+        raise DataError(f"{paths[-1]}: none of the {len(train)} training images has an object. Name other files.")
+    scored = Album(test, size, names, kind)
+    chosen = torch.randperm(len(test), generator=Generators(_TEST_SEED)["detection/test"])[:count].tolist()
+    album = Album(usable, size, names, kind)
+    test_images = scored.take(chosen)
+    if not (test_images.labels >= 0).any():
+        raise DataError(f"{paths[-1]}: none of the {len(test_images)} test images has an object. Name other files.")
+
+    def draw(seed: int) -> LabelledImages:
+        order = torch.randperm(len(usable), generator=Generators(seed)["detection/train"])
+        taken = album.take(order[:images].tolist())
+        real = ((taken.labels >= 0) & ~taken.crowd).any(1)
+        if not real.any():
+            raise DataError(f"{paths[-1]}: no training image has a box that can be used; {dict(album.left_out)}.")
+        return taken.take(real.nonzero().flatten())
+
+    def left_out() -> dict[str, int]:
+        counts = {"training images left out, without objects": len(train) - len(usable)}
+        return {what: n for what, n in {**counts, **(album.left_out + scored.left_out)}.items() if n}
+
+    return DetectionData(test_images, draw, split, left_out)
+
+
+def _voc(root: Path, splits: tuple[str, str] | None, count: int) -> tuple[list[Photograph], list[Photograph], str]:
+    """Photographs to train on and to score, and how they were split."""
+    lists = root / "ImageSets" / "Main"
+    standard = [pair for pair in _VOC_SPLITS if all((lists / f"{name}.txt").is_file() for name in pair)]
+    if splits is None and not standard:
+        return *split_off(read_voc(root), count), _RANDOM
+    first, second = splits or standard[0]
+    train, test = voc_list(root, first), voc_list(root, second)
+    if both := set(train) & set(test):
+        raise DataError(f"{lists}: {len(both)} images are in both {first} and {second}. Give others to --splits.")
+    return read_voc(root, train), read_voc(root, test), f"trained on images of {first}, scored on images of {second}"
+
+
+def _coco(paths: Sequence[Path], count: int) -> tuple[list[Photograph], list[Photograph], str]:
+    """Photographs to train on and to score, and how they were split."""
+    parts = [read_coco(file, images) for images, file in zip(paths[::2], paths[1::2], strict=True)]
+    if len(parts) == 1:
+        return *split_off(parts[0], count), _RANDOM
+    return parts[0], parts[1], f"trained on images of {paths[1].name}, scored on images of {paths[3].name}"

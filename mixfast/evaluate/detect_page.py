@@ -1,0 +1,259 @@
+"""What `evaluate detect` prints and writes: tables as text, Markdown and JSON, and a picture of predictions."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixfast.detection.average_precision import Detections
+from mixfast.detection.images import LabelledImages
+from mixfast.evaluate.pictures import GAP
+from mixfast.evaluate.runs import SCHEMA, LoadedRun, table
+from mixfast.run.folder import now, write_json
+from mixfast.scoring.boxes import iou
+from mixfast.scoring.paired import difference, spread
+from mixfast.train.plots import figure
+
+if TYPE_CHECKING:
+    from mixfast.evaluate.detect import Contestant
+
+FILES = {"table": ".json", "report": ".md", "picture": ".png"}
+TITLES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "any_class_ap": "any class AP"}
+_OF_DATA = {
+    "coco": {"ap_small": "small", "ap_medium": "medium", "ap_large": "large"},
+    "voc": {"voc07_ap": "VOC07 AP", "voc07_ap50": "VOC07 AP50", "voc07_ap75": "VOC07 AP75"},
+}
+_NOTES = {
+    "": "AP: COCO's, at 101 recalls, mean over the IoU thresholds .50 to .95 and the classes, in percent. Any class "
+    "AP: the same of the boxes without their class: finding, not naming. ± over seeds. Differences are taken seed by "
+    "seed: the networks of a seed share images, order, and the detector's first weights; intervals are Student's t.",
+    "voc": "VOC07: the 11-point AP of VOC 2007 at the same ten thresholds, which MoCo's tables call AP; never compare "
+    "it with the 101-point AP.",
+    "coco": "Small, medium, large: COCO's areas in pixels of the original images.",
+}
+_SHOWN = 6  # images in the picture
+COLOURS = {"right": "lime", "another class": "orange", "nothing there": "red"}
+
+
+class Result(NamedTuple):
+    """Scores of all rows, and how they were made."""
+
+    settings: dict[str, Any]
+    rows: "Sequence[Contestant]"  # the first is what the others are compared with
+    seeds: Sequence[int]
+    test: LabelledImages
+
+    @property
+    def titles(self) -> dict[str, str]:
+        """The columns by metric."""
+        return {**TITLES, **_OF_DATA.get(self.test.name, {})}
+
+
+def write(file: Path, runs: Sequence[LoadedRun], result: Result) -> None:
+    """The JSON file, and beside it Markdown and picture."""
+    write_json(file, _facts(runs, result))
+    file.with_suffix(FILES["report"]).write_text(markdown(result, file.stem), encoding="utf-8")
+    draw(file.with_suffix(FILES["picture"]), result)
+
+
+def _by_seed(row: "Contestant", key: str) -> dict[int, float]:
+    return {seed: outcome.scores[key] for seed, outcome in row.outcomes.items()}
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def recorded(row: "Contestant", seeds: Sequence[int], rows: "Sequence[Contestant]") -> dict[str, dict[str, Any]]:
+    """A run's own scores and those of the baselines, by row and metric: means over `seeds`."""
+    kept = [row, *(other for other in rows if other.role != "run")]
+    means = {}
+    for each in kept:
+        values = [each.outcomes[seed].scores for seed in seeds]
+        means[each.name] = {key: _number(sum(v[key] for v in values) / len(values)) for key in values[0]}
+    return means
+
+
+def gaps(result: Result, key: str) -> dict[str, dict[str, Any]]:
+    """By row, its mean difference to the first row with standard error and interval, over the seeds."""
+    first, *others = result.rows
+    found = {}
+    for row in others:
+        ours, theirs = _by_seed(row, key), _by_seed(first, key)
+        gap, pairs = difference(ours, theirs), spread([ours[seed] - theirs[seed] for seed in ours])
+        assert gap is not None and pairs is not None
+        error = None if pairs.std is None else pairs.std / math.sqrt(pairs.n)
+        found[row.name] = {"mean": gap.mean, "standard_error": error, "low": gap.low, "high": gap.high}
+    return found
+
+
+def _facts(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
+    entries = [
+        {
+            "path": str(run.checkpoint),
+            "name": run.name,
+            "seed": run.setup.config.seed,
+            "epoch": run.epoch,
+            "step": run.step,
+        }
+        for run in runs
+    ]
+    difference_of = {key: gaps(result, key) for key in result.titles}
+    rows = []
+    for row in result.rows:
+        seeds = {
+            str(seed): {
+                "scores": {key: _number(value) for key, value in outcome.scores.items()},
+                "first_loss": outcome.losses[0],
+                "last_loss": outcome.losses[-1],
+                "seconds": outcome.seconds,
+            }
+            for seed, outcome in row.outcomes.items()
+        }
+        less = {key: found[row.name] for key, found in difference_of.items() if row.name in found}
+        rows.append(
+            {"name": row.name, "role": row.role, "networks": _networks(row), "seeds": seeds, "above_first": less}
+        )
+    about = {"schema": SCHEMA, "command": "detect", "time": now(), "settings": result.settings}
+    return {**about, "runs": entries, "rows": rows}
+
+
+def _networks(row: "Contestant") -> int:
+    return len({id(network.encoder) for network in row.networks.values()})
+
+
+def _cells(result: Result) -> dict[str, dict[str, str]]:
+    """The table: a line per row, means and standard deviations over seeds, and AP less the first row's."""
+    rows: dict[str, dict[str, str]] = {}
+    for row in result.rows:
+        rows[row.name] = {}
+        for key, title in result.titles.items():
+            found = spread(list(_by_seed(row, key).values()))
+            assert found is not None
+            rows[row.name][title] = f"{found.mean:.1f}" + ("" if found.std is None else f" ± {found.std:.1f}")
+        rows[row.name]["AP by seed"] = " ".join(f"{value:.1f}" for value in _by_seed(row, "ap").values())
+    for name, gap in gaps(result, "ap").items():
+        rows[name][f"AP minus {result.rows[0].name}"] = _gap(gap)
+    return rows
+
+
+def _gap(gap: dict[str, Any]) -> str:
+    if gap["low"] is None:
+        return f"{gap['mean']:+.1f}"
+    return f"{gap['mean']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})"
+
+
+def heading(result: Result) -> str:
+    """What was done, in two lines."""
+    s = result.settings
+    how = "fine-tuned" if s["finetune"] else "frozen"
+    stages = ", ".join(f"{layer} (stride {stride})" for layer, stride in zip(s["layers"], s["strides"], strict=True))
+    several = [f"{row.name}: {count}" for row in result.rows if (count := _networks(row)) > 1]
+    networks = f"networks pre-trained with their own seeds: {', '.join(several)}" if several else "one network per row"
+    return (
+        f"detection on {result.test.name}: {s['test_images']} images of {s['side']} pixels with {s['test_objects']} "
+        f"objects of {s['classes']} classes\n"
+        f"{s['detector']} on stage {stages}, {how}: {s['training_images']} images, {s['steps']} steps of "
+        f"{s['batch_size']}; seeds {' '.join(map(str, result.seeds))}; {networks}"
+    )
+
+
+def remarks(result: Result) -> list[str]:
+    """How images were split, and what was left out, if anything was."""
+    lines = [result.settings["split"]] if result.settings["split"] else []
+    lines += [f"{what}: {count}" for what, count in result.settings["left_out"].items()]
+    unknown = {seed: n for seed, n in result.settings["objects_of_unknown_classes"].items() if n}
+    if unknown:
+        counts = ", ".join(f"{n} with seed {seed}" for seed, n in unknown.items())
+        lines.append(f"test objects that do not count, as no training image shows their class: {counts}")
+    return lines
+
+
+def words(result: Result) -> str:
+    """The table and what belongs to it, as text."""
+    notes = [_NOTES[key] for key in ("", result.test.name) if key in _NOTES]
+    return "\n".join([heading(result), *remarks(result), table(_cells(result)), *notes])
+
+
+def markdown(result: Result, stem: str) -> str:
+    """The same as a page, with all differences."""
+    cells = _cells(result)
+    columns = list(dict.fromkeys(column for row in cells.values() for column in row))
+    lines = [
+        f"# Detection on {result.test.name}",
+        "",
+        heading(result),
+        "",
+        *(f"- {line}" for line in remarks(result)),
+        "",
+    ]
+    lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines += [f"| {name} | {' | '.join(row.get(key, '') for key in columns)} |" for name, row in cells.items()]
+    lines += ["", f"## Differences to {result.rows[0].name}", ""]
+    titles = result.titles
+    lines += [f"| | {' | '.join(titles.values())} |", "|---" * (len(titles) + 1) + "|"]
+    found = {key: gaps(result, key) for key in titles}
+    for row in result.rows[1:]:
+        lines.append(f"| {row.name} | {' | '.join(_gap(found[key][row.name]) for key in titles)} |")
+    notes = [_NOTES[key] for key in ("", result.test.name) if key in _NOTES]
+    picture = f"![predictions]({stem}{FILES['picture']})"
+    return "\n".join([*lines, "", *notes, "", "## Predictions", "", picture, "", _LEGEND, ""])
+
+
+_LEGEND = (
+    "As many boxes of each image as it has objects, those with the highest scores, of the first seed: green at "
+    "IoU >= 0.5 with an object of the class, orange of another class, red where no object is."
+)
+
+
+def verdicts(found: Detections, test: LabelledImages, image: int) -> list[tuple[list[float], str]]:
+    """The best boxes of an image, as many as it has objects, each with a key of `COLOURS`."""
+    count = int((test.labels[image] >= 0).sum())
+    order = torch.where(found.labels[image] >= 0, found.scores[image], -1).argsort(descending=True, stable=True)[:count]
+    pairs = []
+    for slot in order[found.labels[image, order] >= 0].tolist():
+        near = (iou(found.boxes[image, slot], test.boxes[image]) >= 0.5) & (test.labels[image] >= 0)
+        same = near & (test.labels[image] == found.labels[image, slot])
+        verdict = "right" if same.any() else "another class" if near.any() else "nothing there"
+        pairs.append((found.boxes[image, slot].tolist(), verdict))
+    return pairs
+
+
+def draw(path: Path, result: Result) -> None:
+    """A few test images with their objects, and with what each row's detector of the first seed found in them."""
+    from matplotlib.patches import Rectangle
+
+    test, seed = result.test, result.seeds[0]
+    shown = torch.linspace(0, len(test) - 1, min(_SHOWN, len(test))).long().tolist()
+    side, columns = test.side + GAP, len(result.rows) + 1
+    inch = 1.5
+    page, axes = figure(inch * columns, inch * len(shown) + 0.5)
+    axis = axes[0][0]
+    sheet = torch.ones(3, side * len(shown) - GAP, side * columns - GAP)
+    titles = ["objects", *(f"{row.name}\nAP {row.outcomes[seed].scores['ap']:.1f}" for row in result.rows)]
+    for column, title in enumerate(titles):
+        axis.text(column * side + test.side / 2, -0.04 * side, title, fontsize=8, ha="center", va="bottom")
+        for line, image in enumerate(shown):
+            left, top = column * side, line * side
+            sheet[:, top : top + test.side, left : left + test.side] = test.images[image].float() / 255
+            for (x0, y0, x1, y1), colour in _boxes(result, column, image):
+                corner = (left + x0 - 0.5, top + y0 - 0.5)  # imshow puts the centre of pixel (0, 0) at the origin
+                axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.2))
+    axis.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest")
+    axis.axis("off")
+    legend = ", ".join(f"{colour}: {name}" for name, colour in COLOURS.items())
+    page.suptitle(f"{test.name}, {result.settings['detector']}, seed {seed}; {legend}", fontsize=8)
+    page.savefig(path)
+
+
+def _boxes(result: Result, column: int, image: int) -> list[tuple[list[float], str]]:
+    """Boxes and colours of a cell of the picture: the objects in the first column, then each row's detections."""
+    test = result.test
+    if column == 0:
+        real: Tensor = test.labels[image] >= 0
+        return [(box, "white") for box in test.boxes[image, real].tolist()]
+    found = result.rows[column - 1].outcomes[result.seeds[0]].found
+    return [(box, COLOURS[verdict]) for box, verdict in verdicts(found, test, image)]
