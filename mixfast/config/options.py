@@ -160,7 +160,7 @@ def from_dict(cls: type, data: Any, method_config: type, key: str = "") -> Any:
     hints = typing.get_type_hints(cls)
     names = {item.name: f"{key}.{item.name}" if key else item.name for item in dataclasses.fields(cls) if item.init}
     wrong = [f"{names[name]} is missing" for name in names if name not in data]
-    wrong += [f"{key}{'.' * bool(key)}{name} is unknown" for name in data if name not in names]
+    wrong += [f"{cls.__name__} has no key {name}" for name in data if name not in names]
     if wrong:
         raise ConfigError(f"{'; '.join(wrong)} (written by another version of mixfast?)")
     values = {}

@@ -189,7 +189,6 @@ your own              --method my_lab.method, --data.kind my_lab.data:factory,
 --out DIR             run folder (default runs/<preset>-NNNN); an existing one is refused
 --overwrite           replace an existing run folder
 --resume RUN          continue a run bit for bit, after a kill, a signal or a crash
---trust MODULE        of --resume: import this module, which the run names, though it lies in or around its folder
 --traceback           show where an error came from
 --help-all            every --section.key of a preset or --method with its meaning and default
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from mixfast.methods.bases.method import Step
 from mixfast.run import engine
 from mixfast.run.folder import RunFolder
 from mixfast.train.__main__ import main
-from tests.tiny_run import process_settings_kept, records, words
+from tests.tiny_run import assert_same, last_state, process_settings_kept, records, train_in_child, words
 
 pytestmark = pytest.mark.slow
 
@@ -137,6 +138,23 @@ def test_finished_run_can_be_continued_and_changes_nothing(finished: Path, tmp_p
     assert len((out / "command.txt").read_text().splitlines()) == 2
 
 
+def test_options_that_move_no_weight_may_change_on_resume(tmp_path: Path) -> None:
+    """Logging, evaluation, checkpoints and paths: what is trained ends in the same bits."""
+    whole, broken = (words(tmp_path / name, "moco") for name in "ab")
+    assert train_in_child(whole, tmp_path / "log") == 0
+    assert train_in_child(broken, tmp_path / "log", send=[signal.SIGTERM], at_step=5) == 128 + signal.SIGTERM
+    changes = "--train.log-every 3 --eval.every 1 --eval.k 3 --eval.bank 40 --eval.temperature 0.5 --eval.batch-size 7"
+    more = "--eval.no-baselines --eval.no-diagnostics --train.checkpoint-every 0 --train.checkpoint-seconds 0.001"
+    resume = ["--resume", str(tmp_path / "b"), *changes.split(), *more.split()]
+    assert train_in_child(resume, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    ours, theirs = (last_state(tmp_path / name) for name in "ba")
+    for state in (ours, theirs):
+        del state["config"], state["contents"]
+    assert_same(ours, theirs)
+    scored = [record["epoch"] for record in records(tmp_path / "b") if record["kind"] == "eval"]
+    assert scored == [2, 3]  # the first epoch had ended
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -156,10 +174,11 @@ def test_broken_checkpoints_exit_4(finished: Path, tmp_path: Path, capsys: Any) 
     shutil.copytree(finished, out)
     last = out / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:3000])
-    assert main(["--resume", str(out)]) == 4
+    assert main(["--resume", str(last)]) == 4
     previous = out / "checkpoints" / "previous.pt"
     assert f"--resume {previous}" in capsys.readouterr().err
-    assert main(["--resume", str(previous)]) == 0
+    assert main(["--resume", str(out)]) == 0
+    assert f"warning: {previous} is taken in its place, at step 8" in capsys.readouterr().out
     assert records(out) == records(finished)
     shutil.rmtree(out / "checkpoints")
     assert main(["--resume", str(out)]) == 4
