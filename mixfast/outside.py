@@ -44,7 +44,8 @@ def check_dotted(path: str, option: str) -> None:
     parts = path.split(".")
     if not all(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
         as_name = path.removesuffix(".py").replace(os.sep, ".").strip(".")
-        hint = f", as in {as_name}" if all(part.isidentifier() for part in as_name.split(".")) else ""
+        named = "." in as_name and all(part.isidentifier() for part in as_name.split("."))
+        hint = f", as in {as_name}" if named else ""
         raise ConfigError(
             f"{option}: {path!r} is no dotted name of a module. Drop .py, use dots{hint}, and run from the folder that "
             "holds it or put that folder on PYTHONPATH."
