@@ -23,10 +23,10 @@ from mixfast.models import Backbone, Encoder, adapters
 from mixfast.models.backbone import named_weights
 from mixfast.models.config import RESNET_OPTIONS, ModelConfig
 from mixfast.models.resnet import STEMS, ResNet
-from mixfast.run import checkpoint, command
+from mixfast.run import command
 from mixfast.run.finite import not_finite
 from mixfast.run.folder import RunFolder, homes_expanded, write_json
-from mixfast.run.reopen import MachineOptions, set_up_run
+from mixfast.run.reopen import MachineOptions, load_run
 from mixfast.run.setup import Setup
 from mixfast.run.state import Run
 from mixfast.scoring.features import evaluation_mode
@@ -71,8 +71,7 @@ def export_checkpoint(options: Export) -> Path:
         raise ConfigError(f"give --out DIR for the checkpoint {options.run}: export/ of the run is of its newest one.")
     if options.out is not None and options.out.exists() and not options.out.is_dir():
         raise ConfigError(f"--out {options.out} is a file; give a folder.")
-    file, state = checkpoint.load_newest(options.run, print)
-    setup = set_up_run(options.run, options)
+    file, state, setup = load_run(options.run, options)
     setup.load_method(state, file)
     print(f"{file}: {setup.config.method_name}, epoch {state['epoch']}, step {state['step']}")
     return _write(setup, options.out or RunFolder.open(options.run).export, state["epoch"])
@@ -186,7 +185,7 @@ def load_backbone(folder: Path | str, factory: Callable[..., nn.Module] | None =
     wanted = named_weights(backbone).state_dict()
     if unlike := [name for name in {**wanted, **weights} if _form(wanted.get(name)) != _form(weights.get(name))]:
         raise CheckpointError(
-            f"{folder / WEIGHTS} is of another network than the one that {FACTS} describes: they differ in "
+            f"{folder / WEIGHTS} is of another network than the one built here, as {FACTS} says: they differ in "
             f"{len(unlike)} entries ({', '.join(unlike[:5])})."
         )
     if "backbone" not in architecture:

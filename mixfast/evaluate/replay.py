@@ -15,7 +15,7 @@ from mixfast.run.console import Console
 from mixfast.run.engine import train_step
 from mixfast.run.folder import RunFolder
 from mixfast.run.reopen import MachineOptions, set_up_run
-from mixfast.run.restore import expect, load_generators
+from mixfast.run.restore import check_config, check_fields, expect, load_generators
 from mixfast.run.setup import Setup
 from mixfast.run.signals import StopRequest
 from mixfast.run.state import Run, build
@@ -96,6 +96,8 @@ def replay_step(setup: Setup, state: dict[str, Any], path: Path) -> None:
     fits = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape == shape
     expect(fits, path, "images", f"uint8 {list(shape)}", images)
     assert isinstance(images, Tensor)
+    check_fields(state, path)
+    check_config(state, setup.config, path)
     setup.load_method(state, path)
     load_generators(setup.generators, state["generators"], path)
     print(f"step {state['step']}, epoch {state['epoch']}: saved because {'; '.join(state['terms'][:5])}")

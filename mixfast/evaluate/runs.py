@@ -15,10 +15,9 @@ from mixfast.config.options import FREE_ON_RESUME, RunConfig, flatten
 from mixfast.data import Splits
 from mixfast.errors import ConfigError
 from mixfast.models import Encoder
-from mixfast.run import checkpoint
 from mixfast.run.folder import RunFolder, now
 from mixfast.run.monitor import scorable
-from mixfast.run.reopen import MachineOptions, data_key, set_up_run
+from mixfast.run.reopen import MachineOptions, data_key, load_run
 from mixfast.run.setup import Setup
 from mixfast.scoring.baselines import calibrated
 from mixfast.scoring.maps import Network
@@ -88,8 +87,7 @@ def load_runs(options: ScoringOptions, changes: dict[str, Any] | None = None) ->
 
 
 def _load(path: Path, options: ScoringOptions, changes: dict[str, Any], shared: dict[str, Splits]) -> LoadedRun:
-    file, state = checkpoint.load_newest(path, print)
-    setup = set_up_run(path, options, changes, shared)
+    file, state, setup = load_run(path, options, changes, shared)
     fresh = copy.deepcopy(setup.method.encoder)
     setup.load_method(state, file)
     return LoadedRun(file, RunFolder.open(path), setup, state["epoch"], state["step"], fresh)

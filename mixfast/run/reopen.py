@@ -7,8 +7,9 @@ from typing import Any
 from mixfast.config.options import RunConfig, replace, validate
 from mixfast.data import Splits, kind_of, load
 from mixfast.ranges import Cores
-from mixfast.run import machine
+from mixfast.run import checkpoint, machine
 from mixfast.run.folder import RunFolder
+from mixfast.run.restore import check_config, check_fields
 from mixfast.run.setup import Setup, set_up
 
 
@@ -20,6 +21,24 @@ class MachineOptions:
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: Cores = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota
     trust: tuple[str, ...] = ()  # modules in or around a run's folder, which the run names, that may be imported
+
+
+def load_run(
+    path: Path,
+    options: MachineOptions,
+    changes: dict[str, Any] | None = None,
+    shared: dict[str, Splits] | None = None,
+) -> tuple[Path, dict[str, Any], Setup]:
+    """A checkpoint of a run, its content, and the set-up of its folder with fresh weights; arguments as below.
+
+    Raises:
+        CheckpointError: unreadable, or the configuration in the folder is not that of the checkpoint.
+    """
+    file, state = checkpoint.load_newest(path, print)
+    setup = set_up_run(path, options, changes, shared)
+    check_fields(state, file)
+    check_config(state, setup.config, file)
+    return file, state, setup
 
 
 def set_up_run(

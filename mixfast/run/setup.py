@@ -64,10 +64,9 @@ class Setup:
         """Weights, statistics and queues of a checkpoint read from `path`.
 
         Raises:
-            CheckpointError: of another configuration or architecture, or an entry is not as it must be.
+            CheckpointError: of another architecture, or an entry is not as it must be.
         """
         restore.check_fields(state, path)
-        restore.check_config(state, self.config, path)
         restore.load_method(self.method, state, path)
 
 
