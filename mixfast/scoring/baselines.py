@@ -86,8 +86,8 @@ def centre_maps(images: Tensor) -> dict[str, Tensor]:
         {"centre 1.00": [N, H, W], ...}, float32 in [0, 1], 1 at the centre; the number is width over height.
     """
     count, _, height, width = images.shape
-    places = (torch.arange(side, dtype=torch.float32, device=images.device) for side in (height, width))
-    y, x = (((place + 0.5) / side * 2 - 1).abs() for place, side in zip(places, (height, width), strict=True))
+    indices = (torch.arange(side, dtype=torch.float32, device=images.device) for side in (height, width))
+    y, x = (((index + 0.5) / side * 2 - 1).abs() for index, side in zip(indices, (height, width), strict=True))
     maps = {}
     for shape in SHAPES:
         far = torch.maximum(y[:, None] / min(1.0, 1 / shape), x / min(1.0, shape))
