@@ -88,8 +88,8 @@ __global__ void __launch_bounds__(kRowWarps* kWarp) merge(const __grid_constant_
     if (d < call.dim) match += read(term.queries, call.query_type, n * term.query_stride + d) * positive[i];
   }
   match = warp_sum(match);
-  if (!isfinite(match)) match = NAN;  // else a loss of 0
-  if (isinf(sum)) sum = NAN;          // else gradients of a loss of inf
+  if (!(fabsf(match) < INFINITY)) match = NAN;  // else a loss of 0
+  if (sum == INFINITY) sum = NAN;               // else gradients of a loss of inf
   const float margin = kLn2 * (fmaf(-match, kLog2E * inverse, reference) + log2f(sum));
   const float small = expf(-fabsf(margin)), share = (margin < 0 ? small : 1) / (1 + small);
   if (lane == 0) {

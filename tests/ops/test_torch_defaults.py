@@ -13,6 +13,7 @@ import mixfast
 from mixfast import augment, losses, mix
 from mixfast.ops.views.reference import constant
 from mixfast.rng import Generators
+from mixfast.scoring import bootstrap, components, localisation, maps
 from tests.backends import device_of, each_backend
 from tests.ops import augmenting
 
@@ -189,5 +190,23 @@ def test_what_is_built_on_them(name: str, rng: torch.Generator) -> None:
         results.append(losses.nt_xent_sum([losses.PairTerm("a", first, second, weight)], 0.2)[0])
         results.append(losses.minus_cosine(first, losses.unit(second.bfloat16())))
         return results
+
+    check(made, name)
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_scores(name: str, rng: torch.Generator) -> None:
+    heat, boxes = torch.rand(5, 9, 9, generator=rng), torch.tensor([[[1, 1, 5, 6]]] * 5)
+    masks = torch.rand(5, 9, 9, generator=rng) < 0.5
+
+    def made() -> list[Tensor]:
+        draws = bootstrap.resamples(5, number=20)
+        mean = bootstrap.summary([heat[:, 0]], lambda sums: sums.mean(1), draws)["low"]
+        return [
+            *(draws, draws.new_tensor(mean), maps.entropy(heat)),
+            components.mixture_boxes(4, (9, 9), 0.3, torch.Generator("cpu").manual_seed(1)),
+            *localisation.box_curves(heat, boxes.float(), 10),
+            *localisation.pixel_counts(heat, masks),
+        ]
 
     check(made, name)
