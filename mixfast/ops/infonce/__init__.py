@@ -71,7 +71,8 @@ def multi_queue_infonce(
 
     The loss of a row is -log( e^{q.k/tau} / (e^{q.k/tau} + sum_j e^{q.queue_j/tau}) ). Rows of terms that share a queue
     are processed together, and the N x K logits never exist (except in the reference backend). The same bits on every
-    run and for any number of threads. Works under torch.compile. Under autocast queries and positives are converted
+    run and for any number of threads. Works under torch.compile and under torch.func, whose forward mode takes a row
+    product instead of a backward pass. Under autocast queries and positives are converted
     like the input of a loss on a CPU (float32) and of a matrix product on a GPU (float16), whatever their dtypes;
     queues stay as they are.
 
@@ -98,7 +99,8 @@ def multi_queue_infonce(
             of a temperature tensor that is not positive, or of valid_len outside [0, K_q]. A GPU would have to wait for
             these values: there valid_len is clamped, and a temperature is taken as it is.
         RuntimeError: the named backend cannot run this call.
-        NotImplementedError: vmap over the operation, or a second derivative.
+        NotImplementedError: vmap over the operation, a second derivative, one in forward mode with respect to queues,
+            or torch.func.grad, jvp and the like inside of torch.compile.
     """
     if in_autocast():
         queries, positives = autocast_rows(queries), autocast_rows(positives)

@@ -20,8 +20,9 @@ def masked_upsample_pool(
     """Mean feature inside and outside a region, as if `features` were first upsampled to the region's map.
 
     Equals F.interpolate(features, (H, W), mode="bilinear", align_corners=False) and two masked means, without the
-    large map. Twice differentiable with respect to features; works under torch.compile, vmap and autocast, which
-    leaves the dtype alone. The same bits on every run and for any number of threads.
+    large map. Twice differentiable with respect to features, forwards and backwards; works under torch.compile,
+    torch.func, vmap included, and autocast, which leaves the dtype alone. The same bits on every run and for any
+    number of threads.
 
     Args:
         features: [B, C, h, w], float16, bfloat16, float32 or float64. Contiguous and channels_last are read in place.
@@ -41,6 +42,8 @@ def masked_upsample_pool(
             inverted or leaves the map, and a float mask outside [0, 1]; a GPU would have to wait for these values:
             there boxes are clamped to the map, and such masks are not noticed.
         RuntimeError: the named backend cannot run this call.
+        NotImplementedError: a forward-mode derivative with respect to regions, or torch.func.grad, jvp and the like
+            inside of torch.compile.
     """
     _checks.check_features(NAME, features)
     regions, height, width = _checks.check_regions(NAME, regions, output_size, features)

@@ -61,10 +61,11 @@ def augment_views(
         V tensors [B, 3, S, T], parts of one allocation.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, dtype, shape, layout or device.
+        TypeError, ValueError: an argument of the wrong kind, dtype, shape, layout or device, or parameters that require
+            a gradient.
         IndexError: in the cpu backend, an index outside of [0, N).
         RuntimeError: the named backend cannot run this call.
-        NotImplementedError: vmap over the operation.
+        NotImplementedError: vmap over the operation, or a forward-mode derivative.
     """
     _checks.check_images(images)
     _checks.check_index(index, images)
@@ -132,9 +133,10 @@ def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor, *, back
         [B, C, H, W], channels_last if `base` is (and not contiguous too), else contiguous.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, dtype, shape or device.
+        TypeError, ValueError: an argument of the wrong kind, dtype, shape or device, or one that requires a gradient
+            where gradients are recorded.
         RuntimeError: the named backend cannot run this call.
-        NotImplementedError: vmap over the operation.
+        NotImplementedError: vmap over the operation, or a forward-mode derivative.
     """
     _checks.check_mixture(base, donor, boxes, share)
     refuse_derivatives("mix_views", base=base, donor=donor, share=share)
