@@ -104,7 +104,7 @@ def run(line: str) -> int:
     """The exit code of a command line of the documents, made small."""
     module, words = line.split()[2], line.split()[3:]
     if module == "mixfast.doctor":
-        return doctor.main() or 0
+        return doctor.main(words)
     if module == "mixfast.evaluate":
         return evaluate.main([*words, *(FEW if words[0] == "localise" else [])])
     if module == "mixfast.compare":

@@ -55,7 +55,7 @@ def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **c
         del values["method.queue_size"]
     groups = [(f"--{key}", *(value if isinstance(value, tuple) else (value,))) for key, value in values.items()]
     flags = [str(word) for group in groups for word in group]
-    return ["--out", str(out), "--method", method, *flags, "--compare", *compare]
+    return ["--out", str(out), "demo", "--method", method, *flags, "--compare", *compare]
 
 
 def open_tiny(

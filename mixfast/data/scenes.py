@@ -138,6 +138,17 @@ def generate(count: int, size: int, seed: int, split: str, cfg: SceneConfig) -> 
     return ImageSet(images, labels, names, boxes_of(masks), masks)
 
 
+def backgrounds(count: int, size: int, generator: torch.Generator, cfg: SceneConfig) -> Tensor:
+    """uint8 [count, 3, size, size]: scenes without their object."""
+    x, y = _grid(size)
+    parts = []
+    for index in torch.arange(count).split(max(1, _CHUNK_PIXELS // size**2)):
+        canvas = _background(_Draw(len(index), generator), x, y, cfg)
+        canvas += torch.randn(canvas.shape, generator=generator) * cfg.noise
+        parts.append(canvas.mul_(255).round_().clamp_(0, 255).to(torch.uint8).view(-1, 3, size, size))
+    return torch.cat(parts)
+
+
 def boxes_of(masks: Tensor) -> Tensor:
     """Tight boxes int64 [N, 4] (x0, y0, x1, y1), half-open, of masks [N, H, W]; an empty mask gives zeros."""
     sides = []
@@ -148,6 +159,12 @@ def boxes_of(masks: Tensor) -> Tensor:
         sides.append((low, torch.where(hit.any(dim=1), high, 0)))
     (x0, x1), (y0, y1) = sides
     return torch.stack([x0, y0, x1, y1], dim=1)
+
+
+def _grid(size: int) -> tuple[Tensor, Tensor]:
+    """x and y [1, 1, pixels] of the pixels' centres, in shares of the side."""
+    grid = (torch.arange(size) + 0.5) / size
+    return grid.expand(size, size).reshape(1, 1, -1), grid[:, None].expand(size, size).reshape(1, 1, -1)
 
 
 class _Draw:
@@ -172,8 +189,7 @@ def _render(
 ) -> tuple[Tensor, Tensor]:
     """uint8 images [count, 3, size, size] and masks [count, size, size] of one class."""
     draw = _Draw(count, generator)
-    grid = (torch.arange(size) + 0.5) / size
-    x, y = grid.expand(size, size).reshape(1, 1, -1), grid[:, None].expand(size, size).reshape(1, 1, -1)
+    x, y = _grid(size)
     canvas = _background(draw, x, y, cfg)
     radius = draw(*cfg.radius)
     room = (0.5 - 0.9 * radius).clamp(min=0)  # the centre's distance from the middle: most of the object stays inside

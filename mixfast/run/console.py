@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mixfast.run.streams import reason
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 QUIET_SECONDS = 30.0  # a record inside an epoch gets a line of its own only after so long a silence
 
@@ -63,8 +63,8 @@ class Console:
         if sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-            self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            columns = (TextColumn("{task.description} {task.percentage:3.0f} %"), BarColumn(16), TimeRemainingColumn())
+            self._progress = Progress(*columns, note_column())
             self._progress.start()
         return self
 
@@ -76,6 +76,19 @@ class Console:
     def task(self, name: str, total: int) -> "Task":
         """A bar of `total` steps."""
         return Task(self._progress, name, total)
+
+
+def note_column() -> "ProgressColumn":
+    """The note behind a bar; a narrow terminal cuts it, before anything else gives way."""
+    from rich.progress import ProgressColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class NoteColumn(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+    return NoteColumn(table_column=Column(no_wrap=False))  # the only column that may shrink
 
 
 class Task:

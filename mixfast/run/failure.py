@@ -23,6 +23,7 @@ import torch
 from mixfast.errors import OutOfMemoryError, StorageError, UserError
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.streams import reason, steady_streams
+from mixfast.run.torch_state import fresh_torch_state
 
 USER_CODE = 8  # exit code of an error in a method, data set or backbone from outside mixfast
 
@@ -78,6 +79,7 @@ class Frame(NamedTuple):
         return f"{f'{self.module}, ' if self.module else ''}{path} line {self.line}, in {self.function}"
 
 
+@fresh_torch_state()
 def run_command(command: Callable[[], object]) -> int:
     """Run a command whose result is what it prints; print on stderr how it failed, if it did. Returns the exit code."""
     with steady_streams() as out, StopRequest():

@@ -5,7 +5,7 @@ import datetime
 import json
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,9 @@ from typing import Any
 from mixfast import methods
 from mixfast.config.options import RunConfig, from_dict
 from mixfast.errors import CheckpointError, ConfigError
+from mixfast.models import adapters
+from mixfast.models.config import RESNET
+from mixfast.outside import check_trusted
 from mixfast.run import checkpoint
 from mixfast.run.log import Metrics
 
@@ -54,32 +57,50 @@ class RunFolder:
         for folder in (path, *path.parents[:2]):
             if (folder / "config.json").is_file():
                 return cls(folder)
-        raise CheckpointError(f"{path} is not the folder of a run: it has no config.json.")
+        runs = sorted(str(file.parent) for file in path.glob("*/config.json"))
+        inside = f" It holds {len(runs)} runs; name those that you mean: {shlex.join(runs)}" if runs else ""
+        raise CheckpointError(f"{path} is not the folder of a run: it has no config.json.{inside}")
 
     def write_config(self, config: RunConfig[Any], preset: str, origins: dict[str, str]) -> None:
         """config.json: every value, and where each that is not a default came from."""
         content = {"preset": preset, "values": dataclasses.asdict(config), "origins": origins}
         write_json(self.path / "config.json", content)
 
-    def read_config(self) -> tuple[RunConfig[Any], str, dict[str, str]]:
+    def read_config(self, trusted: Collection[str] = ()) -> tuple[RunConfig[Any], str, dict[str, str]]:
         """The inverse of `write_config`: configuration, preset, origins.
 
+        Args:
+            trusted: dotted names of modules that the user named; others are not imported from where a folder that
+                somebody sent may have put them (`mixfast.outside.check_trusted`).
+
         Raises:
-            CheckpointError: unreadable, or written by a version with other keys.
+            CheckpointError: unreadable, written by a version with other keys, or it names a module that is not trusted.
             ConfigError: the method's module cannot be found.
         """
         path = self.path / "config.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            values, preset, origins = content["values"], content["preset"], content["origins"]
-            name = values["method_name"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} cannot be read: {error}") from error
+        expected = {"values": dict, "preset": str, "origins": dict}
+        for key, kind in expected.items():
+            if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+                found = repr(content.get(key, "nothing") if isinstance(content, dict) else content)
+                what = "a text" if kind is str else "an object"
+                raise CheckpointError(f"{path} cannot be read: {key} must be {what}; got {found:.100}.")
+        values, preset, origins = content["values"], content["preset"], content["origins"]
+        name = values.get("method_name")
+        if not isinstance(name, str):
+            raise CheckpointError(f"{path} cannot be read: method_name must be a method's name; got {name!r:.100}.")
+        if name not in methods.names():
+            check_trusted([("method_name", name)], self.path, trusted)
         method = methods.load(name)  # what goes wrong in a user's module is not the file's fault
         try:
-            return from_dict(RunConfig, values, method.Config), preset, origins
-        except (KeyError, TypeError, ConfigError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from error
+            config: RunConfig[Any] = from_dict(RunConfig, values, method.Config)
+        except ConfigError as error:
+            raise CheckpointError(f"{path} cannot be read: {error}.") from error
+        check_trusted(_named_code(config), self.path, trusted)
+        return config, preset, origins
 
     def write_command(self, words: list[str]) -> None:
         """command.txt: one line per start or resume."""
@@ -99,9 +120,12 @@ class RunFolder:
                 file.truncate()
 
     def status(self) -> dict[str, Any]:
-        """The content of status.json; {} before `write_status` was called."""
-        path = self.path / "status.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        """The content of status.json; {} before `write_status` was called, or if it is damaged."""
+        try:
+            found = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to continue from."""
@@ -116,6 +140,16 @@ class RunFolder:
         """Delete files that were being written when something went wrong; the disk may be full of them."""
         for path in (*self.path.glob("*.tmp"), *self.checkpoints.glob("*.tmp")):
             path.unlink()
+
+
+def _named_code(config: RunConfig[Any]) -> list[tuple[str, str]]:
+    """(key, module or module:function) of what a configuration takes from outside this package, beside its method."""
+    found = [("compare", name) for name in config.compare if name not in methods.names()]
+    if config.model.backbone != RESNET and (named := adapters.parse(config.model.backbone)).own:
+        found.append(("model.backbone", f"{named.source}:{named.name}"))
+    if ":" in config.data.kind:
+        found.append(("data.kind", config.data.kind))
+    return found
 
 
 def now() -> str:

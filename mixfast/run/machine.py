@@ -33,8 +33,8 @@ def refuse_several_processes() -> None:
             return  # of this step; SLURM_NTASKS counts the whole job's
 
 
-def pick_device(wanted: str) -> torch.device:
-    """The device of `--train.device`: auto is the first GPU, else the CPU.
+def pick_device(wanted: str, option: str = "--train.device") -> torch.device:
+    """The device that an option names: auto is the first GPU, else the CPU.
 
     Raises:
         ConfigError: not a device this trainer knows. PlatformError: this machine has no such device.
@@ -42,12 +42,12 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = wanted.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise ConfigError(f"--train.device {wanted}: must be auto, cpu, cuda or cuda:N")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
+        raise ConfigError(f"{option} {wanted}: must be auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise PlatformError(
-            f"--train.device {wanted}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs. "
-            "Use --train.device cpu, or install a build of torch for your GPU and driver (https://pytorch.org)."
+            f"{option} {wanted}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs. "
+            f"Use {option} cpu, or install a build of torch for your GPU and driver (https://pytorch.org)."
         )
     return torch.device(wanted)
 

@@ -24,6 +24,24 @@ _CHUNK = 512  # canvases painted together
 
 
 def compose(source: ImageSet, count: int, size: int, objects: int, seed: int, split: str) -> Objects:
+    """`count` canvases with `objects` different images of `source` each: `arrange`, with the first objects' labels.
+
+    Args:
+        source, count, size, objects, seed, split: see `arrange`.
+
+    Returns:
+        Images with boxes [N, M, 4] and the labels of the first objects. No masks: an object here is a rectangle.
+
+    Raises:
+        ConfigError: a canvas or a set that is too small.
+    """
+    images, boxes, index = arrange(source, count, size, objects, seed, split)
+    return Objects(images, boxes, source.labels[index[:, 0]], "canvas")
+
+
+def arrange(
+    source: ImageSet, count: int, size: int, objects: int, seed: int, split: str
+) -> tuple[Tensor, Tensor, Tensor]:
     """`count` canvases with `objects` different images of `source` each.
 
     A single object stands anywhere on the canvas, its side drawn from `SIDES`. With more, the canvas is cut into a
@@ -39,7 +57,8 @@ def compose(source: ImageSet, count: int, size: int, objects: int, seed: int, sp
         split: name of an independent stream, such as "validation".
 
     Returns:
-        Images with boxes [N, M, 4] and the labels of the first objects. No masks: an object here is a rectangle.
+        uint8 images [N, 3, size, size], float32 boxes [N, M, 4], and the positions int64 [N, M] of the objects in
+        `source`.
 
     Raises:
         ConfigError: a canvas or a set that is too small.
@@ -60,7 +79,7 @@ def compose(source: ImageSet, count: int, size: int, objects: int, seed: int, sp
     images = torch.cat([textures(source.images[i], size, draw) for i in donors.split(_CHUNK)])
     for number in range(objects):
         _paste(images, source.images, index[:, number], boxes[:, number])
-    return Objects(images, boxes.float(), source.labels[first], "canvas")
+    return images, boxes.float(), index
 
 
 def _places(count: int, size: int, objects: int, grid: int, draw: torch.Generator) -> Tensor:

@@ -15,14 +15,15 @@ import torch
 
 import mixfast
 from mixfast.config.options import RunConfig, replace
-from mixfast.config.presets import switch_method
+from mixfast.config.presets import DEFAULT, switch_method
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
 from mixfast.errors import OutOfMemoryError
-from mixfast.export import export
+from mixfast.export import check_exportable, export
 from mixfast.run import checkpoint, machine, monitor
-from mixfast.run.budget import explain_out_of_memory, step_cost
+from mixfast.run.budget import check_memory, explain_out_of_memory, step_cost
 from mixfast.run.claim import Claim, Lock
+from mixfast.run.command import VERSION
 from mixfast.run.console import Console
 from mixfast.run.engine import train
 from mixfast.run.failure import USER_CODE, Failure, explain, is_out_of_memory, run_command
@@ -31,6 +32,7 @@ from mixfast.run.log import TensorBoard, summary_writer
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.state import Run, build
 from mixfast.run.streams import reason, steady_streams
+from mixfast.run.torch_state import fresh_torch_state
 from mixfast.train import cli, report
 
 
@@ -44,11 +46,13 @@ class Attempt:
     begun: bool = False  # whether training has; a start that fails before leaves everything as it was
 
 
+@fresh_torch_state()
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code. torch's global state is left as it was; glibc keeps freed memory."""
     words = sys.argv[1:] if words is None else words
-    if {"--help", "-h", "--help-all"} & set(words):
-        return run_command(lambda: show_help(words))
+    switches = cli.switches(words)
+    if {"--help", "-h", "--help-all", "--version"} & switches:
+        return run_command(lambda: show_help(words, switches))
     attempt, method = Attempt(Console()), ""
 
     def at_once(number: int) -> None:
@@ -72,7 +76,7 @@ def main(words: list[str] | None = None) -> int:
             folder = attempt.claim.folder.path if attempt.claim else None
             failure = explain(error, attempt.console.log_path, method if "." in method else "", folder)
             details = "".join(traceback.format_exception(error))
-            if "--traceback" in words:
+            if "--traceback" in switches:
                 failure = failure._replace(lines=details)
             return finish(attempt, "failed", failure, details)
         finally:
@@ -80,10 +84,12 @@ def main(words: list[str] | None = None) -> int:
                 attempt.claim.release()
 
 
-def show_help(words: list[str]) -> None:
-    """Print what --help-all or --help asks for."""
-    if "--help-all" in words:
-        cli.full_help([word for word in words if word != "--help-all"])
+def show_help(words: list[str], switches: set[str]) -> None:
+    """Print what --version, --help-all or --help asks for."""
+    if "--version" in switches:
+        print(VERSION)
+    elif "--help-all" in switches:
+        cli.full_help(words)
     else:
         print(cli.short_help())
 
@@ -149,6 +155,7 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
     """Train what the command line asks for, and what it is compared with; write the report."""
     config, preset, console = invocation.config, invocation.preset, attempt.console
     device = check_machine(config)
+    check_memory(config, device)
     start = invocation.checkpoint()
     threads, keeps_memory = machine.set_threads(config.train.threads), machine.keep_freed_memory()
     machine.set_determinism(config.train.deterministic)
@@ -178,9 +185,17 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
         f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({threads} threads)   "
         f"kernels: {machine.kernels(device)}   seed {config.seed}"
     )
-    console.line(f"preset {preset}: {config.method_name} on {config.data.kind}   folder {folder.path}")
+    console.line(
+        f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
+        f"{config.train.epochs} epochs   folder {folder.path}"
+    )
     if attempt.resumed and start is None:
         console.line("it was stopped before its first checkpoint: training begins with step 1")
+    if preset == DEFAULT and config.data.kind != "scenes":
+        console.line(
+            f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
+            "name a preset such as moco, or a --method."
+        )
     splits = load(config.data, config.seed, console.line, **machine.room(device))
     with console:
         run = train_one(config, splits, folder, console, stop, device, start, begin)
@@ -214,11 +229,12 @@ def train_one(
     start: Path | None,
     begin: Callable[[], None],
 ) -> Run:
-    """Train one method, from the checkpoint `start` if there is one; export its backbone.
+    """Train one method, from the checkpoint or folder `start` if there is one; export its backbone.
 
     `begin` is called when all that can be refused has been tried; before it, nothing is written for a run to continue.
     """
     run = build(config, splits, folder, console, stop, device)
+    check_exportable(run)
     views = None if start else report.first_views(run)
     console.line("   ".join(run.choices))
     if start:
@@ -259,10 +275,10 @@ def train_beside(run: Run, name: str) -> RunFolder:
     folder, lock = RunFolder(path), Lock(path, run.console.line)
     folder.write_config(other, "compare", {"train.epochs": f"equal encoder cost with {config.method_name}"})
     run.console.line(
-        f"\nbeside it: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
+        f"\ncomparison: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
         f"{config.method_name})"
     )
-    start = checkpoint.find(path) if folder.has_checkpoint() else None
+    start = path if folder.has_checkpoint() else None
     try:
         train_one(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None)
         folder.write_status("finished", exit_code=0)

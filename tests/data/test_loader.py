@@ -33,7 +33,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def make(names: list[str]) -> Library:
-    return Library(ImageFiles(SIZE), names, (COUNT,), 2, pytest.fail)
+    return Library(ImageFiles(SIZE), names, 2)
 
 
 def levels(batch: torch.Tensor) -> list[int]:
@@ -154,7 +154,7 @@ import torch
 from mixfast.data.loader import ImageFiles, Library
 multiprocessing.set_forkserver_preload(["mixfast.data.loader"])
 names = [str(path) for path in sorted(Path({str(Path(names[0]).parent)!r}).iterdir())]
-library = Library(ImageFiles(600), names, (len(names),), 2, print)
+library = Library(ImageFiles(600), names, 2)
 for number, _ in enumerate(library.read([torch.arange(4)] * 2000, torch.device("cpu"))):
     if number == 2:
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)

@@ -41,6 +41,17 @@ def test_terminal_shows_a_bar_with_note(tmp_path: Path, monkeypatch: pytest.Monk
     assert (tmp_path / "log.txt").read_text() == "epoch [1]\n"
 
 
+@pytest.mark.parametrize("columns", ["40", "60"])
+def test_a_narrow_terminal_keeps_the_percentage(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", columns)
+    with Console() as console:
+        console.task("approach1", total=100).update(37, "loss 14.93   482 images/s   data wait 3 %")
+    assert " 37 %" in terminal.getvalue() and "loss" in terminal.getvalue()
+
+
 def test_a_plain_log_shows_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

@@ -1,0 +1,198 @@
+"""Train a detector on a network, and score it: the same images, weights and order for every network of a seed."""
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mixfast.detection import average_precision
+from mixfast.detection.average_precision import Detections
+from mixfast.detection.body import check_layers, pyramid_layers, stage_maps, whole_batches
+from mixfast.detection.detectors import DETECTIONS, Shape, anchors_of, build
+from mixfast.detection.images import LabelledImages
+from mixfast.errors import NonFiniteError
+from mixfast.models import Backbone
+from mixfast.rng import Generators
+from mixfast.scoring.maps import Network
+
+_WARM_UP = 50  # steps, at most half of all
+_DROPS = (0.75, 0.92)  # shares of the steps after which the rate falls to a tenth
+_BATCH = 32  # images of a pass without gradients
+_SAME = 0.5  # IoU above which boxes of several classes are one box without a class
+KEPT = 2 << 30  # bytes of maps of a frozen network that are kept, at most; more are computed in every step
+Progress = Callable[[int, int], None]  # called with the steps done and the steps in all
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a detector is trained."""
+
+    detector: str = "fcos"  # a key of `detectors.DETECTORS`
+    finetune: bool = False  # train the backbone too, its batch norms in training mode
+    layers: tuple[int, ...] = ()  # stages whose maps are used; none: `pyramid_layers`, or for c4 the last but one
+    steps: int = 400
+    batch_size: int = 8
+    lr: float = 1e-3  # AdamW's
+    weight_decay: float = 1e-4
+    clip: float = 10.0  # largest norm of the gradient
+
+
+class Outcome(NamedTuple):
+    """What a network's detector reached."""
+
+    scores: dict[str, float]  # percent
+    found: Detections  # in the test images
+    losses: list[float]  # of every step
+    seconds: float  # of training and scoring
+
+
+def transfer(
+    network: Network,
+    train: LabelledImages,
+    test: LabelledImages,
+    recipe: Recipe,
+    seed: int,
+    progress: Progress = lambda done, of: None,
+) -> Outcome:
+    """Train a detector on `train` above a network, which is left as it is, and score it on `test`.
+
+    Args:
+        network: an encoder, of which the backbone is used, and its normalisation.
+        train: images with an object each, at least `recipe.batch_size` of them.
+        test: images of the same size and classes.
+        recipe: how.
+        seed: of the detector's weights, the order of the images, the flips and the detector's own samples.
+        progress: called after every step.
+
+    Raises:
+        NonFiniteError: the loss is not a number. ConfigError: layers that the network lacks.
+    """
+    begin = time.monotonic()
+    device = next(network.encoder.parameters()).device
+    backbone = whole_batches(copy.deepcopy(network.encoder.backbone))
+    shape = shape_of(backbone, train, recipe)
+    draws = Generators(seed)
+    with torch.random.fork_rng():  # torchvision draws weights and samples from the global generator
+        torch.manual_seed(int(torch.randint(2**62, (), generator=draws["detection/weights"])))
+        model = build(recipe.detector, backbone, shape, frozen=not recipe.finetune).to(device)
+        losses = _fit(model, _Feed(model, network, train, recipe, flips=True), train, recipe, draws, progress)
+    found = _predict(model.eval(), _Feed(model, network, test, recipe, flips=False), test)
+    return Outcome(scores(found, test), found, losses, time.monotonic() - begin)
+
+
+def shape_of(backbone: Backbone, train: LabelledImages, recipe: Recipe) -> Shape:
+    """The structure of the detector: its anchors follow the boxes of the training images."""
+    layers = list(recipe.layers) or (
+        [len(backbone.channels) - 1] if recipe.detector == "c4" else pyramid_layers(backbone, train.side)
+    )
+    check_layers(backbone, layers)
+    boxes = train.boxes[(train.labels >= 0) & ~train.crowd]
+    return Shape(layers, len(train.class_names), anchors_of(boxes, len(layers)))
+
+
+def scores(found: Detections, test: LabelledImages) -> dict[str, float]:
+    """In percent: COCO's AP, AP50, AP75 and by size, the same of boxes without their class, and VOC 2007's."""
+    classes, truth = len(test.class_names), test.truth
+    table = average_precision.summary(average_precision.coco(truth, found, classes))
+    located = truth._replace(labels=truth.labels.clamp(max=0))
+    unnamed = average_precision.summary(average_precision.coco(located, any_class(found), 1))
+    table |= {f"any_class_{name}": value for name, value in unnamed.items()}
+    return table | average_precision.voc07_summary(average_precision.voc07(truth, found, classes))
+
+
+def any_class(found: Detections) -> Detections:
+    """The detections as of a single class; of boxes of several classes in one place the one with the highest score."""
+    from torchvision.ops import batched_nms
+
+    image, slot = (found.labels >= 0).nonzero(as_tuple=True)
+    kept = batched_nms(found.boxes[image, slot], found.scores[image, slot], image, _SAME)
+    labels = torch.full_like(found.labels, -1)
+    labels[image[kept], slot[kept]] = 0
+    return found._replace(labels=labels)
+
+
+class _Feed:
+    """Batches of images for a detector. A frozen network sees each image and its mirror image once, if they fit."""
+
+    def __init__(self, model: nn.Module, network: Network, data: LabelledImages, recipe: Recipe, flips: bool):
+        self.body, self.normalise, self.images = model.backbone, network.normalise, data.images
+        self.maps: list[Tensor] | None = None
+        size = data.images.shape
+        if not recipe.finetune:
+            sides = [-(-size[2] // self.body.backbone.strides[layer - 1]) for layer in self.body.layers]
+            cells = [self.body.backbone.channels[n - 1] * s**2 for n, s in zip(self.body.layers, sides, strict=True)]
+            if 4 * len(data) * (1 + flips) * sum(cells) <= KEPT:
+                images = torch.cat([data.images, data.images.flip(3)]) if flips else data.images
+                self.maps = stage_maps(self.body.backbone, images, self.body.layers, self.normalise, _BATCH)
+
+    def __call__(self, index: Tensor, flipped: Tensor | None = None) -> Tensor:
+        """Images [B, 3, S, S] for the detector, without content where the maps are stored."""
+        if self.maps is not None:
+            rows = index if flipped is None else index + flipped * len(self.images)
+            self.body.stored = [features[rows.to(features.device)] for features in self.maps]
+            return torch.empty(len(index), *self.images.shape[1:], device="meta")
+        images = self.images[index]
+        if flipped is not None:
+            images = torch.where(flipped[:, None, None, None], images.flip(3), images)
+        return self.normalise(images)
+
+
+def _targets(data: LabelledImages, index: Tensor, flipped: Tensor, device: torch.device) -> list[dict[str, Tensor]]:
+    """What torchvision's detectors learn from; classes count from 1, and groups of objects are no objects."""
+    targets = []
+    for number, flip in zip(index.tolist(), flipped.tolist(), strict=True):
+        real = (data.labels[number] >= 0) & ~data.crowd[number]
+        boxes = data.boxes[number, real]
+        if flip:
+            x0, y0, x1, y1 = boxes.unbind(1)
+            boxes = torch.stack([data.side - x1, y0, data.side - x0, y1], dim=1)
+        targets.append({"boxes": boxes.to(device), "labels": data.labels[number, real].to(device) + 1})
+    return targets
+
+
+def _fit(
+    model: nn.Module, feed: _Feed, data: LabelledImages, recipe: Recipe, draws: Generators, progress: Progress
+) -> list[float]:
+    order, flips = draws["detection/order"], draws["detection/flips"]
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    device = weights[0].device
+    optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    batch, warm_up = min(recipe.batch_size, len(data)), min(_WARM_UP, recipe.steps // 2 + 1)
+    model.train()
+    losses: list[float] = []
+    while True:
+        for index in torch.randperm(len(data), generator=order)[: len(data) // batch * batch].split(batch):
+            step = len(losses)
+            if step == recipe.steps:
+                return losses
+            factor = 0.1 ** sum(step >= share * recipe.steps for share in _DROPS) * min(1.0, (step + 1) / warm_up)
+            optimizer.param_groups[0]["lr"] = recipe.lr * factor
+            flipped = torch.rand(batch, generator=flips) < 0.5
+            loss = sum(model(feed(index, flipped), _targets(data, index, flipped, device)).values())
+            losses.append(loss.item())
+            if not torch.isfinite(loss.detach()):
+                raise NonFiniteError(
+                    f"the detector's loss is {losses[-1]} at step {step + 1} of {recipe.steps}. Give a smaller --lr "
+                    f"than {recipe.lr:g}, or look whether the run's weights are finite."
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(weights, recipe.clip)
+            optimizer.step()
+            progress(len(losses), recipe.steps)
+
+
+@torch.no_grad()
+def _predict(model: nn.Module, feed: _Feed, data: LabelledImages) -> Detections:
+    boxes = torch.zeros(len(data), DETECTIONS, 4)
+    labels, scores = torch.full((len(data), DETECTIONS), -1), torch.zeros(len(data), DETECTIONS)
+    for index in torch.arange(len(data)).split(_BATCH):
+        for number, image in zip(index.tolist(), model(feed(index)), strict=True):
+            count = len(image["scores"])
+            boxes[number, :count], scores[number, :count] = image["boxes"].cpu(), image["scores"].cpu()
+            labels[number, :count] = image["labels"].cpu() - 1
+    return data.detections(boxes, labels, scores)
