@@ -8,6 +8,7 @@ import torch
 
 from mixfast.run.clock import Clock
 from mixfast.run.console import QUIET_SECONDS, Console, duration
+from mixfast.run.streams import steady_streams
 
 
 class Terminal(io.StringIO):
@@ -24,6 +25,17 @@ def test_lines_are_plain_and_logged(tmp_path: Path, capsys: pytest.CaptureFixtur
         console.log("only here")
     assert capsys.readouterr().out == "epoch [1] 50 %\n"  # no bar, no colours, brackets kept
     assert (tmp_path / "log.txt").read_text() == "epoch [1] 50 %\nonly here\n"
+
+
+def test_bytes_that_are_no_text_are_shown_as_escapes(tmp_path: Path) -> None:
+    """Names of files may be of any bytes."""
+    shown = io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch:
+        stream = io.TextIOWrapper(shown, "utf-8", "strict")
+        patch.setattr("sys.stdout", stream)
+        with steady_streams():
+            Console(tmp_path / "log.txt").line("caf\udce9.png")
+    assert shown.getvalue() == b"caf\\udce9.png\n" == (tmp_path / "log.txt").read_bytes()
 
 
 def test_terminal_shows_a_bar_with_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

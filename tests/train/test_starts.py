@@ -84,7 +84,13 @@ def test_a_start_that_is_refused_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     keys = options.split()[::2]
-    groups = [["--data.scenes", "64"], ["--data.size", "16"], ["--model.depth", "8"], ["--model.width", "8"]]
+    groups = [
+        ["--data.kind", "scenes"],
+        ["--data.scenes", "64"],
+        ["--data.size", "16"],
+        ["--model.depth", "8"],
+        ["--model.width", "8"],
+    ]
     groups += [["--method.queue_size", "64"], ["--train.batch_size", "16"], ["--train.epochs", "1"]]
     small = [word for group in groups if group[0] not in keys for word in group]
     if "--model.backbone" in keys:
@@ -219,7 +225,7 @@ def test_the_loss_of_stdout_is_said(tmp_path: Path, capsys: Any, monkeypatch: py
 
 
 def test_names_that_no_encoding_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broken file whose name is Latin-1, in a folder with an accent, said on a stream of ASCII."""
+    """A broken file whose name is Latin-1, and a run folder with an accent, said on a stream of ASCII."""
     images = write_images(tmp_path / "é", 0)
     with open(os.fsencode(images) + b"/class0/caf\xe9.png", "wb") as file:
         file.write(b"no image")
@@ -227,14 +233,15 @@ def test_names_that_no_encoding_shows(tmp_path: Path, monkeypatch: pytest.Monkey
     shown = io.BytesIO()
     stream = io.TextIOWrapper(shown, "ascii", "strict", write_through=True)
     monkeypatch.setattr(sys, "stdout", stream)
-    out = tmp_path / "run"
+    out = tmp_path / "été"
     data = {"data__kind": "folder", "data__path": images, "data__workers": 0}
     arguments = [*words(out, "moco", train__epochs=1, eval__every=0, **data), "--data.no-cache", "--eval.no-baselines"]
     code = main(arguments)
     monkeypatch.undo()
     assert code == 0
-    assert rb"class0/caf\udce9.png" in shown.getvalue()
-    assert r"caf\udce9.png" in (out / "log.txt").read_text(encoding="utf-8")
+    assert rb"caf\xe9.png" in shown.getvalue() and rb"\xe9t\xe9/report.md" in shown.getvalue()
+    log = (out / "log.txt").read_text(encoding="utf-8")
+    assert r"caf\xe9.png" in log and f"report    {out / 'report.md'}" in log
 
 
 def test_a_tilde_is_the_home_in_every_command(
