@@ -24,7 +24,7 @@ _CHUNK = 512  # canvases painted together
 
 
 def compose(source: ImageSet, count: int, size: int, objects: int, seed: int, split: str) -> Objects:
-    """`count` canvases with `objects` different images of `source` each: `arrange`, with the first objects' labels.
+    """`count` canvases with `objects` different images of `source` each.
 
     Args:
         source, count, size, objects, seed, split: see `arrange`.
