@@ -58,8 +58,8 @@ def test_batches(names: list[Path], smoke: bool, measure: Measure) -> None:
     """All pictures several times over, by workers that have started before, and by this process."""
     size, batch, workers = 224, 4 if smoke else 32, 1 if smoke else WORKERS
     index = torch.arange(len(names)).repeat(1 if smoke else 4)[: 2 * batch if smoke else None]
-    paths, counts = [str(name) for name in names], (len(names),)
-    ahead, here = (Streamed(Library(ImageFiles(size), paths, counts, n, pytest.fail), index) for n in (workers, 0))
+    paths = [str(name) for name in names]
+    ahead, here = (Streamed(Library(ImageFiles(size), paths, n), index) for n in (workers, 0))
     assert all(map(torch.equal, ahead.split(batch), here.split(batch)))
     rows = {
         "mixfast": lambda: [None for _ in ahead.split(batch)],

@@ -14,16 +14,25 @@ from types import ModuleType
 import torch
 
 import mixfast
+from mixfast.errors import ConfigError
 from mixfast.ops import _dispatch, _native
+from mixfast.run.command import run
 
 PACKAGES = ("numpy", "pillow", "tyro", "rich", "safetensors", "matplotlib", "torchvision", "triton")
 
 
-def main(arguments: Sequence[str] = ()) -> None:
+def main(words: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return run(words, report)
+
+
+def report(words: Sequence[str] = ()) -> None:
     """Print the report; it goes into bug reports, so it holds no secrets and needs nothing but torch."""
-    if {"--help", "-h"} & set(arguments):
+    if {"--help", "-h"} & set(words):
         print((__doc__ or "").rstrip())
         return
+    if words:
+        raise ConfigError(f"unknown option {words[0]}; this command takes none but --help, --version and --traceback.")
     for title, rows in (
         ("versions", versions()),
         ("compiled modules", modules()),
@@ -116,4 +125,4 @@ def _automatic(operation: str, backend: str, reasons: dict[str, str | None]) -> 
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

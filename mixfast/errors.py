@@ -7,6 +7,7 @@ __all__ = [
     "NonFiniteError",
     "OutOfMemoryError",
     "PlatformError",
+    "StorageError",
     "UserError",
 ]
 
@@ -51,3 +52,9 @@ class PlatformError(UserError):
     """A device, a compiled part or an optional package that this machine lacks."""
 
     exit_code = 7
+
+
+class StorageError(UserError):
+    """A disk, folder or file that cannot be written or read: full, read-only, forbidden, or gone."""
+
+    exit_code = 9

@@ -1,20 +1,33 @@
-"""The trained backbone as a file that other programs read: safetensors with its library's parameter names."""
+"""The trained backbone as a file that other programs read: safetensors with its library's parameter names.
+
+Training ends with it; python -m mixfast.export RUN [--out DIR] writes that of any checkpoint, of unfinished runs too.
+"""
 
 import hashlib
 import json
+import os
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+import tyro
 from torch import Tensor, nn
 
 import mixfast
-from mixfast.errors import CheckpointError
+from mixfast.config.words import parse
+from mixfast.errors import CheckpointError, ConfigError, NonFiniteError
 from mixfast.models import Backbone, Encoder, adapters
 from mixfast.models.backbone import named_weights
-from mixfast.models.resnet import ResNet
-from mixfast.run.folder import write_json
+from mixfast.models.config import RESNET_OPTIONS, ModelConfig
+from mixfast.models.resnet import STEMS, ResNet
+from mixfast.run import command
+from mixfast.run.finite import not_finite
+from mixfast.run.folder import RunFolder, homes_expanded, write_json
+from mixfast.run.reopen import MachineOptions, load_run
+from mixfast.run.setup import Setup
 from mixfast.run.state import Run
 from mixfast.scoring.features import evaluation_mode
 
@@ -28,6 +41,42 @@ _KEYS = {  # by what makes the backbone: whose names the weights have
 }
 
 
+@dataclass(frozen=True)
+class Export(MachineOptions):
+    """Write the backbone of a run's checkpoint for other programs; the run need not be finished."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]  # folder of the run, or a checkpoint of it
+    out: Path | None = None  # folder of the two files; none: export/ of the run
+
+
+def main(words: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    return command.run(words, export_named)
+
+
+def export_named(words: list[str]) -> None:
+    """Export what the words name, and print its path."""
+    path = export_checkpoint(homes_expanded(parse(Export, words, "python -m mixfast.export")))
+    print(f"backbone  {path} (reload checked)")
+
+
+def export_checkpoint(options: Export) -> Path:
+    """Export what a checkpoint holds; returns the path of the weights.
+
+    Raises:
+        CheckpointError: no checkpoint, or a damaged one.
+        ConfigError: a checkpoint file is named, but no folder for what is not the run's last word.
+    """
+    if options.out is None and options.run.is_file():
+        raise ConfigError(f"give --out DIR for the checkpoint {options.run}: export/ of the run is of its newest one.")
+    if options.out is not None and options.out.exists() and not options.out.is_dir():
+        raise ConfigError(f"--out {options.out} is a file; give a folder.")
+    file, state, setup = load_run(options.run, options)
+    setup.load_method(state, file)
+    print(f"{file}: {setup.config.method_name}, epoch {state['epoch']}, step {state['step']}")
+    return _write(setup, options.out or RunFolder.open(options.run).export, state["epoch"])
+
+
 def export(run: Run) -> Path:
     """Write export/backbone.safetensors and export.json, load them again, and compare the maps of both networks.
 
@@ -36,37 +85,68 @@ def export(run: Run) -> Path:
 
     Raises:
         CheckpointError: the file gives another network than the one in memory.
+        NonFiniteError: a weight is NaN or infinite.
     """
-    from safetensors.torch import save_file
+    return _write(run, run.folder.export, run.epoch)
 
-    folder, encoder = run.folder.export, run.method.encoder
-    folder.mkdir(exist_ok=True)
+
+def _write(setup: Setup, folder: Path, epoch: int) -> Path:
+    from safetensors.torch import save
+
+    encoder, config = setup.method.encoder, setup.config
     state = named_weights(encoder.backbone).state_dict()
+    if bad := not_finite(state):
+        raise NonFiniteError(f"the backbone is not exported: {', '.join(list(bad)[:5])} of it is not finite.")
     weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-    path = folder / WEIGHTS
-    save_file(weights, path, metadata={"format": "pt"})  # one entry: two would have no fixed order
-    write_json(folder / FACTS, facts(run, path))
-    verify(encoder, path, run.normalise(run.splits.test.images[:4]), _own_factory(run.config.model.architecture))
+    folder.mkdir(parents=True, exist_ok=True)
+    path, fresh = folder / WEIGHTS, folder / (WEIGHTS + ".tmp")
+    content = save(weights, metadata={"format": "pt"})  # one entry: two would have no fixed order
+    fresh.write_bytes(content)  # save_file would make a file that nobody else may read
+    os.replace(fresh, path)
+    write_json(folder / FACTS, facts(setup, hashlib.sha256(content).hexdigest(), epoch))
+    verify(encoder, path, setup.normalise(setup.splits.test.images[:4]), _own_factory(config.model.architecture))
     return path
 
 
-def facts(run: Run, path: Path) -> dict[str, Any]:
+def check_exportable(setup: Setup) -> None:
+    """Say before training that its network could not be exported.
+
+    Raises:
+        ConfigError: the backbone of the method is not the one of the `model` section, from which exports are rebuilt.
+    """
+    model = setup.config.model
+    with torch.random.fork_rng(devices=[]):
+        named = _rebuilt(model.architecture, Path(), _own_factory(model.architecture))
+    here, there = (
+        {name: getattr(value, "shape", type(value)) for name, value in named_weights(backbone).state_dict().items()}
+        for backbone in (setup.method.encoder.backbone, named)
+    )
+    if unlike := [name for name in dict.fromkeys([*here, *there]) if here.get(name) != there.get(name)]:
+        raise ConfigError(
+            f"method {setup.config.method_name} trains a backbone of its own, a "
+            f"{type(setup.method.encoder.backbone).__name__}, which could not be exported: model.backbone is "
+            f"{model.title}, and they differ in {len(unlike)} weights ({', '.join(unlike[:3])}). Build the encoder by "
+            "make_encoder(), and name a network of your own by --model.backbone package.module:factory."
+        )
+
+
+def facts(setup: Setup, sha256: str, epoch: int) -> dict[str, Any]:
     """What somebody needs to use the weights elsewhere."""
-    model, splits = run.config.model, run.splits
+    model, splits = setup.config.model, setup.splits
     source = model.backbone.partition(":")[0]
     return {
-        "file": path.name,
+        "file": WEIGHTS,
         "mixfast": mixfast.__version__,
-        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "sha256": sha256,
         "architecture": model.architecture,
         "keys": _KEYS.get(source, f"those of the module that {model.backbone} makes"),
-        "features": run.method.encoder.backbone.out_channels,
+        "features": setup.method.encoder.backbone.out_channels,
         "input": {"side": splits.train.images.shape[-1], "mean": list(splits.mean), "std": list(splits.std)},
         "input_note": "RGB in [0, 1], minus mean, over std",
         "load": _call(model.architecture, "folder"),
-        "method": run.config.method_name,
+        "method": setup.config.method_name,
         "data": splits.name,
-        "epochs": run.epoch,
+        "epochs": epoch,
     }
 
 
@@ -82,23 +162,59 @@ def load_backbone(folder: Path | str, factory: Callable[..., nn.Module] | None =
         CheckpointError: a file is missing, the weights are not those that export.json describes, or they are of a
             backbone of one's own and `factory` is not given.
     """
-    from safetensors.torch import load_file
+    from safetensors.torch import load
 
     folder = Path(folder)
     try:
         described = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        weights = load_file(folder / WEIGHTS)
+        content = (folder / WEIGHTS).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{folder} is no export: {error}. Give the export/ folder of a finished run.") from error
-    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{folder / FACTS} cannot be read: {error}.") from error
+    architecture = _checked(described, folder)
+    digest = hashlib.sha256(content).hexdigest()
     if digest != described["sha256"]:
-        raise CheckpointError(f"{folder / WEIGHTS} has sha256 {digest}, export.json says {described['sha256']}.")
-    backbone = _rebuilt(described["architecture"], folder, factory)
+        raise CheckpointError(f"{folder / WEIGHTS} has sha256 {digest}, export.json says {described['sha256']!r:.80}.")
     try:
-        named_weights(backbone).load_state_dict(weights)
-    except RuntimeError as error:  # other names or shapes
-        raise CheckpointError(f"{folder / WEIGHTS} is of another network than the one built here: {error}") from error
+        weights = load(content)
+    except Exception as error:  # safetensors raises its own type, and others
+        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}.") from error
+    with torch.device("meta" if "backbone" not in architecture else "cpu"):  # nothing is allocated for absurd sizes
+        backbone = _rebuilt(architecture, folder, factory)
+    wanted = named_weights(backbone).state_dict()
+    if unlike := [name for name in {**wanted, **weights} if _form(wanted.get(name)) != _form(weights.get(name))]:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is of another network than the one built here, as {FACTS} says: they differ in "
+            f"{len(unlike)} entries ({', '.join(unlike[:5])})."
+        )
+    if "backbone" not in architecture:
+        backbone = _rebuilt(architecture, folder, factory)
+    named_weights(backbone).load_state_dict(weights)
     return backbone.eval()
+
+
+def _form(value: Tensor | None) -> object:
+    return None if value is None else (value.shape, value.dtype)
+
+
+def _checked(described: Any, folder: Path) -> dict[str, Any]:
+    """The architecture in what export.json holds; CheckpointError if it is none."""
+    architecture = described.get("architecture") if isinstance(described, dict) else None
+    try:
+        if not isinstance(architecture, dict) or "sha256" not in described:
+            raise ValueError("it must hold architecture and sha256")
+        if architecture.keys() not in ({"backbone"}, set(RESNET_OPTIONS)):
+            raise ValueError(f"architecture must have the keys {', '.join(RESNET_OPTIONS)}, or backbone alone")
+        default = ModelConfig(backbone="torchvision:resnet18") if "backbone" in architecture else ModelConfig()
+        if any(type(value) is not type(getattr(default, key)) for key, value in architecture.items()):
+            raise ValueError(f"architecture has a value of another type: {architecture!r:.100}")
+        if "stem" in architecture and architecture["stem"] not in STEMS:
+            raise ValueError(f"architecture.stem must be one of {', '.join(STEMS)}; got {architecture['stem']!r:.50}")
+        ModelConfig(**architecture)
+    except (ValueError, ConfigError) as error:
+        raise CheckpointError(f"{folder / FACTS} describes no backbone: {error}.") from error
+    return architecture
 
 
 def _rebuilt(architecture: dict[str, Any], folder: Path, factory: Callable[..., nn.Module] | None) -> Backbone:
@@ -135,5 +251,9 @@ def verify(encoder: Encoder, path: Path, images: Tensor, factory: Callable[..., 
     there = load_backbone(path.parent, factory).to(images.device)(images)
     worst = (here - there).abs().max().item()
     # The same weights through the same kernels; a GPU may still pick another algorithm.
-    if worst > 1e-4 * here.abs().max().item():
+    if not worst <= 1e-4 * here.abs().max().item():  # NaN is not
         raise CheckpointError(f"{path}: the reloaded network's map differs by {worst:.2e} from the trained one's.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

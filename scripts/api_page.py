@@ -27,6 +27,7 @@ PUBLIC = (
     "mixfast.scoring",
     "mixfast.export",
     "mixfast.errors",
+    "mixfast.ranges",
     "mixfast.rng",
 )
 _HEAD = """# Public names

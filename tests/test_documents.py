@@ -105,7 +105,7 @@ def run(line: str) -> int:
     """The exit code of a command line of the documents, made small."""
     module, words = line.split()[2], line.split()[3:]
     if module == "mixfast.doctor":
-        return doctor.main() or 0
+        return doctor.main(words)
     if module == "mixfast.evaluate":
         return evaluate.main([*words, *{"localise": FEW, "detect": FEW_BOXES}.get(words[0], [])])
     if module == "mixfast.compare":

@@ -1,12 +1,14 @@
 """A training run that takes a second: words for the command line, and children that can be killed."""
 
+import importlib
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +55,7 @@ def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **c
         del values["method.queue_size"]
     groups = [(f"--{key}", *(value if isinstance(value, tuple) else (value,))) for key, value in values.items()]
     flags = [str(word) for group in groups for word in group]
-    return ["--out", str(out), "--method", method, *flags, "--compare", *compare]
+    return ["--out", str(out), "demo", "--method", method, *flags, "--compare", *compare]
 
 
 def open_tiny(
@@ -100,7 +102,12 @@ _CHILDREN = multiprocessing.get_context("forkserver")
 
 
 def train_in_child(
-    arguments: list[str], output: Path, send: Sequence[int] = (), at_step: int = 0, where: str = "step"
+    arguments: list[str],
+    output: Path,
+    send: Sequence[int] = (),
+    at_step: int = 0,
+    where: str = "step",
+    file_bytes: int = -1,
 ) -> int:
     """Exit code of the training command in a child process, which sends itself signals.
 
@@ -110,16 +117,19 @@ def train_in_child(
         send: signals to send, in order.
         at_step: the optimiser step after which they are sent.
         where: "step": as soon as the step is done; "rename": when the checkpoint written after `at_step` or later has
-            its content but not its name; "write": when half of that content is on the disk.
+            its content but not its name; "write": when half of that content is on the disk; "module:function": when
+            that is called for the first time; "/a/path": as "step", and a file there takes the rest of the disk.
+        file_bytes: that a file may have in the child; -1: no limit.
     """
-    child = _CHILDREN.Process(target=_child, args=(arguments, str(output), tuple(send), at_step, where))
+    child = _CHILDREN.Process(target=_child, args=(arguments, str(output), tuple(send), at_step, where, file_bytes))
     child.start()
     child.join(60)
     assert child.exitcode is not None, "the child did not end"
     return child.exitcode
 
 
-def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: int, where: str) -> None:
+def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: int, where: str, file_bytes: int) -> None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):
         os.dup2(log, stream)
@@ -136,11 +146,15 @@ def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: in
     def strike() -> None:
         for number in send:
             os.kill(os.getpid(), number)
+        if where.startswith("/"):
+            with suppress(OSError), open(where, "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
 
     def pause_and_strike(run: Any) -> None:
         nonlocal step
         step = run.step
-        if where == "step" and step == at_step:
+        if (where == "step" or where.startswith("/")) and step == at_step:
             strike()
         pause(run)
 
@@ -157,6 +171,8 @@ def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: in
         save(state, file)
 
     engine.pause = pause_and_strike
+    if ":" in where:
+        _strike_first(where, strike)
     if where == "rename":
         checkpoint.os.replace = strike_before_rename  # type: ignore[assignment]
     if where == "write":
@@ -165,6 +181,19 @@ def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: in
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _strike_first(where: str, strike: Callable[[], None]) -> None:
+    module, name = where.split(":")
+    owner = importlib.import_module(module)
+    call = getattr(owner, name)
+
+    def strike_and_call(*args: Any, **kwargs: Any) -> Any:
+        setattr(owner, name, call)
+        strike()
+        return call(*args, **kwargs)
+
+    setattr(owner, name, strike_and_call)
 
 
 KILLED = -int(signal.SIGKILL)

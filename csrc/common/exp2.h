@@ -19,6 +19,7 @@ constexpr int kVectorBytes = 16;
 // Polynomials: 2^f = 1 + f c_0 + f^2 c_1 + ... on [-1/2, 1/2], least relative error (2.6e-9 and 1.8e-17), found by the
 // exchange algorithm. kRound: adding it rounds to an integer, which then is in the low bits. Below kZero the result is
 // zero: less than the rounding of any sum that has a term near one, and no subnormal numbers arise, which are slow.
+// From kSparse on, neighbouring numbers are more than one apart; kEpsilon is their distance at one.
 template <class T>
 struct Wide;
 
@@ -29,6 +30,7 @@ struct Wide<float> {
   typedef int32_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 23, kTerms = 6;
   static constexpr float kRound = 0x1.8p23f, kZero = -64.0f, kLowest = -0x1.fffffep127f;
+  static constexpr float kSparse = 0x1p24f, kEpsilon = 0x1p-23f;
   static constexpr float kCoefficients[kTerms] = {0.69314721496788496344f,   0.24022652782876176793f,
                                                   0.055503105512069805781f,  0.0096176929761431872291f,
                                                   0.0013406643847480060174f, 0.00015594677015105410559f};
@@ -41,6 +43,7 @@ struct Wide<double> {
   typedef int64_t Bits __attribute__((vector_size(kVectorBytes)));
   static constexpr int kMantissa = 52, kTerms = 11;
   static constexpr double kRound = 0x1.8p52, kZero = -200.0, kLowest = -0x1.fffffffffffffp1023;
+  static constexpr double kSparse = 0x1p53, kEpsilon = 0x1p-52;
   static constexpr double kCoefficients[kTerms] = {
       0.69314718055994569675,   0.24022650695910098006,    0.055504108664790394528,   0.0096181291076070026171,
       0.001333355815343996974,  0.00015403530441571850099, 0.00001525272738518977478, 1.3215442675455852182e-6,
@@ -50,7 +53,25 @@ struct Wide<double> {
 template <class T>
 constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(T));
 
-// For x <= 0. NaN stays NaN, as the comparison with it is false.
+// Weights 2^(score scale - m) of scores need an m such that the largest weight is near one. The rounded product of the
+// largest score is one, but where numbers are sparse: a fused multiply-add does not round its product, and so may come
+// out far below zero. There m is the next number or the one after it below, and exponents, now positive for scores that
+// cannot be told apart, end at one. NaN stays NaN.
+template <class T>
+static inline __attribute__((always_inline)) typename Wide<T>::Vector shift_of(typename Wide<T>::Vector largest,
+                                                                               typename Wide<T>::Vector scale) {
+  const typename Wide<T>::Vector product = largest * scale, size = product < 0 ? -product : product;
+  return size < Wide<T>::kSparse ? product : product - size * Wide<T>::kEpsilon;
+}
+template <class T>
+static inline __attribute__((always_inline)) typename Wide<T>::Vector exponent_of(typename Wide<T>::Vector score,
+                                                                                  typename Wide<T>::Vector scale,
+                                                                                  typename Wide<T>::Vector shift) {
+  const typename Wide<T>::Vector exponent = score * scale - shift, one = typename Wide<T>::Vector{} + T(1);
+  return exponent > one ? one : exponent;
+}
+
+// For x <= 1. NaN stays NaN, as the comparison with it is false.
 template <class T>
 static inline __attribute__((always_inline)) typename Wide<T>::Vector exp2_of(typename Wide<T>::Vector x) {
   using Vector = typename Wide<T>::Vector;

@@ -87,7 +87,10 @@ __global__ void __launch_bounds__(kRowWarps* kWarp) merge(const __grid_constant_
     positive[i] = d < call.dim ? read(term.positives, call.query_type, n * term.positive_stride + d) : 0;
     if (d < call.dim) match += read(term.queries, call.query_type, n * term.query_stride + d) * positive[i];
   }
-  const float margin = kLn2 * (fmaf(-warp_sum(match), kLog2E * inverse, reference) + log2f(sum));
+  match = warp_sum(match);
+  if (!(fabsf(match) < INFINITY)) match = NAN;  // else a loss of 0
+  if (sum == INFINITY) sum = NAN;               // else gradients of a loss of inf
+  const float margin = kLn2 * (fmaf(-match, kLog2E * inverse, reference) + log2f(sum));
   const float small = expf(-fabsf(margin)), share = (margin < 0 ? small : 1) / (1 + small);
   if (lane == 0) {
     call.losses[row] = chunks == 0 ? 0 : (margin < 0 ? 0 : margin) + log1pf(small);

@@ -14,6 +14,14 @@ namespace mixfast::gpu::infonce {
 // Weights as powers of two: the largest (float16 ends at 16), and the largest of a tile whose row gets a new reference.
 constexpr float kLargest = 15, kUsual = 7;
 
+// The reference of a row whose largest logit is `top`. A fused multiply-add does not round its product, and from 2^24
+// on numbers are more than one apart: there the reference is a unit or two in the last place lower, so that the largest
+// weight cannot vanish. It may overflow, which shows.
+__device__ inline float reference_of(float top) {
+  const float usual = top - kUsual, size = fabsf(usual);
+  return size < 0x1p24f ? usual : usual - size * 0x1p-23f;
+}
+
 // What a warp holds of its rows. A lane has rows l / 4 and l / 4 + 8 of each set of 16, and of an 8-column tile the
 // columns 2 (l % 4) and the next: numbers 0, 1 of the first row and 2, 3 of the second, as mma leaves them.
 template <Factors kFactors, int kDim, bool kGrad>
@@ -134,8 +142,9 @@ __device__ void Warp<kFactors, kDim, kGrad>::weigh(float (&scores)[kSets][kKeys 
       top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 1));
       top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2)) * scale[set][half];
       if (top > reference[set][half] + kLargest) {
-        shrink[half] = exp2_approx(reference[set][half] - (top - kUsual));
-        reference[set][half] = top - kUsual;
+        const float next = reference_of(top);
+        shrink[half] = exp2_approx(reference[set][half] - next);
+        reference[set][half] = next;
       }
       float tile_sum = 0;
 #pragma unroll

@@ -106,8 +106,9 @@ __device__ void Consumer<kFactors, kDim, kGrad>::weigh(int count) {
     top = fmaxf(top, __shfl_xor_sync(kAllLanes, top, 2)) * scale[half];
     shrink[half] = 1;
     if (top > reference[half] + kLargest) {
-      shrink[half] = exp2_approx(reference[half] - (top - kUsual));
-      reference[half] = top - kUsual;
+      const float next = reference_of(top);
+      shrink[half] = exp2_approx(reference[half] - next);
+      reference[half] = next;
     }
     float tile_sum = 0;
 #pragma unroll

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <limits>
 #include <memory>
 
 #include "common/rows.h"
@@ -96,6 +97,7 @@ struct Merge {
     double match = 0;
     for (int64_t d = 0; d < call.dim; ++d) match += static_cast<double>(query[d]) * static_cast<double>(positive[d]);
     match *= static_cast<double>(scale_of<Real>(row.temperature));
+    if (!std::isfinite(static_cast<Real>(match))) match = std::numeric_limits<double>::quiet_NaN();  // else a loss of 0
     const double margin = kLn2 * (static_cast<double>(max) + std::log2(static_cast<double>(sum)) - match);
     const double small = std::exp(-std::abs(margin));
     const double share = (margin > 0 ? 1.0 : small) / (1.0 + small);

@@ -62,7 +62,7 @@ MIXFAST_INLINE void weigh(T* scores, int64_t count, const T* scale, const Vector
     T* column = scores + v * kWidth<T>;
     Vector<T> even = Vector<T>{}, odd = Vector<T>{};
     const auto weigh_one = [&](int64_t key) {
-      const Vector<T> weight = exp2_of<T>(get(column + key * kPanelRows) * factor - shift);
+      const Vector<T> weight = exp2_of<T>(exponent_of<T>(get(column + key * kPanelRows), factor, shift));
       if (keep) put(column + key * kPanelRows, weight);
       return weight;
     };
@@ -87,7 +87,7 @@ void update(const T* keys, int64_t stride, int64_t count, int64_t dim, const T* 
                                               largest);
   });
   for (int v = 0; v < VECTORS; ++v) {
-    const Vector<T> old = get(max + v * kWidth<T>), tile = largest[v] * get(scale + v * kWidth<T>);
+    const Vector<T> old = get(max + v * kWidth<T>), tile = shift_of<T>(largest[v], get(scale + v * kWidth<T>));
     largest[v] = old > tile ? old : tile;
     rescale[v] = exp2_of<T>(old - largest[v]);
     put(max + v * kWidth<T>, largest[v]);

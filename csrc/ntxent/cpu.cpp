@@ -13,6 +13,7 @@
 #include <limits>
 #include <memory>
 
+#include "common/exp2.h"
 #include "common/rows.h"
 #include "ntxent/tile.h"
 
@@ -21,9 +22,11 @@ namespace ntxent {
 namespace {
 
 constexpr double kLog2E = 1.4426950408889634074, kLn2 = 0.69314718055994530942;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr int64_t kBlocks = 64;      // wanted: half as many meetings are enough for any number of cores
 constexpr int64_t kBlockPanels = 4;  // at most: two blocks' panels and gradients stay in the level-2 cache
 constexpr double kThreadWork = 1e6;  // multiplications that are worth another thread
+constexpr double kLarge = 1024;      // base-2 logit from which a denominator is two numbers
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -127,7 +130,8 @@ class Panels {
 
 // With m and sum over the negatives and natural logarithms, l = ln 2 (m + log2 sum):
 //     loss = softplus(l - s)     share = sigmoid(l - s)     denominator = log2 e^(s + loss)
-// In double: cheap here, and the difference l - s loses digits.
+// In double: cheap here, and the difference l - s loses digits. A denominator is one number and zero, or from kLarge
+// on, where one would lose digits of the probabilities, m and the rest.
 template <class Real>
 void finish(const Problem<Real>& problem, int64_t panel, Real* losses, Real* denominators, Real* shares) {
   const int64_t first = panel * kPanelRows, count = rows_in(problem, panel);
@@ -144,12 +148,16 @@ void finish(const Problem<Real>& problem, int64_t panel, Real* losses, Real* den
     }
   }
   for (int64_t row = first; row < first + count; ++row) {
-    const double positive = match[row - first] * static_cast<double>(problem.scale);
-    const double negatives = static_cast<double>(problem.max[row]) + std::log2(static_cast<double>(problem.sum[row]));
-    const double margin = kLn2 * (negatives - positive), small = std::exp(-std::abs(margin));
+    double positive = match[row - first] * static_cast<double>(problem.scale);
+    if (!std::isfinite(static_cast<Real>(positive))) positive = std::numeric_limits<double>::quiet_NaN();
+    const double max = static_cast<double>(problem.max[row]), log = std::log2(static_cast<double>(problem.sum[row]));
+    const double margin = kLn2 * (max + log - positive), small = std::exp(-std::abs(margin));
     const double loss = std::max(margin, 0.0) + std::log1p(small);
     losses[row] = static_cast<Real>(loss);
-    denominators[row] = static_cast<Real>(positive + loss * kLog2E);
+    const bool large = log > -kInfinity && std::abs(max) >= kLarge;
+    denominators[row] = large ? problem.max[row] : static_cast<Real>(positive + loss * kLog2E);
+    denominators[problem.rows + row] =
+        large ? static_cast<Real>((margin > 0 ? log : positive - max) + std::log1p(small) * kLog2E) : Real(0);
     shares[row] = static_cast<Real>((margin > 0 ? 1.0 : small) / (1.0 + small));
   }
 }
@@ -202,20 +210,22 @@ void backward_as(const Backward& call) {
   const int64_t rows = 2 * call.views.first.rows;
   const double temperature = call.views.temperature;
   const int threads = threads_for(call.threads, rows, call.views.dim);
-  Panels<Real> panels(call.views, 3, true, threads);
+  Panels<Real> panels(call.views, 4, true, threads);
   Problem<Real>& problem = panels.problem;
   Real* const lanes = panels.lanes(0);  // upstream gradients, denominators, shares: zero beyond the last row
-  std::fill_n(lanes, 3 * panels.count() * kPanelRows, Real(0));
+  std::fill_n(lanes, 4 * panels.count() * kPanelRows, Real(0));
   const double divisor = temperature * (call.reduction == Reduction::kMean ? static_cast<double>(rows) : 1.0);
   for (int64_t row = 0; row < rows; ++row) {
     const int64_t at = call.reduction == Reduction::kNone ? row * call.grad_stride : 0;
     lanes[row] = static_cast<Real>(static_cast<double>(static_cast<const Real*>(call.grad_losses)[at]) / divisor);
   }
   std::copy_n(static_cast<const Real*>(call.denominators), rows, panels.lanes(1));
-  std::copy_n(static_cast<const Real*>(call.shares), rows, panels.lanes(2));
+  std::copy_n(static_cast<const Real*>(call.denominators) + rows, rows, panels.lanes(2));
+  std::copy_n(static_cast<const Real*>(call.shares), rows, panels.lanes(3));
   problem.scaled = lanes;
-  problem.denominators = panels.lanes(1);
-  problem.shares = panels.lanes(2);
+  problem.shifts = panels.lanes(1);
+  problem.logs = panels.lanes(2);
+  problem.shares = panels.lanes(3);
   meet(problem, backward_tile<Real>(call.isa), threads);
 
   const std::unique_ptr<double[]> sums(new double[panels.count()]);

@@ -25,9 +25,10 @@ struct Views {
 struct Forward {
   Views views;
   Reduction reduction;
-  void* losses;        // Real [2N] for kNone, else [1]
-  void* denominators;  // Real [2N]: log2 of the sum over the rows that an anchor sees, its positive included
-  void* shares;        // Real [2N]: what part of that sum the negatives have
+  void* losses;  // Real [2N] for kNone, else [1]
+  void*
+      denominators;  // Real [2][2N], two summands: log2 of the sum over the rows that an anchor sees, its positive too
+  void* shares;      // Real [2N]: what part of that sum the negatives have
   int threads;
   Isa isa;
 };

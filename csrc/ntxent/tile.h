@@ -22,7 +22,7 @@ struct Problem {
   const int64_t* excluded;   // [rows], or null; an entry that is no row, or the positive, hides nothing
   T scale;                   // log2(e) / tau
   T *max, *sum;              // forward: m = max_j s_ij log2(e), and sum_j 2^(s_ij log2(e) - m), over j not hidden
-  const T* denominators;     // backward: log2 of what e^s_ij is divided by
+  const T *shifts, *logs;    // backward: their sum is log2 of what e^s_ij is divided by
   const T *shares, *scaled;  // backward: part of the denominator that is not the positive's; g_i / tau
   T* grads;                  // [panels][dim][kPanelRows], backward: sum_j (g_i p_ij + g_j p_ji) z_j / tau so far
 };

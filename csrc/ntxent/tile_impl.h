@@ -126,15 +126,19 @@ void add_statistics(const T* scores, int64_t keys, T scale, int64_t lanes, T* ma
       const WideVector<T> value = get(column + key * kPanelRows);
       largest = largest > value ? largest : value;
     }
-    const WideVector<T> old = get(max + lane), tile = largest * scale;
+    const WideVector<T> scales = WideVector<T>{} + scale;
+    const WideVector<T> old = get(max + lane), tile = shift_of<T>(largest, scales);
     const WideVector<T> shift = old > tile ? old : tile;
     WideVector<T> even = {}, odd = {};
+    const auto weight = [&](int64_t key) {
+      return exp2_of<T>(exponent_of<T>(get(column + key * kPanelRows), scales, shift));
+    };
     int64_t key = 0;
     for (; key + 2 <= keys; key += 2) {
-      even += exp2_of<T>(get(column + key * kPanelRows) * scale - shift);
-      odd += exp2_of<T>(get(column + (key + 1) * kPanelRows) * scale - shift);
+      even += weight(key);
+      odd += weight(key + 1);
     }
-    if (key < keys) even += exp2_of<T>(get(column + key * kPanelRows) * scale - shift);
+    if (key < keys) even += weight(key);
     put(max + lane, shift);
     put(sum + lane, get(sum + lane) * exp2_of<T>(old - shift) + (even + odd));
   }
@@ -145,10 +149,13 @@ template <class T>
 void weigh(const Problem<T>& problem, int64_t a, int64_t b, const T* scores, T* weights) {
   const int64_t first_a = a * kPanelRows, first_b = b * kPanelRows;
   for (int64_t lane = 0; lane < rows_in(problem, a); lane += kWidth<T>) {
-    const WideVector<T> g = get(problem.scaled + first_a + lane), l = get(problem.denominators + first_a + lane);
+    const WideVector<T> g = get(problem.scaled + first_a + lane), scales = WideVector<T>{} + problem.scale;
+    const WideVector<T> shift = get(problem.shifts + first_a + lane), log = get(problem.logs + first_a + lane);
     for (int64_t key = 0; key < rows_in(problem, b); ++key) {
-      const WideVector<T> score = get(scores + key * kPanelRows + lane) * problem.scale;
-      const WideVector<T> forth = exp2_of<T>(score - l), back = exp2_of<T>(score - problem.denominators[first_b + key]);
+      const WideVector<T> score = get(scores + key * kPanelRows + lane);
+      const WideVector<T> key_shift = WideVector<T>{} + problem.shifts[first_b + key];
+      const WideVector<T> forth = exp2_of<T>(exponent_of<T>(score, scales, shift) - log);
+      const WideVector<T> back = exp2_of<T>(exponent_of<T>(score, scales, key_shift) - problem.logs[first_b + key]);
       put(weights + key * kPanelRows + lane, g * forth + back * problem.scaled[first_b + key]);
     }
   }
@@ -165,7 +172,9 @@ void correct(const Problem<T>& problem, int64_t a, int64_t b, const T* scores, T
   const auto cell = [&](int64_t i, int64_t j) { return (j - first_b) * kPanelRows + i - first_a; };
   const auto part = [&](int64_t i, int64_t j, T score) {  // g_i p_ij / tau
     if (left_out_of(problem, i) == j) return T(0);
-    return problem.scaled[i] * exp2_of<T>(WideVector<T>{} + (score * problem.scale - problem.denominators[i]))[0];
+    const WideVector<T> all = {};
+    const WideVector<T> exponent = exponent_of<T>(all + score, all + problem.scale, all + problem.shifts[i]);
+    return problem.scaled[i] * exp2_of<T>(exponent - problem.logs[i])[0];
   };
   const auto leave_out = [&](int64_t i, int64_t j) {
     const T score = scores[cell(i, j)];

@@ -16,15 +16,22 @@ int64_t whole(float value, int64_t least, int64_t most) {
   return static_cast<int64_t>(std::min(value, static_cast<float>(most)));
 }
 
-// Keys' kernel with A = -0.75, of the pixels at -1, 0, 1 and 2 for a point at t in [0, 1).
-void cubic(float t, float* weights) {
-  constexpr float a = -0.75f;
+// Keys' kernel with A = -0.5, as in Pillow, of the pixels at -1, 0, 1 and 2 for a point at t in [0, 1).
+// Pixels that are not in [0, length), of which the first is `begin`, get none, and the others sum to one.
+void cubic(float t, int64_t begin, int64_t length, float* weights) {
+  constexpr float a = -0.5f;
   const auto near = [](float x) { return ((a + 2) * x - (a + 3)) * x * x + 1; };
   const auto far = [](float x) { return ((a * x - 5 * a) * x + 8 * a) * x - 4 * a; };
   weights[0] = far(t + 1);
   weights[1] = near(t);
   weights[2] = near(1 - t);
   weights[3] = far(2 - t);
+  float sum = 0;
+  for (int tap = 0; tap < 4; ++tap) {
+    if (begin + tap < 0 || begin + tap >= length) weights[tap] = 0;
+    sum += weights[tap];
+  }
+  for (int tap = 0; tap < 4; ++tap) weights[tap] /= sum;
 }
 
 }  // namespace
@@ -40,11 +47,10 @@ Axis make_axis(float start, float length, int64_t in, int64_t out, bool bicubic,
     if (!bicubic) source = std::max(source, 0.0f);
     const float base = std::floor(source), fraction = source - base;
     float each[4] = {1 - fraction, fraction, 0, 0};
-    if (bicubic) cubic(fraction, each);
-    const int64_t to = flip ? out - 1 - i : i;
+    const int64_t to = flip ? out - 1 - i : i, begin = static_cast<int64_t>(base) + first;
+    if (bicubic) cubic(fraction, begin, axis.length, each);
     for (int tap = 0; tap < taps; ++tap) {
-      const int64_t at = static_cast<int64_t>(base) + first + tap;
-      place[tap * stride + to] = static_cast<int32_t>(std::min(std::max<int64_t>(at, 0), axis.length - 1));
+      place[tap * stride + to] = static_cast<int32_t>(std::min(std::max<int64_t>(begin + tap, 0), axis.length - 1));
       weight[tap * stride + to] = each[tap] * unit;
     }
   }

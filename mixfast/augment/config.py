@@ -69,13 +69,14 @@ def second_view(cfg: AugmentConfig) -> AugmentConfig:
 
 
 _DEMO = AugmentConfig()
-_VICREG = replace(_DEMO, interpolation="bicubic", saturation=0.2, blur=0.5, solarise=0.5)
 
 # Recipes of the literature by name; the names follow the papers.
 PRESETS: dict[str, AugmentConfig] = {
     "demo": _DEMO,
     "ref": replace(_DEMO, interpolation="bicubic"),
-    "vicreg": _VICREG,
+    "vicreg": replace(
+        _DEMO, interpolation="bicubic", saturation=0.2, blur=1.0, blur_second=0.1, solarise=0.0, solarise_second=0.2
+    ),
     "wmse": replace(_DEMO, crop_scale=(0.2, 1.0), interpolation="bicubic", grey=0.1, colour_first=True),
     "byol": replace(_DEMO, saturation=0.2, solarise_second=0.2),
     "v1": replace(_DEMO, crop_scale=(0.2, 1.0), hue=0.4, jitter=1.0, grey_first=True),

@@ -2,21 +2,20 @@
 
 import sys
 
-import tyro
-
 from mixfast.compare.build import Compare, compare
-from mixfast.run.failure import run_command
+from mixfast.config.words import parse
+from mixfast.run.command import run
+from mixfast.run.folder import homes_expanded
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = sys.argv[1:] if words is None else words
+    return run(words, write)
 
-    def write() -> None:
-        file = compare(tyro.cli(Compare, args=words, prog="python -m mixfast.compare"), words)
-        print(f"report    {file}")
 
-    return run_command(write)
+def write(words: list[str]) -> None:
+    """Write the report that the words ask for, and print its path."""
+    print(f"report    {compare(homes_expanded(parse(Compare, words, 'python -m mixfast.compare')), words)}")
 
 
 if __name__ == "__main__":

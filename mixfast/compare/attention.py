@@ -10,7 +10,8 @@ from mixfast.compare.tables import markdown
 from mixfast.evaluate import localise, maps
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.localise import ORACLES, TITLES, Result
-from mixfast.evaluate.runs import LoadedRun, MachineOptions, ScoringOptions, load_runs
+from mixfast.evaluate.runs import LoadedRun, load_runs, scoring_options
+from mixfast.run.reopen import MachineOptions
 
 Data = Literal["auto", "scenes", "canvas", "none"]
 
@@ -20,8 +21,8 @@ def open_finished(section: Section, machine: MachineOptions) -> list[LoadedRun]:
     members = [(group.name, run) for group in section.groups for run in group.finished if run.has_checkpoint]
     if not members:
         return []
-    paths = tuple(run.newest_checkpoint for _, run in members)
-    runs = load_runs(ScoringOptions(paths, data_path=machine.data_path, device=machine.device, threads=machine.threads))
+    paths = tuple(run.folder.path for _, run in members)
+    runs = load_runs(scoring_options(paths, machine))
     for run, (name, _) in zip(runs, members, strict=True):
         run.name = name
     return runs

@@ -17,15 +17,17 @@ from mixfast.compare.attention import Data
 from mixfast.compare.gather import Section, gather
 from mixfast.compare.page import Chapter, numbers, page
 from mixfast.errors import ConfigError
-from mixfast.evaluate.runs import LoadedRun, MachineOptions
-from mixfast.run.folder import now, write_json
+from mixfast.evaluate.runs import LoadedRun
+from mixfast.ranges import Count, Index
+from mixfast.run.folder import now, results_folder, write_json
+from mixfast.run.reopen import MachineOptions
 
 PAGE, RESULTS = "report.md", "results.json"
 
 
 @dataclass(frozen=True)
 class Compare(MachineOptions):
-    """Put runs side by side: Table 1 with the paper's numbers, differences over seeds, curves, localisation, maps."""
+    """Put runs side by side: the paper's Table 1, differences over seeds, curves, localisation, maps."""
 
     # folders of runs
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="")] = ()
@@ -34,9 +36,9 @@ class Compare(MachineOptions):
     page: Path | None = None  # write the Markdown to this file instead of report.md in the folder
     folder_name: str | None = None  # name of the images of runs on a folder; none: the folder's name
     localise: Data = "auto"  # images on which maps look for objects; auto: scenes for runs on scenes, else canvas
-    count: int = 1000  # images on which localisation is scored, at most
-    validation: int = 300  # other images, on which map and threshold are chosen
-    maps: int = 6  # images in the grid of attention maps; 0: no grid
+    count: Count = 1000  # images on which localisation is scored, at most
+    validation: Count = 300  # other images, on which map and threshold are chosen
+    maps: Index = 6  # images in the grid of attention maps; 0: no grid
 
 
 def compare(options: Compare, words: Sequence[str]) -> Path:
@@ -46,15 +48,16 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
         ConfigError: no run, two runs with the same options and seed, or an existing folder that is no report.
         CheckpointError: a folder that is no run, or that cannot be read.
     """
-    if min(options.count, options.validation) < 1 or options.maps < 0:
-        given = f"{options.count}, {options.validation} and {options.maps}"
-        raise ConfigError(f"--count and --validation must be at least 1, --maps at least 0; got {given}.")
     if options.page and options.page.exists() and not options.overwrite:
         raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
-    sections = gather(options.runs, options.folder_name)
-    folder = _report_folder(options)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    sections = gather(options.runs, options.folder_name, options.trust)
+    _check_out(options)
+    with results_folder(options.out, "comparison") as folder:
+        return _write(sections, folder, options, words)
+
+
+def _write(sections: Sequence[Section], folder: Path, options: Compare, words: Sequence[str]) -> Path:
+    fresh = Path(tempfile.mkdtemp(prefix="mixfast-compare-"))  # not beside the report: a kill leaves nothing there
     try:
         chapters = [_chapter(section, options, fresh) for section in sections]
         file = options.page or folder / PAGE
@@ -62,28 +65,27 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
         text = page(chapters, prefix)
         write_json(fresh / RESULTS, numbers(chapters, [Path(word).name for word in words], now()))
         if not options.page:
-            (fresh / PAGE).write_text(text, encoding="utf-8")
-        fresh.chmod(0o755)  # mkdtemp's folders are readable by their owner only
-        if folder.exists():
+            (fresh / PAGE).write_text(text, encoding="utf-8", errors="backslashreplace")
+        if any(folder.iterdir()):
             shutil.rmtree(folder)
-        fresh.rename(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(fresh.iterdir(), key=lambda path: path.name != RESULTS):  # which makes it a report
+            shutil.copyfile(path, folder / path.name)
         if options.page:
             options.page.parent.mkdir(parents=True, exist_ok=True)
-            options.page.write_text(text, encoding="utf-8")
+            options.page.write_text(text, encoding="utf-8", errors="backslashreplace")
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     return file
 
 
-def _report_folder(options: Compare) -> Path:
-    """The folder to write, checked: the next number, an empty folder, or with --overwrite an earlier report."""
-    if options.out is None:
+def _check_out(options: Compare) -> None:
+    """Refuse an --out that is neither new, nor an empty folder, nor with --overwrite an earlier report."""
+    out = options.out
+    if out is None:
         if options.overwrite:
             raise ConfigError("--overwrite needs --out FOLDER: the report to replace.")
-        taken = [item.name.rpartition("-")[2] for item in Path("runs").glob("comparison-*")]
-        number = max((int(ending) for ending in taken if ending.isdigit()), default=0) + 1
-        return Path("runs") / f"comparison-{number:04d}"
-    out = options.out
+        return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not _is_report(out):
             raise ConfigError(
@@ -91,7 +93,6 @@ def _report_folder(options: Compare) -> Path:
             )
         if not options.overwrite:
             raise ConfigError(f"--out {out} holds a report. Replace it with --overwrite, or choose another --out.")
-    return out
 
 
 def _is_report(folder: Path) -> bool:

@@ -65,7 +65,7 @@ def _points(group: Group, key: str, start: dict[int, float]) -> dict[float, list
 
 
 def losses(path: Path, section: Section) -> None:
-    """A panel per group: the loss terms of its first run, those of its other seeds fainter, and the chance level."""
+    """A panel per group: the epochs' mean terms of its first run, other seeds' fainter, and the chance level."""
     columns = min(_COLUMNS, len(section.groups))
     rows = -(-len(section.groups) // columns)
     page, axes = figure(3.3 * columns, 2.7 * rows, rows, columns)
@@ -81,14 +81,13 @@ def losses(path: Path, section: Section) -> None:
     for axis in axes.flat[len(section.groups) :]:
         axis.axis("off")
     page.supxlabel("epoch", fontsize=8)
-    page.supylabel("loss of a term", fontsize=8)
+    page.supylabel("loss of a term, mean of the epoch", fontsize=8)
     page.savefig(path)
 
 
 def _terms(axis: Any, member: Member, alpha: float, label: bool) -> None:
-    train = [record for record in member.records if record["kind"] == "train"]
-    steps = max((record["step"] / record["epoch"] for record in train), default=1)
-    for number, term in enumerate(term_names(train)):
+    means = [record for record in member.records if record["kind"] == "epoch"]
+    for number, term in enumerate(term_names(means)):
         name = term.replace("_", " ") if label else None
-        points = [r["step"] / steps for r in train], [r[term] for r in train]
-        axis.plot(*points, color=f"C{number}", alpha=alpha, linewidth=1.2, label=name)
+        points = [r["epoch"] for r in means], [r[term] for r in means]
+        axis.plot(*points, marker="o", ms=2, color=f"C{number}", alpha=alpha, linewidth=1.2, label=name)

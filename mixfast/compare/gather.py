@@ -12,12 +12,12 @@ from mixfast import methods
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import DEFAULT, presets
 from mixfast.data import kind_of
-from mixfast.errors import CheckpointError, ConfigError
+from mixfast.data.scan import shown
+from mixfast.errors import ConfigError
 from mixfast.evaluate.runs import group_names
-from mixfast.run import checkpoint
 from mixfast.run.budget import step_cost
 from mixfast.run.folder import RunFolder
-from mixfast.run.records import Records, Result, result
+from mixfast.run.records import Records, Result, read, result
 
 # The paper's Table 1 in its order: the name of a row and its score in percent, by preset. docs/paper.md says where the
 # scores come from.
@@ -73,22 +73,18 @@ class Member:
         """Whether the folder holds a checkpoint."""
         return self.folder.has_checkpoint()
 
-    @property
-    def newest_checkpoint(self) -> Path:
-        """The newest checkpoint."""
-        return checkpoint.find(self.folder.path)
-
     def last(self, kind: str) -> dict[str, Any] | None:
         """The newest record of a kind; None if there is none."""
         return next((record for record in reversed(self.records) if record["kind"] == kind), None)
 
     def read_file(self, name: str) -> Any:
-        """The content of a small file in the folder: parsed if it is JSON, else a list of lines; None if absent."""
+        """The content of a small file in the folder: parsed if it is JSON, else a list of lines; None if unreadable."""
         path = self.folder.path / name
-        if not path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+            return json.loads(text) if path.suffix == ".json" else text.splitlines()
+        except (OSError, ValueError, RecursionError):
             return None
-        text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else text.splitlines()
 
 
 @dataclass(frozen=True)
@@ -156,12 +152,13 @@ class Section:
         return rows
 
 
-def gather(paths: Sequence[Path], folder_name: str | None = None) -> list[Section]:
+def gather(paths: Sequence[Path], folder_name: str | None = None, trust: Sequence[str] = ()) -> list[Section]:
     """The runs of `paths` in sections, in the order given; groups are in the order of the paper's table.
 
     Args:
         paths: folders of runs.
         folder_name: name of the images of runs on a folder; None: the folder's name.
+        trust: modules that may be imported although they lie in or around a run's folder.
 
     Raises:
         ConfigError: no run, two runs with the same options and seed, or a `folder_name` where the runs do not read one
@@ -170,7 +167,7 @@ def gather(paths: Sequence[Path], folder_name: str | None = None) -> list[Sectio
     """
     if not paths:
         raise ConfigError("give at least one RUN: the folder of a run of python -m mixfast.train.")
-    members = [_read(path) for path in paths]
+    members = [_read(path, trust) for path in paths]
     folders = {member.config.data.path for member in members if member.config.data.kind == "folder"}
     if folder_name is not None and len(folders) != 1:
         raise ConfigError(
@@ -191,14 +188,10 @@ def gather(paths: Sequence[Path], folder_name: str | None = None) -> list[Sectio
     return gathered
 
 
-def _read(path: Path) -> Member:
+def _read(path: Path, trust: Sequence[str]) -> Member:
     folder = RunFolder.open(path)
-    config, preset, _ = folder.read_config()
-    try:
-        records = folder.metrics.read()
-    except ValueError as error:
-        raise CheckpointError(f"{folder.metrics.path} cannot be read: {error}") from error
-    return Member(folder, config, preset, records)
+    config, preset, _ = folder.read_config(trust)
+    return Member(folder, config, preset, read(folder.metrics))
 
 
 def _comparability_key(config: RunConfig[Any]) -> str:
@@ -213,7 +206,7 @@ def _title(config: RunConfig[Any], folder_name: str | None) -> str:
     train, test = (data.scenes, data.test_scenes) if data.kind == "scenes" else (data.limit, data.test_limit)
     name = kind_of(data.kind).title
     if data.kind == "folder" and data.path:
-        name = folder_name or f"folder {Path(data.path).name}"
+        name = folder_name or f"folder {shown(Path(data.path).name)}"
     counts = f"{train or 'all'} training and {test or 'all'} test images of {data.size} pixels"
     return f"{name}, {counts}, {config.model.title}"
 

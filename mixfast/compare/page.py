@@ -32,14 +32,14 @@ are compared with the one nearest to the method's defaults."""
 _COST = """An encoder pass with gradient counts as three passes, for forward and backward. Training is the wall time \
 without evaluations, mean over seeds, on the machines listed below."""
 _CURVES = "Lines: means over seeds; bands: lowest to highest. Loss: the first seed, others fainter."
-_HEALTH = """Diagnostics of the last epoch, means over seeds. std of z: 0 if it has collapsed, 1 if directions are \
-used evenly. Effective rank: directions that h uses. Alignment: squared distance of two views of a test \
+_DIAGNOSTICS = """Diagnostics of the last epoch, means over seeds. std of z: 0 if it has collapsed, 1 if directions \
+are used evenly. Effective rank: directions that h uses. Alignment: squared distance of two views of a test \
 image, lower is closer; uniformity: lower is more even. Queue age: steps after which a key is \
 overwritten."""
-_POSITIVES = """Measured on one batch of {batch} training images, so in steps of {step:.2g} %: the share of positives \
-that beat every key of their queue, and the share of *another image's* positives that do. The second share \
-should be at chance level, 1 / (keys + 1); above it, positives are found by what a batch has in common, such as its \
-box, and not by the image."""
+_ACCURACIES = """Measured on one batch of {batch} training images, so in steps of {step:.2g} %. Top-1 accuracy: the \
+share of queries that are more similar to their positive than to every key of the queue; then the same with *another \
+image's* positive. The second should be at chance level, 1 / (keys + 1); above it, positives are recognised by what \
+a batch has in common, such as its box, and not by the image."""
 _LOCALISATION = """Percent of {images} images ({data}); map and threshold are chosen on {validation} others. ± over \
 seeds; in brackets 95 % of bootstrap draws of the images. Oracle: threshold chosen on the images \
 that are scored, an upper bound."""
@@ -90,10 +90,10 @@ def _section(chapter: Chapter, prefix: str) -> str:
     pictures = [(chapter.knn, "kNN"), (chapter.loss, "loss")]
     drawn = [f"![{title}]({prefix}{name})" for name, title in pictures if name]
     parts += ["### Curves", *drawn, _CURVES]
-    if health := tables.health(section):
-        parts += ["### Diagnostics", health, _HEALTH]
-    if positives := tables.positives(section):
-        parts += [positives, _POSITIVES.format(batch=batch, step=100 / batch)]
+    if diagnostics := tables.diagnostics(section):
+        parts += ["### Diagnostics", diagnostics, _DIAGNOSTICS]
+    if accuracies := tables.accuracies(section):
+        parts += [accuracies, _ACCURACIES.format(batch=batch, step=100 / batch)]
     return "\n\n".join([*parts, *_maps(chapter, prefix)])
 
 
@@ -128,20 +128,24 @@ def _appendix(chapters: Sequence[Chapter]) -> str:
 def _command(group: Group) -> str:
     member = group.members[0]
     lines = member.read_file("command.txt")
-    if not lines:
-        return f"{group.name}: no command.txt ({member.label})"
-    words = shlex.split(lines[0].partition("  ")[2])
+    try:
+        words = shlex.split(lines[0].partition("  ")[2] if lines else "")
+    except ValueError:  # a quotation mark that is not closed
+        words = []
+    if not words:
+        return f"{group.name}: no command.txt that can be read ({member.label})"
     return shlex.join([word.rstrip("/").rpartition("/")[2] if word.startswith("/") else word for word in words])
 
 
 def _machine(member: Member) -> str:
     env = member.read_file("env.json")
-    if not env:
+    if not (isinstance(env, dict) and {"cpu", "threads", "mixfast", "torch", "python"} <= env.keys()):
         return ""
-    git = env.get("git") or {}
-    commit = git.get("commit", "")[:7] or "not a checkout"
+    git = env.get("git")
+    git = git if isinstance(git, dict) else {}
+    commit = str(git.get("commit") or "")[:7] or "not a checkout"
     changed_files = ", with changes" if git.get("modified") else ""
-    where = env.get("gpu") or f"{env['cpu']}, {env['threads']} thread{'s' if env['threads'] > 1 else ''}"
+    where = env.get("gpu") or f"{env['cpu']}, {env['threads']} thread{'s' if env['threads'] != 1 else ''}"
     return f"mixfast {env['mixfast']} ({commit}{changed_files}), torch {env['torch']}, Python {env['python']}, {where}"
 
 

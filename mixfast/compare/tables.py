@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from mixfast.compare.gather import TABLE_1, Group, Section, differing_options
 from mixfast.compare.statistics import KEYS, baselines, differences, scores
 from mixfast.run.console import duration
-from mixfast.run.monitor import candidates
+from mixfast.run.sanity import candidates
 from mixfast.scoring.paired import spread
 
 
@@ -35,7 +35,7 @@ def _scores(group: Group | None) -> list[str]:
 
 
 def table_1(section: Section) -> str:
-    """The paper's rows in its order, then ours beyond them, then the baselines."""
+    """The paper's rows in its order, then their variants and other methods, then the baselines."""
     head = ["", "runs", "paper", "kNN on z", "kNN on h", "max z", "max h", "seeds"]
     body = []
     groups = section.table_1_groups()
@@ -45,7 +45,8 @@ def table_1(section: Section) -> str:
     shown = [group.name for group in groups.values()]
     for group in section.groups:
         if group.name not in shown:
-            body.append(["ours", f"`{group.name}`", "", *_scores(group)])
+            row = f"{TABLE_1[group.recipe][0]}, variant" if group.recipe in TABLE_1 else "not in the paper"
+            body.append([row, f"`{group.name}`", "", *_scores(group)])
     for name, by_key in baselines(section).items():
         seeds = max(map(len, by_key.values()))
         body.append([name, "", "", *(cell(by_key.get(key, {}).values()) for key in KEYS), "", "", str(seeds)])
@@ -80,7 +81,7 @@ def difference_table(base: Group, groups: Sequence[Group]) -> str:
     return markdown(head, body) if body else ""
 
 
-_HEALTH = (
+_DIAGNOSTICS = (
     ("std_z", "std of z", ".2f"),
     ("effective_rank_h", "effective rank of h", ".1f"),
     ("alignment", "alignment", ".2f"),
@@ -95,26 +96,29 @@ def _last(group: Group, key: str) -> list[float]:
     return values[:1] if key == "queue_age" else values  # queue_age does not depend on the seed
 
 
-def health(section: Section) -> str:
+def diagnostics(section: Section) -> str:
     """Diagnostics of the last epoch, means over seeds; "" if no finished run has any."""
     groups = [group for group in section.groups if _last(group, "std_z")]
-    body = [[f"`{g.name}`", *(cell(_last(g, key), form) for key, _, form in _HEALTH)] for g in groups]
-    return markdown(["", *(title for _, title, _ in _HEALTH)], body) if body else ""
+    body = [[f"`{g.name}`", *(cell(_last(g, key), form) for key, _, form in _DIAGNOSTICS)] for g in groups]
+    return markdown(["", *(title for _, title, _ in _DIAGNOSTICS)], body) if body else ""
 
 
-def positives(section: Section) -> str:
-    """Share of positives that terms with queues find, and of another image's; "" without such terms."""
+def accuracies(section: Section) -> str:
+    """Top-1 accuracy of terms with queues, also with another image's positives; "" without such terms."""
     body = []
     for group in section.groups:
         records = [record for run in group.finished if (record := run.last("diagnostics"))]
-        terms = [key.removeprefix("found_") for key in (records[0] if records else ()) if key.startswith("found_")]
+        keys = [key for key in (records[0] if records else ()) if key.startswith("top1_other_")]
+        terms = [key.removeprefix("top1_other_") for key in keys]
         among = candidates(group.config)
         chance = f"{100 / among:.3f}" if among else "-"
         for term in terms:
-            shares = [[100 * value for value in _last(group, f"{kind}_{term}")] for kind in ("found", "shortcut")]
+            shares = [[100 * value for value in _last(group, f"{kind}_{term}")] for kind in ("top1", "top1_other")]
             cells = [cell(shares[0]), cell(shares[1], ".2f"), chance]
             body.append([f"`{group.name}`", term.replace("_", " "), *cells])
-    return markdown(["", "term", "found, %", "another image's, %", "chance level, %"], body) if body else ""
+    return (
+        markdown(["", "term", "top-1, %", "with another image's positive, %", "chance level, %"], body) if body else ""
+    )
 
 
 def options(section: Section) -> str:

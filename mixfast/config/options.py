@@ -3,6 +3,7 @@
 Nothing is derived from another key while parsing: a value in here is the default, a preset's, or the user's.
 """
 
+import contextlib
 import dataclasses
 import types
 import typing
@@ -11,11 +12,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import tyro
 
-from mixfast import methods
+from mixfast import methods, ranges
 from mixfast.augment.config import AugmentConfig
 from mixfast.data.config import DataConfig
 from mixfast.errors import ConfigError
 from mixfast.models.config import ModelConfig
+from mixfast.ranges import Cores, Count, Index, NotNegative, Positive, Seed, Share
 
 MethodConfig = TypeVar("MethodConfig")
 
@@ -25,50 +27,50 @@ class OptimConfig:
     """The optimiser (without Nesterov) and its schedule; the defaults are the MoCo recipe on CIFAR."""
 
     name: Literal["sgd", "adam", "lars"] = "sgd"
-    lr: float = 0.06  # at batch 512; never rescaled silently
-    momentum: float = 0.9  # of SGD and LARS; the first beta of Adam, whose second is 0.999
-    weight_decay: float = 5e-4  # added to the gradient, of every trainable tensor: norms and biases too
-    lars_trust: float = 1e-3  # LARS: length of a step of rate 1 as a share of the tensor's length
+    lr: NotNegative = 0.06  # at batch 512; never rescaled silently
+    momentum: Share = 0.9  # of SGD and LARS; the first beta of Adam, whose second is 0.999
+    weight_decay: NotNegative = 5e-4  # added to the gradient, of every trainable tensor: norms and biases too
+    lars_trust: NotNegative = 1e-3  # LARS: length of a step of rate 1 as a share of the tensor's length
     lars_exclude: bool = True  # LARS: norms and biases take SGD steps without decay (as SimCLR does)
     schedule: Literal["cosine", "step"] = "cosine"  # constant inside an epoch but for warmup_steps
-    cosine_origin: Literal[0, 1] = 1  # number of the first epoch; 1: the last epoch runs at rate 0, as in the MoCo demo
-    steps: tuple[float, ...] = (0.6, 0.9)  # shares of the training after which `step` multiplies the rate
-    step_factor: float = 0.1
-    warmup_epochs: int = 0  # linear increase over the first epochs, on top of the schedule
-    warmup_steps: int = 0  # the same over the first optimiser steps; where both are given, the lower rate counts
+    cosine_origin: Literal[0, 1] = 0  # number of the first epoch; 1: the last epoch runs at rate 0, as in MoCo's demo
+    steps: tuple[float, ...] = (0.6, 0.9)  # falls at these shares of the epochs (from 0); -n: n before the end
+    step_factor: NotNegative = 0.1
+    warmup_epochs: Index = 0  # linear increase over the first epochs, on top of the schedule
+    warmup_steps: Index = 0  # the same over the first optimiser steps; where both are given, the lower rate counts
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The loop and the machine it runs on."""
 
-    epochs: int = 200
-    batch_size: int = 512  # images per optimiser step
-    accumulate: int = 1  # micro-batches per optimiser step; EMA and enqueueing happen once per optimiser step
+    epochs: Count = 200
+    batch_size: Count = 512  # images per optimiser step
+    accumulate: Count = 1  # micro-batches per optimiser step; EMA and enqueueing happen once per optimiser step
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on GPUs from Ampere on, fp32 elsewhere
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"  # auto: channels_last
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the encoder in training; auto: said at start
     graph: Literal["auto", "on", "off"] = "auto"  # the step as CUDA graphs, the same bits; auto: said at start
     device: str = "auto"  # auto | cpu | cuda | cuda:N
-    threads: int = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota of this process
+    threads: Cores = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota of this process
     deterministic: bool = False  # only deterministic kernels; needed on a GPU for a bit-exact resume
-    log_every: int = 50  # optimiser steps between records; an epoch's end is always one
+    log_every: Count = 50  # optimiser steps between records; an epoch's end is always one
     tensorboard: bool = False  # also write the records for TensorBoard (extra package)
-    checkpoint_every: int = 1  # epochs between checkpoints; 0: only at the end and on a signal
-    checkpoint_seconds: float = 600.0  # a checkpoint inside an epoch when the last one is older; 0: never
+    checkpoint_every: Index = 1  # epochs between checkpoints; 0: only at the end and on a signal
+    checkpoint_seconds: NotNegative = 600.0  # a checkpoint inside an epoch when the last one is older; 0: never
 
 
 @dataclass(frozen=True)
 class EvalConfig:
     """The weighted kNN classifier on z (head) and h (pooled features)."""
 
-    every: int = 10  # epochs between evaluations; 0: only after the last epoch
-    k: int = 200  # neighbours
-    bank: int = 0  # training images among which neighbours are looked for, class-balanced; 0: all
-    temperature: float = 0.1
-    batch_size: int = 512  # images per forward pass
+    every: Index = 10  # epochs between evaluations; 0: only after the last epoch
+    k: Count = 200  # neighbours
+    bank: Index = 0  # training images among which neighbours are looked for, class-balanced; 0: all
+    temperature: Positive = 0.1
+    batch_size: Count = 512  # images per forward pass
     baselines: bool = True  # score raw pixels and the untrained network before training
-    diagnostics: bool = True  # also collapse, alignment, uniformity, and what the positives give away
+    diagnostics: bool = True  # also collapse, alignment, uniformity, and the top-1 accuracy of loss terms
 
 
 @dataclass(frozen=True)
@@ -83,38 +85,19 @@ class RunConfig(Generic[MethodConfig]):
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
-    seed: int = 0
-    compare: tuple[str, ...] = ()  # methods trained beside this one under the same encoder budget
+    seed: Seed = 0
+    compare: tuple[str, ...] = ()  # methods also trained, for the same encoder passes; no word, or none: no method
 
 
-# Keys that a resumed run may change: they move a run to another place or machine, or change when it is saved.
+# Keys that a resumed run may change, as no bit of the weights depends on them: they move a run to another place or
+# machine, or say when it is saved, logged and evaluated.
 FREE_ON_RESUME = frozenset(
-    {"train.device", "train.threads", "train.graph", "train.tensorboard"}
+    {"train.device", "train.threads", "train.graph", "train.tensorboard", "train.log_every"}
+    | {f"eval.{item.name}" for item in dataclasses.fields(EvalConfig)}
     | {"train.checkpoint_every", "train.checkpoint_seconds"}
     | {"data.path", "data.test_path", "data.in_memory", "data.cache", "data.cache_dir", "data.workers", "data.download"}
     | {"compare"}
 )
-
-_AT_LEAST: dict[str, float] = {
-    "optim.lr": 0,
-    "optim.momentum": 0,
-    "optim.weight_decay": 0,
-    "optim.lars_trust": 0,
-    "optim.step_factor": 0,
-    "optim.warmup_epochs": 0,
-    "optim.warmup_steps": 0,
-    "train.epochs": 1,
-    "train.batch_size": 1,
-    "train.accumulate": 1,
-    "train.threads": 0,
-    "train.log_every": 1,
-    "train.checkpoint_every": 0,
-    "train.checkpoint_seconds": 0,
-    "eval.every": 0,
-    "eval.k": 1,
-    "eval.bank": 0,
-    "eval.batch_size": 1,
-}
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -130,34 +113,95 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def replace(config: Any, values: dict[str, Any]) -> Any:
-    """A copy of `config` with the values of some dotted keys changed; KeyError if there is no such key."""
+    """A copy of `config` with the values of some dotted keys changed at once; KeyError if there is no such key."""
+    own = {key: value for key, value in values.items() if "." not in key}
+    sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
-        head, _, rest = key.partition(".")
+        head, dot, rest = key.partition(".")
         if head not in {item.name for item in dataclasses.fields(config)}:
             raise KeyError(key)
-        new = replace(getattr(config, head), {rest: value}) if rest else value
-        config = dataclasses.replace(config, **{head: new})
-    return config
+        if dot:
+            sections.setdefault(head, {})[rest] = value
+    base = own | {head: replace(own.get(head, getattr(config, head)), inner) for head, inner in sections.items()}
+    return dataclasses.replace(config, **base)
 
 
-def from_dict(cls: type, data: dict[str, Any], method_config: type) -> Any:
-    """The inverse of `dataclasses.asdict` after a round trip through JSON, which turns tuples into lists."""
+def typed(config: RunConfig[Any]) -> Any:
+    """The type of a configuration with its method's own options."""
+    generic: Any = RunConfig
+    return generic[type(config.method)]
+
+
+def hint_of(config: Any, key: str) -> Any:
+    """The type of the option with a dotted key."""
+    *sections, name = key.split(".")
+    for section in sections:
+        config = getattr(config, section)
+    return typing.get_type_hints(type(config), include_extras=True)[name]
+
+
+def from_dict(cls: type, data: Any, method_config: type, key: str = "") -> Any:
+    """The inverse of `dataclasses.asdict` after a round trip through JSON, which turns tuples into lists.
+
+    Args:
+        cls: the dataclass.
+        data: what JSON gave.
+        method_config: the type of the options of the method.
+        key: dotted key of `data` in the whole configuration, for messages.
+
+    Raises:
+        ConfigError: a key is missing or unknown, or a value is not of its type; also what the dataclasses refuse.
+    """
+    if not isinstance(data, dict):
+        raise ConfigError(f"{key or 'values'} must be an object of keys and values; got {data!r:.100}")
     hints = typing.get_type_hints(cls)
-    names = {item.name for item in dataclasses.fields(cls)}
-    if unknown := sorted(set(data) - names):
-        raise ConfigError(f"{cls.__name__} has no key {', '.join(unknown)}: written by another version of mixfast?")
+    names = {item.name: f"{key}.{item.name}" if key else item.name for item in dataclasses.fields(cls) if item.init}
+    wrong = [f"{names[name]} is missing" for name in names if name not in data]
+    wrong += [f"{cls.__name__} has no key {name}" for name in data if name not in names]
+    if wrong:
+        raise ConfigError(f"{'; '.join(wrong)} (written by another version of mixfast?)")
     values = {}
-    for name, value in data.items():
+    for name, dotted in names.items():
         hint = method_config if hints[name] is MethodConfig else hints[name]
         if dataclasses.is_dataclass(hint):
-            value = from_dict(typing.cast(type, hint), value, method_config)
-        values[name] = _tuples(value) if _holds_tuple(hint) else value
+            values[name] = from_dict(typing.cast(type, hint), data[name], method_config, dotted)
+        else:
+            values[name] = _from_json(data[name], hint, dotted)
     return cls(**values)
 
 
-def _holds_tuple(hint: Any) -> bool:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    return any(typing.get_origin(option) is tuple for option in options)
+_JSON_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+
+
+def _from_json(value: Any, hint: Any, key: str) -> Any:
+    """A value of JSON as the type that `hint` says; ConfigError if it is none. Hints that JSON has not pass unseen."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for option in options:
+            with contextlib.suppress(ConfigError):
+                return _from_json(value, option, key)
+    elif origin is Literal:
+        if any(type(value) is type(option) and value == option for option in options):
+            return value
+    elif origin is tuple:
+        if isinstance(value, list):
+            items = [options[0]] * len(value) if options[1:] == (...,) else options
+            if len(value) == len(items):
+                return tuple(_from_json(item, kind, key) for item, kind in zip(value, items, strict=True))
+    elif hint is float and type(value) is int and abs(value) < 2**53:
+        return float(value)
+    elif type(value) is hint or hint not in _JSON_TYPES:
+        return _tuples(value)
+    raise ConfigError(f"{key} must be {_in_words(hint)}; got {value!r:.100}")
+
+
+def _in_words(hint: Any) -> str:
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return f"one of {', '.join(map(str, options))}"
+    if origin is tuple:
+        return f"a list of {'' if options[1:] == (...,) else f'{len(options)}, each '}{_in_words(options[0])}"
+    return " or ".join(_in_words(option) for option in options) if options else _JSON_TYPES.get(hint, str(hint))
 
 
 def _tuples(value: Any) -> Any:
@@ -176,21 +220,17 @@ def validate(config: RunConfig[Any]) -> None:
     """Refuse a configuration that cannot be trained or scored, before anything is made or loaded.
 
     Raises:
-        ConfigError: lists every impossible value of this file's sections; if there is none, what the method's own
-            `check` says of its options at this batch size.
+        ConfigError: lists every value that its type does not allow; if there is none, what does not fit together; then
+            what the method's own `check` says of its options at this batch size.
     """
-    flat = flatten(config)
-    problems = [
-        f"--{key} must be at least {least}; got {flat[key]}"
-        for key, least in _AT_LEAST.items()
-        if not flat[key] >= least
-    ]
-    if not config.eval.temperature > 0:
-        problems.append(f"--eval.temperature must be above 0; got {config.eval.temperature}")
-    if config.optim.name == "adam" and not config.optim.momentum < 1:
+    problems = ranges.problems(config)
+    if config.optim.name == "adam" and config.optim.momentum == 1:
         problems.append(f"--optim.momentum must be below 1 for adam; got {config.optim.momentum}")
-    if not all(0 < share < 1 for share in config.optim.steps):
-        problems.append(f"--optim.steps must be shares of the training between 0 and 1; got {config.optim.steps}")
+    if not problems and not all(0 < step < 1 or (step < 0 and float(step).is_integer()) for step in config.optim.steps):
+        problems.append(
+            "--optim.steps must be shares of the training between 0 and 1, or whole numbers below 0: epochs before its "
+            f"end; got {config.optim.steps}"
+        )
     if not problems:
         problems = _batch_problems(config)
     if problems:
@@ -206,6 +246,26 @@ def _batch_problems(config: RunConfig[Any]) -> list[str]:
         f"--train.batch_size must be a multiple of --train.accumulate {micro} times --model.bn_splits {splits}; "
         f"got {batch}, nearest: {nearest_multiple(batch, micro * splits)}"
     ]
+
+
+def check_batch(config: RunConfig[Any], images: int) -> None:
+    """Raise a ConfigError, with options that would do, where a batch is larger than the training set of `images`."""
+    batch = config.train.batch_size
+    if batch <= images:
+        return
+    text = f"--train.batch_size must be at most the {images} training images; got {batch}."
+    for fitting in (2**power for power in reversed(range(images.bit_length()))):
+        smaller = {"train.batch_size": fitting}
+        if config.optim.name != "adam":
+            smaller["optim.lr"] = config.optim.lr * fitting / batch
+        try:
+            validate(replace(config, smaller))
+        except ConfigError:
+            continue
+        words = " ".join(f"--{key} {value:g}" for key, value in smaller.items())
+        rule = f": {config.optim.lr:g} in proportion to the batch" if "optim.lr" in smaller else ""
+        raise ConfigError(f"{text} Try {words}{rule}.")
+    raise ConfigError(f"{text} Use more images, or a --model.bn_splits and --method.queue_size that fit a small batch.")
 
 
 def nearest_multiple(value: int, of: int) -> int:

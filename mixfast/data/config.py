@@ -5,7 +5,7 @@ from typing import Literal
 
 from mixfast.data.kinds import kind_of
 from mixfast.data.scenes import SceneConfig
-from mixfast.errors import ConfigError
+from mixfast.ranges import Cores, Count, InnerShare, Side, check_ranges
 
 
 @dataclass(frozen=True)
@@ -15,31 +15,21 @@ class DataConfig:
     kind: str = "scenes"  # scenes, folder, cifar10, cifar100, stl10, or package.module:factory for your own
     path: str | None = None  # folder: the images; cifar10, cifar100, stl10: where torchvision keeps its data sets
     test_path: str | None = None  # folder: test images kept elsewhere than path/test, path/val or a held-out share
-    size: int = 32  # side of the square images in pixels; what is larger or smaller is resized
-    limit: int | None = None  # use the first n training images, class-balanced
-    test_limit: int | None = None  # the same for test images
+    size: Side = 32  # side of the square images in pixels; what is larger or smaller is resized
+    limit: Count | None = None  # use the first n training images, class-balanced
+    test_limit: Count | None = None  # the same for test images
     download: bool = False  # cifar10, cifar100, stl10: fetch the data set if it is not there
-    holdout: float = 0.1  # folder, own: share of the images that become the test set if there is none
+    holdout: InnerShare = 0.1  # folder, own: share of the images that become the test set if there is none
     in_memory: Literal["auto", "yes", "no"] = (
         "auto"  # folder, own: decode all at once; auto: if half of memory holds them
     )
-    cache: bool = True  # folder in memory: keep the decoded images in a file and use it next time
+    cache: bool = True  # folder: keep what was decoded, or which files can be, in a file and use it next time
     cache_dir: str | None = None  # folder: where; None = $XDG_CACHE_HOME/mixfast or ~/.cache/mixfast
-    workers: int | None = None  # decoding processes; threads for a folder in memory; None = one per core, 0 = none
-    scenes: int = 20_000  # scenes: number of training images
-    test_scenes: int = 2_000  # scenes: number of test images
+    workers: Cores | None = None  # decoding processes; threads for a folder in memory; None = one per core, 0 = none
+    scenes: Count = 20_000  # scenes: number of training images
+    test_scenes: Count = 2_000  # scenes: number of test images
     scene: SceneConfig = field(default_factory=SceneConfig)  # scenes: what they look like
 
     def __post_init__(self) -> None:
         kind_of(self.kind)
-        for name in ("size", "scenes", "test_scenes"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} must be at least 1; got {getattr(self, name)}.")
-        for name in ("limit", "test_limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"data.{name} must be at least 1; got {value}. Leave it out to use every image.")
-        if not 0 < self.holdout < 1:
-            raise ConfigError(f"data.holdout must be a share in (0, 1); got {self.holdout}.")
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"data.workers must be at least 0; got {self.workers}. 0 decodes in this process.")
+        check_ranges(self, "data")

@@ -1,124 +1,172 @@
-"""Decode image files into one uint8 tensor, and keep it in a cache file."""
+"""Decode image files into one uint8 tensor, or find out which of them can be decoded; memory and cores for that."""
 
-import hashlib
 import math
 import os
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from mixfast.data.cache import SQUARES, VERDICTS, Cache, Rows, digest
 from mixfast.data.config import DataConfig
-from mixfast.data.decoder import decode_file
+from mixfast.data.decoder import decode_file, reason
+from mixfast.data.loader import Library
+from mixfast.data.scan import Listing, shown
 from mixfast.errors import DataError
 
-_FORMAT = 2  # of the cache file; a change makes old files count as absent
 _FILES_PER_TASK = 64
 _SMALL_FILE = 16 * 1024  # bytes; below, Python's own work outweighs the decoding
 _SECONDS_PER_LINE = 10.0
 Say = Callable[[str], None]
 
 
-def read(root: Path, files: Sequence[str], size: int, cfg: DataConfig, say: Say) -> tuple[Tensor, Tensor]:
-    """The images at `files` below `root`, from the cache if they are unchanged since they were put there.
+class Readable(NamedTuple):
+    """Which files of a listing can be decoded, and to what."""
+
+    positions: Tensor  # int64 [R], ascending, in the listing
+    digests: Tensor  # int64 [R]: equal for equal images
+
+
+def read(listing: Listing, cfg: DataConfig, say: Say) -> tuple[Tensor, Readable]:
+    """The images of a listing in memory: from the cache where their files are unchanged, else decoded.
 
     Files that cannot be decoded are left out, counted and named in a line of `say`.
-
-    Returns:
-        (images, readable): uint8 [R, 3, size, size], and the int64 [R] positions in `files` that could be read.
-
-    Raises:
-        DataError: no file could be read, or the images would not fit in memory.
-    """
-    check_memory(len(files), size, root)
-    cached = _cache_file(root, files, size, cfg) if cfg.cache else None
-    if cached is not None and cached.exists():
-        try:
-            with open(cached, "rb") as file, np.load(file, allow_pickle=False) as archive:
-                return torch.from_numpy(archive["images"]), torch.from_numpy(archive["readable"])
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            say(f"cache {cached} is damaged ({error}); decoding again")
-    images, readable = decode(root, files, size, cfg.workers, say)
-    if cached is not None:
-        _store(cached, images, readable, say)
-    return images, readable
-
-
-def decode(root: Path, files: Sequence[str], size: int, workers: int | None, say: Say) -> tuple[Tensor, Tensor]:
-    """Decode without a cache; see `read`.
 
     Threads, not processes: decoding and resizing work outside Python's lock, and a new process would spend longer on
     importing torch than on decoding 10,000 small images. For small files the lock is all there is, and one thread is
     the fastest.
+
+    Returns:
+        (images, readable): uint8 [R, 3, size, size], and which they are.
+
+    Raises:
+        DataError: no file could be read, or the images would not fit in memory.
     """
-    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    files, size, workers = listing.files, cfg.size, cfg.workers
+    check_memory(len(files), size, shown(listing.root))
+    images, digests = (
+        torch.empty(len(files), 3, size, size, dtype=torch.uint8),
+        torch.zeros(len(files), dtype=torch.int64),
+    )
     failed: dict[int, str] = {}
+    fresh = False
 
-    def fill(start: int) -> int:
-        part = range(start, min(start + _FILES_PER_TASK, len(files)))
-        for i in part:
-            try:
-                images[i] = decode_file(root / files[i], size)
-            except Exception as error:  # Pillow raises whatever a broken file leads it to
-                failed[i] = f"{type(error).__name__}: {error}"
-        return len(part)
+    with Cache(listing.root, size, SQUARES, cfg, say) as cache:
+        rows = cache.find(listing).tolist()
 
-    starts = range(0, len(files), _FILES_PER_TASK)
-    with progress(f"decoding {root}", len(files), say) as advance:
-        if workers is None:
-            workers = cores() if _mean_bytes(root, files) > _SMALL_FILE else 0
-        if workers == 0:
-            for start in starts:
-                advance(fill(start))
-        else:
-            pool = ThreadPoolExecutor(workers)
-            try:
-                for count in pool.map(fill, starts):
-                    advance(count)
-            finally:  # an interrupt must not wait for the files that are still queued
-                pool.shutdown(wait=True, cancel_futures=True)
-    if not failed:
-        return images, torch.arange(len(files))
-    first = min(failed)
-    what = f"{len(failed)} of {len(files)} image files under {root} could not be read; the first is "
-    what += f"{files[first]} ({failed[first]})"
-    if len(failed) == len(files):
-        raise DataError(f"{what}. Check that they are images, and complete.")
-    say(f"{what}. They are left out.")
-    return _compact(images, failed)
+        def fill(start: int) -> int:
+            nonlocal fresh
+            part = range(start, min(start + _FILES_PER_TASK, len(files)))
+            for i in part:
+                if not cache.fetch(rows[i], images[i]):
+                    try:
+                        images[i] = decode_file(listing.root / files[i], size)
+                        fresh = True
+                    except MemoryError:
+                        raise
+                    except Exception as error:  # Pillow raises whatever a broken file leads it to
+                        failed[i] = reason(error)
+                        continue
+                digests[i] = digest(images[i])
+            return len(part)
 
-
-def _compact(images: Tensor, failed: dict[int, str]) -> tuple[Tensor, Tensor]:
-    """Close the gaps in place: a second copy might not fit."""
-    keep = torch.ones(len(images), dtype=torch.bool)
-    keep[list(failed)] = False
-    readable = keep.nonzero().flatten()
-    for start in range(0, len(readable), 1024):  # position i comes from readable[i] >= i: nothing unread is lost
-        source = readable[start : start + 1024]
-        images[start : start + len(source)] = images[source]
-    return images[: len(readable)], readable
+        starts = range(0, len(files), _FILES_PER_TASK)
+        with progress(f"decoding {shown(listing.root)}", len(files), say) as advance:
+            if workers is None:
+                workers = cores() if _mean_bytes(listing) > _SMALL_FILE else 0
+            for count in _in_threads(fill, starts, workers):
+                advance(count)
+        index = _left(listing, failed, say)
+        images, digests = _compact(images, index), digests[index]
+        if fresh:
+            kept = listing.take(index)
+            cache.write(Rows(kept.files, kept.marks[:, :2], digests, images))
+    return images, Readable(index, digests)
 
 
-def _mean_bytes(root: Path, files: Sequence[str]) -> float:
-    """Mean size of about 100 of the files."""
-    some = files[:: 1 + len(files) // 100]
-    return sum(_stat(root / file)[0] for file in some) / len(some)
+def examine(listing: Listing, library: Library, first: int, cfg: DataConfig, say: Say) -> Readable:
+    """Find out which files of a listing can be decoded, with the processes that will decode them in training.
+
+    Every file is decoded once, as long as one epoch takes without training; what could be decoded is kept in the cache,
+    and is not looked at again until the file changes. Files that cannot be decoded are counted and named in a line.
+
+    Args:
+        listing: of the files.
+        library: whose images from number `first` on they are.
+        first: see there.
+        cfg: size, cache and cache_dir are read.
+        say: prints a line.
+
+    Raises:
+        DataError: no file could be read, or a process has died.
+    """
+    digests = torch.zeros(len(listing.files), dtype=torch.int64)
+    failed: dict[int, str] = {}
+    with Cache(listing.root, cfg.size, VERDICTS, cfg, say) as cache:
+        rows = cache.find(listing)
+        known, unknown = (rows >= 0).nonzero().flatten(), (rows < 0).nonzero().flatten()
+        digests[known] = torch.tensor([cache.digest(row) for row in rows[known].tolist()], dtype=torch.int64)
+        tasks = unknown.split(library.task_size) if len(unknown) else ()
+        with progress(f"looking through {shown(listing.root)}", len(unknown), say) as advance:
+            for task, found in zip(tasks, library.decoded([first + task for task in tasks]), strict=True):
+                for row, i in enumerate(task.tolist()):
+                    if row in found.broken:
+                        failed[i] = found.broken[row]
+                    else:
+                        digests[i] = digest(found.images[row])
+                advance(len(task))
+        index = _left(listing, failed, say)
+        if len(failed) < len(unknown):
+            kept = listing.take(index)
+            cache.write(Rows(kept.files, kept.marks[:, :2], digests[index], None))
+    return Readable(index, digests[index])
 
 
-def _stat(path: Path) -> tuple[int, int]:
-    """Bytes, and time of the last change in ns; zeros for what cannot be asked, such as a dangling link."""
+def _in_threads(task: Callable[[int], int], arguments: Sequence[int], workers: int) -> Iterator[int]:
+    """What the task returns for each argument, in order; 0 workers: without another thread."""
+    if workers == 0:
+        yield from map(task, arguments)
+        return
+    pool = ThreadPoolExecutor(workers)
     try:
-        found = os.stat(path)
-    except OSError:
-        return 0, 0
-    return found.st_size, found.st_mtime_ns
+        yield from pool.map(task, arguments)
+    finally:  # an interrupt must not wait for the files that are still queued
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _left(listing: Listing, failed: dict[int, str], say: Say) -> Tensor:
+    """Positions of the files that did not fail, int64; says which did."""
+    if failed:
+        first, count = min(failed), len(listing.files)
+        what = f"{len(failed)} of {count} image files under {shown(listing.root)} could not be read; the first is "
+        what += f"{shown(listing.files[first])} ({failed[first]})"
+        if len(failed) == count:
+            raise DataError(f"{what}. Check that they are images, and complete.")
+        say(f"{what}. They are left out.")
+    keep = torch.ones(len(listing.files), dtype=torch.bool)
+    keep[list(failed)] = False
+    return keep.nonzero().flatten()
+
+
+def _compact(images: Tensor, index: Tensor) -> Tensor:
+    """The images at `index`, ascending, moved to the front in place: a second copy might not fit."""
+    if len(index) == len(images):
+        return images
+    for start in range(0, len(index), 1024):  # position i comes from index[i] >= i: nothing unread is lost
+        source = index[start : start + 1024]
+        images[start : start + len(source)] = images[source]
+    return images[: len(index)]
+
+
+def _mean_bytes(listing: Listing) -> float:
+    """Mean size of the files."""
+    return float(listing.marks[:, 0].double().mean())
 
 
 def cores() -> int:
@@ -149,37 +197,6 @@ def progress(title: str, total: int, say: Say) -> Iterator[Callable[[int], None]
             say(f"{title}: {done:,} of {total:,} files, {done / (now - start):,.0f}/s")
 
     yield advance
-
-
-def _cache_file(root: Path, files: Sequence[str], size: int, cfg: DataConfig) -> Path:
-    """Where the decoded images belong: the name changes with every file's name, size and time, and with `size`."""
-    if cfg.cache_dir is not None:
-        folder = Path(cfg.cache_dir).expanduser()
-    else:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixfast"
-    base = root.resolve()
-    digest = hashlib.sha256(f"{_FORMAT}\0{base}\0{size}\0".encode())
-    for file in files:
-        length, changed = _stat(base / file)
-        digest.update(f"{file}\0{length}\0{changed}\0".encode())
-    return folder / f"{base.name}-{size}px-{digest.hexdigest()[:20]}.npz"
-
-
-def _store(path: Path, images: Tensor, readable: Tensor, say: Say) -> None:
-    """Write beside, then rename: another run sees the whole file or none. A full or read-only disk costs the cache."""
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(fresh, "wb") as file:
-            np.savez(file, images=images.numpy(), readable=readable.numpy())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(fresh, path)
-    except OSError as error:
-        say(f"the decoded images were not cached: {error}")
-    finally:
-        with suppress(OSError):  # it is there only if something went wrong
-            fresh.unlink()
 
 
 def fits_in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> bool:

@@ -8,37 +8,74 @@ Pillow decodes. A JPEG that is wanted at its full scale goes through torchvision
 a fifth less time. Both call libjpeg-turbo with the same settings: the pixels are the same.
 """
 
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mixfast.data.scan import shown
+
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
+# What Pillow may decode, whatever a file's ending says: its other formats start programs (EPS), or are no pictures.
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+MOST_PIXELS = 89_478_485  # that an image may have after the JPEG scale: where Pillow's own warning of a bomb begins
+
+
+@contextmanager
+def open_image(path: str | Path, size: int) -> Iterator[tuple[IO[bytes], Any, tuple[int, int]]]:
+    """Open an image file to be decoded at `size` pixels or more.
+
+    Returns:
+        (file, image, whole): the open file, a `PIL.Image.Image` at the smallest JPEG scale that is large enough, and
+        (width, height) as they are in the file.
+
+    Raises:
+        OSError: the file cannot be read, or is of none of the formats. ValueError: it is no regular file, or decodes
+            to more than MOST_PIXELS. Exception: Pillow raises whatever a broken file leads it to.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    # A pipe or a device in the place of a file would block without O_NONBLOCK.
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(handle, "rb") as file:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise ValueError("not a regular file")
+        try:
+            image = Image.open(file, formats=FORMATS)
+        except UnidentifiedImageError:
+            raise UnidentifiedImageError(f"none of {', '.join(FORMATS)}, or damaged") from None
+        with image:
+            whole = image.size
+            image.draft("RGB", (size, size))
+            if image.width * image.height > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are decoded")
+            yield file, image, whole
 
 
 def decode_file(path: str | Path, size: int) -> Tensor:
     """uint8 [3, size, size], RGB, upright; greyscale is repeated and transparency dropped.
 
     Raises:
-        Exception: Pillow raises whatever a broken file leads it to. ValueError: more than 8 bits a channel.
+        Exception: what `open_image` or Pillow raise. ValueError: more than 8 bits a channel.
     """
-    from PIL import Image
-
-    with Image.open(path) as image:
-        whole = image.size
-        image.draft("RGB", (size, size))
+    with open_image(path, size) as (file, image, whole):
         at_full_scale = image.format == "JPEG" and image.mode in ("RGB", "L") and image.size == whole
         if at_full_scale and has_torchvision() and _orientation(image) == 1:
             try:
-                data = torch.from_numpy(np.fromfile(path, np.uint8))
+                file.seek(0)
+                data = torch.from_numpy(np.fromfile(file, np.uint8))
                 return square(torch.ops.image.decode_jpeg(data, _RGB), size)
             except RuntimeError:  # Pillow says what is wrong, or reads it nevertheless
-                pass
+                file.seek(0)
         return square(pillow_pixels(image), size)
 
 
@@ -69,6 +106,11 @@ def square(pixels: Tensor, size: int) -> Tensor:
     if side == size:
         return inside
     return F.interpolate(inside[None], (size, size), mode="bilinear", antialias=True)[0]
+
+
+def reason(error: Exception) -> str:
+    """Why a file cannot be decoded, in a few printable words."""
+    return shown(f"{type(error).__name__}: {error}"[:200])
 
 
 @cache

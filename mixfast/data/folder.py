@@ -1,57 +1,43 @@
-"""A folder of image files as a data set: which files, which classes, which split. Decoding is in decode.py.
+"""A folder of image files as a data set: which files are for training and which for the test, and their images.
 
-Layouts, tried in this order:
-    path/train/... with path/test/... or path/val/...   each laid out as one of the two below
-    path/<class>/**/*.jpg                               one class per subfolder that holds an image
-    path/*.jpg                                          no classes: every label is -1, and kNN cannot be scored
-A single subfolder is no class either: its images count as unlabelled.
+Layouts, tried in this order, each part laid out as scan.py says:
+    path/train/... with path/test/... or path/val/...   in any case, also training, testing, valid and validation
+    path/train/... alone, or path/...                   a share is held out for the test
 """
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mixfast.data import decode
 from mixfast.data.config import DataConfig
 from mixfast.data.loader import ImageFiles, Library
+from mixfast.data.scan import ENDINGS, LAYOUTS, Listing, absolute, scan, shown, subfolders
 from mixfast.data.sets import ImageSet, first_balanced, held_out
-from mixfast.data.streamed import Streamed
+from mixfast.data.streamed import Images, Streamed, take
 from mixfast.errors import ConfigError, DataError
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
-LAYOUTS = (
-    "Accepted: PATH/<class>/*.jpg, PATH/*.jpg (no labels), or PATH/train and PATH/test (or val) laid out like that; "
-    f"endings {' '.join(ENDINGS)}."
-)
+__all__ = ["ENDINGS", "find_splits", "load_folder", "scan"]
 
-
-@dataclass(frozen=True)
-class Listing:
-    """Image files below a folder, in the order of their sorted names."""
-
-    root: Path
-    files: tuple[str, ...]  # relative to root
-    labels: Tensor  # int64 [files], -1 without a class
-    class_names: tuple[str, ...]
-
-    def take(self, index: Tensor) -> "Listing":
-        """The files at `index`, int64 [M]."""
-        files = tuple(self.files[i] for i in index.tolist())
-        return Listing(self.root, files, self.labels[index], self.class_names)
+_TRAIN = ("train", "training")
+_TEST = (("test", "testing"), ("val", "valid", "validation"))  # the first of these kinds that is there
+Say = Callable[[str], None]
 
 
 def load_folder(
     cfg: DataConfig,
     seed: int,
-    say: Callable[[str], None],
+    say: Say,
     cores: int | None = None,
     device_bytes: int | None = None,
-) -> tuple[ImageSet, ImageSet]:
+) -> tuple[ImageSet, ImageSet, str, Counter[str]]:
     """Decode the training and test images of a folder, or read them from the cache, or leave them in their files.
+
+    Files that cannot be decoded are left out, whether the images are in memory or in their files.
 
     Args:
         cfg: path, test_path, size, limit, test_limit, holdout, in_memory, cache, cache_dir and workers are read.
@@ -60,18 +46,56 @@ def load_folder(
         cores: processes that decode, if cfg.workers does not say; None: one for each core of this process.
         device_bytes: memory of the training device, if it is not the host's.
 
+    Returns:
+        (train, test, place, passed): the images, their folder, and what was passed over in it, by kind.
+
     Raises:
         ConfigError: no path. DataError: nothing there, nothing readable, or more than fits in memory.
     """
     train, test = find_splits(cfg, seed)
+    for note in dict.fromkeys((*train.notes, *test.notes)):
+        say(note)
     if cfg.limit is not None:
         train = train.take(first_balanced(train.labels, cfg.limit))
     if cfg.test_limit is not None:
         test = test.take(first_balanced(test.labels, cfg.test_limit))
-    if decode.fits_in_memory(cfg, len(train.files) + len(test.files), device_bytes):
-        return _read(train, cfg, say), _read(test, cfg, say)
-    workers = cfg.workers if cfg.workers is not None else cores or decode.cores()
-    return _leave((train, test), cfg.size, workers, say)
+    library = None
+    if not decode.fits_in_memory(cfg, len(train.files) + len(test.files), device_bytes):
+        workers = cfg.workers if cfg.workers is not None else cores or decode.cores()
+        paths = [os.path.join(part.root, file) for part in (train, test) for file in part.files]
+        library = Library(ImageFiles(cfg.size), paths, workers)
+    if train.root == test.root:  # one pass, and one file of the cache
+        sets = _image_sets((train, test), 0, library, cfg, say)
+    else:
+        sets = _image_sets((train,), 0, library, cfg, say)
+        sets += _image_sets((test,), len(train.files), library, cfg, say)
+    passed = train.passed if train.root == test.root else train.passed + test.passed
+    passed["unreadable"] = len(train.files) + len(test.files) - sum(map(len, sets))
+    return sets[0], sets[1], shown(absolute(str(cfg.path), "--data.path")), +passed
+
+
+def _image_sets(
+    listings: Sequence[Listing], first: int, library: Library | None, cfg: DataConfig, say: Say
+) -> list[ImageSet]:
+    """The images of listings with one root: in memory, or in their files, number `first` and on of a library."""
+    whole = Listing.joined(listings)
+    images: Images
+    if library is None:
+        images, readable = decode.read(whole, cfg, say)
+    else:
+        readable = decode.examine(whole, library, first, cfg, say)
+        images = Streamed(library, first + readable.positions)
+    sets: list[ImageSet] = []
+    start = 0
+    for listing in listings:
+        bounds = torch.searchsorted(readable.positions, torch.tensor([start, start + len(listing.files)])).tolist()
+        if bounds[0] == bounds[1]:
+            raise DataError(f"{shown(listing.root)}: none of the {len(listing.files):,} images of a split can be read.")
+        own = slice(*bounds)
+        labels, names = whole.labels[readable.positions[own]], tuple(map(shown, listing.class_names))
+        sets.append(ImageSet(take(images, own), labels, names, digests=readable.digests[own]))
+        start += len(listing.files)
+    return sets
 
 
 def find_splits(cfg: DataConfig, seed: int) -> tuple[Listing, Listing]:
@@ -79,103 +103,70 @@ def find_splits(cfg: DataConfig, seed: int) -> tuple[Listing, Listing]:
     if cfg.path is None:
         raise ConfigError(f"data.kind folder needs --data.path. {LAYOUTS}")
     root = _existing(cfg.path, "data.path")
-    train_root, test_root = root, None
-    held = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    if (root / "train").is_dir() and (held or cfg.test_path is not None):
-        train_root, test_root = root / "train", held[0] if held else None
+    names = subfolders(root)
+    train, test = _called(_TRAIN, names, root), ""
+    for kind in _TEST:
+        test = test or _called(kind, names, root)
     if cfg.test_path is not None:
         test_root = _existing(cfg.test_path, "data.test_path")
-    train = scan(train_root)
+    elif train and test:
+        test_root = root / test
+    else:
+        test_root = None
+    if not train or (test_root is None and names != [train]):  # else "train" is a class among others
+        listing = scan(root)
+    else:
+        listing = scan(root / train)
+        beside = [shown(name) for name in names if name != train and (name != test or cfg.test_path is not None)]
+        if beside:
+            note = f"{shown(root)}: its folders {', '.join(beside[:5])} ({len(beside)} in all) are not read"
+            listing = replace(listing, notes=(*listing.notes, note))
     if test_root is None:
-        return hold_out(train, cfg.holdout, seed)
-    return train, _with_classes_of(train, scan(test_root))
+        return hold_out(listing, cfg.holdout, seed)
+    return listing, _with_classes_of(listing, scan(test_root))
 
 
 def _existing(path: str, option: str) -> Path:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise DataError(f"{option} {folder}: {what}; it must be a folder of images. {LAYOUTS}")
-    return folder
+    folder = absolute(path, f"--{option}")
+    try:
+        os.stat(os.path.join(folder, "."))
+        return folder
+    except (FileNotFoundError, NotADirectoryError):
+        what = "is a file" if folder.is_file() else "does not exist"
+    except OSError as error:
+        what = f"cannot be read ({error.strerror})"
+    raise DataError(f"{option} {shown(folder)}: {what}; it must be a folder of images. {LAYOUTS}")
 
 
-def scan(root: Path) -> Listing:
-    """List the image files of a folder laid out as path/<class>/... or path/*.
-
-    Raises:
-        DataError: no file with one of the endings; the message says what was found instead.
-    """
-    classes = {
-        entry.name: _images_below(entry) for entry in sorted(root.iterdir()) if _visible(entry) and entry.is_dir()
-    }
-    classes = {name: files for name, files in classes.items() if files}
-    if len(classes) > 1:
-        files = [f"{name}/{file}" for name, inside in classes.items() for file in inside]
-        sizes = torch.tensor([len(inside) for inside in classes.values()])
-        return Listing(root, tuple(files), torch.arange(len(classes)).repeat_interleave(sizes), tuple(classes))
-    files = _images_below(root)
-    if not files:
-        others = [entry.name for entry in sorted(root.iterdir())][:3]
-        found = f"it holds {', '.join(others)}" if others else "it is empty"
-        raise DataError(f"{root}: no image found; {found}. {LAYOUTS}")
-    return Listing(root, tuple(files), torch.full((len(files),), -1), ())
-
-
-def _images_below(folder: Path) -> list[str]:
-    """Image files below a folder, sorted, relative to it; hidden files and folders are passed over."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(parent).relative_to(folder)
-        found += [(inside / file).as_posix() for file in files if _visible(Path(file)) and _is_image(file)]
-    return sorted(found)
-
-
-def _visible(path: Path) -> bool:
-    return not path.name.startswith(".")
-
-
-def _is_image(file: str) -> bool:
-    return file.lower().endswith(ENDINGS)
+def _called(spellings: Sequence[str], names: Sequence[str], root: Path) -> str:
+    """The name that is one of these words in any case; "" if none is."""
+    found = [name for name in names if name.lower() in spellings]
+    if len(found) > 1:
+        raise DataError(
+            f"{shown(root)}: {' and '.join(map(shown, found))} could each be the same split. Name the folders by "
+            "--data.path and --data.test_path."
+        )
+    return found[0] if found else ""
 
 
 def hold_out(listing: Listing, share: float, seed: int) -> tuple[Listing, Listing]:
     """Split off a test set, as `held_out` chooses it."""
     held = held_out(listing.labels, share, seed)
     if not held.any():
-        raise DataError(f"{listing.root}: too few images to hold some out for the test; give --data.test-path.")
+        raise DataError(f"{shown(listing.root)}: too few images to hold some out for the test; give --data.test-path.")
     return listing.take((~held).nonzero().flatten()), listing.take(held.nonzero().flatten())
 
 
 def _with_classes_of(train: Listing, test: Listing) -> Listing:
     """`test` with labels that count in `train`'s classes; unlabelled if either is."""
     if not train.class_names or not test.class_names:
-        return Listing(test.root, test.files, torch.full_like(test.labels, -1), train.class_names)
-    strangers = [name for name in test.class_names if name not in train.class_names]
+        return replace(test, labels=torch.full_like(test.labels, -1), class_names=train.class_names)
+    strangers = [shown(name) for name in test.class_names if name not in train.class_names]
     if strangers:
         raise DataError(
-            f"{test.root}: test classes {', '.join(strangers[:5])} ({len(strangers)} in all) are not among the "
-            f"{len(train.class_names)} training classes of {train.root}. Use the same folder names in both."
+            f"{shown(test.root)}: test classes {', '.join(strangers[:5])} ({len(strangers)} in all) are not among the "
+            f"{len(train.class_names)} training classes of {shown(train.root)}. Use the same folder names in both."
         )
-    position = torch.tensor([train.class_names.index(name) for name in test.class_names])
-    return Listing(test.root, test.files, position[test.labels], train.class_names)
-
-
-def _read(listing: Listing, cfg: DataConfig, say: Callable[[str], None]) -> ImageSet:
-    images, readable = decode.read(listing.root, listing.files, cfg.size, cfg, say)
-    return ImageSet(images, listing.labels[readable], listing.class_names)
-
-
-def _leave(
-    listings: tuple[Listing, Listing], size: int, workers: int, say: Callable[[str], None]
-) -> tuple[ImageSet, ImageSet]:
-    """Training and test images that stay in their files, with one set of workers for both."""
-    paths = [os.path.join(listing.root, file) for listing in listings for file in listing.files]
-    counts = [len(listing.files) for listing in listings]
-    library = Library(ImageFiles(size), paths, counts, workers, say)
-    numbers = torch.arange(len(paths)).split(counts)
-    sets = [
-        ImageSet(Streamed(library, index), listing.labels, listing.class_names)
-        for listing, index in zip(listings, numbers, strict=True)
-    ]
-    return sets[0], sets[1]
+    number = {name: label for label, name in enumerate(train.class_names)}
+    position = torch.tensor([number[name] for name in test.class_names])
+    return replace(test, labels=position[test.labels], class_names=train.class_names)

@@ -10,6 +10,7 @@ from mixfast.data import scenes
 from mixfast.data.config import DataConfig
 from mixfast.data.sets import ImageSet, Splits, channel_statistics, first_balanced
 from mixfast.data.streamed import Streamed
+from mixfast.data.summary import describe
 
 _CHUNK = 1024  # images in memory that are summed at once
 _BATCH = 64  # of images in files
@@ -30,7 +31,7 @@ def load(
     Args:
         cfg: which data.
         seed: of everything random about the data (scenes, the held-out share of a folder), not of the training.
-        say: prints a line about slow or incomplete reading.
+        say: prints what was found, in a line, and lines about what is slow, incomplete or probably not meant.
         cores: that may decode; None: those that this process may run on.
         device_bytes: memory of the training device, if it is not the host's.
 
@@ -39,25 +40,24 @@ def load(
         PlatformError: torchvision is needed and missing.
         ConfigError: an impossible combination of options.
     """
+    name, passed, published = cfg.kind, None, None
     if cfg.kind == "scenes":
         train = scenes.generate(cfg.scenes, cfg.size, seed, "train", cfg.scene)
         test = scenes.generate(cfg.test_scenes, cfg.size, seed, "test", cfg.scene)
-        published = None
     elif cfg.kind == "folder":
         from mixfast.data.folder import load_folder
 
-        train, test = load_folder(cfg, seed, say, cores=cores, device_bytes=device_bytes)
-        published = None
+        train, test, name, passed = load_folder(cfg, seed, say, cores=cores, device_bytes=device_bytes)
     elif ":" in cfg.kind:
         from mixfast.data.own import load_own
 
         train, test = load_own(cfg, seed, say, cores, device_bytes)
-        published = None
     else:
         from mixfast.data.vision import load_vision
 
-        train, test, published = load_vision(cfg)
+        train, test, name, published = load_vision(cfg)
     train, test = _limited(train, cfg.limit), _limited(test, cfg.test_limit)
+    describe(name, train, test, passed, say)
     mean, std = published or _statistics(train, cfg.kind, say)
     return Splits(train, test, mean, std, cfg.kind)
 

@@ -6,17 +6,18 @@ that has worked stay as they were for ever.
 """
 
 import atexit
-import bisect
-import itertools
 import multiprocessing
 import os
 import pickle
 import shutil
 import signal
+import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,14 +25,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mixfast.data.decoder import decode_file
+from mixfast.data.decoder import decode_file, reason
+from mixfast.data.scan import shown
 from mixfast.errors import DataError
 
 _TASK_BYTES = 4 << 20  # of the images that a worker decodes at once; a batch is one such task or several
 _AHEAD_BYTES = 512 << 20  # of the images decoded ahead, if the shared memory has as much again
-_TRIES = 16  # files in a row that cannot be decoded before that counts as an error
-_NAMED = 10  # broken files that get a line each; of more, every power of ten does
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Decoded(NamedTuple):
@@ -40,7 +40,7 @@ class Decoded(NamedTuple):
     images: Tensor  # uint8 [n, 3, size, size]
     labels: Tensor  # int64 [n], where images have labels of their own; else empty
     broken: dict[int, str]  # row of an image that cannot be decoded: why
-    error: str  # "" unless something is wrong that no other image can stand in for
+    error: str  # "" unless the data set itself is wrong
 
 
 class ImageFiles(Dataset[Any]):
@@ -63,30 +63,24 @@ class ImageFiles(Dataset[Any]):
             except MemoryError:
                 raise
             except Exception as error:  # Pillow raises whatever a broken file leads it to
-                broken[row] = f"{type(error).__name__}: {error}"[:200]
+                broken[row] = reason(error)
         return Decoded(images, torch.empty(0, dtype=torch.int64), broken, "")
 
 
 class Library:
     """The images of a data set, training and test, with the workers that decode them."""
 
-    def __init__(
-        self, decoder: Any, items: Sequence[Any], parts: Sequence[int], workers: int, say: Callable[[str], None]
-    ):
+    def __init__(self, decoder: Any, items: Sequence[Any], workers: int):
         """
         Args:
             decoder: what each worker gets a copy of; `decoder.__getitems__(some of the items)` is a `Decoded`, and
                 `decoder.size` the side of its squares.
             items: for each image what the decoder is asked for: the path of its file, or its number.
-            parts: how many of them are training images, how many are test images; a file never stands in for one of
-                another part.
             workers: processes; 0 decodes in this one, without anything ahead of time.
-            say: prints a line.
         """
         self.decoder, self.items, self.workers, self.size = decoder, items, workers, int(decoder.size)
+        self.task_size = max(1, _TASK_BYTES // (3 * self.size**2))  # images that a worker decodes at once
         self.images_per_s: float | None = None  # what the workers reach alone, once that was measured
-        self._ends, self._say = list(itertools.accumulate(parts)), say
-        self._broken: set[int] = set()
         self._tasks: list[list[int]] = []  # numbers that the loader's next round reads
         self._loader: DataLoader[Any] | None = None
         self._reading = False
@@ -95,34 +89,42 @@ class Library:
         """uint8 [n, 3, size, size] on `device` for the numbers int64 [n] of each part, in order, decoded ahead of time.
 
         Raises:
-            DataError: a worker has died, or images in a row cannot be decoded.
+            DataError: a worker has died, or an image cannot be decoded.
         """
-        rows = max(1, _TASK_BYTES // (3 * self.size**2))
-        arriving = self.decoded([task for part in parts for task in part.split(rows)], pin=device.type == "cuda")
+        tasks = [task for part in parts for task in part.split(self.task_size)]
+        arriving = zip(tasks, self.decoded(tasks, pin=device.type == "cuda"), strict=True)
         for part in parts:
             batch = torch.empty(len(part), 3, self.size, self.size, dtype=torch.uint8, device=device)
-            for chunk in batch.split(rows):
-                chunk.copy_(next(arriving).images, non_blocking=True)
+            for chunk in batch.split(self.task_size):
+                task, found = next(arriving)
+                for row, why in found.broken.items():
+                    raise DataError(
+                        f"{shown(self.items[int(task[row])])} cannot be read any more ({why}). It could when the run "
+                        "began, and every epoch needs the same images: put it back and continue the run, or begin anew."
+                    )
+                chunk.copy_(found.images, non_blocking=True)
             yield batch
 
     def decoded(self, tasks: Sequence[Tensor], pin: bool = False) -> Iterator[Decoded]:
-        """What the decoder makes of the numbers int64 [n] of each task, in order, with stand-ins for broken images.
+        """What the decoder makes of the numbers int64 [n] of each task, in order.
 
         While somebody reads, others who read are served by this process.
 
         Args:
             tasks: as small as one worker is to decode at once.
             pin: put images into pinned memory.
+
+        Raises:
+            DataError: a worker has died, or the data set itself is wrong.
         """
         numbers = [task.tolist() for task in tasks]
         if self.workers == 0 or self._reading or not numbers:
             for some in numbers:
-                yield self._checked(some, self.decoder.__getitems__([self.items[number] for number in some]))
+                yield _checked(self.decoder.__getitems__([self.items[number] for number in some]))
             return
         self._reading = True
         try:
-            for some, found in zip(numbers, self._from_workers(numbers, pin), strict=True):
-                yield self._checked(some, found)
+            yield from map(_checked, self._from_workers(numbers, pin))
         finally:
             self._reading = False
 
@@ -150,7 +152,7 @@ class Library:
     def _started(self, pin: bool) -> "DataLoader[Any]":
         """A loader whose workers run and have no task; they serve one reader after the other."""
         try:
-            pickle.dumps(self.decoder)
+            sent = pickle.dumps(self.decoder)
         except Exception as error:  # whatever the user's object raises
             raise DataError(
                 f"the data set cannot be sent to worker processes ({type(error).__name__}: {error}). Define what it is "
@@ -161,7 +163,9 @@ class Library:
         # reach this process alone, which finishes its step and saves.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         try:
-            with warnings.catch_warnings():
+            resource_tracker.ensure_running()  # which unblocks some when it is started
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            with warnings.catch_warnings(), nullcontext() if b"__main__" in sent else _main_left_alone():
                 warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more than cores: asked
                 loader = self._new_loader(pin)
                 iter(loader)
@@ -185,42 +189,24 @@ class Library:
             persistent_workers=True,
         )
 
-    def _checked(self, numbers: list[int], found: Decoded) -> Decoded:
-        """Fill the rows of broken images with the next ones that are not."""
-        if found.error:
-            raise DataError(found.error)
-        for row, why in found.broken.items():
-            found.images[row] = self._stand_in(numbers[row], why)
-        return found
 
-    def _stand_in(self, number: int, why: str) -> Tensor:
-        """The next image after a broken one that can be decoded, among those of its part, round the end."""
-        part = bisect.bisect_right(self._ends, number)
-        first = self._ends[part - 1] if part else 0
-        candidate = number
-        for _ in range(_TRIES - 1):
-            self._report(candidate, why)
-            candidate = first + (candidate + 1 - first) % (self._ends[part] - first)
-            found = self.decoder.__getitems__([self.items[candidate]])
-            if not found.broken:
-                return found.images[0]
-            why = found.broken[0]
-        raise DataError(
-            f"{_TRIES} image files in a row, from {self.items[number]} on, cannot be read ({why}). "
-            "Is the disk that holds them still there?"
-        )
+def _checked(found: Decoded) -> Decoded:
+    if found.error:
+        raise DataError(found.error)
+    return found
 
-    def _report(self, number: int, why: str) -> None:
-        """Say of a broken file, once, what is taken in its place."""
-        if number in self._broken:
-            return
-        self._broken.add(number)
-        count = len(self._broken)
-        if count <= _NAMED or str(count).strip("0") == "1":
-            self._say(
-                f"{self.items[number]} cannot be read ({why}); the next file takes its place "
-                f"({count:,} of {len(self.items):,} files so far)"
-            )
+
+@contextmanager
+def _main_left_alone() -> Iterator[None]:
+    """Keep new processes from importing the program's main module, which may be a script that trains as it is read."""
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
+    try:
+        main.__spec__, main.__file__ = None, None
+        yield
+    finally:
+        vars(main).pop("__file__")
+        vars(main).update(kept)
 
 
 class _Tasks:

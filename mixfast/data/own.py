@@ -14,6 +14,7 @@ from mixfast.data.decoder import pillow_pixels, square
 from mixfast.data.loader import Decoded, Library
 from mixfast.data.sets import ImageSet, Splits, channel_statistics, first_balanced, held_out
 from mixfast.data.streamed import Images, Streamed
+from mixfast.data.summary import describe
 from mixfast.errors import ConfigError, DataError
 from mixfast.outside import import_module
 
@@ -140,7 +141,7 @@ def load_own(
     workers = cfg.workers if cfg.workers is not None else cores or decode.cores()
     if cfg.workers is None and sum(counts) < _FEW:
         workers = 0
-    library = Library(Items(cfg.kind, sets, cfg.size), range(sum(counts)), counts, workers, say)
+    library = Library(Items(cfg.kind, sets, cfg.size), range(sum(counts)), workers)
     splits = list(torch.arange(sum(counts)).split(counts))
     labels = torch.cat([_labels(library, *pair) for pair in zip(splits, sets, strict=True)])
     if len(sets) == 1:
@@ -189,6 +190,7 @@ def from_tensor(
     holdout: float = 0.1,
     seed: int = 0,
     name: str = "tensor",
+    say: Callable[[str], None] = print,
 ) -> Splits:
     """Images in memory as the data of a run, normalised by their own mean and deviation.
 
@@ -199,6 +201,7 @@ def from_tensor(
         holdout: that share of every class.
         seed: chooses them.
         name: of the data in messages and checkpoints.
+        say: prints what the tensors hold, in a line, and warnings.
 
     Raises:
         ValueError: other shapes or types.
@@ -214,6 +217,7 @@ def from_tensor(
         if not held.any():
             raise ValueError("from_tensor: too few images to hold some out for the test; give test.")
         sets = [sets[0].take(index.nonzero().flatten()) for index in (~held, held)]
+    describe(name, sets[0], sets[1], None, say)
     mean, std = channel_statistics(sets[0].images.split(1024))
     return Splits(sets[0], sets[1], mean, std, name)
 

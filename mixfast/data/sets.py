@@ -22,6 +22,7 @@ class ImageSet:
     class_names: tuple[str, ...]
     boxes: Tensor | None = None  # int64 [N, 4] as (x0, y0, x1, y1), half-open, in pixels
     masks: Tensor | None = None  # uint8 [N, H, W], 1 on the object
+    digests: Tensor | None = None  # int64 [N]: equal for equal images, where reading them has told
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,6 +44,7 @@ class ImageSet:
             labels=self.labels[index],
             boxes=None if self.boxes is None else self.boxes[index],
             masks=None if self.masks is None else self.masks[index],
+            digests=None if self.digests is None else self.digests[index],
         )
 
 

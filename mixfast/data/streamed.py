@@ -11,7 +11,7 @@ from mixfast.data.loader import Library
 class Streamed:
     """Images in files, read as a uint8 tensor [N, 3, S, S] is: by slices, by int64 indices, or split into batches.
 
-    A file that cannot be decoded is replaced by the next one that can; in memory such files are left out.
+    A file that cannot be decoded when its image is asked for is a DataError that names it.
     """
 
     def __init__(self, library: Library, numbers: Tensor, device: torch.device | None = None):

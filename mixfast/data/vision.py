@@ -1,6 +1,5 @@
 """CIFAR-10, CIFAR-100 and STL-10 through torchvision, as uint8 tensors."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from mixfast.data.config import DataConfig
 from mixfast.data.kinds import KINDS, Statistics
+from mixfast.data.scan import absolute, shown
 from mixfast.data.sets import ImageSet
 from mixfast.errors import DataError, PlatformError
 
@@ -16,8 +16,8 @@ DEFAULT_PATH = "data"  # as in torchvision's own examples
 _CHUNK = 1024  # images resized at once
 
 
-def load_vision(cfg: DataConfig) -> tuple[ImageSet, ImageSet, Statistics | None]:
-    """Training set, test set, and the published normalisation if there is one.
+def load_vision(cfg: DataConfig) -> tuple[ImageSet, ImageSet, str, Statistics | None]:
+    """Training set, test set, where they are, and the published normalisation if there is one.
 
     STL-10 is its 5,000 labelled training images and 8,000 test images; the 100,000 without labels are not used.
 
@@ -28,24 +28,23 @@ def load_vision(cfg: DataConfig) -> tuple[ImageSet, ImageSet, Statistics | None]
         from torchvision import datasets
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise PlatformError(
-            f"data.kind {cfg.kind} needs torchvision, which cannot be imported ({error}). "
-            'Run: pip install "mixfast[vision]"'
+            f"data.kind {cfg.kind} needs torchvision, which cannot be imported ({error}). Run: pip install torchvision"
         ) from error
     kind = KINDS[cfg.kind]
     assert kind.torchvision is not None
     name, (keyword, *splits), folder, archive = kind.torchvision
-    root = Path(cfg.path or DEFAULT_PATH).expanduser()
+    root = absolute(cfg.path or DEFAULT_PATH, "--data.path")
     sets = []
     for split in splits:
         try:
             found = getattr(datasets, name)(root, download=cfg.download, **{keyword: split})
         except (RuntimeError, OSError) as error:
             raise DataError(
-                f"data.kind {cfg.kind}: {root.resolve() / folder} is missing or damaged ({error}). Set --data.path to "
+                f"data.kind {cfg.kind}: {shown(root / folder)} is missing or damaged ({error}). Set --data.path to "
                 f"the folder that holds {folder}/ (the unpacked {archive}), or let --data.download fetch it."
             ) from error
         sets.append(_image_set(found, cfg.size))
-    return sets[0], sets[1], kind.statistics
+    return sets[0], sets[1], f"{cfg.kind} at {shown(root)}", kind.statistics
 
 
 def _image_set(found: Any, size: int) -> ImageSet:

@@ -2,12 +2,11 @@
 
 import multiprocessing
 import sys
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
-import tyro
-
-from mixfast.errors import ConfigError
+from mixfast.config.words import parse, same, unknown
 from mixfast.evaluate.components import Components, components
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.detect import Detect, detect
@@ -17,7 +16,8 @@ from mixfast.evaluate.linear import Linear, linear
 from mixfast.evaluate.localise import localise
 from mixfast.evaluate.maps import Maps, maps
 from mixfast.evaluate.replay import Replay, replay
-from mixfast.run.failure import run_command
+from mixfast.run.command import run
+from mixfast.run.folder import homes_expanded
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "knn": (Knn, knn),
@@ -33,8 +33,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = sys.argv[1:] if words is None else words
-    return run_command(lambda: evaluate(words))
+    return run(words, evaluate)
 
 
 def evaluate(words: list[str]) -> None:
@@ -43,12 +42,14 @@ def evaluate(words: list[str]) -> None:
         print("Evaluate what python -m mixfast.train has written; no checkpoint is changed.\n")
         print("usage: python -m mixfast.evaluate COMMAND RUN... [options]; COMMAND --help lists them")
         print("       RUN: the folder of a run, or one of its checkpoints\n")
-        print("\n".join(f"  {name:<11} {kind.__doc__}" for name, (kind, _) in COMMANDS.items()))
+        for name, (kind, _) in COMMANDS.items():
+            print(textwrap.fill(kind.__doc__ or "", 98, initial_indent=f"  {name:<12}", subsequent_indent=14 * " "))
         return
-    if words[0] not in COMMANDS:
-        raise ConfigError(f"unknown command {words[0]!r}; known: {', '.join(COMMANDS)}.")
-    kind, command = COMMANDS[words[0]]
-    command(tyro.cli(kind, args=words[1:], prog=f"python -m mixfast.evaluate {words[0]}"))
+    chosen = same(words[0], COMMANDS)
+    if chosen is None:
+        raise unknown("command", words[0], COMMANDS)
+    kind, command = COMMANDS[chosen]
+    command(homes_expanded(parse(kind, words[1:], f"python -m mixfast.evaluate {chosen}")))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import torch
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.evaluate.maps import probe_weights
 from mixfast.evaluate.objects import ObjectData
-from mixfast.evaluate.runs import LoadedRun, ScoringOptions, grouped, load_runs
+from mixfast.evaluate.runs import LoadedRun, grouped, load_runs, scoring_options
 from mixfast.models.backbone import named_weights
+from mixfast.ranges import Count, NotNegative
 from mixfast.run import checkpoint
 from mixfast.scoring import protocol
 from mixfast.scoring.boxes import Objects
@@ -26,9 +27,9 @@ class Localise(ObjectData):
     """Score attention maps against boxes, beside the untrained network, edges and the best centred box."""
 
     kinds: tuple[str, ...] = LABEL_FREE  # maps among which each network chooses; cam reads labels
-    layer: int | None = None  # stage of the network, 1 is the first; none: the last
-    stride: int | None = None  # pixels per cell, by dilating the last stages; none: 14 cells a side or more
-    tolerance: float = 0.0  # pixels by which the pointing game may miss; 15 on full-size photographs
+    layer: Count | None = None  # stage of the network, 1 is the first; none: the last
+    stride: Count | None = None  # pixels per cell, by dilating the last stages; none: 14 cells a side or more
+    tolerance: NotNegative = 0.0  # pixels by which the pointing game may miss; 15 on full-size photographs
     supervised: tuple[Path, ...] = ()  # runs trained with labels, or weights under the names that an export has
     out: Path | None = None  # folder of table and picture; none: evaluation/ of the first run
 
@@ -87,9 +88,7 @@ def _maker(options: Localise, run: LoadedRun, network: Network, validation: Obje
 def _supervised(options: Localise, path: Path, like: LoadedRun, validation: Objects) -> MapMaker:
     """A run, or a file of backbone weights for the first run's architecture."""
     if path.is_dir() or path.name in (checkpoint.LAST, checkpoint.PREVIOUS):
-        (run,) = load_runs(
-            ScoringOptions((path,), data_path=options.data_path, device=options.device, threads=options.threads)
-        )
+        (run,) = load_runs(scoring_options((path,), options))
         return _maker(options, run, run.trained, validation)
     encoder = copy.deepcopy(like.fresh)
     weights = {key.removeprefix("module."): value for key, value in _weights(path).items()}

@@ -14,7 +14,7 @@ from mixfast.scoring.features import extract
 
 @dataclass(frozen=True)
 class Embed(ScoringOptions):
-    """Write z, h and labels of an image set to files, with a picture of their two main directions if asked."""
+    """Write z, h and labels of an image set to files, and if asked a picture of the main directions."""
 
     split: Literal["test", "train"] = "test"
     format: Literal["safetensors", "npy"] = "safetensors"

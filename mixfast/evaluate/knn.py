@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from mixfast.evaluate.runs import LoadedRun, ScoreTable, ScoringOptions, load_runs, need_labels, record_scores
+from mixfast.ranges import Count, Positive
 from mixfast.run.monitor import bank_size, score, score_pixels
 
 
@@ -11,8 +12,8 @@ from mixfast.run.monitor import bank_size, score, score_pixels
 class Knn(ScoringOptions):
     """Weighted kNN on z and h of a run's checkpoint."""
 
-    k: int | None = None  # neighbours; none: the run's own
-    temperature: float | None = None  # none: the run's own
+    k: Count | None = None  # neighbours; none: the run's own
+    temperature: Positive | None = None  # none: the run's own
     baselines: bool = False  # also score raw pixels and the untrained network
 
 

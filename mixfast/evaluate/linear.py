@@ -7,8 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from mixfast.errors import ConfigError
 from mixfast.evaluate.runs import LoadedRun, ScoreTable, ScoringOptions, load_runs, need_labels, record_scores
+from mixfast.ranges import Count, Positive
 from mixfast.rng import Generators
 from mixfast.scoring.baselines import pixels
 from mixfast.scoring.features import extract
@@ -18,12 +18,12 @@ from mixfast.scoring.maps import Network
 
 @dataclass(frozen=True)
 class Linear(ScoringOptions):
-    """Accuracy of a linear classifier on the frozen encoder, beside the untrained network and, if asked, raw pixels."""
+    """Accuracy of a linear classifier on the encoder, the untrained network and, if asked, raw pixels."""
 
     protocol: Literal["cached", "sgd"] = "cached"  # features once, without augmentation; or the full SGD protocol
-    epochs: int | None = None  # none: 500 (cached), 100 (sgd)
-    lr: tuple[float, ...] = ()  # none: 0.01 (cached), 30 (sgd); several: the best on held-out training images
-    batch_size: int | None = None  # none: 1000 (cached), 256 (sgd)
+    epochs: Count | None = None  # none: 500 (cached), 100 (sgd)
+    lr: tuple[Positive, ...] = ()  # none: 0.01 (cached), 30 (sgd); several: the best on held-out training images
+    batch_size: Count | None = None  # none: 1000 (cached), 256 (sgd)
     baselines: bool = True  # also score the untrained network
     pixels: bool = False  # also score raw pixels, by the cached protocol; slow, as they are many
 
@@ -53,13 +53,7 @@ def linear(options: Linear) -> None:
 def _recipe(options: Linear) -> LinearRecipe:
     base = SGD if options.protocol == "sgd" else CACHED
     given = {"epochs": options.epochs, "lrs": options.lr or None, "batch_size": options.batch_size}
-    recipe = dataclasses.replace(base, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
-    if recipe.epochs < 1 or recipe.batch_size < 1 or not all(lr > 0 for lr in recipe.lrs):
-        raise ConfigError(
-            "--epochs and --batch-size must be at least 1 and every --lr above 0; "
-            f"got {recipe.epochs}, {recipe.batch_size} and {', '.join(map(str, recipe.lrs))}."
-        )
-    return recipe
+    return dataclasses.replace(base, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def _score(run: LoadedRun, network: Network, options: Linear, recipe: LinearRecipe) -> dict[str, float]:

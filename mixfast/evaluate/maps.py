@@ -15,6 +15,7 @@ from mixfast.errors import ConfigError, DataError
 from mixfast.evaluate import pictures
 from mixfast.evaluate.pictures import Column
 from mixfast.evaluate.runs import LoadedRun, ScoringOptions, evaluation_folder, load_runs, record_scores, table
+from mixfast.ranges import Count, Positive, Side
 from mixfast.rng import Generators
 from mixfast.scoring import localisation
 from mixfast.scoring.annotations import stretched
@@ -34,12 +35,12 @@ class Maps(ScoringOptions):
     """Draw attention maps of several runs side by side."""
 
     images: tuple[Path, ...] = ()  # image files, or folders of them; none: the first run's test images
-    count: int = 6  # images at most
+    count: Count = 6  # images at most
     kind: Literal["norm", "power", "eigen", "sim", "cam"] = "power"  # docs/localisation.md defines them
-    p: float = 2.0  # exponent of power
-    resize: int | None = None  # side of the network's input; none: 128 for files, as they are for test images
-    layer: int | None = None  # stage of the network, 1 is the first; none: the last
-    stride: int | None = None  # pixels per cell, by dilating the last stages; none: 14 cells a side or more
+    p: Positive = 2.0  # exponent of power
+    resize: Side | None = None  # side of the network's input; none: 128 for files, as they are for test images
+    layer: Count | None = None  # stage of the network, 1 is the first; none: the last
+    stride: Count | None = None  # pixels per cell, by dilating the last stages; none: 14 cells a side or more
     align_corners: bool = True  # enlarge as the paper's figure does; false: as the scores do
     overlay: bool = False  # show the image through the map
     untrained: bool = True  # a column for each network before training
@@ -132,8 +133,6 @@ def probe_weights(run: LoadedRun, network: Network) -> Tensor:
 
 def _images(options: Maps, first: LoadedRun) -> tuple[Objects, list[str]]:
     """The images whose maps are drawn, and a name for each."""
-    if options.count < 1 or (options.resize is not None and options.resize < 1):
-        raise ConfigError(f"--count and --resize must be at least 1; got {options.count} and {options.resize}.")
     if options.images:
         files = _files(options.images)[: options.count]
         side = options.resize or PHOTOGRAPH

@@ -10,6 +10,7 @@ from mixfast.data import SceneConfig, scenes
 from mixfast.data.sets import ImageSet
 from mixfast.errors import ConfigError
 from mixfast.evaluate.runs import LoadedRun, ScoringOptions
+from mixfast.ranges import Count, Seed, Side
 from mixfast.scoring import annotations, canvas
 from mixfast.scoring.boxes import Objects, objects_from_set
 
@@ -22,28 +23,23 @@ class ObjectData(ScoringOptions):
     """Options that choose the images with boxes."""
 
     data: Literal["auto", "scenes", "canvas", "voc", "coco"] = "auto"  # auto: scenes for runs on scenes, else canvas
-    count: int = 1000  # images to score, at most
-    validation: int = 300  # other images, on which map and threshold are chosen
-    size: int | None = None  # side in pixels; none: the run's own (scenes), 64 (canvas), 224 (voc, coco)
-    objects: int = 1  # canvas: images pasted on each
+    count: Count = 1000  # images to score, at most
+    validation: Count = 300  # other images, on which map and threshold are chosen
+    size: Side | None = None  # side in pixels; none: the run's own (scenes), 64 (canvas), 224 (voc, coco)
+    objects: Count = 1  # canvas: images pasted on each
     path: Path | None = None  # voc: folder with Annotations/ and JPEGImages/; coco: the instances .json
     images: Path | None = None  # coco: folder of the image files
     split: str | None = None  # voc: ImageSets/Main/<split>.txt; none: all annotations
     difficult: bool = True  # voc: count objects marked as difficult
-    seed: int = 0  # of canvases and of the choice of images
+    seed: Seed = 0  # of canvases and of the choice of images
 
 
 def load(options: ObjectData, first: LoadedRun) -> tuple[Objects, Objects]:
     """(validation, test). Scenes and canvases use what the first run trained on; no test image was trained on.
 
     Raises:
-        ConfigError: an option that is missing or out of range. DataError: files that are missing or unreadable.
+        ConfigError: an option that is missing or does not fit. DataError: files that are missing or unreadable.
     """
-    if options.count < 1 or options.validation < 1 or (options.size is not None and options.size < 1):
-        raise ConfigError(
-            "--count, --validation and --size must be at least 1; "
-            f"got {options.count}, {options.validation} and {options.size}."
-        )
     config = first.setup.config.data
     kind = options.data
     if kind == "auto":

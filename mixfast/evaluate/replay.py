@@ -1,15 +1,26 @@
 """evaluate replay: the step at which a run met a NaN or an infinity."""
 
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
+from torch import Tensor
 
-from mixfast.errors import CheckpointError
-from mixfast.evaluate.runs import MachineOptions, set_up_run
+from mixfast.errors import CheckpointError, NonFiniteError
+from mixfast.run import checkpoint
+from mixfast.run.console import Console
+from mixfast.run.engine import train_step
 from mixfast.run.folder import RunFolder
+from mixfast.run.reopen import MachineOptions, set_up_run
+from mixfast.run.restore import check_config, check_fields, expect, load_generators
+from mixfast.run.setup import Setup
+from mixfast.run.signals import StopRequest
+from mixfast.run.state import Run, build
+
+NONFINITE = "nonfinite.pt"
 
 
 @dataclass(frozen=True)
@@ -20,17 +31,77 @@ class Replay(MachineOptions):
 
 
 def replay(options: Replay) -> None:
-    """Print the loss terms of the saved step, then let autograd name the operation that made the first NaN."""
+    """Print the loss terms of the first bad step, then let autograd name the operation that made the first NaN."""
     folder = RunFolder.open(options.run)
-    path = folder.path / "nonfinite.pt"
+    path = folder.path / NONFINITE
     if not path.is_file():
         raise CheckpointError(f"{path} is not there: this run met no NaN or infinity.")
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = checkpoint.load(path)
+    step, terms = state.get("step"), state.get("terms")
+    expect(type(step) is int, path, "step", "a whole number", step)
+    expect(isinstance(terms, list) and all(isinstance(term, str) for term in terms), path, "terms", "words", terms)
     setup = set_up_run(options.run, options)
+    if "method" in state:
+        replay_step(setup, state, path)
+    else:
+        search(setup, folder, int(str(step)))
+
+
+def search(setup: Setup, folder: RunFolder, until: int) -> None:
+    """Train again from the newest checkpoint, look at every step, and replay the first that is bad.
+
+    Args:
+        setup: of the run.
+        folder: of the run; nothing in it is changed.
+        until: the step after which training noticed.
+    """
+    file, state = checkpoint.load_newest(folder.path, print)
+    with tempfile.TemporaryDirectory() as place:
+        again = build(setup.config, setup.splits, RunFolder(Path(place)), Console(), StopRequest(), setup.device)
+        again.restore(state, file)
+        print(f"the run noticed at step {until}; looking at every step from {again.step} on, the newest checkpoint's")
+        try:
+            while again.step <= until and again.epoch < setup.config.train.epochs:
+                _look(again, until)
+        except NonFiniteError:
+            path = Path(place) / NONFINITE
+            if "method" in (found := checkpoint.load(path)):
+                replay_step(setup, found, path)
+            return
+    raise CheckpointError(
+        f"{folder.path}: trained again from step {state['step']} to {again.step}, and everything stays finite: this "
+        "machine does not repeat the bits of the run; --train.deterministic and the same number of threads would."
+    )
+
+
+def _look(run: Run, until: int) -> None:
+    """Train for the rest of the epoch, or until after a step; NonFiniteError at the first that is bad."""
+    for images in run.batches.epoch():
+        largest = max(value.abs().max().item() for value in run.method.parameters())
+        train_step(run, images, check=True)
+        if bad := run.not_finite():
+            print(f"step {run.step - 1}, epoch {run.epoch}: loss and gradients are finite; after the step these not:")
+            print("\n".join(f"  {name} = {value}" for name, value in list(bad.items())[:5]))
+            print(f"rate of the step: {run.rate:g}; largest weight before it: {largest:.3g}")
+            raise run.diverged(bad, {})
+        if run.step > until:
+            return
+    run.epoch += 1
+
+
+def replay_step(setup: Setup, state: dict[str, Any], path: Path) -> None:
+    """Repeat a step from the state before it."""
+    images = state.get("images")
+    shape = (setup.config.train.batch_size, *setup.train_images.shape[1:])
+    fits = isinstance(images, Tensor) and images.dtype == torch.uint8 and images.shape == shape
+    expect(fits, path, "images", f"uint8 {list(shape)}", images)
+    assert isinstance(images, Tensor)
+    check_fields(state, path)
+    check_config(state, setup.config, path)
     setup.load_method(state, path)
-    setup.generators.load_state_dict(state["generators"])
+    load_generators(setup.generators, state["generators"], path)
     print(f"step {state['step']}, epoch {state['epoch']}: saved because {'; '.join(state['terms'][:5])}")
-    for part in state["images"].to(setup.device).chunk(setup.config.train.accumulate):
+    for part in images.to(setup.device).chunk(setup.config.train.accumulate):
         views = setup.views(part)
         with torch.autograd.set_detect_anomaly(True), setup.autocast():
             out = setup.method.step(views, setup.generators)

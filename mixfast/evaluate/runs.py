@@ -1,6 +1,7 @@
 """Runs for the evaluations: loading them, naming and grouping them by what differs, and where results go."""
 
 import copy
+import dataclasses
 import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -10,28 +11,19 @@ from typing import Annotated, Any
 
 import tyro
 
-from mixfast.config.options import FREE_ON_RESUME, RunConfig, flatten, replace, validate
-from mixfast.data import Splits, kind_of, load
+from mixfast.config.options import FREE_ON_RESUME, RunConfig, flatten
+from mixfast.data import Splits
 from mixfast.errors import ConfigError
 from mixfast.models import Encoder
-from mixfast.run import checkpoint, machine
 from mixfast.run.folder import RunFolder, now
 from mixfast.run.monitor import scorable
-from mixfast.run.setup import Setup, set_up
+from mixfast.run.reopen import MachineOptions, data_key, load_run
+from mixfast.run.setup import Setup
 from mixfast.scoring.baselines import calibrated
 from mixfast.scoring.maps import Network
 
 RESULTS = "evaluations.jsonl"  # in the run folder: a line per evaluation
 SCHEMA = 1  # of a line
-
-
-@dataclass(frozen=True, kw_only=True)
-class MachineOptions:
-    """Where a command computes, and where its images are."""
-
-    data_path: str | None = None  # where the images are now, if they have moved
-    device: str = "auto"  # auto, cpu, cuda or cuda:N
-    threads: int = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota
 
 
 @dataclass(frozen=True)
@@ -40,6 +32,12 @@ class ScoringOptions(MachineOptions):
 
     # folders of runs, or checkpoints of runs
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="")]
+
+
+def scoring_options(runs: tuple[Path, ...], like: MachineOptions) -> ScoringOptions:
+    """The options that score some runs on the machine of another command."""
+    names = [item.name for item in dataclasses.fields(MachineOptions)]
+    return ScoringOptions(runs, **{name: getattr(like, name) for name in names})
 
 
 @dataclass
@@ -89,43 +87,10 @@ def load_runs(options: ScoringOptions, changes: dict[str, Any] | None = None) ->
 
 
 def _load(path: Path, options: ScoringOptions, changes: dict[str, Any], shared: dict[str, Splits]) -> LoadedRun:
-    file = checkpoint.find(path)
-    state = checkpoint.load(file)
-    setup = set_up_run(path, options, changes, shared)
+    file, state, setup = load_run(path, options, changes, shared)
     fresh = copy.deepcopy(setup.method.encoder)
     setup.load_method(state, file)
     return LoadedRun(file, RunFolder.open(path), setup, state["epoch"], state["step"], fresh)
-
-
-def set_up_run(
-    path: Path, options: MachineOptions, changes: dict[str, Any] | None = None, shared: dict[str, Splits] | None = None
-) -> Setup:
-    """The set-up of a run's folder with fresh weights, on this machine.
-
-    Args:
-        path: the folder, or something in its checkpoints/.
-        options: device, threads and data_path are read.
-        changes: values of other configuration keys.
-        shared: data sets by configuration; looked up and added to.
-    """
-    config, _, _ = RunFolder.open(path).read_config()
-    moved = {} if options.data_path is None else {"data.path": options.data_path}
-    here = {"train.device": options.device, "train.threads": options.threads}
-    config = replace(config, {**here, **moved, **(changes or {})})
-    validate(config)
-    device = machine.pick_device(config.train.device)
-    machine.set_threads(config.train.threads)
-    machine.set_determinism(config.train.deterministic)
-    cache = {} if shared is None else shared
-    key = data_key(config)
-    if key not in cache:
-        cache[key] = load(config.data, config.seed, print, **machine.room(device))
-    return set_up(config, cache[key], device)
-
-
-def data_key(config: RunConfig[Any]) -> str:
-    """Equal for runs on the same images: the seed makes scenes, and holds out images of a folder."""
-    return f"{config.data} {'' if kind_of(config.data.kind).torchvision else config.seed}"
 
 
 def group_names(configs: Sequence[RunConfig[Any]]) -> list[str]:
@@ -142,7 +107,7 @@ def group_names(configs: Sequence[RunConfig[Any]]) -> list[str]:
 
 def _beside_the_point(key: str) -> bool:
     """Whether a key leaves the trained weights alone, or is the seed."""
-    return key == "seed" or key in FREE_ON_RESUME or key.startswith(("eval.", "train.log_"))
+    return key == "seed" or key in FREE_ON_RESUME
 
 
 def grouped(runs: Iterable[LoadedRun]) -> dict[str, list[LoadedRun]]:

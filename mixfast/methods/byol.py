@@ -17,7 +17,13 @@ the share grows to 1 by 1 - (1 - ema) (1 + cos(pi progress)) / 2, and the target
 2020, W-MSE; progress is counted in steps here, in epochs in W-MSE's code).
 
 `byol` follows the benchmark of lightly, whose number is its highest of all epochs; `byol_wmse` follows W-MSE, from
-whose code the baseline of Un-Mix comes: distance, a cosine for the target's rate, Adam.
+whose code the baseline of Un-Mix comes: distance, a cosine for the target's rate, Adam, whose rate falls 50 and 25
+epochs before the end whatever the number of epochs.
+
+`byol` differs from that benchmark in normalisation (statistics of the data set here, of ImageNet there), first weights
+(Kaiming's for convolutions here, PyTorch's defaults there), the stem (its ReLU is missing there) and the last bias of
+the projector (fixed at 0 here; trained there, which only decays it, since the predictor's batch norm removes it).
+Presets train for 200 epochs, the paper for 1000 (`--train.epochs 1000`).
 
 The paper's 94.20 is not a kNN score of plain BYOL as far as others' numbers tell: lightly has 91.0 (kNN, 800 epochs),
 solo-learn 92.58 (linear, 1000). It lies where Un-Mix shows BYOL *with* Un-Mix under a linear classifier. The paper's
@@ -35,23 +41,23 @@ from torch import Tensor, nn
 from mixfast.augment import Augment, recipe_options
 from mixfast.losses import minus_cosine
 from mixfast.methods import Method, Step
-from mixfast.methods.bases import LIGHTLY, WMSE, build_head, check_option, follower, initialise_, update_ema_
+from mixfast.methods.bases import LIGHTLY, WMSE, build_head, follower, initialise_, update_ema_
 from mixfast.models import Encoder
+from mixfast.ranges import Share, Width, check_ranges
 from mixfast.rng import Generators
 from mixfast.spans import span
 
 
 @dataclass(frozen=True)
 class BYOLConfig:
-    ema: float = 0.99  # share of the target that survives one step
+    ema: Share = 0.99  # share of the target that survives one step
     ema_schedule: Literal["fixed", "cosine"] = "fixed"  # cosine: that share grows to 1 over the training
     ema_when: Literal["before", "after"] = "before"  # the target moves before a step's passes, or after the optimiser
     loss: Literal["cosine", "distance"] = "cosine"  # -cos / 2 in each direction, or 2 - 2 cos: four times the gradient
-    predictor_hidden: int = 1024  # size of the predictor's hidden layer
+    predictor_hidden: Width = 1024  # size of the predictor's hidden layer
 
     def __post_init__(self) -> None:
-        check_option(0 <= self.ema <= 1, "ema", "in [0, 1]", self.ema)
-        check_option(self.predictor_hidden >= 1, "predictor_hidden", "at least 1", self.predictor_hidden)
+        check_ranges(self, "method")
 
 
 class BYOL(Method):

@@ -33,29 +33,24 @@ from torch import Tensor
 
 from mixfast.augment import Augment
 from mixfast.methods import Method, Step
-from mixfast.methods.bases import build_head, check_option, follower, initialise_, update_ema_
+from mixfast.methods.bases import build_head, follower, initialise_, update_ema_
 from mixfast.methods.byol import PRESETS as BYOL_PRESETS
 from mixfast.methods.byol import distance, freeze_last_shift_
 from mixfast.mix import MixtureConfig, mix
 from mixfast.models import Encoder
+from mixfast.ranges import Share, Width
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
 class BYOLUnMixConfig(MixtureConfig):
-    ema: float = 0.99  # share of the target that survives one step
+    ema: Share = 0.99  # share of the target that survives one step
     ema_schedule: Literal["fixed", "cosine"] = "fixed"  # cosine: that share grows to 1 over the training
     ema_when: Literal["before", "after"] = "before"  # the target moves before a step's passes, or after the optimiser
     loss: Literal["cosine", "distance"] = "cosine"  # -cos / 2 in each direction, or 2 - 2 cos: four times the gradient
-    predictor_hidden: int = 1024  # size of the predictor's hidden layer
-    p_global: float = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
+    predictor_hidden: Width = 1024  # size of the predictor's hidden layer
+    p_global: Share = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
     mix_online_only: bool = False  # mixtures predict and are not predicted: none goes through the target
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_option(0 <= self.ema <= 1, "ema", "in [0, 1]", self.ema)
-        check_option(self.predictor_hidden >= 1, "predictor_hidden", "at least 1", self.predictor_hidden)
-        check_option(0 <= self.p_global <= 1, "p_global", "in [0, 1]", self.p_global)
 
 
 class BYOLUnMix(Method):
@@ -103,7 +98,8 @@ class BYOLUnMix(Method):
         original = distance(p1, t2, kind) + distance(p2, t1, kind)
         loss = (original + lam * mixed + (1 - lam).flip(0) * reverse).mean()
         rows = {"original": original, "mixed": mixed, "mixed_reverse": reverse, "lam": lam}
-        return Step(loss, {name: values.detach().mean() for name, values in rows.items()}, {})
+        means = {name: values.detach().mean() for name, values in rows.items()}
+        return Step(loss, means, {}, weight=2.0)  # 1 + lam + (1 - lam)
 
     def predict(self, images: Tensor) -> Tensor:
         """p [B, D] of a view."""

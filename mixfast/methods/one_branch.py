@@ -48,7 +48,6 @@ from mixfast.methods import Method, Step
 from mixfast.methods.bases import (
     Queues,
     build_region_head,
-    check_contrast,
     check_option,
     check_queue_size,
     concatenated,
@@ -60,21 +59,21 @@ from mixfast.methods.bases import (
 )
 from mixfast.mix import MixtureConfig, draw, paste_in, place
 from mixfast.models import Encoder
+from mixfast.ranges import Count, Positive, Share
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
 class OneBranchConfig(MixtureConfig):
-    temperature: float = 0.1  # cosines are divided by it
-    queue_size: int = 4096  # past keys in each queue
-    ema: float = 0.99  # share of the key networks that survives one step
+    temperature: Positive = 0.1  # cosines are divided by it
+    queue_size: Count = 4096  # past keys in each queue
+    ema: Share = 0.99  # share of the key networks that survives one step
     symmetric: bool = False  # add the loss with the views' roles exchanged; doubles the cost
     partner: Literal["batch_reverse", "other_view"] = "other_view"  # whose patch: image N-1-n, or the other view
     region_layer: int | None = None  # stage whose map gives the region vectors, 1 is the first; none: the last
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_contrast(self)
         check_option(
             self.mixture != "mixup", "mixture", "cutmix, saliency or none (mixup has no regions)", self.mixture
         )

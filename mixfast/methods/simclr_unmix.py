@@ -31,22 +31,18 @@ from torch import Tensor
 from mixfast.augment import Augment
 from mixfast.losses import PairTerm, nt_xent_sum, unit
 from mixfast.methods import Method, Step
-from mixfast.methods.bases import LIGHTLY, check_option
+from mixfast.methods.bases import LIGHTLY
 from mixfast.mix import MixtureConfig, mix
 from mixfast.models import Encoder
+from mixfast.ranges import Positive, Share
 from mixfast.rng import Generators
 
 
 @dataclass(frozen=True)
 class SimCLRUnMixConfig(MixtureConfig):
-    temperature: float = 0.5  # cosines are divided by it
-    p_global: float = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
+    temperature: Positive = 0.5  # cosines are divided by it
+    p_global: Share = 0.5  # share of the steps that mix whole images (mixup); the others mix as `mixture` says
     mask_reverse_negative: bool = False  # a mixture's second image is no negative of it
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_option(self.temperature > 0, "temperature", "above 0", self.temperature)
-        check_option(0 <= self.p_global <= 1, "p_global", "in [0, 1]", self.p_global)
 
 
 class SimCLRUnMix(Method):
@@ -81,7 +77,7 @@ class SimCLRUnMix(Method):
             PairTerm("mixed_reverse", zM.flip(0), z2, (1 - lam).flip(0), excluded),
         ]
         loss, parts = nt_xent_sum(terms, self.config.temperature)
-        return Step(loss, {**parts, "lam": lam.mean()}, {})
+        return Step(loss, {**parts, "lam": lam.mean()}, {}, weight=2.0)  # 1 + lam + (1 - lam)
 
     @classmethod
     def candidates(cls, config: SimCLRUnMixConfig, batch: int) -> int:

@@ -7,8 +7,8 @@ from torch import Tensor
 def sample_lam(draws: int, generator: torch.Generator, alpha: float = 1.0) -> Tensor:
     """lam0, float32 [draws] from Beta(alpha, alpha): the share of the base image before a box is clipped."""
     if alpha == 1:
-        return torch.rand(draws, generator=generator, device=generator.device)
-    concentration = torch.full((draws, 2), alpha, device=generator.device)
+        return torch.rand(draws, dtype=torch.float32, generator=generator, device=generator.device)
+    concentration = torch.full((draws, 2), alpha, dtype=torch.float32, device=generator.device)
     return torch._sample_dirichlet(concentration, generator=generator)[:, 0]
 
 

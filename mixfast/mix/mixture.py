@@ -17,10 +17,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from mixfast.errors import ConfigError
 from mixfast.mix.boxes import boxes_around, sample_centres, sample_lam
 from mixfast.mix.saliency import peaks
 from mixfast.ops import mix_views
+from mixfast.ranges import Positive, check_ranges
 
 # Share of the steps that kind "saliency" mixes, as in SaliencyMix; the others stay unmixed.
 SALIENCY_SHARE = 0.5
@@ -31,12 +31,11 @@ class MixtureConfig:
     """Options that every mixing method has."""
 
     mixture: Literal["cutmix", "mixup", "saliency", "none"] = "cutmix"  # patch, whole images, salient patch, nothing
-    alpha: float = 1.0  # lam0 ~ Beta(alpha, alpha) is the base image's share; 1 is uniform
+    alpha: Positive = 1.0  # lam0 ~ Beta(alpha, alpha) is the base image's share; 1 is uniform
     box_per_sample: bool = False  # a lam0 and a box for every image instead of one for the batch
 
     def __post_init__(self) -> None:
-        if not self.alpha > 0:
-            raise ConfigError(f"method.alpha must be above 0; got {self.alpha!r}")
+        check_ranges(self, "method")
 
 
 class Mixture(NamedTuple):
@@ -72,7 +71,7 @@ def mix(
         return Mixture(base, *_no_box(base))
     if config.mixture == "mixup":
         return _blend(base, donor, draw(len(base), generator, config).lam0)
-    whole = torch.rand(1, generator=generator, device=generator.device) < p_global if p_global else None
+    whole = _chance(p_global, generator) if p_global else None
     drawn = draw(len(base), generator, config)
     boxes, outside = place(donor, drawn.lam0, generator, config)
     if whole is None:
@@ -84,7 +83,7 @@ def draw(batch: int, generator: torch.Generator, config: MixtureConfig) -> Draw:
     """Draw lam0 and whether this step mixes regions, for `batch` images; several mixtures of a step share both."""
     lam0 = sample_lam(batch if config.box_per_sample else 1, generator, config.alpha)
     if config.mixture == "saliency":
-        return Draw(lam0, torch.rand(1, generator=generator, device=generator.device) < SALIENCY_SHARE)
+        return Draw(lam0, _chance(SALIENCY_SHARE, generator))
     return Draw(lam0, torch.full((1,), config.mixture == "cutmix", device=generator.device))
 
 
@@ -122,6 +121,11 @@ def _mixture(base: Tensor, donor: Tensor, boxes: Tensor, outside: Tensor, boxed:
     """`donor` in `boxes` if `boxed`, else none; around it `share` of `base`, which with a box must be 1."""
     boxes, share = boxes * boxed[:, None], share.expand(len(base))
     return Mixture(mix_views(base, donor, boxes, share), boxes, torch.where(boxed, outside, share))
+
+
+def _chance(probability: float, generator: torch.Generator) -> Tensor:
+    """bool [1], true with that probability."""
+    return torch.rand(1, dtype=torch.float32, generator=generator, device=generator.device) < probability
 
 
 def _no_box(base: Tensor) -> tuple[Tensor, Tensor]:

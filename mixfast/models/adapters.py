@@ -121,7 +121,7 @@ def _torchvision(named: Named) -> nn.Module:
     try:
         from torchvision import models
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
-        raise _missing(named, "vision", error) from error
+        raise _missing(named, error) from error
     known = models.list_models(module=models)
     if named.name not in known:
         raise ConfigError(f"model.backbone: torchvision has no {named.name}{_nearest(named.name, known)}")
@@ -132,7 +132,7 @@ def _timm(named: Named) -> nn.Module:
     try:
         import timm
     except ImportError as error:
-        raise _missing(named, "timm", error) from error
+        raise _missing(named, error) from error
     if not timm.is_model(named.name):
         raise ConfigError(f"model.backbone: timm has no {named.name}{_nearest(named.name, timm.list_models())}")
     build = partial(timm.create_model, named.name, pretrained=False, num_classes=0)
@@ -152,10 +152,10 @@ def _built(named: Named, build: Callable[..., nn.Module]) -> nn.Module:
         raise ConfigError(f"model.backbone {named.source}:{named.name} with {options}: {error}") from error
 
 
-def _missing(named: Named, extra: str, error: Exception) -> PlatformError:
+def _missing(named: Named, error: Exception) -> PlatformError:
     return PlatformError(
         f"model.backbone {named.source}:{named.name} needs {named.source}, which cannot be imported ({error}). "
-        f'Run: pip install "mixfast[{extra}]"'
+        f"Run: pip install {named.source}"
     )
 
 

@@ -1,7 +1,7 @@
 """What network is trained: the `model` section of a run's configuration, and how it is built from a generator."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 
@@ -13,9 +13,15 @@ from mixfast.models.heads import Head, build_head
 from mixfast.models.initialise import initialise_
 from mixfast.models.resnet import LAYOUTS, ResNet
 from mixfast.models.split_bn import split_batch_norms_
+from mixfast.ranges import Count, Range, Width, check_ranges
 
 RESNET = "resnet"  # the backbone of this package; these options are its own
 RESNET_OPTIONS = ("depth", "width", "stem")
+
+
+# Below 8 channels, oneDNN's strided 1x1 convolution writes outside its buffer on processors with AVX2 alone
+# (torch 2.14, channels_last).
+Channels = Annotated[int, Range(8, 2**16)]
 
 
 @dataclass(frozen=True)
@@ -24,12 +30,12 @@ class ModelConfig:
 
     backbone: str = RESNET  # or torchvision:NAME, timm:NAME, package.module:factory (docs/backbones.md)
     depth: int = 18  # ResNet: 18, 34, 50 (four stages), or 8, 20 (three stages, for small images and budgets)
-    width: int = 64  # channels of the first stage; each further stage doubles them
+    width: Channels = 64  # channels of the first stage; each further stage doubles them
     stem: Literal["cifar", "cifar_s2", "imagenet"] = "cifar"  # 3x3 stride 1, 3x3 stride 2, or 7x7 stride 2 + max-pool
-    dim: int = 128  # size of the embedding z
+    dim: Width = 128  # size of the embedding z
     head: Head = "linear"  # average pool -> z; mlp: with a hidden layer; bn: batch norm after it; bn2: after z too
-    hidden: int | None = None  # size of the head's hidden layer; none: the features'
-    bn_splits: int = 8  # groups of samples with separate batch statistics in the backbone; 1: ordinary batch norm
+    hidden: Width | None = None  # size of the head's hidden layer; none: the features'
+    bn_splits: Count = 8  # groups of samples with separate batch statistics in the backbone; 1: ordinary batch norm
 
     def __post_init__(self) -> None:
         if self.backbone != RESNET:
@@ -41,12 +47,7 @@ class ModelConfig:
                 )
         if self.depth not in LAYOUTS:
             raise ConfigError(f"model.depth must be one of {', '.join(map(str, LAYOUTS))}; got {self.depth}")
-        # Below 8 channels, oneDNN's strided 1x1 convolution writes outside its buffer on processors with AVX2 alone
-        # (torch 2.14, channels_last).
-        for name, least in {"width": 8, "dim": 1, "hidden": 1, "bn_splits": 1}.items():
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ConfigError(f"model.{name} must be at least {least}; got {value}")
+        check_ranges(self, "model")
 
     @property
     def architecture(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.losses import unit
+from mixfast.models.split_bn import BatchNorm1d
 from mixfast.ops import masked_upsample_pool
 from mixfast.spans import span
 
@@ -32,10 +33,10 @@ def build_head(kind: Head, in_features: int, dim: int, hidden: int | None = None
         return nn.Linear(in_features, dim)
     if kind == "mlp":
         return nn.Sequential(nn.Linear(in_features, width), nn.ReLU(), nn.Linear(width, dim))
-    layers = [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+    layers = [nn.Linear(in_features, width, bias=False), BatchNorm1d(width), nn.ReLU()]
     if kind == "mlp_bn":
         return nn.Sequential(*layers, nn.Linear(width, dim))
-    return nn.Sequential(*layers, nn.Linear(width, dim, bias=False), nn.BatchNorm1d(dim))
+    return nn.Sequential(*layers, nn.Linear(width, dim, bias=False), BatchNorm1d(dim))
 
 
 @span("pooling")

@@ -15,7 +15,7 @@ def encode_shuffled(encoder: Encoder, images: Tensor, generator: torch.Generator
     With several batch-norm groups a query and its key would otherwise share a group, and the network could solve the
     task through the group's statistics (MoCo, section 3.3).
     """
-    order = torch.rand(len(images), generator=generator, device=generator.device).argsort()
+    order = torch.rand(len(images), dtype=torch.float32, generator=generator, device=generator.device).argsort()
     back = order.argsort()
     z, h, features = encoder(images[order], layer)
     return Encoding(z[back], h[back], features[back])

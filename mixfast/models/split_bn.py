@@ -9,6 +9,25 @@ from mixfast.errors import ConfigError
 from mixfast.ops import split_batch_norm
 
 
+def check_values(x: Tensor, num_splits: int = 1) -> None:
+    """Raise ConfigError unless each group of [B, C, ...] has two numbers of a channel: one has no variance."""
+    if x.numel() < 2 * num_splits * x.shape[1]:
+        raise ConfigError(
+            f"batch norm: training needs two numbers of each channel per group; got the shape {list(x.shape)} in "
+            f"{num_splits} group{'s' * (num_splits > 1)}. Take a larger train.batch_size, or a smaller "
+            "train.accumulate or model.bn_splits."
+        )
+
+
+class BatchNorm1d(nn.BatchNorm1d):
+    """BatchNorm1d that names the options of a run where a training batch has one row."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            check_values(x)
+        return super().forward(x)
+
+
 class SplitBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d whose training statistics are taken within each group of samples n mod `num_splits`.
 
@@ -25,6 +44,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         self.num_splits = num_splits
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            check_values(x, self.num_splits)
         if not self.training or self.num_splits == 1:
             return super().forward(x)
         if len(x) % self.num_splits:

@@ -1,7 +1,8 @@
 """Argument checks that several operations share. They read shapes and types, and no tensor's values."""
 
-import math
+import sys
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, NoReturn
 
 import torch
@@ -70,7 +71,7 @@ class Check:
 
     def positive(self, name: str, number: float) -> None:
         """A temperature, as a number or as an entry of a tensor where reading it is free."""
-        if not 0 < number < math.inf:
+        if not (number > 0 and is_finite(number)):
             self.value_error(f"{name} must be positive and finite; got {number}.")
 
     def reduction(self, reduction: Any) -> None:
@@ -78,11 +79,28 @@ class Check:
             self.value_error(f'reduction must be "mean", "sum" or "none"; got {reduction!r}.')
 
 
-def autocast_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
-    """What autocast makes of a loss's rows: float32 as of a loss on a CPU, float16 as of a matrix product on a GPU."""
-    if dtype == torch.float64 or device_type == "meta" or not torch.is_autocast_enabled(device_type):
-        return dtype
-    return torch.float32 if device_type == "cpu" else torch.float16
+def is_finite(value: Any) -> bool:
+    """Whether `value` is a number, of Python or NumPy, that a float can hold."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    return number and bool(abs(value) <= sys.float_info.max)
+
+
+def autocast_rows(value: Any) -> Any:
+    """A loss's rows, a tensor or a sequence of them, as autocast converts them: to float32 on a CPU as the input of a
+    loss, to float16 on a GPU as that of a matrix product. float64, and whatever is no such rows, stays as it is."""
+    if isinstance(value, (list, tuple)):
+        return [autocast_rows(rows) for rows in value]
+    if not isinstance(value, Tensor) or value.dtype not in FLOATS or value.dtype == torch.float64:
+        return value
+    kind = value.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return value
+    return value.to(torch.float32 if kind == "cpu" else torch.float16)
+
+
+def in_autocast() -> bool:
+    """Whether autocast is on for any device whose tensors it converts here."""
+    return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:

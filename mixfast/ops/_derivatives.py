@@ -1,17 +1,127 @@
-"""First derivatives that are made of saved numbers, of which a second one would silently lack terms: it raises."""
+"""What makes of an operation's derivatives, stated once as a rule, the `torch.autograd.Function`s that torch asks for.
 
-from collections.abc import Sequence
+Derivatives that are made of saved numbers have no second ones, which would silently lack terms: those raise.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+
+from mixfast.ops._register import LIBRARY
 
 
-class _NoSecondDerivative(torch.autograd.Function):
+def forward_mode() -> bool:
+    """Whether tensors may carry tangents: inside of torch.func.jvp, or of a dual level. A compiled call guards it."""
+    return forward_ad._current_level >= 0
+
+
+def _transformed() -> bool:
+    """Whether torch.func.grad, jvp or the like is running."""
+    levels = torch._C._functorch.get_interpreter_stack() or []
+    kinds = torch._C._functorch.TransformType
+    return any(level.key() in (kinds.Grad, kinds.Jvp) for level in levels)
+
+
+# Under torch.compile, as it is while tracing; see `_dispatch.choose`.
+_transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """Whether a call with these inputs, which are all that have derivatives, has to go through its rule."""
+    if torch._C._are_functorch_transforms_active() or forward_mode():
+        return True
+    return torch.is_grad_enabled() and any([tensor is not None and tensor.requires_grad for tensor in tensors])
+
+
+def keep(ctx: Any, *tensors: Tensor | None) -> None:
+    """Saves tensors for both modes."""
+    ctx.save_for_backward(*tensors)
+    if forward_mode():
+        ctx.save_for_forward(*tensors)
+
+
+def differentiable(name: str, rule: Any, results: int | None = None, operator: Any = None) -> Callable[..., Any]:
+    """A function of the rule's inputs that returns its first `results` outputs, with derivatives in both modes.
+
+    A rule is a class of four static methods:
+        forward(*inputs): the results, then further tensors of which derivatives are made; a tuple.
+        save(ctx, inputs, outputs): stores what the other two read, tensors by `keep`.
+        backward(ctx, *grads): a gradient, or None, for each of the inputs; a tuple.
+        jvp(ctx, *tangents): a tangent for each of the results, a tuple, from one for each tensor among the inputs
+            (zeros, if it has none) and None for each other one.
+
+    One of three Functions is applied: the transforms of torch.func know those with a `setup_context` only, which cost
+    70 microseconds a call; torch.compile knows those without a `jvp` only. An `operator` of the same inputs and results
+    is made differentiable, and takes the place of the last.
+    """
+
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        outputs = rule.forward(*inputs)
+        rule.save(ctx, inputs, outputs)
+        return outputs[0] if results == 1 else outputs[:results]
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        further = [] if results is None else outputs[results:]
+        ctx.mark_non_differentiable(*further)
+        ctx.further = len(further)
+        rule.save(ctx, inputs, outputs)
+
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return rule.backward(ctx, *grads[:results])
+
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor | None, ...]:
+        return *rule.jvp(ctx, *tangents), *[None] * ctx.further
+
+    def function(**methods: Any) -> Any:
+        members = {key: staticmethod(method) for key, method in methods.items()}
+        return type(rule.__name__, (torch.autograd.Function,), {"generate_vmap_rule": True, **members})
+
+    @functools.cache
+    def transformed() -> Callable[..., Any]:
+        off = torch.compiler.disable  # imports what torch.func has imported already
+        methods = {"forward": rule.forward, "setup_context": setup_context, "backward": off(backward), "jvp": jvp}
+        apply: Callable[..., Any] = off(function(**methods).apply)
+        return apply
+
+    eager = function(forward=forward, backward=rule.backward, jvp=rule.jvp)
+    compiled = operator or function(forward=forward, backward=rule.backward).apply
+    if operator:
+        LIBRARY.impl(operator, eager.apply, "Autograd")
+
+    def call(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            _refuse_compiled(name)
+            return compiled(*inputs)
+        if torch._C._are_functorch_transforms_active():
+            outputs = transformed()(*inputs)
+            return outputs[0] if results == 1 else outputs[:results]
+        return eager.apply(*inputs)
+
+    return call
+
+
+def _refuse_compiled(name: str) -> None:
+    if torch.compiler.is_compiling() and (forward_mode() or _transformed()):
+        raise NotImplementedError(
+            f"{name}: torch.func.grad, jvp and the like are not implemented inside of torch.compile, which would drop "
+            "the derivative. Call them outside of the compiled function, or use backend='reference'."
+        )
+
+
+class _NoSecond:
+    """Tensors as functions of others, whose derivative raises."""
+
     @staticmethod
-    def forward(ctx: Any, name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
-        ctx.name = name
-        return tuple(tensor.detach() for tensor in tensors[:count])
+    def forward(name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple([tensor.detach() for tensor in tensors[:count]])
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        ctx.name = inputs[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -20,18 +130,63 @@ class _NoSecondDerivative(torch.autograd.Function):
             "create_graph=True."
         )
 
+    jvp = backward
+
+
+_no_second = differentiable("second derivatives", _NoSecond)
+
 
 def present(*tensors: Tensor | None) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
-def no_second(name: str, grads: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """`grads` as a function of `inputs` whose derivative raises, wherever that derivative would be recorded.
+def no_second(name: str, derivatives: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor | None]:
+    """First derivatives as functions of `inputs` whose own derivative raises, wherever that would be recorded.
 
-    `inputs` are all that a gradient depends on: with one left out its second derivative would be silently 0.
+    `inputs` are all that a derivative depends on: with one left out its second derivative would be silently 0.
     """
-    if not torch.is_grad_enabled():
-        return list(grads)
-    made = present(*grads)
-    blocked = iter(_NoSecondDerivative.apply(name, len(made), *made, *inputs))
-    return [None if grad is None else next(blocked) for grad in grads]
+    if not (torch.is_grad_enabled() or forward_mode()):
+        return list(derivatives)
+    made = present(*derivatives)
+    blocked = iter(_no_second(name, len(made), *made, *inputs))
+    return [None if derivative is None else next(blocked) for derivative in derivatives]
+
+
+class _NoTangent(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(message: str, tensor: Tensor) -> Tensor:
+        return tensor.new_zeros(())
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        (ctx.message, _) = inputs
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        raise NotImplementedError(ctx.message)
+
+
+def refuse_tangents(operation: str, backend: str | None = "reference", **inputs: Any) -> None:
+    """Raises if one of these inputs, tensors or sequences of them, has a tangent: the operation would drop it.
+
+    `backend` is the one that has this derivative.
+    """
+    if not forward_mode():
+        return
+    _refuse_compiled(operation)
+    advice = "" if backend is None else f", or use backend={backend!r}, which has them"
+    for name, value in inputs.items():
+        for tensor in value if isinstance(value, (list, tuple)) else present(value):
+            if tensor.is_floating_point():
+                message = f"{operation}: forward-mode derivatives with respect to {name} are not implemented. "
+                _NoTangent.apply(f"{message}Detach it{advice}.", tensor)
+
+
+def refuse_derivatives(operation: str, **inputs: Tensor) -> None:
+    """Raises if one of these inputs requires a gradient where gradients are recorded, or has a tangent."""
+    for name, tensor in inputs.items():
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise ValueError(f"{operation}: {name} receives no gradient, but it requires one. Pass {name}.detach().")
+    refuse_tangents(operation, None, **inputs)

@@ -69,6 +69,8 @@ def choose(operation: str, wanted: str, *facts: object) -> str:
     `wanted="auto"` is replaced by the environment variable MIXFAST_BACKEND if set. `facts` go to `why_not(*facts)`: the
     type of the device, then other constants such as dtypes, but nothing that reads a tensor's values.
     """
+    if not isinstance(wanted, str):
+        raise TypeError(f"{operation}: backend must be auto, {', '.join(names(operation))}; got {wanted!r}")
     if wanted == "auto":
         wanted = os.environ.get("MIXFAST_BACKEND", "auto")
     return _choose(operation, wanted, facts)

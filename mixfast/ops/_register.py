@@ -1,5 +1,6 @@
 """The operators' namespace in torch, `torch.ops.mixfast`, and the one way in which an operator enters it."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -52,3 +53,21 @@ def refuse_vmap(message: str, *operators: Any) -> None:
 
     for operator in operators:
         torch.library.register_vmap(operator, refuse, lib=LIBRARY)
+
+
+def map_in_turn(*operators: Any) -> None:
+    """vmap over any of these operators calls it once for each entry: a gradient of few results, as in jacrev."""
+    for operator in operators:
+        torch.library.register_vmap(operator, functools.partial(_in_turn, operator), lib=LIBRARY)
+
+
+def _in_turn(operator: Any, info: Any, dims: Any, *arguments: Any) -> tuple[Any, Any]:
+    outputs = [operator(*_entry(arguments, dims, i)) for i in range(info.batch_size)]
+    stacked = tuple(torch.stack(side) for side in zip(*outputs, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
+def _entry(argument: Any, dim: Any, i: int) -> Any:
+    if isinstance(dim, (list, tuple)):
+        return [_entry(*pair, i) for pair in zip(argument, dim, strict=True)]
+    return argument if dim is None else argument.select(dim, i)

@@ -9,6 +9,19 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
+def shift_of(largest, scale):
+    """What the exponents s scale of base-2 weights are reduced by: that of the largest score, rounded.
+
+    A fused multiply-add does not round its product. From 2^24 on numbers are more than one apart, and the largest
+    weight could vanish: there the shift is lower by a unit or two in the last place. Weights may then overflow, which
+    shows, as NaN in the loss.
+    """
+    product = largest * scale
+    size = tl.abs(product)
+    return tl.where((size < 16777216.0) | (size == float("inf")), product, product - size * 1.1920928955078125e-07)
+
+
+@triton.jit
 def log1p(x):
     """log(1 + x) for 0 <= x <= 1: the last factor undoes the rounding of 1 + x (Kahan)."""
     one_more = 1 + x

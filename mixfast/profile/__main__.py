@@ -1,4 +1,4 @@
-"""What a training step costs by part, beside the bare encoder passes that it needs. See docs/profile.md.
+"""What a step of training costs by part, beside the encoder passes that it needs (docs/profile.md).
 
 usage: python -m mixfast.profile [preset ...] [modifier ...] [--section.key value ...]
                                  [--all] [--shape NAME] [--seconds S] [--busy] [--out DIR]
@@ -6,13 +6,14 @@ usage: python -m mixfast.profile [preset ...] [modifier ...] [--section.key valu
 Presets, modifiers and --section.key are those of python -m mixfast.train; without a preset, demo.
 
 --all          every preset, one after the other; several may be named instead
---shape NAME   small     ResNet-18 of width 16, stem cifar_s2, 32 px, batch 64 (default on a CPU, but for demo)
+--shape NAME   small     ResNet-18 of width 16, stem cifar_s2, 32 px, batch 64
+                         (default on a CPU, but for demo)
                cifar     ResNet-18 of width 64, 32 px, batch 512
                imagenet  ResNet-50, 224 px, batch 256, 65,536 keys
                preset    as the preset says (default on a GPU, and of demo)
                A --section.key that is given wins over the shape.
 --seconds S    of measuring one preset (default 20)
---busy         processor seconds of this process, on one thread: for a machine that others use as well
+--busy         processor seconds of this process, on one thread: for a machine that others use too
 --out DIR      folder of profile.json and profile.png (default runs/profile-NNNN)
 
 Images are noise, the learning rate is 0, nothing else is written.
@@ -30,12 +31,14 @@ import torch
 
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import DEFAULT, presets
+from mixfast.config.words import same
 from mixfast.errors import ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS
 from mixfast.profile import measure, memory, output
+from mixfast.ranges import NotNegative, check_ranges
 from mixfast.run import machine
-from mixfast.run.failure import run_command
-from mixfast.run.folder import RunFolder
+from mixfast.run.command import run
+from mixfast.run.folder import results_folder
 from mixfast.train import cli
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -58,7 +61,7 @@ class Request:
 
     everything: bool = False
     shape: str | None = None
-    seconds: float = 20.0
+    seconds: NotNegative = 20.0
     busy: bool = False
     names: list[str] = field(default_factory=list)  # of presets
     words: list[str] = field(default_factory=list)  # the rest, as mixfast.train understands it
@@ -85,10 +88,11 @@ def understand(words: list[str]) -> Request:
                 setattr(request, key[2:], float(value) if key == "--seconds" else value)
             except ValueError:
                 raise ConfigError(f"--seconds must be a number; got {value!r}.") from None
-        elif word in presets() and not request.words:
-            request.names.append(word)
+        elif not request.words and (name := same(word, presets())):
+            request.names.append(name)
         else:
             request.words.append(word)
+    check_ranges(request)
     if request.shape is not None and request.shape not in SHAPES:
         raise ConfigError(f"--shape must be one of {', '.join(SHAPES)}; got {request.shape!r}.")
     if request.everything and request.names:
@@ -102,7 +106,7 @@ def configured(request: Request, preset: str) -> cli.Invocation:
     asked = cli.parse(words)
     on_cpu = machine.pick_device(asked.config.train.device).type == "cpu"
     own = "preset" if asked.preset == DEFAULT or not on_cpu else "small"
-    given = {word.partition("=")[0].replace("-", "_").removeprefix("__") for word in words if word.startswith("--")}
+    given = {key for key, origin in asked.origins.items() if origin == "command line"}
     known = flatten(asked.config)
     if asked.config.model.backbone != RESNET:
         given |= {f"model.{name}" for name in RESNET_OPTIONS}  # the shapes' sizes are a ResNet's
@@ -125,8 +129,12 @@ def profile(invocation: cli.Invocation, request: Request, device: torch.device, 
         return output.to_record(invocation.preset, run, timing, peaks, measure.evaluation_seconds(run, request.busy))
 
 
-def launch(words: list[str]) -> Path:
-    """Profile what the command line asks for; returns the folder of the results."""
+def launch(words: list[str]) -> None:
+    """Profile what the command line asks for."""
+    if {"--help", "-h"} & set(words):
+        print((__doc__ or "").rstrip())
+        return
+    machine.refuse_several_processes()
     request = understand(words)
     invocations = [configured(request, preset) for preset in request.presets()]
     first = invocations[0]
@@ -135,8 +143,14 @@ def launch(words: list[str]) -> Path:
         raise ConfigError(f"--busy counts the processor's seconds, not those of {device}. Add --train.device cpu.")
     threads = machine.set_threads(1 if request.busy else first.config.train.threads)
     machine.set_determinism(first.config.train.deterministic)
-    path = first.out or RunFolder.create_numbered(Path("runs"), "profile").path
-    path.mkdir(parents=True, exist_ok=True)
+    with results_folder(first.out, "profile") as path:
+        measure_all(invocations, request, device, threads, path)
+
+
+def measure_all(
+    invocations: list[cli.Invocation], request: Request, device: torch.device, threads: int, path: Path
+) -> None:
+    """Profile one invocation after the other; print the tables and write the files into the folder `path`."""
     found = machine.environment(device, clock="processor" if request.busy else "wall")
     environment = {key: value for key, value in found.items() if key not in ("argv", "platform", "backends")}
     print(f"torch {torch.__version__}   {device} ({threads} threads)   kernels: {machine.kernels(device)}")
@@ -152,16 +166,11 @@ def launch(words: list[str]) -> Path:
     if len(records) > 1:
         print("\n" + output.markdown(records))
     print(f"\nwrote {path / 'profile.json'} and {path / 'profile.png'}")
-    return path
 
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    words = sys.argv[1:] if words is None else words
-    if {"--help", "-h"} & set(words):
-        print((__doc__ or "").rstrip())
-        return 0
-    return run_command(lambda: launch(words))
+    return run(words, launch)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 from mixfast import methods
 from mixfast.config.options import RunConfig
-from mixfast.data import Images
+from mixfast.data import Images, kind_of
+from mixfast.errors import OutOfMemoryError
 from mixfast.models import Encoder, build_encoder
 from mixfast.models.config import RESNET
+from mixfast.models.heads import build_head
+from mixfast.models.resnet import ResNet
 from mixfast.rng import Generators
+from mixfast.run import machine
 
 BACKWARD_COST = 2  # forward passes that the backward pass of a pass costs
 
@@ -63,6 +67,38 @@ def step_cost(config: RunConfig[Any], side: int) -> StepCost:
     activations = sum(size for address, size in saved.items() if address not in held)
     del out
     return StepCost(passes[True] // count, passes[False] // count, activations // count)
+
+
+def check_memory(config: RunConfig[Any], device: torch.device) -> None:
+    """Refuse sizes that need more memory than there is, before anything is made.
+
+    Raises:
+        OutOfMemoryError: a lower bound of what the images, one network and one queue take exceeds the memory of the
+            device. The message lists the three, and the options that decide them.
+    """
+    data, model = config.data, config.model
+    queue = getattr(config.method, "queue_size", 0)
+    queue_bytes = 2 * queue * model.dim if isinstance(queue, int) else 0  # float16 on a GPU, twice that elsewhere
+    counts = (data.scenes, data.test_scenes) if data.kind == "scenes" else kind_of(data.kind).counts or ()
+    weights = 0
+    if model.backbone == RESNET:
+        with torch.device("meta"):
+            backbone = ResNet(model.depth, model.width, model.stem, 1)
+            parts = (backbone, build_head(model.head, backbone.out_channels, model.dim, model.hidden))
+        weights = 4 * sum(weight.numel() for part in parts for weight in part.parameters())
+    moments = 2 if config.optim.name == "adam" else 1
+    needed = {
+        f"{sum(counts):,} images of {data.size} px (--data.scenes, --data.size)": 3 * data.size**2 * sum(counts),
+        f"a {model.title} in training (--model.width, --model.dim, --model.hidden)": weights * (2 + moments),
+        f"a queue of {queue} keys of {model.dim} (--method.queue_size, --model.dim)": queue_bytes,
+    }
+    least, total = sum(needed.values()), machine.memory_bytes(device)
+    if least > total:
+        listing = ", ".join(f"{name} {size / 2**30:,.1f}" for name, size in needed.items() if size > least / 100)
+        raise OutOfMemoryError(
+            f"too large for {device} with its {total / 2**30:,.1f} GiB; at least needed are {listing}. "
+            "Make them smaller."
+        )
 
 
 def state_bytes(method: nn.Module, moments: int = 1) -> dict[str, int]:

@@ -1,34 +1,67 @@
-"""Checkpoints: written whole or not at all, two kept, read without executing anything.
+"""Checkpoints: written whole or not at all, two kept, read without executing anything, and checked before use.
 
 A checkpoint is one `torch.save` of tensors and primitives. The new file is complete and on the disk before the old
-one loses its name, so a kill at any moment leaves a readable checkpoint.
+one loses its name, so a kill at any moment leaves a readable checkpoint. Its zip archive holds the CRC-32 of every
+part, which torch writes and does not look at; `load` does (for 100 MB, half as long as SHA-256, and nothing to write).
 """
 
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mixfast.errors import CheckpointError
 
-FORMAT = 2  # raised when the content changes in a way that older code cannot read
-LAST, PREVIOUS = "last.pt", "previous.pt"
+FORMAT = 3  # raised when the content changes in a way that older code cannot read
+LAST, PREVIOUS, DAMAGED = "last.pt", "previous.pt", "damaged.pt"
+_NAMED = 5  # differences that a message lists
+
+
+class DamagedError(CheckpointError):
+    """The file is not as it was written: truncated, or bits of it have changed."""
 
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
     """Write `state` as folder/last.pt; the file of that name becomes previous.pt. Returns the path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    last, previous, fresh = folder / LAST, folder / PREVIOUS, folder / (LAST + ".tmp")
-    with open(fresh, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    folder.mkdir(exist_ok=True)  # a run folder that was deleted or moved is not made again
+    last, fresh = folder / LAST, folder / (LAST + ".tmp")
+    _write(fresh, state)
     if last.exists():
-        os.replace(last, previous)
+        os.replace(last, folder / PREVIOUS)
     os.replace(fresh, last)
     _sync_folder(folder)
     return last
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` as a file of its own, which `load` reads: whole, or not at all."""
+    fresh = path.with_name(path.name + ".tmp")
+    _write(fresh, state)
+    os.replace(fresh, path)
+    _sync_folder(path.parent)
+
+
+def _write(path: Path, state: dict[str, Any]) -> None:
+    with open(path, "wb") as file:
+        torch.save({"format": FORMAT, "contents": contents(state), **state}, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def contents(value: Any, name: str = "") -> dict[str, str]:
+    """What a nested dictionary holds: by dotted name the type of each entry, of a tensor its dtype and shape."""
+    if isinstance(value, dict) and value:
+        found: dict[str, str] = {}
+        for key, item in value.items():
+            found |= contents(item, f"{name}.{key}" if name else str(key))
+        return found
+    if isinstance(value, Tensor):
+        return {name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"}
+    return {name: type(value).__name__}
 
 
 def _sync_folder(folder: Path) -> None:
@@ -57,21 +90,74 @@ def find(path: Path) -> Path:
     raise CheckpointError(f"no checkpoint in {path}: tried {tried}. Give the folder of a run, or a .pt file of one.")
 
 
+def load_newest(path: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+    """The file that `find` names and its content; of a folder whose last.pt is damaged, previous.pt.
+
+    Args:
+        path: a folder, or a file, which nothing stands in for.
+        say: prints a line about a file that is taken in place of the newest.
+
+    Raises:
+        CheckpointError: as `find` and `load` do.
+    """
+    file = find(path)
+    try:
+        return file, load(file)
+    except DamagedError as error:
+        other = file.with_name(PREVIOUS)
+        if path.is_file() or file == other or not other.is_file():
+            raise
+        state = load(other)
+        say(f"warning: {error}\nwarning: {other} is taken in its place, at step {state.get('step')}.")
+        return other, state
+
+
+def set_aside(file: Path) -> None:
+    """After previous.pt was taken: keep a damaged last.pt from becoming previous.pt, under the name damaged.pt."""
+    last = file.with_name(LAST)
+    if file.name == PREVIOUS and last.is_file():
+        os.replace(last, file.with_name(DAMAGED))
+
+
 def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint onto the CPU.
 
     Raises:
-        CheckpointError: unreadable or of another format; the message names previous.pt if that one can be used.
+        DamagedError: truncated or changed; the message names previous.pt if that one can be used.
+        CheckpointError: of another format, or its entries are not those that were written.
     """
     try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            raise ValueError(f"bits of its part {bad} have changed since it was written")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a truncated zip, a foreign pickle, a bad disk: torch raises many types
+    except MemoryError:
+        raise
+    except Exception as error:  # a truncated zip, a foreign pickle, a bad disk: torch and zipfile raise many types
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(f"{path} cannot be read ({reason}). {_advice(path)}") from error
+        raise DamagedError(f"{path} cannot be read ({reason}). {_advice(path)}") from error
     found = state.get("format") if isinstance(state, dict) else None
-    if found != FORMAT:
-        raise CheckpointError(f"{path} has checkpoint format {found}, this version of mixfast reads {FORMAT}.")
+    if type(found) is not int or found != FORMAT:
+        raise CheckpointError(f"{path} has checkpoint format {found!r:.50}, this version of mixfast reads {FORMAT}.")
+    _check_contents(state, path)
     return state
+
+
+def _check_contents(state: dict[str, Any], path: Path) -> None:
+    """Raise a CheckpointError that names entries which are missing, additional, or of another type or shape."""
+    written = state.pop("contents", None)
+    del state["format"]
+    here = contents(state)
+    if not isinstance(written, dict):
+        raise CheckpointError(f"{path}: contents is missing, the list of its entries. {_advice(path)}")
+    unlike = [name for name in dict.fromkeys([*written, *here]) if written.get(name) != here.get(name)]
+    if unlike:
+        lines = [f"{name}: written {written.get(name, 'not')}, now {here.get(name, 'missing')}" for name in unlike]
+        more = f" and {len(lines) - _NAMED} more" if len(lines) > _NAMED else ""
+        raise CheckpointError(
+            f"{path} was changed after it was written: {'; '.join(lines[:_NAMED])}{more}. {_advice(path)}"
+        )
 
 
 def _advice(path: Path) -> str:

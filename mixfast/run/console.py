@@ -6,8 +6,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from mixfast.run.streams import reason
+
 if TYPE_CHECKING:
-    from rich.progress import Progress
+    from rich.progress import Progress, ProgressColumn
 
 QUIET_SECONDS = 30.0  # a record inside an epoch gets a line of its own only after so long a silence
 
@@ -16,9 +18,20 @@ class Console:
     """Lines to stdout and to log.txt; `with console:` shows the progress bar where stdout is a terminal."""
 
     def __init__(self, log_path: Path | None = None):
-        self.log_path = log_path
+        self.log_path: Path | None = None
+        self._early: list[str] = []  # lines from before there was a log
+        self._log_lost = False
+        if log_path:
+            self.open_log(log_path)
         self._progress: Progress | None = None
         self._last_line = time.monotonic()
+
+    def open_log(self, path: Path) -> None:
+        """From here on lines go to this file, after those that were printed before."""
+        self.log_path = path
+        early, self._early = self._early, []
+        for text in early:
+            self.log(text)
 
     def line(self, text: str = "") -> None:
         """Print one or more lines, and append them to log.txt."""
@@ -30,10 +43,17 @@ class Console:
         self.log(text)
 
     def log(self, text: str) -> None:
-        """Append to log.txt only."""
-        if self.log_path:
-            with open(self.log_path, "a", encoding="utf-8") as file:
+        """Append to log.txt only. A log that cannot be written is said once; no run ends for its sake."""
+        if self.log_path is None:
+            self._early.append(text)
+            return
+        try:
+            with open(self.log_path, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(text + "\n")
+        except OSError as error:
+            if not self._log_lost:
+                self._log_lost = True
+                print(f"{self.log_path} takes no more lines ({reason(error)}); going on without it", file=sys.stderr)
 
     def silent_for_long(self) -> bool:
         """Whether a plain log should show a sign of life."""
@@ -43,8 +63,8 @@ class Console:
         if sys.stdout.isatty():
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"))
-            self._progress = Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+            columns = (TextColumn("{task.description} {task.percentage:3.0f} %"), BarColumn(16), TimeRemainingColumn())
+            self._progress = Progress(*columns, note_column())
             self._progress.start()
         return self
 
@@ -56,6 +76,19 @@ class Console:
     def task(self, name: str, total: int) -> "Task":
         """A bar of `total` steps."""
         return Task(self._progress, name, total)
+
+
+def note_column() -> "ProgressColumn":
+    """The note behind a bar; a narrow terminal cuts it, before anything else gives way."""
+    from rich.progress import ProgressColumn
+    from rich.table import Column
+    from rich.text import Text
+
+    class NoteColumn(ProgressColumn):
+        def render(self, task: Any) -> Text:
+            return Text(task.fields["note"], no_wrap=True, overflow="ellipsis")
+
+    return NoteColumn(table_column=Column(no_wrap=False))  # the only column that may shrink
 
 
 class Task:

@@ -19,9 +19,10 @@ def diagnose(setup: Setup) -> dict[str, float]:
     """The numbers of mixfast/scoring/diagnostics.py for a method as it stands; moves nothing of it.
 
     std_z, effective_rank_h, uniformity: of the first 1024 test images, in evaluation mode. alignment: of two views of
-    each. For a method with queues, from one batch of training images seen as in training: found_TERM, the share of
-    positives that beat all K keys of the term's queue; shortcut_TERM, the share of *other images'* positives that do,
-    1 / (K + 1) if nothing gives them away; queue_age, the steps after which a key is overwritten.
+    each. For a method with queues, from one batch of training images seen as in training: top1_TERM, the share of
+    queries that are more similar to their positive than to all K keys of the term's queue; top1_other_TERM, the same
+    with *another image's* positive, at chance level 1 / (K + 1) unless a batch has something in common, such as its
+    box; queue_age, the steps after which a key is overwritten.
     """
     draws = Generators(setup.config.seed, setup.device)  # its own generators: the same views at every evaluation
     images, size = setup.splits.test.images[:IMAGES].to(setup.device), setup.config.eval.batch_size
@@ -45,7 +46,7 @@ def diagnose(setup: Setup) -> dict[str, float]:
 
 
 def _positives(setup: Setup, draws: Generators) -> dict[str, Tensor]:
-    """Positives found, shortcuts and age of the queues, from a step on the first training images; {} without queues."""
+    """Top-1 accuracies and age of the queues, from a step on the first training images; {} without queues."""
     rows = setup.config.train.batch_size // setup.config.train.accumulate
     views = setup.views(setup.train_images[:rows], draws)
     with frozen_statistics(setup.method), setup.autocast():
@@ -55,8 +56,8 @@ def _positives(setup: Setup, draws: Generators) -> dict[str, Tensor]:
     queues = setup.method.negatives()
     steps = [len(queues[name]) / (len(keys) * setup.config.train.accumulate) for name, keys in step.carry.items()]
     numbers = {"queue_age": torch.tensor(max(steps), device=setup.device)}
-    for name, shift in (("found", 0), ("shortcut", diagnostics.STRANGER)):
-        shares = diagnostics.positives_found(step.terms, queues, shift)
+    for name, shift in (("top1", 0), ("top1_other", diagnostics.OTHER_IMAGE)):
+        shares = diagnostics.top1_accuracy(step.terms, queues, shift)
         numbers |= {f"{name}_{term}": share for term, share in shares.items()}
     return numbers
 

@@ -1,12 +1,11 @@
 """The training loop."""
 
 import time
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixfast.errors import NonFiniteError
+from mixfast.run.finite import not_finite
 from mixfast.run.monitor import end_epoch, record
 from mixfast.run.optim import learning_rate, set_learning_rate
 from mixfast.run.state import Run
@@ -18,10 +17,11 @@ def train(run: Run) -> None:
 
     Raises:
         Stopped: a signal came; the run is saved.
-        NonFiniteError: a loss or gradient is NaN or infinite; the weights have not moved.
+        NonFiniteError: something is NaN or infinite; the message says whether the weights have moved.
     """
     epochs = run.config.train.epochs
     while True:
+        run.check_finite()
         end_epoch(run)
         if checkpoint_due(run):
             run.save()
@@ -36,23 +36,41 @@ def train_epoch(run: Run) -> None:
     run.clock.skip()
     for images in run.batches.epoch():  # uint8 [B, 3, H, W], already on the device
         run.clock.lap("data")
-        run.rate = learning_rate(run.config.optim, run.epoch, run.config.train.epochs, run.step)
-        set_learning_rate(run.optimizer, run.rate)
         log_now = (run.step + 1) % run.config.train.log_every == 0 or (run.step + 1) % len(run.batches) == 0
-        run.meter.add(optimiser_step(run, images, check=log_now))
-        run.step += 1
-        run.images += len(images)
+        train_step(run, images, check=log_now)
         if log_now:
             record(run)
         pause(run)
 
 
+def train_step(run: Run, images: Tensor, check: bool) -> None:
+    """One step at the rate of the schedule; `check` as in `optimiser_step`."""
+    run.rate = learning_rate(run.config.optim, run.epoch, run.config.train.epochs, run.step)
+    set_learning_rate(run.optimizer, run.rate)
+    run.meter.add(optimiser_step(run, images, check=check))
+    run.step += 1
+    run.images += len(images)
+
+
+class Before:
+    """What the first half of a step changes: the generators, and statistics and other buffers of the method."""
+
+    def __init__(self, run: Run):
+        self.generators = run.generators.state_dict()
+        self._buffers = [buffer.clone() for buffer in run.method.buffers()]
+
+    def restore_statistics(self, run: Run) -> None:
+        """Give every buffer the values that it had."""
+        for buffer, value in zip(run.method.buffers(), self._buffers, strict=True):
+            buffer.copy_(value)
+
+
 def optimiser_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
     """Update the weights from uint8 images [B, 3, H, W]; returns the loss and its terms, still on the device."""
-    before = run.generators.state_dict() if check else {}
+    before = Before(run) if check else None
     run.progress.fill_(run.step / run.steps)
     means, carry = run.graphed_or_eager(gradients, images)
-    if check:
+    if before:
         check_finite(run, means, images, before)
     run.graphed_or_eager(update, carry)
     return means
@@ -77,7 +95,7 @@ def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
         (out.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
         run.clock.lap("backward")
         carries.append(out.carry)
-        values.append({"loss": out.loss.detach(), **out.parts})
+        values.append({"loss": out.loss.detach(), "total_weight": out.total_weight(), **out.parts})
     means = {name: torch.stack([value[name] for value in values]).mean(dim=0) for name in values[0]}
     return means, {name: torch.cat([carry[name] for carry in carries]) for name in carries[0]}
 
@@ -92,29 +110,19 @@ def update(run: Run, carry: dict[str, Tensor]) -> None:
 
 
 @span("record")
-def check_finite(run: Run, values: dict[str, Any], images: Tensor, generators: dict[str, Tensor]) -> None:
-    """Raise NonFiniteError, with the batch saved, unless the loss, its terms and all gradients are finite.
+def check_finite(run: Run, values: dict[str, Tensor], images: Tensor, before: Before) -> None:
+    """Raise NonFiniteError unless the loss, its terms and all gradients are finite.
 
-    Looks once, at the steps that are logged, where the host waits anyway; `generators` are the states before the
-    batch's views were drawn.
+    The state before the step is saved with the batch, unless a step that was not looked at has spoilt it already.
+    Looks at the steps that are logged, where the host waits anyway.
     """
-    gradients = {name: p.grad for name, p in run.method.named_parameters() if p.grad is not None}
-    norms = torch._foreach_norm(list(gradients.values()))  # type: ignore[attr-defined]
-    numbers = torch.stack([*values.values(), *norms]).float()
-    finite = numbers.isfinite().tolist()
-    names = [*values, *(f"gradient of {name}" for name in gradients)]
-    bad = [f"{name} = {number}" for name, number, ok in zip(names, numbers.tolist(), finite, strict=True) if not ok]
-    if not bad:
+    gradients = {f"gradient of {name}": p.grad for name, p in run.method.named_parameters() if p.grad is not None}
+    if not (bad := not_finite({**values, **gradients})):
         return
-    path = run.folder.path / "nonfinite.pt"
-    state = {"images": images.cpu(), "terms": bad, **run.state_dict(), "generators": generators}
-    torch.save(state, path)
-    raise NonFiniteError(
-        f"step {run.step} (epoch {run.epoch}), precision {run.precision}: {'; '.join(bad[:5])}.\n"
-        f"The weights have not moved; batch and state are in {path}.\n"
-        f"Replay it with `python -m mixfast.evaluate replay {run.folder.path}`; a lower --optim.lr or "
-        f"--train.precision fp32 often helps."
-    )
+    before.restore_statistics(run)
+    earlier = run.not_finite()
+    state = {} if earlier else {**run.state_dict(), "generators": before.generators, "images": images.cpu()}
+    raise run.diverged({**bad, **earlier}, state)
 
 
 def checkpoint_due(run: Run) -> bool:

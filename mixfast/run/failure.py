@@ -7,23 +7,52 @@ meets is therefore shown as the user's at first, with the line of ours that rais
 what was passed is right.
 """
 
+import errno
+import os
 import re
 import sys
 import sysconfig
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
 
-from mixfast.errors import OutOfMemoryError, UserError
+from mixfast.errors import OutOfMemoryError, StorageError, UserError
+from mixfast.run.signals import Stopped, StopRequest
+from mixfast.run.streams import reason, steady_streams
+from mixfast.run.torch_state import fresh_torch_state
 
 USER_CODE = 8  # exit code of an error in a method, data set or backbone from outside mixfast
 
 _OURS = Path(__file__).resolve().parents[1]
 _PYTHON = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 _LIBRARIES = [*_PYTHON, Path(torch.__file__).resolve().parent]
+_FULL = {
+    errno.ENOSPC: "Free some, or choose a place on another disk",
+    errno.EDQUOT: "Free some, or choose a place with another quota",
+    errno.EFBIG: "Raise the limit (ulimit -f), or choose a file system that takes larger files",
+    errno.EROFS: "Choose a place that can be written",
+    errno.EIO: "The disk or its connection fails: see the system's log, or choose another",
+    errno.EMFILE: "Raise the limit (ulimit -n)",
+    errno.ENFILE: "Close other programs, or raise the system's limit",
+}
+_PATH = {
+    errno.EACCES: "Change the permissions, or choose another place",
+    errno.EPERM: "Change the permissions, or choose another place",
+    errno.ENOENT: "If it was there: has its folder been deleted or moved",
+    errno.ESTALE: "Has its folder been deleted or moved by another machine",
+    errno.ENOTDIR: "A part of the path is a file; choose another place",
+    errno.EISDIR: "A folder has the name of a file; choose another place, or move it away",
+    errno.EEXIST: "Something of that name is in the way; choose another place, or move it away",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+    errno.ELOOP: "Links lead in a circle; choose another place",
+    errno.ENOTEMPTY: "Another program writes to it; choose another place",
+    errno.EBUSY: "Another program uses it; choose another place",
+}
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")  # as Rust libraries print it
 _WORKER_FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)')
 
 
@@ -45,30 +74,41 @@ class Frame(NamedTuple):
 
     def __str__(self) -> str:
         path = Path(self.file)
-        shown = path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-        return f"{f'{self.module}, ' if self.module else ''}{shown} line {self.line}, in {self.function}"
+        with suppress(OSError, ValueError):  # it is elsewhere, or the working directory has been deleted
+            path = path.relative_to(Path.cwd())
+        return f"{f'{self.module}, ' if self.module else ''}{path} line {self.line}, in {self.function}"
 
 
+@fresh_torch_state()
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command; print on stderr how it failed, if it did. Returns the exit code."""
-    try:
-        command()
-    except SystemExit as end:  # tyro has printed its help or what it did not understand
-        return int(end.code or 0)
-    except Exception as error:
-        failure = explain(error)
-        print(failure.lines + failure.text, file=sys.stderr)
-        return failure.exit_code
-    return 0
+    """Run a command whose result is what it prints; print on stderr how it failed, if it did. Returns the exit code."""
+    with steady_streams() as out, StopRequest():
+        try:
+            command()
+        except SystemExit as end:  # tyro has printed its help or what it did not understand
+            return int(end.code or 0)
+        except Stopped as stop:
+            print(f"stopped by {stop}", file=sys.stderr)
+            return stop.exit_code
+        except Exception as error:
+            failure = explain(error)
+            print(failure.lines + failure.text, file=sys.stderr)
+            return failure.exit_code
+        out.flush()
+        if out.error is None or out.reader_left:
+            return 0
+        print(f"error: stdout: {reason(out.error)}", file=sys.stderr)
+        return StorageError.exit_code
 
 
-def explain(error: Exception, log: Path | None = None, method: str = "") -> Failure:
+def explain(error: Exception, log: Path | None = None, method: str = "", folder: Path | None = None) -> Failure:
     """Whose error it is, and what to print.
 
     Args:
         error: as caught by the command.
         log: file to which the caller writes the whole traceback.
         method: dotted name of the user's method that was being trained; "" for a method of mixfast.
+        folder: that the command writes to.
     """
     if isinstance(error, UserError):
         return Failure(error.exit_code, f"error: {error}", "")
@@ -77,6 +117,8 @@ def explain(error: Exception, log: Path | None = None, method: str = "") -> Fail
         return Failure(OutOfMemoryError.exit_code, f"error: out of memory: {what.splitlines()[0]}", "")
     frames = _frames(error)
     owners = [owner(frame.file) for frame in frames]
+    if "user" not in owners and (text := _storage(error, folder)):
+        return Failure(StorageError.exit_code, f"error: {text}", "")
     report = f"report it with the output of `python -m mixfast.doctor` and {log or 'the traceback above'}."
     if "user" in owners:
         last = len(owners) - 1 - owners[::-1].index("user")
@@ -98,6 +140,39 @@ def explain(error: Exception, log: Path | None = None, method: str = "") -> Fail
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the host or the device had no memory left."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _storage(error: Exception, folder: Path | None) -> str:
+    """What the operating system refused to write or read, and what to do; "" for any other error."""
+    number, path, cause = 0, "", str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        number, path = error.errno or 0, os.fspath(error.filename)
+    elif match := _OS_ERROR.search(cause):
+        number = int(match[1])
+    chain: BaseException | None = error
+    while chain is not None and number not in _FULL:  # torch hides it behind an error of its own
+        if isinstance(chain, OSError) and chain.errno in _FULL:
+            number, path = chain.errno, chain.filename or path
+        chain = chain.__cause__ or chain.__context__
+    advice = {**_PATH, **_FULL}.get(number)
+    if advice is None:
+        return ""
+    path = os.fsdecode(path) or (str(folder) if folder else "")
+    free = _free(path) if number == errno.ENOSPC else ""
+    mark = "?" if number in (errno.ENOENT, errno.ESTALE) else "."
+    return f"{f'{path}: ' if path else ''}{os.strerror(number)}{free}. {advice}{mark}"
+
+
+def _free(path: str) -> str:
+    """What the file system of a path still has: it may be files that it has run out of."""
+    place = Path(path)
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+        disk = os.statvfs(place)
+    except OSError:
+        return ""
+    return f" ({disk.f_bavail * disk.f_frsize:,} bytes and {disk.f_favail:,} files more would fit)"
 
 
 def owner(file: str) -> Literal["ours", "library", "user"]:

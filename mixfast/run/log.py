@@ -13,16 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixfast.errors import PlatformError
+from mixfast.errors import CheckpointError, PlatformError
 from mixfast.spans import span
 
 
 class Meter:
-    """Means of named scalars over the steps since the last record, summed on the device."""
+    """Means of named scalars: over the steps since the last record, summed on the device, and over an epoch's."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self.count = 0
+        self._epoch_sums: dict[str, float] = {}  # of the steps that `means` has counted
+        self._epoch_count = 0
 
     @span("logging")
     def add(self, values: dict[str, Tensor]) -> None:
@@ -33,19 +35,47 @@ class Meter:
         self.count += 1
 
     def means(self) -> dict[str, float]:
-        """The means so far, as numbers; starts again from nothing. Waits for the device."""
+        """The means since the last call, as numbers; {} without a step since. Waits for the device."""
         if not self.count:
             return {}
-        means = (torch.stack(list(self._sums.values())) / self.count).tolist()
-        names, self._sums, self.count = list(self._sums), {}, 0
-        return dict(zip(names, means, strict=True))
+        values = (torch.stack(list(self._sums.values())) / self.count).tolist()
+        means = dict(zip(self._sums, values, strict=True))
+        for name, mean in means.items():
+            self._epoch_sums[name] = self._epoch_sums.get(name, 0.0) + mean * self.count
+        self._epoch_count += self.count
+        self._sums, self.count = {}, 0
+        return means
+
+    def epoch_means(self) -> dict[str, float]:
+        """The means over the steps that `means` has counted since the last call of this; {} without any."""
+        means = {name: total / self._epoch_count for name, total in self._epoch_sums.items()}
+        self._epoch_sums, self._epoch_count = {}, 0
+        return means
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "sums": dict(self._sums)}
+        epoch = {"epoch_count": self._epoch_count, "epoch_sums": dict(self._epoch_sums)}
+        return {"count": self.count, "sums": dict(self._sums), **epoch}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:
         self.count = state["count"]
         self._sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self._epoch_count, self._epoch_sums = state["epoch_count"], dict(state["epoch_sums"])
+
+
+def summary_writer() -> Any:
+    """The class that writes TensorBoard's files.
+
+    Raises:
+        PlatformError: the package tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise PlatformError(
+            f"--train.tensorboard needs a package that is missing ({error}): pip install tensorboard. "
+            "Without it, metrics.jsonl and metrics.csv hold the same numbers."
+        ) from error
+    return SummaryWriter
 
 
 class TensorBoard:
@@ -57,14 +87,7 @@ class TensorBoard:
         Raises:
             PlatformError: the package tensorboard is not installed.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise PlatformError(
-                f"--train.tensorboard needs a package that is missing ({error}): pip install 'mixfast[tensorboard]'. "
-                "Without it, metrics.jsonl and metrics.csv hold the same numbers."
-            ) from error
-        self._writer: Any = SummaryWriter(str(folder), purge_step=step)
+        self._writer: Any = summary_writer()(str(folder), purge_step=step)
 
     def write(self, record: dict[str, Any]) -> None:
         """One scalar per number of the record."""
@@ -99,10 +122,23 @@ class Metrics:
             os.truncate(self.path, position)
 
     def read(self) -> list[dict[str, Any]]:
-        """All records, oldest first."""
+        """All records, oldest first.
+
+        Raises:
+            CheckpointError: a line is no record; the message names it.
+        """
         if not self.path.exists():
             return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        records = []
+        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
+            try:
+                records.append(json.loads(line))
+                whole = isinstance(records[-1], dict)
+            except (ValueError, RecursionError):
+                whole = False
+            if not whole:
+                raise CheckpointError(f"{self.path}, line {number}: {line[:60]!r} is no record; mend or delete it.")
+        return records
 
     def write_csv(self) -> None:
         """Write the records as a table, metrics.csv; a cell is empty where a record has no such field."""

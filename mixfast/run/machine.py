@@ -15,9 +15,26 @@ import mixfast
 from mixfast.errors import ConfigError, PlatformError
 from mixfast.ops import _dispatch
 
+_PROCESS_COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
-def pick_device(wanted: str) -> torch.device:
-    """The device of `--train.device`: auto is the first GPU, else the CPU.
+
+def refuse_several_processes() -> None:
+    """Raise a ConfigError if this process is one of several that torchrun, srun or mpirun started for one training."""
+    for name in _PROCESS_COUNTS:
+        count = os.environ.get(name, "")
+        if name.startswith("SLURM") and ("SLURM_PROCID" not in os.environ or not count):
+            continue
+        if count.isdigit() and int(count) > 1:
+            raise ConfigError(
+                f"{name} is {count}: training takes one process and one device, and each of the {count} would train "
+                "the same run again. Start it without torchrun, srun or mpirun, or with one task."
+            )
+        if name == "SLURM_STEP_NUM_TASKS":
+            return  # of this step; SLURM_NTASKS counts the whole job's
+
+
+def pick_device(wanted: str, option: str = "--train.device") -> torch.device:
+    """The device that an option names: auto is the first GPU, else the CPU.
 
     Raises:
         ConfigError: not a device this trainer knows. PlatformError: this machine has no such device.
@@ -25,12 +42,12 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     kind, _, index = wanted.partition(":")
-    if kind not in ("cpu", "cuda") or (index and not index.isdigit()) or (kind == "cpu" and index):
-        raise ConfigError(f"--train.device {wanted}: must be auto, cpu, cuda or cuda:N")
+    if kind not in ("cpu", "cuda") or (index and not index.isdecimal()) or (kind == "cpu" and index):
+        raise ConfigError(f"{option} {wanted}: must be auto, cpu, cuda or cuda:N")
     if kind == "cuda" and int(index or 0) >= torch.cuda.device_count():
         raise PlatformError(
-            f"--train.device {wanted}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs. "
-            "Use --train.device cpu, or install a build of torch for your GPU and driver (https://pytorch.org)."
+            f"{option} {wanted}: torch {torch.__version__} sees {torch.cuda.device_count()} GPUs. "
+            f"Use {option} cpu, or install a build of torch for your GPU and driver (https://pytorch.org)."
         )
     return torch.device(wanted)
 

@@ -7,13 +7,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from mixfast import methods
 from mixfast.config.options import RunConfig
 from mixfast.data import Images, Streamed, take
 from mixfast.data.loader import Library
 from mixfast.data.sets import first_balanced
 from mixfast.run.console import duration
 from mixfast.run.diagnosis import diagnose, warning
+from mixfast.run.optim import epoch_rate
+from mixfast.run.sanity import candidates, queue_size, queue_steps, warnings
 from mixfast.run.setup import Setup
 from mixfast.run.state import Run
 from mixfast.scoring.baselines import calibrated, pixels
@@ -21,13 +22,7 @@ from mixfast.scoring.features import extract
 from mixfast.scoring.knn import knn_score, knn_scores
 from mixfast.spans import span
 
-HEADER = f"{'':<16} epoch     loss   knn_z   knn_h    img/s  data wait     left"
-
-
-def candidates(config: RunConfig[Any]) -> int | None:
-    """Number of rows among which a loss term looks for its positive; None for a method that does not choose."""
-    batch = config.train.batch_size // config.train.accumulate
-    return methods.load(config.method_name).candidates(config.method, batch)
+HEADER = f"{'':<16} epoch       lr     loss   knn_z   knn_h    img/s  data wait     left"
 
 
 def chance_loss(config: RunConfig[Any]) -> float | None:
@@ -36,15 +31,28 @@ def chance_loss(config: RunConfig[Any]) -> float | None:
     return None if count is None else math.log(count)
 
 
+def mean_term(means: dict[str, float]) -> float:
+    """The loss divided by the sum of its terms' weights: their weighted mean, to compare with the chance level."""
+    return means["loss"] / (means["total_weight"] or 1.0)
+
+
 def introduce(run: Run) -> None:
-    """Print the lines above the table: chance level, whether there will be scores, and the columns."""
+    """Print the lines above the table: what the loss is, whether there will be scores, and the columns."""
     config, console = run.config, run.console
     if (chance := chance_loss(config)) is not None:
-        console.line(f"chance level of the loss, per term: ln({candidates(config)}) = {chance:.2f}")
+        console.line(
+            f"loss: weighted mean of its terms, averaged over the epoch; chance level ln({candidates(config)}) = "
+            f"{chance:.2f}"
+        )
+    if run.step < (steps := queue_steps(config)):
+        console.line(
+            f"queue: its {queue_size(config)} keys are random vectors at first, easy negatives: the loss may rise "
+            f"until step {steps} (epoch {steps / len(run.batches):.1f}), when the last is replaced"
+        )
     if not scorable(run):
         console.line("kNN is off: not every image has a class.")
-    elif config.eval.k > bank_size(run):
-        console.line(f"kNN: --eval.k {config.eval.k} is cut to the {bank_size(run)} training images.")
+    for text in warnings(config, run.splits):
+        console.line(f"warning: {text}")
     console.line(HEADER)
 
 
@@ -93,8 +101,8 @@ def record(run: Run) -> None:
     }
     run.images = 0
     run.folder.metrics.write(run.last)
-    _, rate, wait, left = _speed(run)
-    note = f"loss {means['loss']:.3f}   {rate} img/s   data wait {wait}"
+    rate, wait, left = _speed(run)
+    note = f"loss {mean_term(means):.3f}   {rate} img/s   data wait {wait}"
     run.task.update(run.step, note)
     if run.console.silent_for_long():
         run.console.line(f"  step {run.step} of {run.steps}   {note}   left {left}")
@@ -109,44 +117,73 @@ def loader_and_step(library: Library, step: float) -> str:
     return f"{rates}: decoding is the limit; more cores, a smaller --data.size or a faster disk would help"
 
 
-def _speed(run: Run) -> tuple[str, str, str, str]:
-    """(loss, images/s, share of the time spent waiting for data, time left) of the last record, formatted."""
+def _speed(run: Run) -> tuple[str, str, str]:
+    """(images/s, share of the time spent waiting for data, time left) of the last record, formatted."""
     if not run.last:
-        return "-", "-", "-", "-"
+        return "-", "-", "-"
     rate, parts = run.last["images_per_s"], [run.last[name] for name in run.last if name.startswith("time_")]
     left = (run.steps - run.step) * run.config.train.batch_size / rate
     wait = 100 * run.last.get("time_data", 0.0) / sum(parts)
-    return f"{run.last['loss']:.3f}", f"{rate:.0f}", f"{wait:.1f} %", duration(left)
+    return f"{rate:.0f}", f"{wait:.1f} %", duration(left)
 
 
 def end_epoch(run: Run) -> None:
-    """Evaluate if it is time to, and print the epoch's row of the table."""
+    """Evaluate if it is time to, write the means of the epoch, and print its row of the table.
+
+    The records of an evaluation are written together at its end: a run that is stopped in the middle repeats it.
+    """
     if run.evaluated == run.epoch:  # a resumed run starts here once more
         return
-    config, scores, stop = run.config, {}, run.obey_signal
+    config, stop = run.config, run.obey_signal
+    records: list[dict[str, Any]] = []
     last = run.epoch == config.train.epochs
     due = last or bool(config.eval.every and run.epoch % config.eval.every == 0)
     if scorable(run):
         if run.epoch == 0 and config.eval.baselines:
-            row(run, "raw pixels", _evaluate(run, "baseline", "raw pixels", lambda: score_pixels(run)))
-            row(run, "untrained", _evaluate(run, "baseline", "untrained", lambda: score_untrained(run, stop)))
+            records.append(_evaluated(run, "baseline", "raw pixels", lambda: score_pixels(run)))
+            row(run, "raw pixels", records[-1])
+            records.append(_evaluated(run, "baseline", "untrained", lambda: score_untrained(run, stop)))
+            row(run, "untrained", records[-1])
         elif run.epoch > 0 and due:
-            scores = _evaluate(run, "eval", config.method_name, lambda: score(run, run.method.encoder, stop))
+            records.append(_evaluated(run, "eval", config.method_name, lambda: score(run, run.method.encoder, stop)))
     if config.eval.diagnostics and run.epoch > 0 and due:
-        numbers = _evaluate(run, "diagnostics", config.method_name, lambda: diagnose(run))
-        if note := warning(numbers):
+        records.append(_evaluated(run, "diagnostics", config.method_name, lambda: diagnose(run)))
+        if note := warning(records[-1]):
             run.console.line(f"warning: {note}")
+    for found in records:
+        run.folder.metrics.write(found)
     run.evaluated = run.epoch
     if run.epoch:
-        row(run, config.method_name, scores, *_speed(run))
+        scores = next((found for found in records if found["kind"] == "eval"), {})
+        row(run, config.method_name, scores, *record_epoch(run), _speed(run))
+
+
+def record_epoch(run: Run) -> tuple[str, str]:
+    """Write the means over the steps of the epoch that has ended; returns its rate and mean term, formatted.
+
+    Written once the epoch is evaluated: until then a stopped run has the means in its checkpoint.
+    """
+    means, options = run.meter.epoch_means(), run.config
+    if not means:
+        return "-", "-"
+    rate = epoch_rate(options.optim, run.epoch - 1, options.train.epochs, len(run.batches))
+    facts = {"kind": "epoch", "step": run.step, "epoch": run.epoch, "lr": rate}
+    run.folder.metrics.write({**facts, **means, "mean_term": mean_term(means), "time": run.seconds})
+    return f"{rate:.3g}", f"{mean_term(means):.3f}"
 
 
 def row(
-    run: Run, name: str, scores: dict[str, float], loss: str = "-", rate: str = "-", wait: str = "-", left: str = "-"
+    run: Run,
+    name: str,
+    scores: dict[str, Any],
+    rate: str = "-",
+    loss: str = "-",
+    speed: tuple[str, str, str] = ("-", "-", "-"),
 ) -> None:
     """Print one row below HEADER."""
     z, h = (f"{scores[key]:.1f}" if key in scores else "-" for key in ("knn_z", "knn_h"))
-    run.console.line(f"{name:<16} {run.epoch:>5} {loss:>8} {z:>7} {h:>7} {rate:>8} {wait:>10} {left:>8}")
+    images, wait, left = speed
+    run.console.line(f"{name:<16} {run.epoch:>5} {rate:>8} {loss:>8} {z:>7} {h:>7} {images:>8} {wait:>10} {left:>8}")
 
 
 def score(setup: Setup, encoder: nn.Module, between: Callable[[], object] = lambda: None) -> dict[str, float]:
@@ -176,10 +213,9 @@ def score_untrained(setup: Setup, between: Callable[[], object] = lambda: None) 
     return score(setup, encoder, between)
 
 
-def _evaluate(run: Run, kind: str, name: str, scorer: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """Compute scores and append them to the metrics as a record of `kind`."""
+def _evaluated(run: Run, kind: str, name: str, scorer: Callable[[], dict[str, float]]) -> dict[str, Any]:
+    """Scores as a record of `kind`."""
     started = time.monotonic()
     scores = scorer()
     facts = {"kind": kind, "name": name, "step": run.step, "epoch": run.epoch, **scores}
-    run.folder.metrics.write({**facts, "time_evaluation": time.monotonic() - started})
-    return scores
+    return {**facts, "time_evaluation": time.monotonic() - started}

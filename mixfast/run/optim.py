@@ -34,17 +34,36 @@ def build_optimizer(config: OptimConfig, parameters: Iterable[nn.Parameter]) -> 
 def learning_rate(config: OptimConfig, epoch: int, epochs: int, step: int) -> float:
     """The rate of a step of an epoch of `epochs`, everything counted from 0; steps are those of the whole run.
 
-    cosine: lr/2 (1 + cos(pi e / epochs)) with e = epoch + cosine_origin; step: lr step_factor^(steps passed).
-    A warm-up multiplies it by (epoch + 1) / (warmup_epochs + 1) in its epochs, or by (step + 1) / warmup_steps in its
-    steps; the smaller factor counts.
+    cosine: lr/2 (1 + cos(pi e / epochs)) with e = epoch + cosine_origin. step: lr step_factor^n with n of the steps
+    passed; the first epoch at a new rate is share x epochs, or epochs - n for -n, counted from 0 as torch's
+    MultiStepLR and MoCo's ImageNet script do (MoCo's CIFAR demo, Un-Mix and the paper's code count from 1: one epoch
+    earlier). As in MultiStepLR, a step that would lie before the first epoch is left out.
+
+    A warm-up multiplies the rate by (epoch + 1) / (warmup_epochs + 1) in its epochs, or by (step + 1) / warmup_steps
+    in its steps; the smaller factor counts.
     """
     if config.schedule == "cosine":
         rate = config.lr * (1 + math.cos(math.pi * (epoch + config.cosine_origin) / epochs)) / 2
     else:
-        rate = config.lr * config.step_factor ** sum(epoch >= share * epochs for share in config.steps)
+        begins = [step * epochs if step > 0 else epochs + step for step in config.steps]
+        rate = config.lr * config.step_factor ** sum(0 <= begin <= epoch for begin in begins)
     by_epoch = (epoch + 1) / (config.warmup_epochs + 1)
     by_step = (step + 1) / config.warmup_steps if config.warmup_steps else 1.0
     return rate * min(1.0, by_epoch, by_step)
+
+
+def epoch_rate(config: OptimConfig, epoch: int, epochs: int, steps: int) -> float:
+    """Mean rate of an epoch, counted from 0, of `steps` steps."""
+    first = epoch * steps
+    warming = min(steps, max(0, config.warmup_steps - first))
+    rates = [learning_rate(config, epoch, epochs, first + step) for step in range(warming)]
+    full = learning_rate(config, epoch, epochs, first + steps - 1)
+    return (sum(rates) + (steps - warming) * full) / steps
+
+
+def mean_rate(config: OptimConfig, epochs: int, steps: int) -> float:
+    """Mean rate of a whole run of `epochs` epochs of `steps` steps."""
+    return sum(epoch_rate(config, epoch, epochs, steps) for epoch in range(epochs)) / epochs
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -53,8 +72,26 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"].fill_(rate)
 
 
+def state_names(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What the optimiser keeps for a parameter [2, 3] after a step, by name."""
+    parameter = nn.Parameter(torch.zeros(2, 3, device=optimizer.param_groups[0]["params"][0].device))
+    parameter.grad = torch.zeros_like(parameter)
+    probe = type(optimizer)([parameter], **optimizer.defaults)
+    probe.step()
+    return dict(probe.state[parameter])
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The moments of each parameter, by its number; options and rate follow from the configuration."""
+    state = optimizer.state_dict()
+    return {"state": state["state"], "param_groups": [{"params": group["params"]} for group in state["param_groups"]]}
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Continue with the moments of a saved state; options, and the tensor that is the rate, stay the optimiser's."""
+    """Continue with the moments of a saved state; options, and the tensor that is the rate, stay the optimiser's.
+
+    Nothing is checked: `mixfast.run.restore.checked_optimizer` does.
+    """
     options = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict(state)
     for group, own in zip(optimizer.param_groups, options, strict=True):

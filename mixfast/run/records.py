@@ -3,7 +3,33 @@
 from dataclasses import dataclass
 from typing import Any
 
+from mixfast.errors import CheckpointError
+from mixfast.run.log import Metrics
+
 Records = list[dict[str, Any]]
+
+_TEXTS = ("kind", "name")  # fields; the others are numbers
+# By kind, the fields that tables and curves read.
+_FIELDS = {"train": ("loss", "images_per_s", "time"), "eval": ("knn_z", "knn_h"), "baseline": ("name", "knn_h")}
+
+
+def read(metrics: Metrics) -> Records:
+    """The records of a run, as tables and curves take them.
+
+    Raises:
+        CheckpointError: a line is no record, or lacks a field or has one of another type; the message names it.
+    """
+    records = metrics.read()
+    for number, record in enumerate(records, 1):
+        wrong = [key for key, value in record.items() if not isinstance(value, str if key in _TEXTS else int | float)]
+        needed = ("kind", "step", "epoch", *_FIELDS.get(str(record.get("kind")), ()))
+        wrong += [key for key in needed if key not in record]
+        if not wrong and record["kind"] == "train" and not record["epoch"] >= 1:
+            wrong = ["epoch"]
+        if wrong:
+            shown = ", ".join(f"{key} {record.get(key, 'missing')!r:.40}" for key in wrong)
+            raise CheckpointError(f"{metrics.path}, line {number}: {shown}; mend or delete the line.")
+    return records
 
 
 @dataclass(frozen=True)

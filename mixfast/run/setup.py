@@ -14,11 +14,10 @@ from mixfast import methods
 from mixfast.augment import Augment, AugmentConfig, augment, normalise
 from mixfast.config.options import RunConfig
 from mixfast.data import Images, Splits
-from mixfast.errors import CheckpointError
 from mixfast.methods import Method
 from mixfast.models import build_encoder
 from mixfast.rng import Generators
-from mixfast.run import checkpoint, machine
+from mixfast.run import machine, restore
 from mixfast.spans import span
 
 
@@ -65,15 +64,10 @@ class Setup:
         """Weights, statistics and queues of a checkpoint read from `path`.
 
         Raises:
-            CheckpointError: of another architecture.
+            CheckpointError: of another architecture, or an entry is not as it must be.
         """
-        wanted, found = self.method.state_dict().keys(), state["method"].keys()
-        missing, unexpected = [key for key in wanted if key not in found], [key for key in found if key not in wanted]
-        checkpoint.check_keys(missing, unexpected, path)
-        try:
-            self.method.load_state_dict(state["method"])
-        except RuntimeError as error:  # same names, other shapes
-            raise CheckpointError(f"{path} is of another architecture: {error}") from error
+        restore.check_fields(state, path)
+        restore.load_method(self.method, state, path)
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:

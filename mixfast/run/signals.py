@@ -1,14 +1,22 @@
-"""SIGINT and SIGTERM ask for a stop after the step in hand; a second one stops at once."""
+"""SIGINT, SIGTERM and SIGHUP end a run in order: between two steps with a checkpoint, elsewhere at once."""
 
 import os
 import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 5.0  # seconds in which a second SIGTERM or SIGHUP adds nothing: schedulers and terminals send several
 
 
-class Stopped(Exception):
-    """The run was asked to stop and has saved its state. `exit_code` is 128 + the signal's number."""
+class Stopped(BaseException):
+    """A signal asked for the end. `exit_code` is 128 + the signal's number.
+
+    It is no `Exception`: what tries one file after another must not take it for a broken file.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -16,29 +24,73 @@ class Stopped(Exception):
 
 
 class StopRequest:
-    """A flag set by SIGINT or SIGTERM while its `with` block runs; the loop reads it between steps.
+    """Stop signals while its `with` block runs. In a thread that is not the main one it changes nothing.
 
-    The second signal ends the process without any clean-up. That is safe: a checkpoint has its final name only once
-    it is complete.
+    A signal raises `Stopped` where it arrives; inside `between_steps` it sets `number` instead, for the loop to obey.
+    A second SIGINT, or any other stop signal more than `GRACE` seconds after the first, ends the process without any
+    clean-up. That is safe: a checkpoint has its final name only once it is complete.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before_exit: Callable[[int], object] = lambda number: None):
+        """
+        Args:
+            before_exit: called with the signal's number before the process is ended without clean-up.
+        """
         self.number = 0  # of the signal that asked; 0: none yet
+        self._asked = 0.0
+        self._deferred = False
+        self._before_exit = before_exit
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
-        self._before = {number: signal.signal(number, self._handle) for number in STOP_SIGNALS}
+        if threading.current_thread() is threading.main_thread():
+            for number in STOP_SIGNALS:
+                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
+                    continue  # nohup
+                self._before[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # type: ignore[arg-type]
 
     def __bool__(self) -> bool:
         return self.number != 0
 
-    def _handle(self, number: int, _: FrameType | None) -> None:
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """Within the block a signal only sets `number`; what was not obeyed in it raises Stopped at its end."""
+        self.obey()  # an exception that was raised in a destructor is lost
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self.obey()
+
+    def leave(self) -> None:
+        """From here on a signal changes nothing any more: the process is on its way out."""
+        self._deferred = True
+
+    def obey(self) -> None:
+        """Raise Stopped if a signal came."""
         if self.number:
-            os._exit(128 + number)
-        self.number = number
-        os.write(2, b"\nstopping after this step (once more: at once)\n")
+            raise Stopped(self.number)
+
+    def _handle(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if not self.number:
+            self.number, self._asked = number, now
+            if not self._deferred:
+                raise Stopped(number)
+            _print(b"\nstopping after this step (Ctrl-C: at once)\n")
+        elif number == signal.SIGINT or now - self._asked > GRACE:
+            try:
+                self._before_exit(number)
+            finally:
+                os._exit(128 + number)
+
+
+def _print(line: bytes) -> None:
+    with suppress(OSError):  # nobody reads it any more
+        os.write(2, line)

@@ -9,17 +9,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mixfast.config.options import RunConfig, differences, flatten
+from mixfast.config.options import RunConfig, check_batch, flatten
 from mixfast.data import Batches, Splits
-from mixfast.errors import CheckpointError, ConfigError
+from mixfast.errors import CheckpointError, NonFiniteError
 from mixfast.models import Encoder
-from mixfast.run import checkpoint, machine
+from mixfast.run import checkpoint, machine, records, restore
 from mixfast.run.clock import Clock
 from mixfast.run.console import Console, Task
+from mixfast.run.finite import not_finite, tensors_of
 from mixfast.run.folder import RunFolder
 from mixfast.run.graph import CudaRecorder, StepGraph
 from mixfast.run.log import Meter
-from mixfast.run.optim import build_optimizer, load_optimizer
+from mixfast.run.optim import build_optimizer, load_optimizer, optimizer_state
 from mixfast.run.setup import Setup, set_up
 from mixfast.run.signals import Stopped, StopRequest
 
@@ -50,6 +51,7 @@ class Run(Setup):
     images: int = 0  # trained on since the last record
     last: dict[str, Any] = field(default_factory=dict)  # that record
     saved_at: float = field(default_factory=time.monotonic)
+    saved_step: int = 0  # of the last checkpoint
 
     @property
     def steps(self) -> int:
@@ -74,7 +76,7 @@ class Run(Setup):
             "evaluated": self.evaluated,
             "seconds": self.seconds,
             "method": self.method.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": optimizer_state(self.optimizer),
             "generators": self.generators.state_dict(),
             "torch_generators": _torch_generators(self.device),
             "batches": self.batches.state_dict(),
@@ -82,9 +84,47 @@ class Run(Setup):
             "metrics_bytes": self.folder.metrics.position(),
         }
 
+    def not_finite(self) -> dict[str, float]:
+        """The tensors of weights, statistics, queues, moments and means that hold a NaN or an infinity, by name."""
+        state = {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict()["state"]}
+        return not_finite(tensors_of({**state, "meter": self.meter.state_dict()}))
+
+    def check_finite(self) -> None:
+        """Raise NonFiniteError, with a note for `evaluate replay`, unless everything is finite."""
+        if bad := self.not_finite():
+            raise self.diverged(bad, {})
+
+    def diverged(self, bad: dict[str, float], state: dict[str, Any]) -> NonFiniteError:
+        """The error of a run that has met a NaN or an infinity, after nonfinite.pt is written.
+
+        Args:
+            bad: what is not finite, by name.
+            state: batch, generators and everything else before the step, if all of it is finite; else {}.
+        """
+        path = self.folder.path / "nonfinite.pt"
+        terms = [f"{name} = {number}" for name, number in bad.items()]
+        checkpoint.write(path, {"terms": terms, "step": self.step, **state})
+        if state:
+            kept = f"The weights have not moved; batch and state are in {path}."
+        else:
+            kept = (
+                f"It began in a step that was not looked at, after the checkpoint of step {self.saved_step}, which "
+                "stays the newest: nothing of the state since then is saved or scored."
+            )
+        return NonFiniteError(
+            f"step {self.step} (epoch {self.epoch}), precision {self.precision}: {'; '.join(terms[:5])}.\n{kept}\n"
+            f"Replay it with `python -m mixfast.evaluate replay {self.folder.path}`; a lower --optim.lr or "
+            f"--train.precision fp32 often helps."
+        )
+
     def save(self) -> Path:
-        """Write a checkpoint; returns its path."""
-        self.saved_at = time.monotonic()
+        """Write a checkpoint; returns its path.
+
+        Raises:
+            NonFiniteError: a tensor holds a NaN or an infinity; nothing is written over the last checkpoint.
+        """
+        self.check_finite()
+        self.saved_at, self.saved_step = time.monotonic(), self.step
         return checkpoint.save(self.folder.checkpoints, self.state_dict())
 
     def obey_signal(self) -> None:
@@ -94,27 +134,44 @@ class Run(Setup):
             raise Stopped(self.stop.number)
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint; metrics written after it are forgotten.
+        """Continue from a checkpoint, or from the newest of a folder; metrics written after it are forgotten.
 
         Raises:
             CheckpointError: unreadable, or of another configuration, data set or architecture.
         """
-        state = checkpoint.load(path)
-        if unlike := differences(state["config"], flatten(self.config)):
-            raise CheckpointError(f"{path} belongs to another configuration:\n  " + "\n  ".join(unlike))
+        file, state = checkpoint.load_newest(path, self.console.line)
+        self.restore(state, file)
+        if (held := self.folder.metrics.position()) < state["metrics_bytes"]:
+            lost = f"{held} of the {state['metrics_bytes']} bytes that it had at the checkpoint"
+            self.console.line(f"warning: {self.folder.metrics.path} has {lost}; its curves will have a gap.")
+        self.folder.metrics.truncate(state["metrics_bytes"])
+        records.read(self.folder.metrics)  # what is damaged is said now, not by the report after the training
+        if not path.is_file():
+            checkpoint.set_aside(file)
+
+    def restore(self, state: dict[str, Any], path: Path) -> None:
+        """Continue from the content of the checkpoint `path`; the folder stays as it is.
+
+        Raises:
+            CheckpointError: of another configuration, data set or architecture, or an entry is not as it must be.
+        """
+        restore.check_fields(state, path)
+        restore.check_config(state, self.config, path)
         if state["data"] != self.splits.fingerprint:
             raise CheckpointError(
                 f"{path} was trained on other images: saved {state['data']}, found {self.splits.fingerprint}."
             )
         self.load_method(state, path)
-        load_optimizer(self.optimizer, state["optimizer"])
-        self.generators.load_state_dict(state["generators"])
-        _set_torch_generators(state["torch_generators"], self.device)
+        restore.check_progress(state, self.config.train.epochs, len(self.batches), path)
+        restore.check_order(state["batches"], len(self.splits.train), self.config.train.batch_size, path)
+        moments = restore.checked_optimizer(self.optimizer, state["optimizer"], state["step"], path)
+        load_optimizer(self.optimizer, moments)
+        restore.load_generators(self.generators, state["generators"], path)
+        restore.load_torch_generators(state["torch_generators"], self.device, path)
         self.batches.load_state_dict(state["batches"])
-        self.meter.load_state_dict(state["meter"], self.device)
+        restore.load_meter(self.meter, state["meter"], self.device, path)
         self.step, self.epoch, self.evaluated = state["step"], state["epoch"], state["evaluated"]
-        self.seconds = state["seconds"]
-        self.folder.metrics.truncate(state["metrics_bytes"])
+        self.seconds, self.saved_step = state["seconds"], state["step"]
 
 
 def build(
@@ -127,8 +184,7 @@ def build(
     graphed, why_graphed = machine.pick_graph(config.train.graph, device)
     for encoder in (module for module in method.modules() if compiled and isinstance(module, Encoder)):
         encoder.compile_training()
-    if batch > len(splits.train):
-        raise ConfigError(f"--train.batch_size must be at most the {len(splits.train)} training images; got {batch}.")
+    check_batch(config, len(splits.train))
     return Run(
         **vars(setup),
         folder=folder,
@@ -149,9 +205,3 @@ def _torch_generators(device: torch.device) -> dict[str, Tensor]:
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
     return states
-
-
-def _set_torch_generators(states: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
-    if "cuda" in states and device.type == "cuda":
-        torch.cuda.set_rng_state(states["cuda"], device)

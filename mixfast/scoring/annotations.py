@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mixfast.data.decoder import open_image
 from mixfast.errors import DataError
 from mixfast.rng import Generators
 from mixfast.scoring.boxes import Objects
@@ -136,9 +137,7 @@ def stretched(path: Path, size: int) -> tuple[Tensor, tuple[int, int]]:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-            image.draft("RGB", (size, size))
+        with open_image(path, size) as (_, image, (width, height)):
             small = image.convert("RGB").resize((size, size), Image.Resampling.BILINEAR)
     except Exception as error:  # Pillow raises whatever a broken file leads it to
         raise DataError(f"{path} cannot be read as an image: {error}.") from error

@@ -86,7 +86,8 @@ def centre_maps(images: Tensor) -> dict[str, Tensor]:
         {"centre 1.00": [N, H, W], ...}, float32 in [0, 1], 1 at the centre; the number is width over height.
     """
     count, _, height, width = images.shape
-    y, x = (((torch.arange(side, device=images.device) + 0.5) / side * 2 - 1).abs() for side in (height, width))
+    indices = (torch.arange(side, dtype=torch.float32, device=images.device) for side in (height, width))
+    y, x = (((index + 0.5) / side * 2 - 1).abs() for index, side in zip(indices, (height, width), strict=True))
     maps = {}
     for shape in SHAPES:
         far = torch.maximum(y[:, None] / min(1.0, 1 / shape), x / min(1.0, shape))

@@ -16,14 +16,15 @@ Score = Callable[[Tensor], Tensor]
 def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Tensor:
     """float32 [number, count]: how often each of `count` images is drawn in each of `number` draws of `count`."""
     draw = Generators(seed)["bootstrap"]
-    index = torch.randint(count, (number, count), generator=draw)
-    return torch.zeros(number, count).scatter_add_(1, index, torch.ones(1).expand(number, count))
+    index = torch.randint(count, (number, count), generator=draw, device=draw.device)
+    ones = torch.ones(number, count, dtype=torch.float32, device=draw.device)
+    return torch.zeros_like(ones).scatter_add_(1, index, ones)
 
 
 def interval(values: Tensor) -> tuple[float, float]:
     """Both ends of the central 95 % of values [R]."""
     tail = (1 - LEVEL) / 2
-    low, high = torch.quantile(values.double(), torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    low, high = torch.quantile(values.double(), values.new_tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return low, high
 
 
@@ -39,15 +40,15 @@ def summary(per_run: Sequence[Tensor], score: Score, draws: Tensor) -> dict[str,
         {"mean", "std", "low", "high", "values"}: mean and standard deviation over the runs (None for one run); the
         interval of the mean, images drawn with replacement and the same for all runs; the score of each run.
     """
-    values = [_scores(run, score, torch.ones(1, draws.shape[1])).item() for run in per_run]
+    values = [_scores(run, score, torch.ones_like(draws[:1])).item() for run in per_run]
     low, high = interval(_mean_scores(per_run, score, draws))
-    std = torch.tensor(values, dtype=torch.float64).std().item() if len(values) > 1 else None
+    std = torch.tensor(values, dtype=torch.float64, device="cpu").std().item() if len(values) > 1 else None
     return {"mean": sum(values) / len(values), "std": std, "low": low, "high": high, "values": values}
 
 
 def margin(ours: Sequence[Tensor], theirs: Sequence[Tensor], score: Score, draws: Tensor) -> dict[str, float]:
     """Mean score of `ours` minus that of `theirs`, both as in `summary`: {"mean", "low", "high"}."""
-    even = torch.ones(1, draws.shape[1])
+    even = torch.ones_like(draws[:1])
     mean = (_mean_scores(ours, score, even) - _mean_scores(theirs, score, even)).item()
     low, high = interval(_mean_scores(ours, score, draws) - _mean_scores(theirs, score, draws))
     return {"mean": mean, "low": low, "high": high}

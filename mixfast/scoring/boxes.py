@@ -85,7 +85,7 @@ def distance(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     steps = []
     within = []
     for axis, extent in ((1, size[0]), (0, size[1])):  # y, then x
-        centre = torch.arange(extent, device=boxes.device) + 0.5
+        centre = torch.arange(extent, dtype=torch.float32, device=boxes.device) + 0.5
         low, high = boxes[..., axis, None], boxes[..., axis + 2, None]
         steps.append(torch.maximum(low + 0.5 - centre, centre - high + 0.5).clamp(min=0))
         within.append((centre >= low) & (centre < high))

@@ -29,7 +29,7 @@ def mixture_boxes(count: int, size: tuple[int, int], area: float, generator: tor
     if not 0 < area < 1:
         raise ValueError(f"mixture_boxes: area must be a share between 0 and 1; got {area}")
     height, width = (min(max(1, round(side * math.sqrt(area))), side - 1) for side in size)
-    draw = torch.rand(2, count, generator=generator, device=generator.device)
+    draw = torch.rand(2, count, dtype=torch.float32, generator=generator, device=generator.device)
     y0, x0 = ((u * (side - cut + 1)).long() for u, side, cut in zip(draw, size, (height, width), strict=True))
     return torch.stack([x0, y0, x0 + width, y0 + height], dim=1)
 

@@ -1,4 +1,4 @@
-"""Diagnostics without labels: has the encoder collapsed, and can positives be found without looking at the image?"""
+"""Diagnostics without labels: has the encoder collapsed, and does a loss tell images apart or something else?"""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mixfast.losses import Term
 
-STRANGER = 2  # rows; an even shift never meets a batch's reversal in an even batch (see `positives_found`)
+OTHER_IMAGE = 2  # rows; an even shift never meets a batch's reversal in an even batch (see `top1_accuracy`)
 
 
 def normalised_std(rows: Tensor) -> Tensor:
@@ -45,13 +45,13 @@ def uniformity(rows: Tensor) -> Tensor:
     return torch.nn.functional.pdist(rows).square().mul(-2).exp().mean().log()
 
 
-def positives_found(terms: Sequence[Term], queues: Mapping[str, Tensor], shift: int = 0) -> dict[str, Tensor]:
-    """By term, the share of queries that are nearer to their positive than to every key of the term's queue.
+def top1_accuracy(terms: Sequence[Term], queues: Mapping[str, Tensor], shift: int = 0) -> dict[str, Tensor]:
+    """By term, the share of queries that are more similar to their positive than to every key of the term's queue.
 
-    With a `shift`, row n gets the positive of row n - shift, which is another image's. A share above 1 / (K + 1) then
-    means that positives are recognised without the image: they are the only keys that were made with this step's box
-    and this step's encoder. A mixture holds image B - 1 - n as well as n; the row `STRANGER` rows away is neither, if
-    the batch size B is even and above 2.
+    With a `shift`, row n gets the positive of row n - shift, which is another image's. An accuracy above the chance
+    level, 1 / (K + 1), then means that positives are recognised without the image: they are the only keys that were
+    made with this step's box and this step's encoder. A mixture holds image B - 1 - n as well as n; the row
+    `OTHER_IMAGE` rows away is neither, if the batch size B is even and above 2.
 
     Args:
         terms: the terms of one step.

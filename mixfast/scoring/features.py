@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.data import Images
+from mixfast.errors import NonFiniteError
 
 
 class Features(NamedTuple):
@@ -33,6 +34,9 @@ def extract(
         normalise: turns a uint8 batch into the encoder's float input, without augmentation.
         batch_size: images per forward pass.
         stop: called before every batch; an exception in it ends the extraction.
+
+    Raises:
+        NonFiniteError: a feature is NaN or infinite, so that no score of it would mean anything.
     """
     z, h = [], []
     with evaluation_mode(encoder):
@@ -41,7 +45,14 @@ def extract(
             out = encoder(normalise(batch))
             z.append(out.z.float())
             h.append(out.h.float())
-    return Features(torch.cat(z), torch.cat(h))
+    found = Features(torch.cat(z), torch.cat(h))
+    for name, rows in found._asdict().items():
+        if bad := int((~rows.isfinite().all(dim=1)).sum()):
+            raise NonFiniteError(
+                f"{name} of {bad} of {len(rows)} images holds a NaN or an infinity: the network has diverged. "
+                "Score an earlier checkpoint, or train with a lower --optim.lr."
+            )
+    return found
 
 
 @contextmanager

@@ -75,11 +75,11 @@ def box_curves(maps: Tensor, boxes: Tensor, thresholds: int = THRESHOLDS) -> Box
         thresholds: T; the shares are 0, 1/T, ... (T-1)/T.
     """
     count, height, width = maps.shape
-    shares = torch.arange(thresholds, device=maps.device) / thresholds
+    shares = torch.arange(thresholds, dtype=torch.float32, device=maps.device) / thresholds
     levels = maps.amax(dim=(1, 2), keepdim=True) * shares[:, None, None, None]  # [T, N, 1, 1]
     found = connected_components((maps >= levels).view(-1, height, width))
     best = iou(found.box[:, None].float(), boxes[found.mask % count]).amax(dim=1)
-    curve = torch.zeros(thresholds * count, device=maps.device)
+    curve = torch.zeros(thresholds * count, dtype=torch.float32, device=maps.device)
     anywhere = curve.scatter_reduce(0, found.mask, best, "amax")
     # One key per component, so that the largest wins and the first of equals: area, then place in the list.
     order = len(found.area) - torch.arange(len(found.area), device=maps.device)
@@ -101,7 +101,7 @@ def pixel_counts(maps: Tensor, masks: Tensor, bins: int = BINS) -> PixelCounts:
     top = maps.amax(dim=(1, 2), keepdim=True)
     shares = torch.where(top > 0, maps / top, 1.0)
     place = (shares * bins).long().clamp(max=bins - 1).flatten(1)
-    counts = torch.zeros(len(maps), bins, device=maps.device)
+    counts = torch.zeros(len(maps), bins, dtype=torch.float32, device=maps.device)
     on = masks.flatten(1).float()
     return PixelCounts(counts.scatter_add(1, place, on), counts.scatter_add(1, place, 1 - on))
 

@@ -186,4 +186,4 @@ def enlarged(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -
 def entropy(maps: Tensor) -> Tensor:
     """float32 [N]: entropy of maps [N, H, W] >= 0 as distributions, over that of a uniform one; 1 is spread out."""
     shares = maps.flatten(1) / maps.flatten(1).sum(1, keepdim=True).clamp(min=1e-12)
-    return torch.special.entr(shares).sum(1) / torch.tensor(float(shares.shape[1])).log()
+    return torch.special.entr(shares).sum(1) / shares.new_tensor(shares.shape[1]).log()

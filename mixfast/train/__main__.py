@@ -1,8 +1,13 @@
 """Command line: python -m mixfast.train [preset] [--section.key value]. `--help` shows the rest."""
 
 import multiprocessing
+import shlex
+import signal
 import sys
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,98 +15,208 @@ import torch
 
 import mixfast
 from mixfast.config.options import RunConfig, replace
-from mixfast.config.presets import switch_method
+from mixfast.config.presets import DEFAULT, switch_method
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
 from mixfast.errors import OutOfMemoryError
-from mixfast.export import export
+from mixfast.export import check_exportable, export
 from mixfast.run import checkpoint, machine, monitor
-from mixfast.run.budget import explain_out_of_memory, step_cost
+from mixfast.run.budget import check_memory, explain_out_of_memory, step_cost
+from mixfast.run.claim import Claim, Lock
+from mixfast.run.command import VERSION
 from mixfast.run.console import Console
 from mixfast.run.engine import train
-from mixfast.run.failure import Failure, explain, is_out_of_memory
+from mixfast.run.failure import USER_CODE, Failure, explain, is_out_of_memory, run_command
 from mixfast.run.folder import RunFolder, write_json
-from mixfast.run.log import TensorBoard
+from mixfast.run.log import TensorBoard, summary_writer
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.state import Run, build
+from mixfast.run.streams import reason, steady_streams
+from mixfast.run.torch_state import fresh_torch_state
 from mixfast.train import cli, report
 
 
+@dataclass
+class Attempt:
+    """What a call of `main` has got hold of, for whoever must leave it in order."""
+
+    console: Console
+    claim: Claim | None = None
+    resumed: bool = False
+    begun: bool = False  # whether training has; a start that fails before leaves everything as it was
+
+
+@fresh_torch_state()
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line; returns the exit code. torch's global state is left as it was; glibc keeps freed memory."""
     words = sys.argv[1:] if words is None else words
-    console, method = Console(), ""
-    try:
-        if {"--help", "-h"} & set(words):
-            print(cli.short_help())
-        elif "--help-all" in words:
-            cli.full_help([word for word in words if word != "--help-all"])
-        else:
+    switches = cli.switches(words)
+    if {"--help", "-h", "--help-all", "--version"} & switches:
+        return run_command(lambda: show_help(words, switches))
+    attempt, method = Attempt(Console()), ""
+
+    def at_once(number: int) -> None:
+        text = f"stopped by {signal.Signals(number).name} at once; what came after the last checkpoint is lost"
+        finish(attempt, "stopped", Failure(128 + number, text, ""))
+
+    with steady_streams("log.txt has every line"), StopRequest(at_once) as stop:
+        try:
+            machine.refuse_several_processes()
             invocation = cli.parse(words)
             method = invocation.config.method_name
-            launch(invocation, console)
-        return 0
-    except Stopped as stop:
-        return finish(console, "stopped", Failure(stop.exit_code, f"stopped by {stop}; the state is saved", ""))
-    except KeyboardInterrupt:
-        text = "stopped before training began; there is nothing to continue."
-        return finish(console, "stopped", Failure(130, text, ""))
-    except Exception as error:
-        failure = explain(error, console.log_path, method if "." in method else "")
-        details = "".join(traceback.format_exception(error))
-        if "--traceback" in words:
-            failure = failure._replace(lines=details)
-        return finish(console, "failed", failure, details)
+            launch(invocation, attempt, stop)
+            return 0
+        except (Stopped, KeyboardInterrupt) as error:
+            stop.leave()
+            end = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
+            what = f"by {end}; the state is saved" if attempt.begun else f"before training began ({end})"
+            return finish(attempt, "stopped", Failure(end.exit_code, f"stopped {what}", ""))
+        except Exception as error:
+            stop.leave()
+            folder = attempt.claim.folder.path if attempt.claim else None
+            failure = explain(error, attempt.console.log_path, method if "." in method else "", folder)
+            details = "".join(traceback.format_exception(error))
+            if "--traceback" in switches:
+                failure = failure._replace(lines=details)
+            return finish(attempt, "failed", failure, details)
+        finally:
+            if attempt.claim:
+                attempt.claim.release()
 
 
-def finish(console: Console, state: str, failure: Failure, details: str = "") -> int:
+def show_help(words: list[str], switches: set[str]) -> None:
+    """Print what --version, --help-all or --help asks for."""
+    if "--version" in switches:
+        print(VERSION)
+    elif "--help-all" in switches:
+        cli.full_help(words)
+    else:
+        print(cli.short_help())
+
+
+def finish(attempt: Attempt, state: str, failure: Failure, details: str = "") -> int:
     """Leave a trace of an end that is not success, on stderr and in the run folder; returns the exit code.
 
+    A start that came to nothing leaves none in the folder, unless it was stopped, or its log is needed to find an
+    error in code.
+
     Args:
-        console: holds the path of the log once there is a run folder.
+        attempt: holds the folder once there is one.
         state: for status.json.
         failure: what is printed.
         details: the whole traceback, for the log.
     """
     print(failure.lines + failure.text, file=sys.stderr)
-    if console.log_path:
-        console.log(details + failure.text)
-        folder = RunFolder(console.log_path.parent)
-        folder.write_status(state, exit_code=failure.exit_code, reason=failure.text.splitlines()[0])
-        if folder.has_checkpoint():
-            print(f"checkpoint: {checkpoint.find(folder.path)}", file=sys.stderr)
-            print(f"continue with: python -m mixfast.train --resume {folder.path}", file=sys.stderr)
+    if attempt.claim is None:
+        return failure.exit_code
+    claim, folder, stopped = attempt.claim, attempt.claim.folder, state == "stopped"
+    code_failed = failure.exit_code in (1, USER_CODE)
+    if attempt.begun or (claim.fresh and (stopped or code_failed)):
+        with suppress(OSError):
+            folder.drop_unfinished()
+        attempt.console.log(details + failure.text)
+        record_end(folder, state, failure)
+    else:
+        if stopped and attempt.resumed and not is_finished(folder):
+            record_end(folder, state, failure)
+        claim.abandon()
+    if attempt.begun or attempt.resumed or (claim.fresh and stopped):
+        name_the_way_back(folder)
     return failure.exit_code
 
 
-def launch(invocation: cli.Invocation, console: Console) -> None:
+def is_finished(folder: RunFolder) -> bool:
+    """Whether status.json says so."""
+    try:
+        return folder.status().get("state") == "finished"
+    except Exception:  # damaged
+        return False
+
+
+def record_end(folder: RunFolder, state: str, failure: Failure) -> None:
+    """Write status.json; say so if that cannot be done."""
+    try:
+        folder.write_status(state, exit_code=failure.exit_code, reason=failure.text.splitlines()[0])
+    except OSError as error:
+        print(f"status.json of {folder.path} is out of date: it cannot be written ({reason(error)})", file=sys.stderr)
+
+
+def name_the_way_back(folder: RunFolder) -> None:
+    """Print the command that continues a run, or begins one that ended before its first checkpoint."""
+    command = f"python -m mixfast.train --resume {shlex.quote(str(folder.path))}"
+    with suppress(OSError):
+        if folder.has_checkpoint():
+            print(f"checkpoint: {checkpoint.find(folder.path)}\ncontinue with: {command}", file=sys.stderr)
+        elif not folder.has_trained():
+            print(f"begin it with: {command}", file=sys.stderr)
+
+
+def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> None:
     """Train what the command line asks for, and what it is compared with; write the report."""
-    config, preset = invocation.config, invocation.preset
-    device = machine.pick_device(config.train.device)
+    config, preset, console = invocation.config, invocation.preset, attempt.console
+    device = check_machine(config)
+    check_memory(config, device)
+    start = invocation.checkpoint()
     threads, keeps_memory = machine.set_threads(config.train.threads), machine.keep_freed_memory()
     machine.set_determinism(config.train.deterministic)
-    folder = invocation.open_folder()
-    console.log_path = folder.log
-    folder.write_command(["python", "-m", "mixfast.train", *invocation.words])
-    folder.write_config(config, preset, invocation.origins)
     facts = {"keeps_freed_memory": keeps_memory, "jpeg_decoder": "torchvision" if has_torchvision() else "Pillow"}
-    write_json(folder.path / "env.json", machine.environment(device, **facts))
-    folder.write_status("running")
+    attempt.resumed = invocation.resume is not None
+    claim = attempt.claim = invocation.claim_folder(console.line)
+    folder = claim.folder
+
+    def open_files() -> None:
+        claim.begin()
+        folder.write_command(["python", "-m", "mixfast.train", *invocation.words])
+        folder.write_config(config, preset, invocation.origins)
+        write_json(folder.path / "env.json", machine.environment(device, **facts))
+        folder.write_status("running")
+        console.open_log(folder.log)
+
+    def begin() -> None:
+        attempt.begun = True
+        if not claim.fresh:
+            open_files()
+            if start is None:
+                folder.metrics.truncate(0)
+
+    if claim.fresh:
+        open_files()
     console.line(
         f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({threads} threads)   "
         f"kernels: {machine.kernels(device)}   seed {config.seed}"
     )
-    console.line(f"preset {preset}: {config.method_name} on {config.data.kind}   folder {folder.path}")
+    console.line(
+        f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
+        f"{config.train.epochs} epochs   folder {folder.path}"
+    )
+    if attempt.resumed and start is None:
+        console.line("it was stopped before its first checkpoint: training begins with step 1")
+    if preset == DEFAULT and config.data.kind != "scenes":
+        console.line(
+            f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
+            "name a preset such as moco, or a --method."
+        )
     splits = load(config.data, config.seed, console.line, **machine.room(device))
-    with console, StopRequest() as stop:
-        run = train_one(config, splits, folder, console, stop, device, invocation.checkpoint())
+    with console:
+        run = train_one(config, splits, folder, console, stop, device, start, begin)
         companions = {}
         for name in config.compare:
             if name != config.method_name:
                 companions[name] = train_beside(run, name)
         console.line("\n" + report.write(run, preset, invocation.origins, companions))
-    folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
     console.line(f"\nreport    {folder.report}\nbackbone  {folder.export / 'backbone.safetensors'} (reload checked)")
+    stop.leave()
+    folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
+
+
+def check_machine(config: RunConfig[Any]) -> torch.device:
+    """The device to train on; raises a UserError if this machine lacks it or another thing that the run asks for."""
+    device = machine.pick_device(config.train.device)
+    machine.pick_compile(config.train.compile, device)
+    machine.pick_graph(config.train.graph, device)
+    if config.train.tensorboard:
+        summary_writer()
+    return device
 
 
 def train_one(
@@ -112,19 +227,29 @@ def train_one(
     stop: StopRequest,
     device: torch.device,
     start: Path | None,
+    begin: Callable[[], None],
 ) -> Run:
-    """Train one method, from the checkpoint `start` if there is one; export its backbone."""
+    """Train one method, from the checkpoint or folder `start` if there is one; export its backbone.
+
+    `begin` is called when all that can be refused has been tried; before it, nothing is written for a run to continue.
+    """
     run = build(config, splits, folder, console, stop, device)
-    report.draw_views(run)
+    check_exportable(run)
+    views = None if start else report.first_views(run)
     console.line("   ".join(run.choices))
     if start:
         run.load(start)
+    begin()
+    if start:
         console.line(f"continuing {config.method_name} after step {run.step} of {run.steps} (epoch {run.epoch})")
+    if views:
+        report.draw_views(run, *views)
     if config.train.tensorboard:
         folder.metrics.mirror = TensorBoard(folder.path / "tensorboard", run.step)
     monitor.introduce(run)
     try:
-        train(run)
+        with stop.between_steps():
+            train(run)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -147,15 +272,18 @@ def train_beside(run: Run, name: str) -> RunFolder:
     other = replace(other, {"train.epochs": epochs, "eval.every": every, "eval.baselines": False, "compare": ()})
     path = run.folder.path / "compare" / name
     path.mkdir(parents=True, exist_ok=True)
-    folder = RunFolder(path)
+    folder, lock = RunFolder(path), Lock(path, run.console.line)
     folder.write_config(other, "compare", {"train.epochs": f"equal encoder cost with {config.method_name}"})
     run.console.line(
-        f"\nbeside it: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
+        f"\ncomparison: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
         f"{config.method_name})"
     )
-    start = checkpoint.find(path) if folder.has_checkpoint() else None
-    train_one(other, run.splits, folder, run.console, run.stop, run.device, start)
-    folder.write_status("finished", exit_code=0)
+    start = path if folder.has_checkpoint() else None
+    try:
+        train_one(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None)
+        folder.write_status("finished", exit_code=0)
+    finally:
+        lock.release()
     return folder
 
 

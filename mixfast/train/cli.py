@@ -1,9 +1,7 @@
 """The training command's words: options of the command itself, a preset, and `--section.key value`."""
 
-import difflib
 import textwrap
-import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +9,18 @@ from typing import Any
 import tyro
 
 from mixfast import methods
-from mixfast.config.options import RunConfig, differences, flatten, replace, validate
-from mixfast.config.presets import DEFAULT, build, modifiers_by_name, presets, switch_method
+from mixfast.config.options import RunConfig, differences, flatten, hint_of, replace, typed, validate
+from mixfast.config.presets import build, modifiers_by_name, presets, split_names, switch_method
+from mixfast.config.words import Option, find, same, unknown, value
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig
 from mixfast.run import checkpoint
-from mixfast.run.folder import RunFolder
+from mixfast.run.claim import Claim
+from mixfast.run.folder import RunFolder, home_expanded
 
-WITH_VALUE = ("--out", "--resume", "--method")
-SWITCHES = ("--overwrite", "--traceback", "--help", "-h", "--help-all")
+WITH_VALUE = ("--out", "--resume", "--method", "--trust")
+SWITCHES = ("--overwrite", "--traceback", "--version", "--help", "-h", "--help-all")
+_LONG = [flag for flag in (*WITH_VALUE, *SWITCHES) if flag != "-h"]
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,24 @@ class Invocation:
     resume: Path | None  # the folder of a run, or one of its checkpoints
     overwrite: bool
 
-    def open_folder(self) -> RunFolder:
+    def claim_folder(self, say: Callable[[str], None]) -> Claim:
         """The folder of the run: the one to continue, the one asked for, or a new one below runs/."""
         if self.resume:
-            return RunFolder.open(self.resume)
+            return Claim.existing(self.resume, say)
         if self.out:
-            return RunFolder.create(self.out, self.overwrite)
-        return RunFolder.create_numbered(Path("runs"), self.preset)
+            return Claim.new(self.out, self.overwrite, say)
+        return Claim.numbered(Path("runs"), self.preset, say)
 
     def checkpoint(self) -> Path | None:
-        """The checkpoint to continue from; CheckpointError if there should be one and is not."""
-        return checkpoint.find(self.resume) if self.resume else None
+        """The checkpoint to continue from, or the folder of it; None for a run that has not trained yet.
+
+        Raises:
+            CheckpointError: there should be one and is not.
+        """
+        if not self.resume or (self.resume.is_dir() and not RunFolder.open(self.resume).has_trained()):
+            return None
+        checkpoint.find(self.resume)
+        return self.resume
 
 
 def parse(words: list[str]) -> Invocation:
@@ -55,11 +63,12 @@ def parse(words: list[str]) -> Invocation:
         CheckpointError: `--resume` of what is no run, or with options that its checkpoint does not allow to change.
     """
     names, command, options = _split(words)
-    out, resume = (Path(command[key]) if key in command else None for key in ("--out", "--resume"))
+    out, resume = (home_expanded(Path(command[key])) if key in command else None for key in ("--out", "--resume"))
     if resume:
         if names or {"--out", "--method", "--overwrite"} & set(command):
             raise ConfigError("--resume takes preset, method and folder from the run; omit them.")
-        saved, preset, origins = RunFolder.open(resume).read_config()
+        named = {value for word in words for value in (word, word.partition("=")[2], word.partition(":")[0])}
+        saved, preset, origins = RunFolder.open(resume).read_config(named)
         config, given = override(saved, options)
         if unlike := differences(flatten(saved), flatten(config)):
             raise CheckpointError(
@@ -68,9 +77,9 @@ def parse(words: list[str]) -> Invocation:
                 + "\nOmit these options, or start a new run."
             )
     else:
-        preset, modifiers = (names[0], names[1:]) if names else (DEFAULT, [])
-        if preset in modifiers_by_name():
-            preset, modifiers = DEFAULT, names
+        if "--trust" in command:
+            raise ConfigError("--trust MODULE belongs to --resume RUN: it lets that folder name code to import.")
+        preset, modifiers = split_names(names, command.get("--method"))
         config, origins = build(preset, modifiers, command.get("--method"))
         config, given = override(config, options)
         if config.model.backbone != RESNET:
@@ -93,82 +102,63 @@ def _split(words: list[str]) -> tuple[list[str], dict[str, str], list[list[str]]
     groups: list[list[str]] = []
     rest = iter(words)
     for word in rest:
-        key, equals, value = word.partition("=")
+        flag, equals, text = word.partition("=")
+        key = _own_flag(flag)
         if key in WITH_VALUE:
-            found = value if equals else next(rest, None)
-            if not found or found.startswith("--"):
-                raise ConfigError(f"{key} needs a value.")
-            command[key] = found
-        elif key in SWITCHES:
+            text = text if equals else next(rest, "")
+            if not text or text.startswith("--"):
+                raise ConfigError(f"{flag} needs a value.")
+            if key in command:
+                raise ConfigError(f"{flag} is given more than once.")
+            command[key] = same(text, methods.names()) or text if key == "--method" else text
+        elif key:
             command[key] = "yes"
-        elif word.startswith("--"):
-            groups.append([key, value] if equals else [key])
+        elif flag.startswith("--"):
+            groups.append([flag, text] if equals else [flag])
         elif groups:
             groups[-1].append(word)
         elif word.startswith("-"):
             raise ConfigError(f"unknown option {word}; options are written --section.key, see --help.")
         else:
-            names.append(word)
+            names.append(same(word, [*presets(), *modifiers_by_name()]) or word)
     return names, command, groups
+
+
+def _own_flag(flag: str) -> str | None:
+    """The option of the command that is spelled `flag`; None if it is none."""
+    return flag if flag == "-h" else same(flag, _LONG) if flag.startswith("--") else None
+
+
+def switches(words: list[str]) -> set[str]:
+    """The switches among the words: "--help", "--version" and the like."""
+    return {key for key in map(_own_flag, words) if key in SWITCHES}
 
 
 def override(config: RunConfig[Any], groups: list[list[str]]) -> tuple[RunConfig[Any], list[str]]:
     """Apply option groups to a configuration; also returns the dotted keys that they set."""
-    known = flatten(config)
-    keys = [_known_key(group[0], list(known)) for group in groups]
-    if any(key == "model.backbone" and group[1:] != [RESNET] for key, group in zip(keys, groups, strict=True)):
-        # The sizes that a preset gives are a ResNet's.
-        config = replace(config, {f"model.{name}": getattr(ModelConfig, name) for name in RESNET_OPTIONS})
-    if repeated := {key for key in keys if keys.count(key) > 1}:
-        raise ConfigError(f"--{min(repeated)} is given more than once.")
-    words = [word for group in groups for word in group]
-    parsed = _tyro(config, words)
-    if parsed is None:
-        for group, key in zip(groups, keys, strict=True):
-            if _tyro(config, group) is None:
-                expected = _expected(config, key)
-                raise ConfigError(f"{' '.join(group)}: expected {expected}; the default is {known[key]!r}.")
-        raise ConfigError(f"cannot understand {' '.join(words)}.")
-    return parsed, keys
+    options = {key: Option(hint_of(config, key), default) for key, default in flatten(config).items()}
+    del options["method_name"]  # --method, an option of the command
+    values: dict[str, Any] = {}
+    for flag, *behind in groups:
+        key, off = find(flag, options, _LONG)
+        if key in values:
+            raise ConfigError(f"--{key} is given more than once.")
+        values[key] = value(flag, behind, options[key], off)
+    if "compare" in values:
+        values["compare"] = tuple(map(_method, values["compare"])) if values["compare"] != ("none",) else ()
+    sizes: dict[str, Any] = {}
+    if values.get("model.backbone", RESNET) != RESNET:  # the sizes that a preset gives are a ResNet's
+        sizes = {f"model.{name}": getattr(ModelConfig, name) for name in RESNET_OPTIONS}
+    return replace(config, {**sizes, **values}), list(values)
 
 
-def _known_key(flag: str, known: list[str]) -> str:
-    wanted = flag.removeprefix("--").replace("-", "_")
-    section, _, name = wanted.rpartition(".")
-    for key in (wanted, f"{section}.{name.removeprefix('no_')}" if section else wanted):
-        if key in known and key != "method_name":
-            return key
-    near = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
-    near += [key for key in known if key.rpartition(".")[2] == name and key not in near]
-    hint = f"did you mean {' or '.join('--' + key for key in near)}?" if near else "see --help-all."
-    raise ConfigError(f"unknown option {flag}; {hint}")
-
-
-def _tyro(config: RunConfig[Any], words: list[str]) -> RunConfig[Any] | None:
-    """`config` with the options in `words`; None if they are not understood."""
-    try:
-        found: RunConfig[Any] = tyro.cli(_kind(config), args=words, default=config, console_outputs=False)
-    except SystemExit:
-        return None
-    return found
-
-
-def _kind(config: RunConfig[Any]) -> Any:
-    """The type of a configuration with its method's own options."""
-    generic: Any = RunConfig
-    return generic[type(config.method)]
-
-
-def _expected(config: Any, key: str) -> str:
-    """What a value of a key may be, in words."""
-    *sections, name = key.split(".")
-    for section in sections:
-        config = getattr(config, section)
-    hint = typing.get_type_hints(type(config))[name]
-    if typing.get_origin(hint) is typing.Literal:
-        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
-    words = {int: "a whole number", float: "a number", str: "a word", bool: "no value (or --section.no-key)"}
-    return words.get(hint) or str(hint).replace("typing.", "")
+def _method(name: str) -> str:
+    """A method of --compare by its exact name."""
+    known = methods.names()
+    exact = same(name, known) or name
+    if exact not in known and "." not in exact:
+        raise unknown("method of --compare", name, known)
+    return exact
 
 
 HELP = """Train an image encoder without labels: MoCo, SimCLR, BYOL, and methods that mix images.
@@ -185,8 +175,8 @@ your own              --method my_lab.method, --data.kind my_lab.data:factory,
 
 --out DIR             run folder (default runs/<preset>-NNNN); an existing one is refused
 --overwrite           replace an existing run folder
---resume RUN          continue a run bit for bit, after a kill, a signal or a crash
---traceback           show where an error came from
+--resume RUN          continue a run bit for bit; --trust MODULE: code near it that it may import
+--traceback, --version show where an error came from; print the version
 --help-all            every --section.key of a preset or --method with its meaning and default
 
 examples
@@ -215,8 +205,8 @@ def _listed(words: Iterable[str]) -> str:
 def full_help(words: list[str]) -> None:
     """Print every option of the preset and method that `words` name."""
     names, command, _ = _split(words)
-    config, _ = build(names[0] if names else DEFAULT, names[1:], command.get("--method"))
+    config, _ = build(*split_names(names, command.get("--method")), command.get("--method"))
     try:
-        tyro.cli(_kind(config), args=["--help"], default=config, prog="python -m mixfast.train")
+        tyro.cli(typed(config), args=["--help"], default=config, prog="python -m mixfast.train")
     except SystemExit:
         return

@@ -24,24 +24,26 @@ def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> "tup
 
 
 def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> None:
-    """Loss terms against epochs, one panel per run, with a line at chance level."""
+    """The epochs' means of the loss terms and of their weighted mean, one panel per run, and the chance level."""
     page, axes = figure(5.2 * len(runs), 3.6, 1, len(runs))
     for axis, (name, records) in zip(axes[0], runs.items(), strict=True):
-        train = [record for record in records if record["kind"] == "train"]
-        steps = max((record["step"] / record["epoch"] for record in train), default=1)
-        for term in term_names(train):
-            axis.plot([r["step"] / steps for r in train], [r[term] for r in train], label=term.replace("_", " "))
+        means = [record for record in records if record["kind"] == "epoch"]
+        terms = term_names(means)
+        for term in (*terms, *(["mean_term"] if len(terms) > 1 else [])):
+            style: dict[str, Any] = {"color": "black", "label": "weighted mean"} if term == "mean_term" else {}
+            style = {"label": term.replace("_", " "), "marker": "o", "ms": 3, **style}
+            axis.plot([r["epoch"] for r in means], [r[term] for r in means], **style)
         if chance is not None:
-            axis.axhline(chance, color="grey", linestyle=":", label=f"chance: {chance:.2f}")
-        axis.set(title=name, xlabel="epoch", ylabel="loss of a term")
+            axis.axhline(chance, color="grey", linestyle=":", label=f"chance level: {chance:.2f}")
+        axis.set(title=name, xlabel="epoch", ylabel="loss, mean of the epoch")
         axis.legend(fontsize=7)
     page.savefig(path)
 
 
-def term_names(train: Records) -> list[str]:
-    """The loss terms in the records: every mean that is neither the sum nor a fact about the run."""
-    facts = {"kind", "step", "epoch", "lr", "loss", "lam", "images_per_s"}
-    return [name for name in (train[0] if train else {}) if name not in facts and not name.startswith("time")]
+def term_names(means: Records) -> list[str]:
+    """The loss terms in records of epochs or steps: every mean that is neither a sum nor a fact about the run."""
+    facts = {"kind", "step", "epoch", "lr", "loss", "total_weight", "mean_term", "lam", "images_per_s"}
+    return [name for name in (means[0] if means else {}) if name not in facts and not name.startswith("time")]
 
 
 def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
@@ -68,15 +70,15 @@ def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
 
 
 def diagnostics(path: Path, runs: dict[str, Records]) -> None:
-    """A row per run: how many directions are used; alignment and uniformity; which positives are found, and how."""
+    """A row per run: effective rank; alignment and uniformity; top-1 accuracy of the loss terms."""
     page, axes = figure(12, 3.2 * len(runs), len(runs), 3)
     for row, (name, records) in zip(axes, runs.items(), strict=True):
         found = [record for record in records if record["kind"] == "diagnostics"]
         epochs = [record["epoch"] for record in found]
-        panels = (("effective_rank_h",), ("alignment", "uniformity"), _terms_found(found))
+        panels = (("effective_rank_h",), ("alignment", "uniformity"), _accuracies(found))
         for axis, keys in zip(row, panels, strict=True):
             for key in keys:
-                style = "--x" if key.startswith("shortcut") else "-o"
+                style = "--x" if key.startswith("top1_other_") else "-o"
                 axis.plot(epochs, [record[key] for record in found], style, ms=4, label=key.replace("_", " "))
             axis.set(title=name, xlabel="epoch")
             if keys:
@@ -84,9 +86,8 @@ def diagnostics(path: Path, runs: dict[str, Records]) -> None:
     page.savefig(path)
 
 
-def _terms_found(found: Records) -> tuple[str, ...]:
-    names = found[0] if found else {}
-    return tuple(name for name in names if name.startswith(("found_", "shortcut_")))
+def _accuracies(found: Records) -> tuple[str, ...]:
+    return tuple(name for name in (found[0] if found else {}) if name.startswith("top1_"))
 
 
 def time_by_part(path: Path, runs: dict[str, dict[str, float]]) -> None:

@@ -2,28 +2,46 @@
 
 from typing import Any
 
+from torch import Tensor
+
+from mixfast.config.options import flatten
 from mixfast.rng import Generators
 from mixfast.run.console import duration
 from mixfast.run.folder import RunFolder
 from mixfast.run.monitor import chance_loss
 from mixfast.run.records import Records, Result, result, time_by_part
+from mixfast.run.sanity import queue_steps, warnings
 from mixfast.run.state import Run
 from mixfast.train import plots
 
 
 def table(results: list[Result], baselines: Records) -> str:
     """The scores as a Markdown table: baselines first, then the runs in the order given."""
-    lines = [
-        "| | kNN on z | kNN on h | best z | best h | epochs | training | images/s |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    heads, *rows = _rows(results, baselines)
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("|" + "|".join(f" {cell} " if cell else " " for cell in cells) + "|" for cells in lines)
+
+
+def aligned(results: list[Result], baselines: Records) -> str:
+    """The same table for a terminal."""
+    rows = _rows(results, baselines)
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    first, *others = widths
+    return "\n".join(
+        f"{cells[0]:<{first}}" + "".join(f"   {cell:>{width}}" for cell, width in zip(cells[1:], others, strict=True))
+        for cells in rows
+    )
+
+
+def _rows(results: list[Result], baselines: Records) -> list[list[str]]:
+    """The cells of the table, its heads first."""
+    rows = [["", "kNN on z", "kNN on h", "best z", "best h", "epochs", "training", "images/s"]]
     for record in baselines:
-        lines.append(f"| {record['name']} | {_cell(record, 'knn_z')} | {_cell(record, 'knn_h')} | | | | | |")
+        rows.append([record["name"], _cell(record, "knn_z"), _cell(record, "knn_h"), *[""] * 5])
     for row in results:
         scores = [_cell(scores, key) for scores in (row.last, row.best) for key in ("knn_z", "knn_h")]
-        cells = [row.name, *scores, str(row.epochs), duration(row.seconds), f"{row.images_per_s:.0f}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append([row.name, *scores, str(row.epochs), duration(row.seconds), f"{row.images_per_s:.0f}"])
+    return rows
 
 
 def _cell(scores: dict[str, Any], key: str) -> str:
@@ -58,16 +76,20 @@ def draw(run: Run, runs: dict[str, Records]) -> None:
         plots.diagnostics(folder / "diagnostics.png", runs)
 
 
-def draw_views(run: Run, count: int = 8) -> None:
-    """Pictures of what the method sees: the first images, their views and mixtures with boxes."""
-    run.folder.plots.mkdir(exist_ok=True)
+def first_views(run: Run, count: int = 8) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the method sees: the first images, uint8 [count, 3, H, W], their views and mixtures with boxes."""
     images = run.batches.images[:count]
-    views = run.views(images, Generators(run.config.seed, run.device))
+    return images, run.views(images, Generators(run.config.seed, run.device))
+
+
+def draw_views(run: Run, images: Tensor, views: dict[str, Tensor]) -> None:
+    """A picture of what `first_views` returned."""
+    run.folder.plots.mkdir(exist_ok=True)
     plots.view_grid(run.folder.plots / "views.png", images.cpu(), views, run.splits.mean, run.splits.std)
 
 
 def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, RunFolder]) -> str:
-    """Draw the plots and write report.md and the CSV files; returns the result table and the verdict."""
+    """Draw the plots and write report.md and the CSV files; returns the results as plain text."""
     runs = {run.config.method_name: run.folder.metrics.read()}
     runs |= {name: folder.metrics.read() for name, folder in companions.items()}
     for folder in (run.folder, *companions.values()):
@@ -75,28 +97,43 @@ def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, 
     draw(run, runs)
     results = [result(name, records) for name, records in runs.items()]
     baselines = [record for record in runs[run.config.method_name] if record["kind"] == "baseline"]
-    summary = f"{table(results, baselines)}\n\n{verdict(results, baselines)}"
-    run.folder.report.write_text(_page(run, preset, origins, summary, list(companions)), encoding="utf-8")
-    return summary
+    said = verdict(results, baselines)
+    summary = f"{table(results, baselines)}\n\n{said}"
+    page = _page(run, preset, origins, summary, companions)
+    run.folder.report.write_text(page, encoding="utf-8", errors="backslashreplace")
+    return f"{aligned(results, baselines)}\n\n{said}"
 
 
-_HEALTH = """## Health
+_DIAGNOSTICS = """## Diagnostics
 
 ![diagnostics](plots/diagnostics.png)
 
 Effective rank: directions that h uses, 1 if it has collapsed. Alignment: squared distance of two views of a test \
-image, lower is closer; uniformity: lower is more even. found: share of positives that beat all keys of their queue; \
-shortcut: share of *another image's* positives that do, by what a batch has in common, such as its box; without a \
-shortcut it is 1 in the number of keys.
+image, lower is closer; uniformity: lower is more even. top1: share of queries that are more similar to their positive \
+than to all keys of the queue. top1 other: the same with *another image's* positive; above its chance level, 1 / (keys \
++ 1), positives are recognised by what a batch has in common, such as its box, and not by the image.
 
 """
 
 
-def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companions: list[str]) -> str:
+def _cautions(run: Run, companions: dict[str, RunFolder]) -> str:
+    """The section with the warnings that were printed before training; "" without any."""
+    texts = warnings(run.config, run.splits)
+    for name, folder in companions.items():
+        texts += [f"{name}: {text}" for text in warnings(folder.read_config()[0], run.splits)]
+    return "## Warnings\n\n" + "\n".join(f"- {text}" for text in texts) + "\n\n" if texts else ""
+
+
+def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companions: dict[str, RunFolder]) -> str:
     config, splits = run.config, run.splits
-    changed = "\n".join(f"- `{key}`: {origin}" for key, origin in origins.items())
+    values = flatten(config)
+    changed = "\n".join(f"- `{key}` = `{values[key]}` ({origin})" for key, origin in origins.items() if key in values)
     knn = "![kNN](plots/knn.png)\n\n" if (run.folder.plots / "knn.png").exists() else ""
-    health = _HEALTH if (run.folder.plots / "diagnostics.png").exists() else ""
+    diagnostics = _DIAGNOSTICS if (run.folder.plots / "diagnostics.png").exists() else ""
+    level = chance_loss(config)
+    chance = "" if level is None else f", and of their weighted mean; chance level: {level:.2f}"
+    steps = queue_steps(config)
+    queue = f" The queue holds random vectors, easy negatives, until step {steps}: the loss may rise." if steps else ""
     beside = f" Compared with {', '.join(companions)} at equal encoder cost (folder `compare/`)." if companions else ""
     return f"""# {config.method_name} on {splits.name} (preset {preset}, seed {config.seed})
 
@@ -104,7 +141,7 @@ def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companio
 {config.model.title}, {config.train.epochs} epochs of {len(run.batches)} steps of \
 {config.train.batch_size} images, {run.precision} on {run.device}.{beside}
 
-## Result
+{_cautions(run, companions)}## Result
 
 {summary}
 
@@ -116,7 +153,9 @@ the same network before training, with BatchNorm statistics of the data. Trainin
 
 ![loss](plots/loss.png)
 
-{health}## What the method sees
+Means over each epoch of the terms of the loss{chance}.{queue}
+
+{diagnostics}## What the method sees
 
 ![views](plots/views.png)
 

@@ -28,6 +28,13 @@ def test_options_of_a_recipe_are_its_differences_from_the_default() -> None:
     assert recipe_options("demo") == {}
     assert recipe_options("v2") == {"augment.crop_scale": (0.2, 1.0), "augment.blur": 0.5}
     assert recipe_options("byol") == {"augment.saturation": 0.2, "augment.solarise_second": 0.2}
+    assert recipe_options("vicreg") == {  # as published: every first view is blurred, one in ten second ones
+        "augment.interpolation": "bicubic",
+        "augment.saturation": 0.2,
+        "augment.blur": 1.0,
+        "augment.blur_second": 0.1,
+        "augment.solarise_second": 0.2,
+    }
     known = modifiers_by_name()
     assert known["augment_wmse"] == recipe_options("wmse") and "augment_demo" not in known
 

@@ -2,8 +2,12 @@
 
 import json
 import math
+import os
 import shutil
+import signal
 import statistics
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,10 +16,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mixfast.compare import attention, tables
+from mixfast.compare import attention, curves, tables
 from mixfast.compare.__main__ import main
 from mixfast.compare.gather import Group, Section, gather
 from mixfast.compare.statistics import variants
+from mixfast.compare.tables import table_1
 from mixfast.errors import ConfigError
 from mixfast.scoring.paired import difference, spread
 from mixfast.train.__main__ import main as train
@@ -137,7 +142,7 @@ def test_report_is_whole_and_names_no_place(runs: Path, report: Path) -> None:
             assert picture.width > 400 and len(picture.convert("L").getcolors() or []) > 30
     assert "for CIFAR-10, ResNet-18, batch 512, 1000 epochs" in text, "the paper's column says its setting"
     assert "| `approach1` | local global |" in text and "1.538" in text  # 1 / (64 + 1), in percent
-    assert "python -m mixfast.train --out a0 --method moco" in text
+    assert "python -m mixfast.train --out a0 demo --method moco" in text
     for content in (text, (report / "results.json").read_text()):
         assert str(runs) not in content and str(report.parent) not in content
     scores = json.loads((report / "results.json").read_text())["sections"][0]["localise"]
@@ -194,6 +199,9 @@ def test_other_data_or_networks_are_other_sections_and_variants_other_rows(runs:
         "moco", "approach1 box_mode=shared", "approach1 box_mode=independent",
     ]  # fmt: skip
     assert found[0].table_1_groups()["approach1"].name == "approach1 box_mode=independent"
+    rows = table_1(found[0])
+    assert "| Approach 1 | `approach1 box_mode=independent` | 90.15 |" in rows
+    assert "| Approach 1, variant | `approach1 box_mode=shared` |  |" in rows
     assert "width 16" in found[1].title
 
 
@@ -260,7 +268,8 @@ def test_refusals(runs: Path, tmp_path: Path, capsys: Any) -> None:
         ([tmp_path], 4, "is not the folder of a run"),
         ([runs / "a0", "--out", foreign, "--overwrite"], 2, "is no report of this command: not touched"),
         ([runs / "a0", "--overwrite"], 2, "--overwrite needs --out"),
-        ([runs / "a0", "--count", "0"], 2, "--count and --validation must be at least 1"),
+        ([runs], 4, f"holds {len(list(runs.iterdir()))} runs; name those that you mean: {runs / 'a0'}"),
+        ([runs / "a0", "--count", "0"], 2, "--count must be at least 1; got 0"),
         ([runs / "a0", "--out", out, "--localise", "voc"], 2, "--localise"),
     ]
     for arguments, code, message in cases:
@@ -281,3 +290,59 @@ def test_reports_are_numbered_and_replaced_only_when_asked(runs: Path, tmp_path:
     again = [str(runs / "a1"), "--out", "runs/comparison-0002", *QUICK]
     assert main(again) == 2 and main([*again, "--overwrite"]) == 0
     assert "`moco`: 1" in (tmp_path / "runs/comparison-0002/report.md").read_text()
+
+
+def test_two_at_once_take_two_numbers(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second begins and ends while the first is at work."""
+    monkeypatch.chdir(tmp_path)
+    draw, begun = curves.losses, []
+
+    def draw_and_compare(*arguments: Any) -> None:
+        if not begun:
+            begun.append(True)
+            assert main([str(runs / "a1"), *QUICK]) == 0
+        draw(*arguments)
+
+    monkeypatch.setattr("mixfast.compare.build.curves.losses", draw_and_compare)
+    assert main([str(runs / "a0"), *QUICK]) == 0
+    reports = sorted((tmp_path / "runs").iterdir())
+    assert [report.name for report in reports] == ["comparison-0001", "comparison-0002"]
+    commands = [json.loads((report / "results.json").read_text())["words"][0] for report in reports]
+    assert commands == ["a1", "a0"]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+def test_an_interrupted_one_leaves_nothing_beside_out(number: int, code: int, runs: Path, tmp_path: Path) -> None:
+    program = f"""
+import os, sys
+from mixfast.compare import build
+from mixfast.compare.__main__ import main
+build.curves.losses = lambda *_: os.kill(os.getpid(), {int(number)})
+sys.exit(main({[str(runs / "a0"), "--out", str(tmp_path / "place" / "out"), *QUICK]!r}))
+"""
+    (tmp_path / "place").mkdir()
+    (tmp_path / "temporary").mkdir()
+    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert not list((tmp_path / "place").iterdir())
+    assert number == signal.SIGKILL or not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("name", ["status.json", "env.json", "command.txt"])
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1, 2]", b'"x', b"{}", b'2026  python "x'], ids=str)
+def test_damaged_side_files_are_done_without(name: str, content: bytes, runs: Path, tmp_path: Path) -> None:
+    (folder,) = copied(runs, tmp_path, "a0")
+    (folder / name).write_bytes(content)
+    assert main([str(folder), "--out", str(tmp_path / "out"), *QUICK]) == 0
+    assert row_of((tmp_path / "out" / "report.md").read_text(), "MoCo")[7] == "1"
+
+
+@pytest.mark.parametrize("line", ["{", "[]", "3", '{"kind": "train", "step": 1, "epoch": 0}', '{"kind": "eval"}'])
+def test_damaged_metrics_are_named(line: str, runs: Path, tmp_path: Path, capsys: Any) -> None:
+    (folder,) = copied(runs, tmp_path, "a0")
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    number = len((folder / "metrics.jsonl").read_text().splitlines())
+    assert main([str(folder), "--out", str(tmp_path / "out"), *QUICK]) == 4
+    assert f"metrics.jsonl, line {number}: " in capsys.readouterr().err

@@ -75,6 +75,8 @@ def test_method_replaces_that_of_a_preset_and_keeps_shared_options() -> None:
         ({"optim.lr": float("nan")}, r"--optim.lr must be at least 0; got nan"),
         ({"eval.temperature": 0.0}, r"--eval.temperature must be above 0; got 0.0"),
         ({"optim.steps": (0.5, 1.5)}, r"--optim.steps must be shares .* got \(0.5, 1.5\)"),
+        ({"optim.steps": (-1.5,)}, r"--optim.steps must be .* or whole numbers below 0: .* got \(-1.5,\)"),
+        ({"optim.steps": (float("-inf"),)}, r"--optim.steps must be .* got \(-inf,\)"),
         (
             {"train.batch_size": 100},
             r"multiple of --train.accumulate 1 times --model.bn_splits 8; got 100, nearest: 96",
@@ -111,10 +113,34 @@ def test_command_line_sets_values_and_their_origins() -> None:
     assert found.origins["data.kind"] == "preset approach2"
 
 
-def test_no_word_means_the_first_run() -> None:
-    found = cli.parse([])
+@pytest.mark.parametrize("words", [[], ["--compare", "moco"], ["demo"]], ids=str)
+def test_no_word_means_the_first_run(words: list[str]) -> None:
+    found = cli.parse(words)
     assert found.preset == "demo" and found.config == build("demo", [], None)[0]
     assert found.config.method_name == "approach1" and found.config.data.kind == "scenes"
+    assert found.config.compare == ("moco",)
+
+
+@pytest.mark.parametrize("method", methods.names())
+@pytest.mark.parametrize("modifiers", [[], ["augment_v2", "moco_demo"]], ids=str)
+def test_a_method_without_a_preset_starts_from_the_recipe_of_its_name(method: str, modifiers: list[str]) -> None:
+    found = cli.parse([*modifiers, "--method", method])
+    assert (found.preset, found.config) == (method, build(method, modifiers, None)[0])
+    assert found.config.model.depth == 18 and found.config.train.epochs == 200 and found.config.compare == ()
+    assert found.config.optim.cosine_origin == len(modifiers) // 2
+
+
+@pytest.mark.parametrize("words", ["demo --method approach2", "--method approach2 demo"])
+def test_a_method_in_a_named_preset_keeps_its_sizes_and_trains_nothing_beside_it(words: str) -> None:
+    config = cli.parse(words.split()).config
+    assert (config.method_name, config.model.depth, config.model.width) == ("approach2", 8, 16)
+    assert config.method.temperature == 0.2 and config.compare == ()
+
+
+@pytest.mark.parametrize("words", [["--compare"], ["--compare", "none"], ["--compare=none"]], ids=str)
+@pytest.mark.parametrize("preset", ["demo", "moco"])
+def test_comparing_with_nothing_is_said_in_two_ways(preset: str, words: list[str]) -> None:
+    assert cli.parse([preset, *words]).config.compare == ()
 
 
 def test_method_from_another_module_gets_its_own_options(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,6 +159,9 @@ def test_method_from_another_module_gets_its_own_options(monkeypatch: pytest.Mon
     monkeypatch.setitem(__import__("sys").modules, "my_lab.mine", module)
     found = cli.parse(["--method", "my_lab.mine", "--method.strength", "2.5"])
     assert found.config.method == Config(2.5) and found.config.method_name == "my_lab.mine"
+    standard = build("moco", [], None)[0]  # MoCo's on CIFAR-10, but for the method
+    assert found.preset == "my_lab.mine"
+    assert dataclasses.replace(found.config, method_name="moco", method=standard.method) == standard
 
 
 BAD = [
@@ -149,7 +178,7 @@ BAD = [
     ("--optim.lr fast", r"--optim.lr fast: expected a number"),
     ("--train.precision fp64", r"expected one of auto, fp32, bf16"),
     ("--data.download yes", r"--data.download yes: expected no value"),
-    ("--augment.crop_scale 0.5", r"--augment.crop_scale 0.5: expected tuple\[float, float\]"),
+    ("--augment.crop_scale 0.5", r"--augment.crop_scale 0.5: expected 2 numbers; the default is 0.5 1.0"),
     ("--augment.flip 2", r"augment.flip must be a probability"),
     ("--model.depth 19", r"model.depth must be one of 8, 18, 20, 34, 50; got 19"),
     ("--data.kind imagenet", r"--data.kind imagenet: expected one of scenes, cifar10"),
@@ -161,7 +190,8 @@ BAD = [
     ("--overwrite", r"--overwrite needs --out DIR"),
     ("-x", r"unknown option -x"),
     ("moco --resume runs/x", r"--resume takes preset, method and folder from the run"),
-    ("--compare nothing", r"method: there is no 'nothing'"),
+    ("--compare nothing", r"unknown method of --compare 'nothing'; Known: approach1"),
+    ("--compare none moco", r"unknown method of --compare 'none'"),
     ("simclr --train.batch_size 96 --compare moco", r"method.queue_size must be a multiple of the 96 keys"),
 ]
 

@@ -1,4 +1,4 @@
-"""Decoding and its cache: pixels, broken files, progress, invalidation, memory."""
+"""Decoding: pixels, formats, broken files, progress, memory."""
 
 import os
 from pathlib import Path
@@ -10,6 +10,7 @@ from PIL import Image
 
 from mixfast.data import DataConfig, decode, decoder
 from mixfast.data.decoder import decode_file
+from mixfast.data.scan import scan
 from mixfast.errors import DataError
 
 
@@ -23,21 +24,16 @@ def decoded(path: Path, size: int) -> np.ndarray:
     return decode_file(path, size).permute(1, 2, 0).numpy()
 
 
-def put(root: Path, count: int = 6) -> tuple[str, ...]:
+def put(root: Path, count: int = 6) -> list[Path]:
     """PNG files of noise, all different."""
-    files = tuple(f"{i}.png" for i in range(count))
-    for i, file in enumerate(files):
-        Image.fromarray(np.roll(noise(8, 8), i, axis=0)).save(root / file)
-    return files
+    paths = [root / f"{i:02}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        Image.fromarray(np.roll(noise(8, 8), i, axis=0)).save(path)
+    return paths
 
 
-@pytest.fixture
-def cfg(tmp_path_factory: pytest.TempPathFactory) -> DataConfig:
-    return DataConfig(kind="folder", size=8, cache_dir=str(tmp_path_factory.mktemp("cache")))
-
-
-def cached(cfg: DataConfig) -> list[Path]:
-    return sorted(Path(str(cfg.cache_dir)).iterdir())
+def config(size: int = 8, workers: int | None = 0) -> DataConfig:
+    return DataConfig(kind="folder", size=size, workers=workers, cache=False)
 
 
 class Said(list[str]):
@@ -118,139 +114,80 @@ def test_orientation_is_applied(tmp_path) -> None:
 @pytest.mark.parametrize("workers", [None, 0, 1, 3], ids=str)
 def test_broken_files_are_left_out_counted_and_named(workers, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(decode, "_FILES_PER_TASK", 4)
-    files = put(tmp_path, 11)
-    truth = [decode_file(tmp_path / file, 8) for file in files]
-    (tmp_path / "2.png").write_bytes((tmp_path / "2.png").read_bytes()[:60])
-    (tmp_path / "7.png").write_text("not an image")
-    (tmp_path / "10.png").write_bytes(b"")
+    paths = put(tmp_path, 11)
+    truth = [decode_file(path, 8) for path in paths]
+    paths[2].write_bytes(paths[2].read_bytes()[:60])
+    paths[7].write_text("not an image")
+    paths[10].write_bytes(b"")
     said = Said()
-    images, readable = decode.decode(tmp_path, files, 8, workers, said)
-    assert readable.tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
-    assert np.array_equal(images.numpy(), np.stack([truth[i] for i in readable]))
+    images, readable = decode.read(scan(tmp_path), config(workers=workers), said)
+    assert readable.positions.tolist() == [0, 1, 3, 4, 5, 6, 8, 9]
+    assert np.array_equal(images.numpy(), np.stack([truth[i] for i in readable.positions]))
     assert len(said) == 1 and said[0].startswith(f"3 of 11 image files under {tmp_path} could not be read")
-    assert "the first is 2.png (" in said[0] and said[0].endswith("They are left out.")
+    assert "the first is 02.png (" in said[0] and said[0].endswith("They are left out.")
 
 
-def test_dangling_links_are_unreadable_files(tmp_path, cfg) -> None:
-    files = (*put(tmp_path), "link.png")
+def test_dangling_links_are_unreadable_files(tmp_path) -> None:
+    put(tmp_path)
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     said = Said()
-    images, _ = decode.read(tmp_path, files, 8, cfg, said)
+    images, _ = decode.read(scan(tmp_path), config(), said)
     assert len(images) == 6 and "1 of 7" in said[0] and "link.png (FileNotFoundError" in said[0]
 
 
-def test_nothing_readable(tmp_path, cfg) -> None:
+def test_nothing_readable(tmp_path) -> None:
     (tmp_path / "x.png").write_text("not an image")
     with pytest.raises(DataError, match=r"1 of 1 image files .* the first is x\.png \(UnidentifiedImageError"):
-        decode.read(tmp_path, ("x.png",), 8, cfg, Said())
-    assert not cached(cfg)
+        decode.read(scan(tmp_path), config(), Said())
+
+
+@pytest.mark.parametrize("kind", ["EPS", "PDF", "ICNS", "TGA", "PCX"])
+def test_other_formats_are_not_decoded_whatever_their_ending(kind, tmp_path) -> None:
+    """Pillow goes by the content, and would start Ghostscript for some of it."""
+    Image.fromarray(noise(16, 16)).save(tmp_path / "x.jpg", kind)
+    with pytest.raises(OSError, match="none of BMP, GIF, JPEG, PNG, PPM, TIFF, WEBP, or damaged"):
+        decode_file(tmp_path / "x.jpg", 8)
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_block(tmp_path) -> None:
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="not a regular file"):
+        decode_file(tmp_path / "x.png", 8)
+
+
+def test_decompression_bombs_are_refused_by_name(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(decoder, "MOST_PIXELS", 40 * 30)
+    Image.new("1", (41, 30)).save(tmp_path / "x.png")
+    with pytest.raises(ValueError, match="41 x 30 pixels; at most 1,200 are decoded"):
+        decode_file(tmp_path / "x.png", 8)
+    Image.new("L", (41, 30)).save(tmp_path / "x.jpg")
+    assert decode_file(tmp_path / "x.jpg", 8).shape == (3, 8, 8)  # at half the scale it is small enough
 
 
 def test_large_files_are_decoded_in_threads(tmp_path, monkeypatch) -> None:
     made = []
     pool = decode.ThreadPoolExecutor
     monkeypatch.setattr(decode, "ThreadPoolExecutor", lambda workers: made.append(workers) or pool(workers))
-    files = put(tmp_path)
-    decode.decode(tmp_path, files, 8, None, Said())
+    put(tmp_path)
+    decode.read(scan(tmp_path), config(workers=None), Said())
     assert made == []
     monkeypatch.setattr(decode, "_SMALL_FILE", 10)
-    decode.decode(tmp_path, files, 8, None, Said())
-    decode.decode(tmp_path, files, 8, 2, Said())
+    decode.read(scan(tmp_path), config(workers=None), Said())
+    decode.read(scan(tmp_path), config(workers=2), Said())
     assert made == [decode.cores(), 2]
 
 
-def test_cache_is_used_while_nothing_changes(tmp_path, cfg, monkeypatch) -> None:
-    files = put(tmp_path)
-    first = decode.read(tmp_path, files, 8, cfg, Said())
-    assert len(cached(cfg)) == 1
-    monkeypatch.setattr(decode, "decode", None)  # calling it fails
-    again = decode.read(tmp_path, files, 8, cfg, Said())
-    assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-
-
-def test_cache_remembers_what_was_unreadable(tmp_path, cfg) -> None:
-    files = put(tmp_path)
-    (tmp_path / "3.png").write_text("not an image")
-    first = decode.read(tmp_path, files, 8, cfg, Said())
-    again = decode.read(tmp_path, files, 8, cfg, Said())
-    assert torch.equal(first[0], again[0]) and again[1].tolist() == [0, 1, 2, 4, 5]
-
-
-@pytest.mark.parametrize("change", ["time", "content", "list", "size", "place"])
-def test_cache_is_left_when_something_changes(change, tmp_path, cfg, monkeypatch) -> None:
-    files, root, size = put(tmp_path), tmp_path, 8
-    decode.read(root, files, size, cfg, Said())
-    if change == "time":
-        os.utime(tmp_path / "1.png", ns=(1, 1))
-    elif change == "content":
-        stat = os.stat(tmp_path / "1.png")
-        Image.fromarray(noise(9, 9)).save(tmp_path / "1.png")
-        os.utime(tmp_path / "1.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))  # another length tells
-    elif change == "list":
-        files = files[:-1]
-    elif change == "size":
-        size = 4
-    else:
-        root = tmp_path.parent / f"{tmp_path.name}_moved"
-        tmp_path.rename(root)
-    images, _ = decode.read(root, files, size, cfg, Said())
-    assert len(cached(cfg)) == 2
-    truth = np.stack([decode_file(root / file, size) for file in files])
-    assert np.array_equal(images.numpy(), truth)
-
-
-def test_damaged_cache_is_made_again(tmp_path, cfg) -> None:
-    files = put(tmp_path)
-    truth, _ = decode.read(tmp_path, files, 8, cfg, Said())
-    (file,) = cached(cfg)
-    for damage in (file.read_bytes()[:-200], b"", b"nonsense"):
-        file.write_bytes(damage)
-        said = Said()
-        images, _ = decode.read(tmp_path, files, 8, cfg, said)
-        assert torch.equal(images, truth) and "is damaged" in said[0]
-    assert cached(cfg) == [file]
-
-
-def test_unwritable_cache_costs_only_the_cache(tmp_path) -> None:
-    files = put(tmp_path)
-    said = Said()
-    cfg = DataConfig(kind="folder", size=8, cache_dir=str(tmp_path / "0.png" / "below_a_file"))
-    images, _ = decode.read(tmp_path, files, 8, cfg, said)
-    assert len(images) == 6 and said[0].startswith("the decoded images were not cached: ")
-
-
-def test_interrupted_write_leaves_nothing(tmp_path, cfg, monkeypatch) -> None:
-    def full(*_: object, **__: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    files = put(tmp_path)
-    monkeypatch.setattr(decode.np, "savez", full)
-    said = Said()
-    decode.read(tmp_path, files, 8, cfg, said)
-    assert not cached(cfg) and "No space left on device" in said[0]
-
-
-def test_cache_can_be_off_and_has_a_default_place(tmp_path, monkeypatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    (tmp_path / "images").mkdir()
-    files = put(tmp_path / "images")
-    decode.read(tmp_path / "images", files, 8, DataConfig(kind="folder", cache=False), Said())
-    assert not (tmp_path / "xdg").exists()
-    decode.read(tmp_path / "images", files, 8, DataConfig(kind="folder"), Said())
-    assert [path.name[:11] for path in (tmp_path / "xdg/mixfast").iterdir()] == ["images-8px-"]
-
-
-def test_images_that_do_not_fit_are_refused(tmp_path, cfg, monkeypatch) -> None:
-    files = put(tmp_path)
+def test_images_that_do_not_fit_are_refused(tmp_path, monkeypatch) -> None:
+    put(tmp_path)
     assert decode.available_bytes() is None or decode.available_bytes() > 2**20
     monkeypatch.setattr(decode, "available_bytes", lambda: 3 * 2**30)
-    decode.read(tmp_path, files, 8, cfg, Said())
+    decode.read(scan(tmp_path), config(), Said())
     with pytest.raises(
         DataError, match=r"images of 20000 px need 6\.7 GiB of memory, 3\.0 GiB are free.*--data\.limit"
     ):
-        decode.read(tmp_path, files, 20_000, cfg, Said())
+        decode.read(scan(tmp_path), config(20_000), Said())
     monkeypatch.setattr(decode, "available_bytes", lambda: None)
-    decode.read(tmp_path, files, 8, cfg, Said())
+    decode.read(scan(tmp_path), config(), Said())
 
 
 def test_files_kept_in_memory_do_not_count_as_used(tmp_path) -> None:
@@ -268,9 +205,9 @@ def test_progress_lines_without_a_terminal(tmp_path, monkeypatch) -> None:
     clock = iter(range(0, 1000, 6))
     monkeypatch.setattr(decode.time, "monotonic", lambda: float(next(clock)))
     monkeypatch.setattr(decode, "_FILES_PER_TASK", 2)
-    files = put(tmp_path, 10)
+    put(tmp_path, 10)
     said = Said()
-    decode.decode(tmp_path, files, 8, 0, said)
+    decode.read(scan(tmp_path), config(), said)
     assert said == [f"decoding {tmp_path}: 4 of 10 files, 0/s", f"decoding {tmp_path}: 8 of 10 files, 0/s"]
 
 
@@ -279,6 +216,7 @@ def test_progress_bar_on_a_terminal(tmp_path, monkeypatch, capsys) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("FORCE_COLOR", "1")
     said = Said()
-    images, _ = decode.decode(tmp_path, put(tmp_path), 8, 0, said)
+    put(tmp_path)
+    images, _ = decode.read(scan(tmp_path), config(), said)
     captured = capsys.readouterr()
     assert len(images) == 6 and said == [] and captured.out == "" and "decoding" in captured.err

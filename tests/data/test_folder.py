@@ -1,5 +1,9 @@
-"""Image folders: layouts, splits, and what is said of folders that hold no data set."""
+"""Image folders: layouts, splits, links, and what is said of what is in them."""
 
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mixfast.data import DataConfig, folder, load
+from mixfast.data import DataConfig, load, scan
 from mixfast.errors import ConfigError, DataError
 
 
@@ -31,6 +35,17 @@ def config(path: Path | None, **options) -> DataConfig:
 
 def levels(images) -> list[int]:
     return images.images[:, 0, 0, 0].tolist()
+
+
+def run_without_privilege(code: str) -> str:
+    """What a program prints that may not read everything, although a superuser may have started it."""
+    command = [sys.executable, "-c", code]
+    if os.geteuid() == 0:
+        rights = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", *command]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def test_train_and_test_subfolders(tmp_path) -> None:
@@ -119,7 +134,7 @@ def test_limits_are_balanced_and_cut_before_decoding(tmp_path) -> None:
     said: list[str] = []
     splits = load(config(tmp_path, limit=6, test_limit=2), 0, said.append)
     assert levels(splits.train) == [0, 1, 2, 10, 11, 12] and levels(splits.test) == [100, 110]
-    assert said == []
+    assert said == [f"{tmp_path}: 6 training + 2 test images, 2 classes (a 4, b 4); 0 files passed over"]
 
 
 def test_normalisation_is_measured(tmp_path) -> None:
@@ -169,8 +184,156 @@ def test_unknown_test_classes(tmp_path) -> None:
 
 def test_listing_order_does_not_depend_on_the_file_system(tmp_path, monkeypatch) -> None:
     classes(tmp_path, names="cab", count=12)
-    truth = folder.scan(tmp_path)
-    walk = folder.os.walk
-    monkeypatch.setattr(folder.os, "walk", lambda top: ((p, d[::-1], f[::-1]) for p, d, f in walk(top)))
-    assert folder.scan(tmp_path).files == truth.files
+    truth = scan.scan(tmp_path)
+    read = os.scandir
+
+    class Backwards(list):
+        __enter__, __exit__ = lambda self: self, lambda *_: None
+
+    monkeypatch.setattr(scan.os, "scandir", lambda top: Backwards(sorted(read(top), key=lambda e: e.name)[::-1]))
+    assert scan.scan(tmp_path).files == truth.files
     assert truth.files[:4] == ("a/0.png", "a/1.png", "a/10.png", "a/11.png") and truth.class_names == ("a", "b", "c")
+
+
+@pytest.mark.parametrize("train", ["train", "Train", "TRAINING"])
+@pytest.mark.parametrize("test", ["test", "TEST", "Testing", "val", "Valid", "validation"])
+def test_splits_in_every_spelling(train, test, tmp_path) -> None:
+    classes(tmp_path / train), classes(tmp_path / test, count=1, first_level=50)
+    classes(tmp_path / "extra")
+    said: list[str] = []
+    splits = load(config(tmp_path), 0, said.append)
+    assert len(splits.train) == 10 and levels(splits.test) == [50, 60]
+    assert said[0] == f"{tmp_path}: its folders extra (1 in all) are not read"
+
+
+def test_training_images_alone_are_split(tmp_path) -> None:
+    classes(tmp_path / "Train", count=10)
+    splits = load(config(tmp_path), 0)
+    assert splits.train.class_names == ("a", "b") and splits.test.labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("names", [("train", "Training", "test"), ("train", "val", "validation")])
+def test_splits_that_are_there_twice_are_refused(names, tmp_path) -> None:
+    for name in names:
+        classes(tmp_path / name)
+    with pytest.raises(DataError, match=r"rain.* and .* could each be the same split|val and validation could each"):
+        load(config(tmp_path), 0)
+
+
+def test_links_to_folders_are_followed_everywhere(tmp_path) -> None:
+    """Classes, the root itself, folders inside classes, and links in linked folders."""
+    classes(tmp_path / "far", names="abc"), classes(tmp_path / "farther", names="d")
+    (tmp_path / "far" / "c" / "more").symlink_to(tmp_path / "farther" / "d")
+    (tmp_path / "d").mkdir()
+    for name in "ab":
+        (tmp_path / "d" / name).symlink_to(tmp_path / "far" / name)
+    put(tmp_path / "d" / "c" / "own.png", 99)
+    (tmp_path / "d" / "c" / "linked").symlink_to("../../far/c")
+    (tmp_path / "link").symlink_to(tmp_path / "d")
+    found = scan.scan(tmp_path / "link")
+    assert found.class_names == ("a", "b", "c") and found.labels.bincount().tolist() == [5, 5, 11]
+    assert {file for file in found.files if file.startswith("c")} == {
+        *(f"c/linked/{i}.png" for i in range(5)), *(f"c/linked/more/{i}.png" for i in range(5)), "c/own.png"
+    }  # fmt: skip
+
+
+def test_links_in_a_circle_and_files_reached_twice_are_said(tmp_path) -> None:
+    root = classes(tmp_path / "d")
+    (root / "a" / "up").symlink_to("..")
+    (root / "a" / "out").symlink_to(tmp_path.parent)
+    (root / "a" / "self").symlink_to("self")
+    (root / "a" / "copy.png").symlink_to("0.png")
+    os.link(root / "a" / "1.png", root / "a" / "hard.png")
+    (root / "a" / "sub").mkdir()
+    (root / "a" / "sub" / "back").symlink_to("../../a")
+    (root / "b" / "peer").symlink_to("../a")
+    said: list[str] = []
+    splits = load(config(root), 0, said.append)
+    assert sorted(levels(splits.train) + levels(splits.test)) == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 10, 11, 12, 13, 14]
+    assert "5 image files are in more than one class through links, such as a/0.png; each counts in all" in said[0]
+    assert said[1].startswith(f"{root}: 13 training + 2 test images, 2 classes (a 5, b 10); ")
+    # In a: up, out and sub/back; in b, through peer: up, out, and sub/back. Each class: copy, hard, and self.
+    assert said[1].endswith("(6 links to folders read already, 2 links to nothing, 4 reached twice)")
+
+
+def test_what_is_passed_over_is_counted_by_kind(tmp_path) -> None:
+    root = classes(tmp_path / "d", count=40)
+    for name in ("notes.txt", "Thumbs.db", "x.HEIC", "y.avif", ".hidden.png", "z.pdf"):
+        (root / "a" / name).write_bytes(b"")
+    put(root / "overview.png", 1)
+    (root / "a" / "0.png").write_bytes(b"broken")
+    os.mkfifo(root / "b" / "pipe.png")
+    (root / "b" / "device.png").symlink_to("/dev/zero")
+    (root / "b" / "gone").symlink_to("nowhere")
+    for said in ([], []):
+        load(config(root, in_memory="no" if said else "yes", workers=0), 0, said.append)
+        assert said[1] == (
+            f"{root}: 71 training + 8 test images, 2 classes (a 39, b 40); 11 files passed over (1 .avif, 1 .heic, "
+            "1 .pdf, 1 beside the class folders, 1 hidden, 1 link to nothing, 2 not images, 2 not regular files, "
+            "1 unreadable)"
+        )
+
+
+def test_endings_in_any_case_and_spelling(tmp_path) -> None:
+    for i, ending in enumerate(("jfif", "jpe", "JPEG", "JPG", "Png", "WEBP", "tif", "bmp", "pgm", "apng")):
+        path = tmp_path / f"{i}.{ending}"
+        Image.new("RGB", (8, 8), (i,) * 3).save(path, "png")
+    assert len(scan.scan(tmp_path).files) == 10
+
+
+@pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="drops the superuser's rights")
+@pytest.mark.parametrize("place", ["class", "deep", "root", "no entry", "linked"])
+def test_folders_that_cannot_be_read_are_an_error_by_name(place, tmp_path) -> None:
+    root = classes(tmp_path / "d", names="abc")
+    put(root / "b" / "deep" / "x.png", 3)
+    closed = {"class": root / "b", "deep": root / "b" / "deep", "root": root, "no entry": root / "b"}.get(
+        place, tmp_path
+    )
+    if place == "linked":
+        closed = tmp_path / "secret"
+        classes(closed / "inside")
+        (root / "d").symlink_to(closed / "inside")
+    code = f"""
+import os
+from pathlib import Path
+os.chmod({str(closed)!r}, {0o644 if place == "no entry" else 0})
+try:
+    from mixfast.data import DataConfig, load
+    load(DataConfig(kind="folder", path={str(root)!r}, size=8, cache=False), 0)
+except Exception as error:
+    print(type(error).__name__, error)
+finally:
+    os.chmod({str(closed)!r}, 0o755)
+"""
+    name = root / "d" if place == "linked" else closed
+    said = run_without_privilege(code)
+    assert said.startswith("DataError ") and f"{name}" in said and "(Permission denied)" in said
+
+
+def test_relative_paths_and_homes_become_absolute(tmp_path, monkeypatch) -> None:
+    classes(tmp_path / "d", count=10)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("d", "~/d", "./d/../d"):
+        said: list[str] = []
+        load(DataConfig(kind="folder", path=path, size=8, cache=False), 0, said.append)
+        assert said == [f"{tmp_path}/d: 18 training + 2 test images, 2 classes (a 10, b 10); 0 files passed over"]
+    for path in ("gone", "~/gone"):
+        with pytest.raises(DataError, match=f"data.path {tmp_path}/gone: does not exist"):
+            load(config(Path(path)), 0)
+    with pytest.raises(ConfigError, match=r"--data\.path ~nobody-of-that-name/d: .*Write the whole path"):
+        load(config(Path("~nobody-of-that-name/d")), 0)
+
+
+def test_names_of_any_bytes(tmp_path) -> None:
+    """A file, a class, and a broken file."""
+    root = Path(os.fsdecode(os.fsencode(tmp_path) + b"/d\xff"))
+    for name in (b"a/caf\xe9.png", b"\xe9t\xe9/x.png", b"\xe9t\xe9/y.png", b"a/l\n\x1b[1m.png", b"a/b\xe9.png"):
+        put(Path(os.fsdecode(os.fsencode(root) + b"/" + name)), len(name))
+    Path(os.fsdecode(os.fsencode(root) + b"/a/b\xe9.png")).write_bytes(b"broken")
+    said: list[str] = []
+    splits = load(config(root, holdout=0.5), 0, said.append)
+    assert splits.train.class_names == ("a", "\\xe9t\\xe9")
+    assert said[1].startswith(rf"{tmp_path}/d\xff: 1 training + 3 test images, 2 classes (a 2, \xe9t\xe9 2); ")
+    assert r"the first is a/b\xe9.png" in said[0]
+    "\n".join(said).encode()

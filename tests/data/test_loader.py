@@ -33,7 +33,7 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def make(names: list[str]) -> Library:
-    return Library(ImageFiles(SIZE), names, (COUNT,), 2, pytest.fail)
+    return Library(ImageFiles(SIZE), names, 2)
 
 
 def levels(batch: torch.Tensor) -> list[int]:
@@ -117,6 +117,33 @@ def test_signals_for_the_whole_group_do_not_reach_the_workers(names: list[str]) 
     assert len(workers() - before) == 2
 
 
+def test_no_other_process_of_the_group_obeys_a_stop_signal(names: list[str]) -> None:
+    """Nor does the server of the workers: without it they count as dead as soon as the reader has to wait."""
+    code = f"""
+import os, signal
+from pathlib import Path
+import torch
+from mixfast.data.loader import ImageFiles, Library
+names = [str(path) for path in sorted(Path({str(Path(names[0]).parent)!r}).iterdir())]
+next(Library(ImageFiles(8), names, (len(names),), 1, print).read([torch.arange(4)], torch.device("cpu")))
+others = 0
+for path in Path("/proc").glob("[0-9]*"):
+    try:
+        status = dict(line.split(":", 1) for line in (path / "status").read_text().splitlines())
+        inside = os.getpgid(int(path.name)) == os.getpid() != int(path.name)
+    except (OSError, ValueError):
+        continue
+    if inside:
+        others += 1
+        deaf = int(status["SigBlk"], 16) | int(status["SigIgn"], 16)
+        assert all(deaf >> (number - 1) & 1 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)), status
+assert others >= 2, others  # a worker and the server
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, start_new_session=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(3)"])
 def test_workers_end_with_the_process_that_started_them(end: str, names: list[str]) -> None:
     """However it ends: here by itself or by a signal, while they are at work."""
@@ -127,7 +154,7 @@ import torch
 from mixfast.data.loader import ImageFiles, Library
 multiprocessing.set_forkserver_preload(["mixfast.data.loader"])
 names = [str(path) for path in sorted(Path({str(Path(names[0]).parent)!r}).iterdir())]
-library = Library(ImageFiles(600), names, (len(names),), 2, print)
+library = Library(ImageFiles(600), names, 2)
 for number, _ in enumerate(library.read([torch.arange(4)] * 2000, torch.device("cpu"))):
     if number == 2:
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)

@@ -154,7 +154,9 @@ def test_a_run_that_reads_while_it_trains_equals_one_in_memory(tmp_path: Path) -
 
 def test_without_labels_knn_is_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(words(tmp_path / "run", "moco", train__epochs=1, **options("unlabelled", "no"))) == 0
-    assert "kNN is off: not every image has a class." in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "kNN is off: not every image has a class." in printed
+    assert "photos_of_mine:unlabelled: 65 training + 7 test images, no classes\n" in printed
 
 
 def test_another_data_set_is_no_continuation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

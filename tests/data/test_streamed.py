@@ -95,41 +95,60 @@ def test_position_survives_in_either_form(images) -> None:
         assert continued.state_dict()["order"] is None
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_broken_files_are_replaced_by_the_next_of_their_split(workers, images, tmp_path) -> None:
+def break_some(images: Path, root: Path) -> list[str]:
+    """A copy of the images in which files of every kind of damage are among the others; their names."""
     for path in images.rglob("*.jpg"):
-        (tmp_path / path.relative_to(images)).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path.relative_to(images)).write_bytes(path.read_bytes())
-    truth = load(config(tmp_path, in_memory="yes"), 0)
-    for name in ("train/a/03.jpg", "train/a/04.jpg", "train/b/10.jpg", "test/a/00.jpg"):
-        (tmp_path / name).write_bytes(b"not an image")
-    (tmp_path / "test/b/03.jpg").write_bytes((tmp_path / "test/b/03.jpg").read_bytes()[:200])
-    said: list[str] = []
-    files = streamed(tmp_path, workers, said)
-    train, test = files.train.in_memory(), torch.cat(list(files.test.images.split(2)))
-    again = torch.cat(list(files.train.images.split(7)))
-    stand_ins = [*range(3), 5, 5, *range(5, 22), 0], [1, 1, 2, 3, 4, 5, 6, 7, 1]
-    assert torch.equal(train, truth.train.images[stand_ins[0]]) and torch.equal(again, train)
-    assert torch.equal(test, truth.test.images[stand_ins[1]])
-    lines = [line for line in said if "cannot be read" in line]
-    assert len(lines) == 5 and all("the next file takes its place" in line for line in lines)
-    assert any("03.jpg cannot be read (UnidentifiedImageError" in line for line in lines)
-    assert sum("of 32 files so far" in line for line in lines) == 5
+        (root / path.relative_to(images)).parent.mkdir(parents=True, exist_ok=True)
+        (root / path.relative_to(images)).write_bytes(path.read_bytes())
+    names = [f"train/a/{i:02}.jpg" for i in (0, 3, 4, 11)] + ["train/b/00.jpg", "train/b/10.jpg", "test/a/04.jpg"]
+    truncated, empty, text, gone, circle, deep, postscript = (root / name for name in names)
+    truncated.write_bytes(truncated.read_bytes()[:-20])
+    empty.write_bytes(b"")
+    text.write_text("<html>404</html>")
+    gone.unlink(), gone.symlink_to(root / "nowhere.jpg")
+    circle.unlink(), circle.symlink_to(circle)
+    Image.fromarray(np.full((9, 9), 40_000, np.uint16)).save(deep, "png")
+    Image.new("RGB", (9, 9)).save(postscript, "eps")
+    return names
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_many_broken_files_in_a_row_are_an_error(workers, tmp_path) -> None:
-    names = [tmp_path / f"{i}.jpg" for i in range(40)]
-    for name in names:
-        name.write_bytes(b"not an image")
-    said: list[str] = []
-    library = Library(ImageFiles(SIZE), names, (40,), workers, said.append)
-    with pytest.raises(DataError, match=r"16 image files in a row, from .*/2\.jpg on, cannot be read \(Unident.*disk"):
-        list(Streamed(library, torch.arange(40)).read([torch.tensor([2])]))
-    assert len(said) == 10  # the others would say the same
-    with pytest.raises(DataError, match=r"from .*/20\.jpg on"):
-        list(Streamed(library, torch.arange(40)).read([torch.tensor([20])]))
-    assert len(said) == 10
+@pytest.mark.parametrize("split", ["given", "held out"])
+def test_broken_files_are_left_out_as_in_memory(workers, split, images, tmp_path) -> None:
+    """Images, labels, order, normalisation and fingerprint are those of a folder without the broken files."""
+    names = break_some(images, tmp_path)
+    root = tmp_path if split == "given" else tmp_path / "train"
+    said: dict[str, list[str]] = {"yes": [], "no": []}
+    options = {"limit": None if split == "given" else 13, "holdout": 0.3, "workers": workers}
+    whole = load(config(root, in_memory="yes", **options), 0, said["yes"].append)
+    files = streamed(root, said=said["no"], **options)
+    for ours, theirs in ((files.train, whole.train), (files.test, whole.test)):
+        assert torch.equal(ours.in_memory(), theirs.images) and torch.equal(ours.labels, theirs.labels)
+        assert torch.equal(ours.digests, theirs.digests)
+    assert torch.equal(epochs(files, 2), epochs(whole, 2))
+    assert (files.mean, files.std, files.fingerprint) == (whole.mean, whole.std, whole.fingerprint)
+    progress = ("decoding", "looking through", f"{len(files.train)} images stay in their files")
+    first, second = ([line for line in lines if not line.startswith(progress)] for lines in said.values())
+    assert first == second and any("unreadable" in line for line in first)
+    if split == "given":
+        for name in names:
+            (tmp_path / name).unlink()
+        clean = load(config(root, in_memory="yes"), 0, [].append)
+        for ours, theirs in ((whole.train, clean.train), (whole.test, clean.test)):
+            assert torch.equal(ours.images, theirs.images) and torch.equal(ours.labels, theirs.labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_file_that_breaks_during_training_is_an_error_that_names_it(workers, images, tmp_path) -> None:
+    """No other image takes its place, and its label."""
+    for level in range(6):
+        Image.new("RGB", (9, 9), (40 * level,) * 3).save(tmp_path / f"{level}.png")
+    splits = streamed(tmp_path, workers, holdout=0.2)
+    assert len(epochs(splits, 1)) == 1
+    name = splits.train.images.library.items[int(splits.train.images.numbers[2])]
+    Path(name).write_bytes(Path(name).read_bytes()[:40])
+    with pytest.raises(DataError, match=rf"{name} cannot be read any more \(.*It could when the run began"):
+        epochs(splits, 1)
 
 
 def test_file_names_of_any_bytes(tmp_path) -> None:
@@ -137,7 +156,7 @@ def test_file_names_of_any_bytes(tmp_path) -> None:
     for level, name in enumerate(names):
         with open(name, "wb") as file:
             Image.new("RGB", (SIZE, SIZE), (level,) * 3).save(file, "png")
-    library = Library(ImageFiles(SIZE), names, (3,), 1, pytest.fail)
+    library = Library(ImageFiles(SIZE), names, 1)
     (batch,) = Streamed(library, torch.arange(3)).split(3)
     assert batch[:, 0, 0, 0].tolist() == [0, 1, 2]
 
@@ -179,8 +198,8 @@ def test_large_sets_are_normalised_by_a_sample_in_both_forms(images, monkeypatch
 def test_the_speed_of_decoding_is_measured_and_said(images) -> None:
     said: list[str] = []
     splits = streamed(images, 2, said)
-    assert said[0].startswith("23 images stay in their files: 2 processes can decode ")
-    assert said[0].endswith(" images/s of 12 px, measured alone on 23 of them")
+    assert said[1].startswith("23 images stay in their files: 2 processes can decode ")
+    assert said[1].endswith(" images/s of 12 px, measured alone on 23 of them")
     assert splits.train.images.library.images_per_s > 0
 
 

@@ -25,7 +25,7 @@ def names(tmp_path: Path, rng: torch.Generator) -> list[Path]:
 
 def test_batches_on_the_gpu_equal_those_in_memory(names: list[Path]) -> None:
     """A GPU that lags behind must not find a batch overwritten, by the next batch or in the caching allocator."""
-    library = Library(ImageFiles(SIZE), names, (COUNT,), 2, pytest.fail)
+    library = Library(ImageFiles(SIZE), names, 2)
     files = Streamed(library, torch.arange(COUNT)).to(torch.device(DEVICE))
     whole = files[:]
     assert whole.device.type == DEVICE

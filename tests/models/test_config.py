@@ -9,6 +9,7 @@ from torch import nn
 
 from mixfast.errors import ConfigError
 from mixfast.models import ModelConfig, build_encoder
+from mixfast.models.split_bn import BatchNorm1d
 
 SMALL = ModelConfig(depth=8, width=16, dim=32)
 
@@ -61,8 +62,8 @@ def test_heads() -> None:
     ("kind", "layers", "biased"),
     [
         ("mlp", [nn.Linear, nn.ReLU, nn.Linear], [True, True]),
-        ("mlp_bn", [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear], [False, True]),
-        ("mlp_bn2", [nn.Linear, nn.BatchNorm1d, nn.ReLU, nn.Linear, nn.BatchNorm1d], [False, False]),
+        ("mlp_bn", [nn.Linear, BatchNorm1d, nn.ReLU, nn.Linear], [False, True]),
+        ("mlp_bn2", [nn.Linear, BatchNorm1d, nn.ReLU, nn.Linear, BatchNorm1d], [False, False]),
     ],
 )
 def test_hidden_layers_batch_norms_and_biases(kind: Any, layers: list[type], biased: list[bool]) -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.errors import ConfigError
+from mixfast.models.heads import build_head
 from mixfast.models.split_bn import SplitBatchNorm2d, frozen_statistics
 
 SHAPES = [(8, 3, 5, 4), (16, 6, 2, 2), (12, 1, 3, 3), (8, 5, 1, 7)]
@@ -93,6 +94,23 @@ def test_eval_mode_is_ordinary_batch_norm(rng: torch.Generator) -> None:
     plain.load_state_dict(split.state_dict())  # same keys, same sizes
     x = torch.randn(5, 4, 3, 3, generator=rng)  # not a multiple of 8
     assert torch.equal(split.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape", "groups"),
+    [
+        (SplitBatchNorm2d(3, 1), (1, 3, 1, 1), "1 group"),
+        (SplitBatchNorm2d(3, 4), (4, 3, 1, 1), "4 groups"),
+        (build_head("mlp_bn", 3, 4)[1], (1, 3), "1 group"),  # type: ignore[index]
+        (build_head("mlp_bn2", 4, 3)[4], (1, 3), "1 group"),  # type: ignore[index]
+    ],
+)
+def test_one_number_has_no_variance(norm: nn.Module, shape: tuple[int, ...], groups: str) -> None:
+    values = torch.ones(shape)
+    with pytest.raises(ConfigError, match=rf"got the shape .* in {groups}\. .*batch_size.*accumulate.*bn_splits"):
+        norm.train()(values)
+    assert norm.eval()(values).isfinite().all()
+    assert norm.train()(torch.cat([values, values])).isfinite().all()
 
 
 def test_batch_that_cannot_be_split_is_refused() -> None:

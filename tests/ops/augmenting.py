@@ -1,6 +1,7 @@
 """What the tests of augment_views share: inputs, and the same views by torchvision, one image at a time."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,6 @@ from mixfast.ops.views._layout import COLUMNS
 MEAN, STD = (0.49, 0.48, 0.44), (0.21, 0.2, 0.25)
 EVERYTHING = AugmentConfig(blur=0.5, solarise=0.3, grey_first=True, interpolation="bicubic", hue=0.5)
 RECIPES = {**PRESETS, "everything": EVERYTHING, "everything, colour first": replace(EVERYTHING, colour_first=True)}
-MODES = {"bilinear": 2, "bicubic": 3}  # PIL's numbers, which torchvision accepts
 
 
 def byte_images(count: int, rng: torch.Generator, size: tuple[int, int] = (32, 32)) -> Tensor:
@@ -42,15 +42,39 @@ def options(cfg: AugmentConfig, **others: Any) -> dict[str, Any]:
     }
 
 
+def keys(x: float) -> float:
+    """Keys' kernel with A = -1/2 (Keys 1981, equation 15)."""
+    x = abs(x)
+    return 1.5 * x**3 - 2.5 * x**2 + 1 if x < 1 else -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def enlarged(image: Tensor, size: Sequence[int]) -> Tensor:
+    """An image [C, H, W] resized as Pillow's bicubic enlarges it: of each axis, the weights of a float64 loop over
+    pixels, which sum to one over those that exist. Points are rounded to float32, as torch rounds them."""
+    for axis, out in zip((1, 2), size, strict=True):
+        length = image.shape[axis]
+        points = ((torch.arange(out) + 0.5) * (torch.tensor(length) / out) - 0.5).tolist()
+        weights = torch.tensor([[keys(point - x) for x in range(length)] for point in points], dtype=torch.float64)
+        weights /= weights.sum(1, keepdim=True)
+        image = torch.tensordot(image.double(), weights, dims=([axis], [1])).movedim(-1, axis)
+    return image.float().clamp(0, 1)
+
+
 def by_torchvision(image: Tensor, row: Tensor, cfg: AugmentConfig, size: tuple[int, int]) -> Tensor:
-    """The view of a uint8 image that a row of parameters describes, with torchvision's functions on one float image."""
+    """The view of a uint8 image that a row of parameters describes, with torchvision's functions on one float image.
+
+    Bicubic crops are `enlarged`: torchvision's, without antialiasing, have another kernel than Pillow's.
+    """
     import torchvision.transforms.v2.functional as functional
 
     how = dict(zip(COLUMNS, row.tolist(), strict=True))
 
     def crop(x: Tensor) -> Tensor:
         box = [int(how[name]) for name in COLUMNS[:4]]
-        x = functional.resized_crop(x, *box, list(size), MODES[cfg.interpolation], antialias=False).clamp(0, 1)
+        if cfg.interpolation == "bicubic":
+            x = enlarged(functional.crop(x, *box), size)
+        else:
+            x = functional.resized_crop(x, *box, list(size), functional.InterpolationMode.BILINEAR, antialias=False)
         return functional.horizontal_flip(x) if how["flip"] else x
 
     def jitter(x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """augment_views and draw_views as citizens of torch: compile, autocast, vmap, versions, no waiting; and bad input."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,9 +128,15 @@ BAD_VIEWS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"size": 0}, ValueError, r"size must be a side or \(height, width\), at least 1; got 0"),
     ({"size": (3, 4, 5)}, ValueError, r"size must be a side or \(height, width\), at least 1; got \(3, 4, 5\)"),
     ({"mean": (0.5,)}, ValueError, r"mean must be three numbers.*got \(0.5,\)"),
+    ({"mean": "abc"}, ValueError, r"mean must be three numbers.*got 'abc'"),
+    ({"mean": (0.5, 0.5, 10**400)}, ValueError, r"mean must be three numbers, one for each channel"),
+    ({"std": ("a", 0.5, 0.5)}, ValueError, r"std must be three numbers, one for each channel; got \('a'"),
+    ({"size": True}, ValueError, r"size must be a side or \(height, width\), at least 1; got True"),
     ({"std": (0.5, 0.0, 0.5)}, ValueError, "std must be positive"),
     ({"interpolation": "area"}, ValueError, "interpolation must be 'bilinear' or 'bicubic'; got 'area'"),
-    ({"blur_reach": -1}, ValueError, "blur_reach must be at least 0 pixels; got -1"),
+    ({"blur_reach": -1}, ValueError, r"blur_reach must be from 0 to below 2\^24 pixels; got -1"),
+    ({"blur_reach": 2**70}, ValueError, r"blur_reach must be from 0 to below 2\^24 pixels; got 11805"),
+    ({"backend": []}, TypeError, r"augment_views: backend must be auto, .*; got \[\]"),
     ({"dtype": torch.float64}, TypeError, "dtype must be float32, bfloat16 or float16; got torch.float64"),
     ({"memory_format": torch.preserve_format}, ValueError, "memory_format must be contiguous_format or channels_last"),
     ({"backend": "best"}, ValueError, "augment_views: backend must be auto, .*; got 'best'"),
@@ -149,7 +156,10 @@ BAD_DRAWS: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"state": 3}, TypeError, "state must be a tensor; got int"),
     ({"state": zeros(2)}, TypeError, "state must be torch.int64; got torch.float32"),
     ({"state": zeros(3, dtype=torch.int64)}, ValueError, r"state must be contiguous \[2\], \(key, .*; got \[3\]"),
-    ({"batch": -1}, ValueError, "batch must be a number of images; got -1"),
+    ({"batch": -1}, ValueError, r"batch must be a number of images, below 2\^31; got -1"),
+    ({"batch": 2**70}, ValueError, r"batch must be a number of images, below 2\^31; got 11805"),
+    ({"recipes": [None]}, TypeError, r"recipes\[0\].crop_scale must be two numbers; got None of None"),
+    ({"recipes": [SimpleNamespace(crop_scale=(0.1, 1), crop_ratio=(0, 1))]}, TypeError, r"recipes\[0\].crop_ratio"),
     ({"size": (0, 8)}, ValueError, r"size must be a side or \(height, width\), at least 1; got \(0, 8\)"),
     ({"recipes": []}, ValueError, r"recipes must be a sequence, one for each view; got \[\]"),
 ]  # fmt: skip

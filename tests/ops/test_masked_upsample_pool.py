@@ -160,6 +160,16 @@ def test_empty_side_is_zero_and_passes_no_gradient(backend: str, kind: str, full
 
 
 @each_backend("masked_upsample_pool")
+def test_masks_with_a_channel(backend: str, rng: torch.Generator) -> None:
+    """[B, 1, H, W], as segmentation networks make them."""
+    features, mask = torch.randn(2, 3, 4, 4, generator=rng), torch.rand(2, 9, 7, generator=rng)
+    for regions in (mask, mask > 0.5):
+        pooled = (masked_upsample_pool(features, each, backend=backend) for each in (regions, regions[:, None]))
+        for without, with_channel in zip(*pooled, strict=True):
+            assert torch.equal(without, with_channel)
+
+
+@each_backend("masked_upsample_pool")
 def test_boxes_of_any_integer_type_and_masks_agree(backend: str, rng: torch.Generator) -> None:
     features = torch.randn(3, 4, 4, 4, generator=rng)
     boxes = torch.tensor([[0, 0, 8, 8], [3, 4, 32, 20], [5, 5, 6, 6]])
@@ -236,7 +246,7 @@ def test_same_bits_for_any_thread_count(backend: str, kind: str, rng: torch.Gene
             assert all(torch.equal(first[name], other[name]) for name in first)
 
 
-@each_backend("masked_upsample_pool", but=("reference",))
+@each_backend("masked_upsample_pool")
 def test_empty_batches_and_no_channels(backend: str) -> None:
     for shape in ((0, 4, 3, 3), (2, 0, 3, 3)):
         features = torch.zeros(shape, requires_grad=True)

@@ -147,12 +147,8 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ),
     ("temperature-bool", {"temperature": True}, TypeError, r"temperature must be a number, .* got True"),
     ("temperature-short", {"temperature": [0.1]}, ValueError, r"temperature must be one number or 2, .* got 1"),
-    (
-        "temperature-0d",
-        {"temperature": torch.tensor(0.1)},
-        ValueError,
-        r"must be \[T\] = \[2\]; got \[\].*\.expand\(2\)",
-    ),
+    ("temperature-1d", {"temperature": ones(1)}, ValueError, r"must be \[T\] = \[2\], or a scalar \[\]; got \[1\]"),
+    ("temperature-huge", {"temperature": 10**400}, ValueError, r"temperature must be positive and finite; got 1000"),
     ("temperature-int", {"temperature": torch.tensor([1, 1])}, TypeError, r"temperature tensor must be float16"),
     (
         "temperature-device",
@@ -163,6 +159,8 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("reduction", {"reduction": "avg"}, ValueError, r"reduction must be \"mean\", \"sum\" or \"none\"; got 'avg'"),
     ("reduction-none", {"reduction": None}, ValueError, r"reduction must be .* got None"),
     ("backend", {"backend": "gpu"}, ValueError, r"backend must be auto, .*reference; got 'gpu'"),
+    ("backend-list", {"backend": ["cpu"]}, TypeError, r"backend must be auto, .*reference; got \['cpu'\]"),
+    ("queue-d-k", {"queues": [ones(4, 9)] * 2}, ValueError, r"\[K, D\] with D = 4 .*got \[4, 9\]. Pass queues\[0\].T"),
 ]
 
 

@@ -153,12 +153,30 @@ def test_autocast_converts_queries_and_positives(backend: str, rng: torch.Genera
         loss = multi_queue_infonce([query], [positive], [queue], [0], backend=backend)
         both = torch.stack([query, query])
         stacked = multi_queue_infonce(both, torch.stack([positive, positive]), [queue], [0, 0], backend=backend)
+        mixed = multi_queue_infonce([query], [positive.float()], [queue], [0], backend=backend)
         # no backend of a GPU but the reference has float64
         wide = multi_queue_infonce([query.double()], [positive.double()], [queue.double()], [0], backend="reference")
+    assert torch.equal(mixed, expected)
     assert torch.equal(loss, expected) and loss.dtype == torch.float32 and wide.dtype == torch.float64
     torch.testing.assert_close(stacked, expected.expand(2))
     loss.backward()
     assert query.grad.dtype == torch.bfloat16
+
+
+@each_backend("multi_queue_infonce")
+def test_one_learnable_temperature_for_all_terms(backend: str, rng: torch.Generator) -> None:
+    """A scalar tensor is the same as an entry for each term, and its gradient the sum of theirs."""
+    rows, queue = (unit(rng, n, 16, backend=backend) for n in (6, 20))
+    scalar = torch.tensor(0.2, device=rows.device, requires_grad=True)
+    entries = torch.full((2,), 0.2, device=rows.device, requires_grad=True)
+    ours, theirs = (
+        multi_queue_infonce([rows, rows[:3]], [rows, rows[:3]], [queue], [0, 0], temperature=each, backend=backend)
+        for each in (scalar, entries)
+    )
+    assert torch.equal(ours, theirs)
+    (ours[0] + 3 * ours[1]).backward()
+    (theirs[0] + 3 * theirs[1]).backward()
+    torch.testing.assert_close(scalar.grad, entries.grad.sum())
 
 
 @each_backend("multi_queue_infonce", but=("reference",))

@@ -100,7 +100,9 @@ def test_autocast_converts_to_float32(backend: str, rng: torch.Generator) -> Non
     expected = nt_xent(first.float(), second.float(), backend=backend)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = nt_xent(first, second, backend=backend)
+        mixed = nt_xent(first.half(), second.float(), backend=backend)
         wide = nt_xent(first.double(), second.double(), backend=backend)
+    assert torch.equal(mixed, nt_xent(first.half().float(), second.float(), backend=backend))
     assert torch.equal(loss, expected) and loss.dtype == torch.float32 and wide.dtype == torch.float64
     loss.backward()
     assert first.grad.dtype == torch.bfloat16

@@ -8,6 +8,7 @@ import torch
 
 from mixfast.run.clock import Clock
 from mixfast.run.console import QUIET_SECONDS, Console, duration
+from mixfast.run.streams import steady_streams
 
 
 class Terminal(io.StringIO):
@@ -26,6 +27,17 @@ def test_lines_are_plain_and_logged(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert (tmp_path / "log.txt").read_text() == "epoch [1] 50 %\nonly here\n"
 
 
+def test_bytes_that_are_no_text_are_shown_as_escapes(tmp_path: Path) -> None:
+    """Names of files may be of any bytes."""
+    shown = io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch:
+        stream = io.TextIOWrapper(shown, "utf-8", "strict")
+        patch.setattr("sys.stdout", stream)
+        with steady_streams():
+            Console(tmp_path / "log.txt").line("caf\udce9.png")
+    assert shown.getvalue() == b"caf\\udce9.png\n" == (tmp_path / "log.txt").read_bytes()
+
+
 def test_terminal_shows_a_bar_with_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr("sys.stdout", terminal)
@@ -39,6 +51,17 @@ def test_terminal_shows_a_bar_with_note(tmp_path: Path, monkeypatch: pytest.Monk
     shown = terminal.getvalue()
     assert "moco" in shown and "50 %" in shown and "300 img/s" in shown and "epoch [1]" in shown
     assert (tmp_path / "log.txt").read_text() == "epoch [1]\n"
+
+
+@pytest.mark.parametrize("columns", ["40", "60"])
+def test_a_narrow_terminal_keeps_the_percentage(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", columns)
+    with Console() as console:
+        console.task("approach1", total=100).update(37, "loss 14.93   482 images/s   data wait 3 %")
+    assert " 37 %" in terminal.getvalue() and "loss" in terminal.getvalue()
 
 
 def test_a_plain_log_shows_signs_of_life(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,8 +25,8 @@ def test_diagnose_moves_nothing(name: str, tmp_path: Path) -> None:
 def test_terms_of_a_method_with_queues(tmp_path: Path) -> None:
     numbers = diagnose(open_tiny(tmp_path, "approach1"))
     terms = ("original", "mixed", "global", "local", "local_global")
-    assert {key for key in numbers if key.startswith(("found_", "shortcut_"))} == {
-        f"{kind}_{term}" for kind in ("found", "shortcut") for term in terms
+    assert {key for key in numbers if key.startswith("top1_")} == {
+        f"{kind}_{term}" for kind in ("top1", "top1_other") for term in terms
     }
     assert numbers["queue_age"] == 64 / 16
 

@@ -76,7 +76,8 @@ def test_one_update_by_hand(accumulate: int, tmp_path: Path) -> None:
     means = engine.optimiser_step(run, images, check=True)
     mean = (images.double() / 255).mean().item()
     assert run.method.weight.item() == pytest.approx(1 - 0.5 * mean, abs=1e-6)
-    assert {name: value.item() for name, value in means.items()} == pytest.approx({"loss": mean, "term": mean})
+    values = {name: value.item() for name, value in means.items()}
+    assert values == pytest.approx({"loss": mean, "term": mean, "total_weight": 1.0})
     assert run.method.weight.grad is None
     # one optimiser step: the follower moves once, all keys are enqueued together and in order
     assert run.method.begun == 1 and len(run.method.updates) == 1
@@ -93,8 +94,8 @@ def test_rate_follows_the_schedule_and_records_count(tmp_path: Path) -> None:
     ]  # fmt: skip
     rates = [0.25 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (1, 1, 2, 2, 3, 3)]
     assert [record["lr"] for record in train] == pytest.approx(rates)
-    scored = [record["kind"] for record in records(tmp_path) if record["kind"] != "train"]
-    assert scored == ["baseline", "baseline", "eval", "diagnostics"]
+    others = [record["kind"] for record in records(tmp_path) if record["kind"] != "train"]
+    assert others == ["baseline", "baseline", "epoch", "epoch", "eval", "diagnostics", "epoch"]
     assert (run.step, run.epoch, run.steps) == (12, 3, 12)
 
 
@@ -127,6 +128,55 @@ def test_recorded_loss_is_the_mean_since_the_last_record(tmp_path: Path) -> None
     finally:
         engine.optimiser_step = step
     assert records(tmp_path)[0]["loss"] == pytest.approx(sum(losses) / 4, rel=1e-6)
+
+
+def test_the_printed_loss_is_the_mean_over_the_epoch_and_the_weights(tmp_path: Path, capsys: Any) -> None:
+    """Records of 3, 1, 2 and 2 steps; the row and the record of an epoch count each of its four steps once."""
+    run = open_tiny(tmp_path, "approach1", train__log_every=3, train__epochs=2, eval__every=0)
+    steps: list[dict[str, float]] = []
+    add = run.meter.add
+
+    def remember(values: dict[str, Tensor]) -> None:
+        steps.append({name: value.item() for name, value in values.items()})
+        add(values)
+
+    run.meter.add = remember  # type: ignore[method-assign]
+    engine.train(run)
+    epochs = [record for record in records(tmp_path) if record["kind"] == "epoch"]
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("approach1 ")]
+    assert [(record["epoch"], record["step"]) for record in epochs] == [(1, 4), (2, 8)] and len(rows) == 2
+    for number, (record, row) in enumerate(zip(epochs, rows, strict=True)):
+        of_epoch = steps[4 * number : 4 * number + 4]
+        means = {name: sum(step[name] for step in of_epoch) / 4 for name in of_epoch[0]}
+        assert {name: record[name] for name in means} == pytest.approx(means, rel=1e-6)
+        # one lam and three times 1 - lam beside the original term, whose weight is 1
+        assert means["total_weight"] == pytest.approx(4 - 2 * means["lam"], rel=1e-6)
+        assert row[1:4] == [
+            str(number + 1), f"{record['lr']:.3g}", f"{means['loss'] / means['total_weight']:.3f}"
+        ]  # fmt: skip
+        assert record["lr"] == pytest.approx(0.03 * (1 + math.cos(math.pi * (number + 1) / 2)))
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4])  # of the four steps of an epoch: recorded are the third and the last
+def test_an_epoch_in_two_parts_prints_the_row_of_a_whole_one(stop_at: int, tmp_path: Path, capsys: Any) -> None:
+    options: dict[str, Any] = {"train__log_every": 3, "train__epochs": 1, "eval__every": 0, "optim__cosine_origin": 0}
+    engine.train(open_tiny(tmp_path / "whole", "moco", **options))
+    first = open_tiny(tmp_path / "parts", "moco", **options)
+    begin = first.method.begin
+
+    def begin_and_stop(progress: Tensor) -> None:
+        first.stop.number = signal.SIGTERM * (first.step + 1 == stop_at)
+        begin(progress)
+
+    first.method.begin = begin_and_stop
+    with pytest.raises(Stopped):
+        engine.train(first)
+    second = open_tiny(tmp_path / "parts", "moco", **options)
+    second.load(checkpoint.find(tmp_path / "parts"))
+    engine.train(second)
+    whole, parts = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("moco "))
+    assert whole[:6] == parts[:6] and float(parts[2]) == 0.06 and float(parts[3]) > 0
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
 
 
 @pytest.mark.parametrize(

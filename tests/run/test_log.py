@@ -23,17 +23,33 @@ def test_meter_averages_and_starts_again() -> None:
     assert meter.means() == {"loss": 5.0}
 
 
+def test_meter_averages_over_an_epoch_of_several_records() -> None:
+    meter = Meter()
+    assert meter.epoch_means() == {}
+    for record in ((1.0, 2.0, 6.0), (11.0,)):
+        for value in record:
+            meter.add({"loss": torch.tensor(value)})
+        meter.means()
+    assert meter.epoch_means() == {"loss": 5.0}  # 20 / 4, not the mean of 3 and 11
+    meter.add({"loss": torch.tensor(7.0)})
+    meter.means()
+    assert meter.epoch_means() == {"loss": 7.0}
+
+
 def test_meter_continues_from_a_saved_state(rng: torch.Generator) -> None:
     values = torch.rand(9, generator=rng)
     whole, first, second = Meter(), Meter(), Meter()
     for index, value in enumerate(values):
         whole.add({"loss": value})
-        if index < 4:
+        if index < 5:
             first.add({"loss": value})
+        if index == 2:  # a record, after which the epoch goes on
+            assert whole.means() == first.means()
     second.load_state_dict(first.state_dict(), torch.device("cpu"))
-    for value in values[4:]:
+    for value in values[5:]:
         second.add({"loss": value})
     assert second.means() == whole.means()
+    assert second.epoch_means() == whole.epoch_means() == pytest.approx({"loss": values.double().mean().item()})
 
 
 def test_metrics_truncate_to_a_position_and_keep_order(tmp_path: Path) -> None:
@@ -85,7 +101,7 @@ def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
     assert events == [(str(tmp_path / "events"), 3), ("train/loss", 0.5, 4), ("flush",)]
 
 
-def test_tensorboard_without_its_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorboard_without_its_package_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(PlatformError, match=r"pip install 'mixfast\[tensorboard\]'"):
+    with pytest.raises(PlatformError, match=r"pip install tensorboard\."):
         TensorBoard(tmp_path, step=0)

@@ -33,19 +33,22 @@ def test_a_network_that_sees_no_difference_is_at_chance_level(name: str, values:
     for keys in method.negatives().values():
         keys.fill_(0.5)
     images = torch.randint(256, (BATCH, 3, SIDE, SIDE), dtype=torch.uint8, generator=generators["probe"])
-    parts = method.step(method.views(images, augmentation(generators), generators), generators).parts
+    step = method.step(method.views(images, augmentation(generators), generators), generators)
     assert (count is None) == name.startswith("byol")
-    if count is not None:
-        terms = [value.item() for key, value in parts.items() if key != "lam"]
+    if count is None:  # the vectors being the same for all images, so are the terms
+        assert (step.loss / step.total_weight()).item() == pytest.approx(step.parts["original"].item(), rel=1e-5)
+    else:
+        terms = [value.item() for key, value in step.parts.items() if key != "lam"]
+        terms.append((step.loss / step.total_weight()).item())  # what is printed
         assert terms == pytest.approx([math.log(count)] * len(terms), rel=1e-5)
 
 
 @pytest.mark.parametrize(
     ("method", "changes", "line"),
     [
-        ("moco", {}, "chance level of the loss, per term: ln(65) = 4.17"),
-        ("simclr", {}, "chance level of the loss, per term: ln(31) = 3.43"),
-        ("simclr_unmix", {"train__accumulate": 2}, "chance level of the loss, per term: ln(15) = 2.71"),
+        ("moco", {}, "weighted mean of its terms, averaged over the epoch; chance level ln(65) = 4.17"),
+        ("simclr", {}, "weighted mean of its terms, averaged over the epoch; chance level ln(31) = 3.43"),
+        ("simclr_unmix", {"train__accumulate": 2}, "chance level ln(15) = 2.71"),
         ("byol", {}, None),
     ],
 )

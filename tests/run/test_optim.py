@@ -2,6 +2,7 @@
 
 import io
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,22 +10,33 @@ import torch
 from torch import nn
 
 from mixfast.config.options import OptimConfig
-from mixfast.config.presets import build
-from mixfast.run.optim import build_optimizer, learning_rate, load_optimizer, set_learning_rate
+from mixfast.config.presets import build, presets
+from mixfast.run.optim import (
+    build_optimizer,
+    epoch_rate,
+    learning_rate,
+    load_optimizer,
+    mean_rate,
+    set_learning_rate,
+)
 
 
 @pytest.mark.parametrize(
     ("config", "epochs", "expected"),
     [
-        # lr/2 (1 + cos(pi e / 4)) at e = 1, 2, 3, 4: the last epoch runs at rate 0
-        (OptimConfig(lr=0.06), 4, [0.0512132, 0.03, 0.0087868, 0.0]),
-        (OptimConfig(lr=0.06, cosine_origin=0), 4, [0.06, 0.0512132, 0.03, 0.0087868]),
+        # lr/2 (1 + cos(pi e / 4)) at e = 0, 1, 2, 3; or at e = 1, 2, 3, 4, where the last epoch runs at rate 0
+        (OptimConfig(lr=0.06), 4, [0.06, 0.0512132, 0.03, 0.0087868]),
+        (OptimConfig(lr=0.06, cosine_origin=1), 4, [0.0512132, 0.03, 0.0087868, 0.0]),
         # ten epochs, shares 0.6 and 0.9: epochs 0-5, 6-8, 9
         (OptimConfig(lr=1.0, schedule="step"), 10, [1.0] * 6 + [0.1] * 3 + [0.01]),
         (OptimConfig(lr=1.0, schedule="step", steps=(0.5,), step_factor=0.5), 4, [1.0, 1.0, 0.5, 0.5]),
         (OptimConfig(lr=1.0, schedule="step", steps=(), warmup_epochs=3), 5, [0.25, 0.5, 0.75, 1.0, 1.0]),
-        (OptimConfig(lr=0.06, warmup_epochs=1), 4, [0.0256066, 0.03, 0.0087868, 0.0]),
-        (OptimConfig(lr=0.06), 1, [0.0]),
+        # 3 epochs and 1 epoch before the end of five; with two epochs the first of them is left out
+        (OptimConfig(lr=1.0, schedule="step", steps=(-3.0, -1.0)), 5, [1.0, 1.0, 0.1, 0.1, 0.01]),
+        (OptimConfig(lr=1.0, schedule="step", steps=(-3.0, -1.0)), 2, [1.0, 0.1]),
+        (OptimConfig(lr=0.06, cosine_origin=1, warmup_epochs=1), 4, [0.0256066, 0.03, 0.0087868, 0.0]),
+        (OptimConfig(lr=0.06, cosine_origin=1), 1, [0.0]),
+        (OptimConfig(lr=0.06), 1, [0.06]),
     ],
 )
 def test_learning_rate(config: OptimConfig, epochs: int, expected: list[float]) -> None:
@@ -32,9 +44,62 @@ def test_learning_rate(config: OptimConfig, epochs: int, expected: list[float]) 
     assert rates == pytest.approx(expected, abs=1e-7)
 
 
-def test_published_recipe_at_the_200th_epoch_and_half_way() -> None:
-    assert learning_rate(OptimConfig(), 199, 200, step=19_400) == 0.0
-    assert learning_rate(OptimConfig(), 99, 200, step=9_700) == pytest.approx(0.03)
+@pytest.mark.parametrize("epochs", [1, 2, 7, 200, 800, 1000])
+def test_the_modifier_moco_demo_is_the_rate_of_mocos_demo_in_every_epoch(epochs: int) -> None:
+    config = build("moco", ["moco_demo"], None)[0].optim
+    for number in range(1, epochs + 1):  # the demo counts from 1
+        expected = 0.06 * (0.5 * (1 + math.cos(math.pi * number / epochs)))
+        assert learning_rate(config, number - 1, epochs, step=0) == pytest.approx(expected, rel=1e-12, abs=1e-18)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 7, 200, 1000])
+@pytest.mark.parametrize("preset", [name for name in presets() if not name.endswith("_wmse") and name != "moco_v1"])
+def test_presets_anneal_as_torch_does_and_have_no_epoch_at_rate_0(preset: str, epochs: int) -> None:
+    config = build(preset, [], None)[0].optim
+    rates = [learning_rate(config, epoch, epochs, step=0) for epoch in range(epochs)]
+    weight = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.SGD([weight], lr=config.lr)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
+    for rate in rates:
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9) and rate > 0
+        optimizer.step()
+        schedule.step()
+    assert sum(rates) / epochs > config.lr / 2
+
+
+@pytest.mark.parametrize("epochs", [1, 20, 25, 26, 49, 50, 51, 60, 200, 1000])
+@pytest.mark.parametrize(
+    ("preset", "milestones", "factor"),
+    [
+        ("simclr_wmse", lambda epochs: [epochs - 50, epochs - 25], 0.2),  # whatever the length
+        ("byol_wmse", lambda epochs: [epochs - 50, epochs - 25], 0.2),
+        ("moco_v1", lambda epochs: [0.6 * epochs, 0.8 * epochs], 0.1),  # 120 and 160 of 200
+    ],
+)
+def test_step_presets_follow_multi_step_lr(
+    preset: str, milestones: Callable[[int], list[float]], factor: float, epochs: int
+) -> None:
+    config = build(preset, [], None)[0].optim
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(()))], lr=config.lr)
+    whole = [math.ceil(begin - 1e-9) for begin in milestones(epochs)]
+    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, whole, factor)
+    for epoch in range(epochs):
+        rate = learning_rate(config, epoch, epochs, step=10**6)  # beyond the warm-up
+        assert rate == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9), epoch
+        optimizer.step()
+        schedule.step()
+
+
+def test_mean_rates_are_the_means_over_all_steps() -> None:
+    for config in (
+        OptimConfig(lr=0.3),
+        OptimConfig(lr=0.3, warmup_steps=13, warmup_epochs=1),
+        OptimConfig(lr=0.3, schedule="step", steps=(0.5, -1.0), warmup_steps=100),
+    ):
+        rates = [[learning_rate(config, epoch, 4, 5 * epoch + step) for step in range(5)] for epoch in range(4)]
+        for epoch, of_epoch in enumerate(rates):
+            assert epoch_rate(config, epoch, 4, 5) == pytest.approx(sum(of_epoch) / 5)
+        assert mean_rate(config, 4, 5) == pytest.approx(sum(map(sum, rates)) / 20)
 
 
 def test_warm_up_by_steps_reaches_the_full_rate_at_its_last_step() -> None:

@@ -6,31 +6,8 @@ from pathlib import Path
 import pytest
 
 from mixfast.config.presets import build
-from mixfast.errors import CheckpointError, ConfigError
+from mixfast.errors import CheckpointError
 from mixfast.run.folder import RunFolder, write_json
-
-
-def test_existing_folder_is_refused_and_named(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert RunFolder.create(tmp_path / "empty").path.is_dir()
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "photo.jpg").touch()
-    with pytest.raises(ConfigError, match=r"exists and is not empty.*--resume .*full.*--overwrite"):
-        RunFolder.create(tmp_path / "full")
-    with pytest.raises(ConfigError, match=r"exists and is not empty"):
-        RunFolder.create(tmp_path / "full" / "photo.jpg")
-
-
-def test_overwrite_deletes_runs_and_nothing_else(tmp_path: Path) -> None:
-    folder = tmp_path / "x"
-    folder.mkdir()
-    (folder / "photo.jpg").touch()
-    with pytest.raises(ConfigError, match=r"no run's folder; not deleted"):
-        RunFolder.create(folder, overwrite=True)
-    assert (folder / "photo.jpg").exists()
-    (folder / "config.json").touch()
-    RunFolder.create(folder, overwrite=True)
-    assert list(folder.iterdir()) == []
 
 
 def test_numbers_go_on_from_the_highest(tmp_path: Path) -> None:
@@ -43,7 +20,8 @@ def test_numbers_go_on_from_the_highest(tmp_path: Path) -> None:
 
 def test_configuration_comes_back(tmp_path: Path) -> None:
     config, origins = build("approach2_reference", ["paper_literal"], None)
-    folder = RunFolder.create(tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
     folder.write_config(config, "approach2_reference", origins)
     inside = tmp_path / "run" / "checkpoints" / "last.pt"
     for path in (tmp_path / "run", tmp_path / "run" / "checkpoints", inside):

@@ -52,7 +52,7 @@ def test_killed_while_a_checkpoint_is_written(
     assert_same_run(out, undisturbed["approach1"])
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_signal_saves_and_names_the_way_back(
     number: int, code: int, undisturbed: dict[str, Path], tmp_path: Path
 ) -> None:
@@ -69,18 +69,32 @@ def test_signal_saves_and_names_the_way_back(
     assert json.loads((out / "status.json").read_text())["state"] == "finished"
 
 
-def test_second_signal_stops_at_once(tmp_path: Path) -> None:
+def test_second_interrupt_stops_at_once(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    code = train_in_child(words(out), tmp_path / "log", [signal.SIGTERM, signal.SIGTERM], at_step=6)
-    assert code == 143
+    code = train_in_child(words(out), tmp_path / "log", [signal.SIGTERM, signal.SIGINT], at_step=6)
+    assert code == 130
     assert last_state(out)["step"] == 4  # of the last epoch's end: nothing was saved on the way out
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("stopped", 130) and "at once" in status["reason"]
+    assert f"continue with: python -m mixfast.train --resume {out}" in (tmp_path / "log").read_text()
 
 
-def test_request_is_a_flag_and_handlers_come_back() -> None:
+def test_second_sigterm_at_the_heels_of_the_first_changes_nothing(tmp_path: Path) -> None:
+    """Schedulers send two."""
+    out = tmp_path / "run"
+    code = train_in_child(words(out), tmp_path / "log", [signal.SIGTERM, signal.SIGHUP, signal.SIGTERM], at_step=6)
+    assert code == 143
+    assert last_state(out)["step"] == 6
+
+
+def test_request_is_a_flag_between_steps_and_handlers_come_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with StopRequest() as stop:
+    with pytest.raises(Stopped, match="SIGTERM"), StopRequest() as stop, stop.between_steps():
         assert not stop
         signal.raise_signal(signal.SIGTERM)
-        assert stop and stop.number == signal.SIGTERM
+        assert stop and stop.number == signal.SIGTERM  # and raises at the end of the block, as nobody obeyed
+    with pytest.raises(Stopped, match="SIGHUP"), StopRequest():
+        signal.raise_signal(signal.SIGHUP)
+        pytest.fail("it should not have come here")
     assert signal.getsignal(signal.SIGTERM) is before
     assert Stopped(signal.SIGINT).exit_code == 130

@@ -1,6 +1,8 @@
 """Training and evaluation on images that stay in their files: the bits of a run in memory, wherever it was stopped."""
 
 import multiprocessing
+import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """64 training and 20 test JPEGs in two classes."""
+    """64 training and 20 test JPEGs in two classes, and files between them that cannot be decoded."""
     root, random = tmp_path_factory.mktemp("images"), np.random.default_rng(1)
     for split, count in (("train", 32), ("test", 10)):
         for label in "ab":
@@ -35,6 +37,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for i in range(count):
                 picture = random.integers(0, 256, (20, 24, 3), dtype=np.uint8)
                 Image.fromarray(picture).save(root / split / label / f"{i}.jpg")
+        whole = (root / split / "a" / "3.jpg").read_bytes()
+        (root / split / "a" / "30.jpg.jpg").write_bytes(whole[:-100])
+        (root / split / "a" / "4_.jpg").write_bytes(b"")
+        (root / split / "b" / "zz.jpg").write_text("no picture")
+        (root / split / "b" / "00.jpg").symlink_to("nowhere.jpg")
     return root
 
 
@@ -64,6 +71,21 @@ def test_a_stopped_and_continued_run_from_files_equals_one_in_memory(images: Pat
     printed = log.read_text()
     assert printed.count("64 images stay in their files: ") == 2
     assert printed.count("decoding alone ") == 2
+
+
+def test_a_file_that_breaks_while_the_run_lasts_stops_it_by_name(images: Path, tmp_path: Path) -> None:
+    root, log = tmp_path / "copy", tmp_path / "log"
+    shutil.copytree(images, root, symlinks=True)
+    arguments = words(tmp_path / "run", **options(root, "no"))
+    assert train_in_child(arguments, log, send=[signal.SIGTERM], at_step=2) == 128 + signal.SIGTERM
+    target, times = root / "train" / "a" / "3.jpg", (root / "train" / "a" / "3.jpg").stat()
+    target.write_bytes(bytes(times.st_size))
+    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))  # nothing tells before it is read
+    assert train_in_child(["--resume", str(tmp_path / "run")], log) == 3
+    assert f"error: {target} cannot be read any more (UnidentifiedImageError: " in log.read_text()
+    os.utime(target)  # now it is found out before, and left out: other data than those that the run began with
+    assert train_in_child(["--resume", str(tmp_path / "run")], log) == 4
+    assert "was trained on other images: saved {'name': 'folder', 'images': 64" in log.read_text()
 
 
 def test_processes_that_die_stop_the_training(images: Path, tmp_path: Path, monkeypatch: Any) -> None:

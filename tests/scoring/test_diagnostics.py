@@ -38,25 +38,25 @@ def test_alignment_and_uniformity_by_loops() -> None:
     assert diagnostics.uniformity(first[:1].expand(4, 5)).item() == pytest.approx(0)
 
 
-def test_found_by_loops() -> None:
+def test_top1_accuracy_by_loops() -> None:
     query, keys, queue = rows(8, 3), rows(8, 3, seed=2), rows(2, 3, seed=3)
     terms = [Term("a", query, keys, "queue")]
     for shift in (0, 2):
         hits = [float(query[n] @ keys[(n - shift) % 8]) > max(float(query[n] @ key) for key in queue) for n in range(8)]
         assert 0 < sum(hits) < 8
-        assert diagnostics.positives_found(terms, {"queue": queue}, shift)["a"].item() == pytest.approx(sum(hits) / 8)
+        assert diagnostics.top1_accuracy(terms, {"queue": queue}, shift)["a"].item() == pytest.approx(sum(hits) / 8)
 
 
-def test_a_box_that_keys_give_away_is_a_shortcut() -> None:
+def test_a_box_that_a_batch_shares_is_recognised_without_the_image() -> None:
     """Every query and positive of a step share a direction that no key of the queue has."""
     box, queue = torch.tensor([0.0, 0.0, 1.0]), torch.nn.functional.pad(rows(64, 2).float(), (0, 1))
     query, positive = (unit(torch.nn.functional.pad(rows(16, 2, s).float(), (0, 1)) + 3 * box) for s in (4, 5))
     terms = [Term("local", query, positive, "queue")]
-    assert diagnostics.positives_found(terms, {"queue": queue}, diagnostics.STRANGER)["local"].item() == 1
+    assert diagnostics.top1_accuracy(terms, {"queue": queue}, diagnostics.OTHER_IMAGE)["local"].item() == 1
 
 
-def test_a_stranger_is_neither_the_image_nor_its_reversal() -> None:
+def test_the_other_image_is_neither_the_image_nor_its_reversal() -> None:
     for batch in (4, 6, 64):
         images = torch.arange(batch)
-        strangers = images.roll(diagnostics.STRANGER)
-        assert not (strangers == images).any() and not (strangers == images.flip(0)).any()
+        others = images.roll(diagnostics.OTHER_IMAGE)
+        assert not (others == images).any() and not (others == images.flip(0)).any()

@@ -5,11 +5,18 @@ from typing import Any
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
 from mixfast.run import records
 from mixfast.train import plots, report
 
+EPOCHS = [
+    {"kind": "epoch", "step": 4, "epoch": 1, "lr": 0.1, "loss": 3.0, "total_weight": 1.5, "original": 2.0, "mixed": 2.0,
+     "lam": 0.5, "mean_term": 2.0, "time": 2.0},
+    {"kind": "epoch", "step": 8, "epoch": 2, "lr": 0.0, "loss": 2.0, "total_weight": 1.6, "original": 1.4, "mixed": 1.0,
+     "lam": 0.6, "mean_term": 1.25, "time": 8.0},
+]  # fmt: skip
 TRAIN = [
     {"kind": "train", "step": 4, "epoch": 1, "lr": 0.1, "loss": 3.0, "original": 2.0, "mixed": 1.0, "lam": 0.7,
      "images_per_s": 100.0, "time": 2.0, "time_data": 0.5, "time_forward": 1.5},
@@ -24,7 +31,7 @@ BASELINES = [
     {"kind": "baseline", "name": "raw pixels", "knn_h": 48.0},
     {"kind": "baseline", "name": "untrained", "knn_z": 20.0, "knn_h": 21.5},
 ]
-RECORDS: list[dict[str, Any]] = [*BASELINES, *TRAIN, *SCORES]
+RECORDS: list[dict[str, Any]] = [*BASELINES, *TRAIN, *SCORES, *EPOCHS]
 
 
 def test_row_of_a_run() -> None:
@@ -40,6 +47,9 @@ def test_table_and_verdict_name_winners_and_losers() -> None:
     lines = report.table([mine, other], BASELINES).splitlines()
     assert lines[2] == "| raw pixels | - | 48.0 | | | | | |"
     assert lines[4] == "| approach1 | 40.0 | 45.0 | 40.0 | 50.0 | 2 | 0:08 | 62 |"
+    plain = report.aligned([mine, other], BASELINES).splitlines()
+    assert plain[0].split("   ")[-1] == "images/s" and plain[3].split() == lines[4].replace("|", " ").split()
+    assert "|" not in "".join(plain) and len({len(line) for line in plain}) == 1
     sentences = report.verdict([mine, other], BASELINES)
     assert "approach1 is 3.0 points below raw pixels" in sentences
     assert "approach1 is 23.5 points above untrained" in sentences
@@ -52,7 +62,30 @@ def test_time_by_part_sums_every_record() -> None:
 
 
 def test_terms_are_what_is_neither_sum_nor_fact() -> None:
-    assert plots.term_names(TRAIN) == ["original", "mixed"] and plots.term_names([]) == []
+    assert plots.term_names(TRAIN) == plots.term_names(EPOCHS) == ["original", "mixed"]
+    assert plots.term_names([]) == []
+
+
+def test_loss_curves_are_the_means_of_the_epochs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def remember(width: float, height: float, rows: int = 1, columns: int = 1) -> Any:
+        page = Figure(figsize=(width, height))
+        axes = page.subplots(rows, columns, squeeze=False)
+        drawn.append(axes[0][0])
+        return page, axes
+
+    monkeypatch.setattr(plots, "figure", remember)
+    plots.loss_curve(tmp_path / "loss.png", {"approach1": RECORDS}, chance=8.3)
+    lines = {line.get_label(): list(line.get_ydata()) for line in drawn[0].get_lines()}
+    expected = {
+        "original": [2.0, 1.4],
+        "mixed": [2.0, 1.0],
+        "weighted mean": [2.0, 1.25],
+        "chance level: 8.30": [8.3, 8.3],
+    }
+    assert lines == expected
+    assert list(drawn[0].get_lines()[0].get_xdata()) == [1, 2]
 
 
 def test_curves_are_drawn(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from mixfast.methods.bases.method import Step
 from mixfast.run import engine
 from mixfast.run.folder import RunFolder
 from mixfast.train.__main__ import main
-from tests.tiny_run import process_settings_kept, records, words
+from tests.tiny_run import assert_same, last_state, process_settings_kept, records, train_in_child, words
 
 pytestmark = pytest.mark.slow
 
 MoCo = methods.load("moco")
+FILES = ("previous", "last")  # of two checkpoints: before training, and after its only epoch
 
 
 class Failing(MoCo):  # type: ignore[misc, valid-type]
@@ -86,8 +88,9 @@ def test_metrics_hold_baselines_terms_and_scores(finished: Path) -> None:
     scored = [line for line in lines if line["kind"] == "eval"]
     assert [line["epoch"] for line in scored] == [2, 3]  # every second epoch, and the last
     assert all(0 <= line[key] <= 100 for line in scored for key in ("knn_z", "knn_h"))
-    train = [line for line in lines if line["kind"] == "train"]
-    assert [line["step"] for line in train] == list(range(1, 13))
+    train = [line for line in lines if line["kind"] in ("train", "epoch")]
+    assert [line["step"] for line in train if line["kind"] == "train"] == list(range(1, 13))
+    assert [line["step"] for line in train if line["kind"] == "epoch"] == [4, 8, 12]
     assert {"loss", "original", "mixed", "local_global", "local", "global", "lam"} <= set(train[0])
     with open(finished / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -109,9 +112,37 @@ def test_report_shows_every_row_and_only_files_that_exist(finished: Path) -> Non
     assert f"| approach1 | {last['knn_z']:.1f} | {last['knn_h']:.1f} |" in text
     for name in ("raw pixels", "untrained", "moco at equal encoder cost"):
         assert name in text
+    assert "- `train.epochs` = `3` (command line)\n" in text and "- `augment.hue` = `0.5` (preset demo)\n" in text
+    log = (finished / "log.txt").read_text()
+    assert "images/s" in log and "|---" not in log and "| approach1" not in log
     pictures = [part.split(")")[0] for part in text.split("](")[1:]]
     assert sorted(pictures) == [f"plots/{name}.png" for name in ("diagnostics", "knn", "loss", "time", "views")]
     assert all((finished / picture).stat().st_size > 1000 for picture in pictures)
+
+
+def test_warnings_are_printed_before_training_and_repeated_in_the_report(finished: Path) -> None:
+    printed, report = ((finished / name).read_text() for name in ("log.txt", "report.md"))
+    run, other = (
+        f"keeps {100 * 0.99**steps:.0f} % of its first weights to the end: --method.ema 0.99 averages over 100 steps, "
+        f"and the run has {steps}."
+        for steps in (12, 24)
+    )
+    assert printed.index(run) < printed.index("raw pixels") < printed.index(other)
+    assert run in report and f"- moco: the network that follows by moving average {other}" in report
+    assert "queue: its 64 keys are random vectors at first" in printed and "until step 4 (epoch 1.0)" in printed
+
+
+@pytest.mark.parametrize("preset", ["moco", "approach2"])
+def test_one_epoch_of_a_preset_moves_the_weights_and_prints_its_rate(preset: str, tmp_path: Path, capsys: Any) -> None:
+    sizes = words(tmp_path / "run", preset, train__epochs=1, eval__every=0, data__kind="scenes")
+    place = sizes.index("--optim.cosine_origin")
+    sizes = [word for word in (*sizes[:place], *sizes[place + 2 :]) if word != "demo"]
+    assert main([*sizes, "--eval.no-baselines"]) == 0
+    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(f"{preset} "))
+    assert row[1:3] == ["1", "0.06"]
+    before, after = (torch.load(tmp_path / "run" / "checkpoints" / f"{name}.pt")["method"] for name in FILES)
+    moved = [key for key, value in after.items() if key.startswith("encoder") and "weight" in key]
+    assert moved and not [key for key in moved if torch.equal(before[key], after[key])]
 
 
 def test_existing_folder_is_refused_then_overwritten(finished: Path, tmp_path: Path, capsys: Any) -> None:
@@ -124,7 +155,7 @@ def test_existing_folder_is_refused_then_overwritten(finished: Path, tmp_path: P
     assert main([*small, "--overwrite"]) == 0
     assert f"report    {out / 'report.md'}" in capsys.readouterr().out
     assert not (out / "compare").exists()
-    assert [record["kind"] for record in records(out)] == ["train", "eval", "diagnostics"]
+    assert [record["kind"] for record in records(out)] == ["train", "eval", "diagnostics", "epoch"]
 
 
 def test_finished_run_can_be_continued_and_changes_nothing(finished: Path, tmp_path: Path, capsys: Any) -> None:
@@ -135,6 +166,23 @@ def test_finished_run_can_be_continued_and_changes_nothing(finished: Path, tmp_p
     assert "continuing approach1 after step 12 of 12" in capsys.readouterr().out
     assert records(out) == before
     assert len((out / "command.txt").read_text().splitlines()) == 2
+
+
+def test_options_that_move_no_weight_may_change_on_resume(tmp_path: Path) -> None:
+    """Logging, evaluation, checkpoints and paths: what is trained ends in the same bits."""
+    whole, broken = (words(tmp_path / name, "moco") for name in "ab")
+    assert train_in_child(whole, tmp_path / "log") == 0
+    assert train_in_child(broken, tmp_path / "log", send=[signal.SIGTERM], at_step=5) == 128 + signal.SIGTERM
+    changes = "--train.log-every 3 --eval.every 1 --eval.k 3 --eval.bank 40 --eval.temperature 0.5 --eval.batch-size 7"
+    more = "--eval.no-baselines --eval.no-diagnostics --train.checkpoint-every 0 --train.checkpoint-seconds 0.001"
+    resume = ["--resume", str(tmp_path / "b"), *changes.split(), *more.split()]
+    assert train_in_child(resume, tmp_path / "log") == 0, (tmp_path / "log").read_text()
+    ours, theirs = (last_state(tmp_path / name) for name in "ba")
+    for state in (ours, theirs):
+        del state["config"], state["contents"]
+    assert_same(ours, theirs)
+    scored = [record["epoch"] for record in records(tmp_path / "b") if record["kind"] == "eval"]
+    assert scored == [2, 3]  # the first epoch had ended
 
 
 @pytest.mark.parametrize(
@@ -156,10 +204,11 @@ def test_broken_checkpoints_exit_4(finished: Path, tmp_path: Path, capsys: Any) 
     shutil.copytree(finished, out)
     last = out / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:3000])
-    assert main(["--resume", str(out)]) == 4
+    assert main(["--resume", str(last)]) == 4
     previous = out / "checkpoints" / "previous.pt"
     assert f"--resume {previous}" in capsys.readouterr().err
-    assert main(["--resume", str(previous)]) == 0
+    assert main(["--resume", str(out)]) == 0
+    assert f"warning: {previous} is taken in its place, at step 8" in capsys.readouterr().out
     assert records(out) == records(finished)
     shutil.rmtree(out / "checkpoints")
     assert main(["--resume", str(out)]) == 4
@@ -206,12 +255,25 @@ def test_trouble_while_training(
         ("--data.kind folder", 2, "needs --data.path"),
         ("--data.kind folder --data.path no_such_folder", 3, "no_such_folder"),
         ("--train.epoch 1", 2, "did you mean --train.epochs"),
+        ("--data.scenes 2000000000", 6, "2,000,002,000 images of 32 px (--data.scenes, --data.size) 5,7"),
+        (
+            "--method.queue_size 2147483584 --model.dim 4096",
+            6,
+            "queue of 2147483584 keys of 4096 (--method.queue_size, --model.dim) 16,384.0",
+        ),
+        ("--model.width 65536 --model.depth 50", 6, "a ResNet-50 of width 65536 in training"),
+        (
+            "--data.scenes 100 --data.test_scenes 20 --train.batch_size 128",
+            2,
+            "Try --train.batch_size 64 --optim.lr 0.03: 0.06 in prop",
+        ),
     ],
 )
 def test_errors_before_training(options: str, code: int, message: str, tmp_path: Path, capsys: Any) -> None:
     assert main(["--out", str(tmp_path / "run"), *options.split()]) == code
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and "Traceback" not in error
+    assert code != 6 or not (tmp_path / "run").exists()
 
 
 def test_folder_without_classes_trains_without_knn(tmp_path: Path, capsys: Any, rng: torch.Generator) -> None:
@@ -221,8 +283,11 @@ def test_folder_without_classes_trains_without_knn(tmp_path: Path, capsys: Any, 
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
     data = {"data__kind": "folder", "data__path": tmp_path / "images", "data__cache_dir": tmp_path / "cache"}
     assert main(words(tmp_path / "run", "moco", train__epochs=1, **data, data__workers=0)) == 0
-    assert "kNN is off: not every image has a class." in capsys.readouterr().out
-    assert {line["kind"] for line in records(tmp_path / "run")} == {"train", "diagnostics"}
+    printed = capsys.readouterr().out
+    assert "kNN is off: not every image has a class." in printed
+    assert "preset demo: moco on folder, ResNet-8 of width 8, 1 epochs" in printed
+    assert "warning: network and length of preset demo are made for its scenes; to train on folder," in printed
+    assert {line["kind"] for line in records(tmp_path / "run")} == {"train", "diagnostics", "epoch"}
     assert "Without labels there is no score." in (tmp_path / "run" / "report.md").read_text()
 
 

@@ -1,6 +1,6 @@
 """Parts that methods are built from: plain functions and small modules, no base classes. All of them are public."""
 
-from mixfast.methods.bases.options import check_contrast, check_option, check_queue_size
+from mixfast.methods.bases.options import check_option, check_queue_size, keys_per_step
 from mixfast.methods.bases.queues import Queues, key_dtype
 from mixfast.methods.bases.recipes import LIGHTLY, WMSE
 from mixfast.methods.bases.regions import build_region_head, region_vectors
@@ -16,7 +16,6 @@ __all__ = [
     "Queues",
     "build_head",
     "build_region_head",
-    "check_contrast",
     "check_option",
     "check_queue_size",
     "concatenated",
@@ -25,6 +24,7 @@ __all__ = [
     "follower",
     "initialise_",
     "key_dtype",
+    "keys_per_step",
     "region_vectors",
     "update_ema_",
 ]

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from mixfast.augment import Augment
@@ -19,7 +20,18 @@ class Step:
     loss: Tensor  # scalar to differentiate
     parts: dict[str, Tensor]  # detached scalars for the log, on the device
     carry: dict[str, Tensor]  # [n, ...] each: what `Method.update` takes once the gradient has been computed
-    terms: Sequence[Term] = ()  # of a loss with queues, for diagnostics
+    terms: Sequence[Term] = ()  # of a loss with queues: for diagnostics, and their weights
+    weight: float = 1.0  # of a loss without `terms`: the sum of its terms' weights
+
+    def total_weight(self) -> Tensor:
+        """The sum of the terms' weights, a float32 scalar on the device; per-row weights count with their mean.
+
+        loss / total_weight is the weighted mean of the terms: what is printed beside the chance level.
+        """
+        total = torch.zeros((), dtype=torch.float32, device=self.loss.device)
+        for weight in [term.weight for term in self.terms] or [self.weight]:
+            total = total + (weight.detach().mean() if isinstance(weight, Tensor) else weight)
+        return total
 
 
 class Method(nn.Module):
@@ -48,7 +60,7 @@ class Method(nn.Module):
     def candidates(cls, config: Any, batch: int) -> int | None:
         """The number of rows among which a contrastive term looks for its positive; None: the loss has no such term.
 
-        A network that cannot tell its inputs apart has the loss ln(candidates) per term, the chance level.
+        For a network that gives every image the same vector each term is ln(candidates), the chance level.
 
         Args:
             batch: images per call of `step`.

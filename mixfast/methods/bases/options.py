@@ -11,11 +11,9 @@ def check_option(holds: bool, name: str, expected: str, value: object) -> None:
         raise ConfigError(f"method.{name} must be {expected}; got {value!r}")
 
 
-def check_contrast(config: Any) -> None:
-    """Check the options `temperature`, `queue_size` and `ema` of a momentum contrast."""
-    check_option(config.temperature > 0, "temperature", "above 0", config.temperature)
-    check_option(config.queue_size >= 1, "queue_size", "at least 1", config.queue_size)
-    check_option(0 <= config.ema <= 1, "ema", "in [0, 1]", config.ema)
+def keys_per_step(config: Any, batch: int) -> int:
+    """Keys that an optimiser step of `batch` images enqueues: both views' if `config.symmetric` is set."""
+    return batch * (2 if getattr(config, "symmetric", False) else 1)
 
 
 def check_queue_size(config: Any, batch: int) -> None:
@@ -25,8 +23,7 @@ def check_queue_size(config: Any, batch: int) -> None:
         config: with `queue_size`, and with `symmetric` if both views can be keys.
         batch: images per optimiser step.
     """
-    symmetric = getattr(config, "symmetric", False)
-    rows = batch * (2 if symmetric else 1)
+    symmetric, rows = getattr(config, "symmetric", False), keys_per_step(config, batch)
     if config.queue_size % rows:
         raise ConfigError(
             f"method.queue_size must be a multiple of the {rows} keys enqueued per step (the batch of {batch}"

@@ -41,7 +41,7 @@ class Queues(nn.Module):
         device = generator.device
         self.names = tuple(names)
         for name in self.names:
-            keys = unit(torch.randn(size, dim, generator=generator, device=device))
+            keys = unit(torch.randn(size, dim, dtype=torch.float32, generator=generator, device=device))
             self.register_buffer(name, keys.to(key_dtype(device) if dtype is None else dtype))
         self.register_buffer("pointer", torch.zeros((), dtype=torch.int64, device=device))
 

@@ -86,7 +86,8 @@ def check_queues(queues: Any, rows: Rows) -> torch.dtype:
     for i, queue in enumerate(queues):
         name, shape, dtype = f"queues[{i}]", queue.shape, queue.dtype
         if len(shape) != 2 or shape[1] != rows.dim:
-            check.value_error(f"{name} must be [K, D] with D = {rows.dim} as in queries; got {list(shape)}.")
+            hint = f" Pass {name}.T, which is read in place." if len(shape) == 2 and shape[0] == rows.dim else ""
+            check.value_error(f"{name} must be [K, D] with D = {rows.dim} as in queries; got {list(shape)}.{hint}")
         if shape[0] < 1:
             check.value_error(f"{name} is empty: [K, D] = {list(shape)}. Fill it, with random unit rows at first, say.")
         check.device_of(name, queue, "queries", rows.device)
@@ -115,16 +116,15 @@ def check_queue_index(queue_index: Any, terms: int, queues: int) -> None:
 
 
 def check_temperature(temperature: Any, rows: Rows) -> list[float] | Tensor:
-    """A number, T numbers, or a floating tensor [T]: as one number per term, or the tensor."""
+    """A number, T numbers, or a floating tensor [T] or []: as one number per term, or a tensor [T]."""
     terms = len(rows.counts)
     if isinstance(temperature, Tensor):
         check.temperature_tensor(temperature, "queries", rows.device)
-        if temperature.shape != (terms,):
+        if temperature.shape not in ((terms,), ()):
             check.value_error(
-                f"a temperature tensor must be [T] = [{terms}]; got {list(temperature.shape)}. "
-                f"Call .expand({terms}) on a single one."
+                f"a temperature tensor must be [T] = [{terms}], or a scalar []; got {list(temperature.shape)}."
             )
-        return temperature
+        return temperature.expand(terms)
     numbers = list(temperature) if isinstance(temperature, (list, tuple)) else [temperature]
     if isinstance(temperature, (list, tuple)) and len(numbers) != terms:
         check.value_error(f"temperature must be one number or {terms}, one per term; got {len(numbers)}.")

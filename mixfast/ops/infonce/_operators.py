@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mixfast.ops._check import statistics_dtype
-from mixfast.ops._derivatives import no_second, present
-from mixfast.ops._register import by_backend, define, packed, refuse_vmap
+from mixfast.ops._derivatives import differentiable, keep, no_second, present, recorded, refuse_tangents
+from mixfast.ops._register import by_backend, define, map_in_turn, packed, refuse_vmap
 from mixfast.ops.infonce import _checks
 
 NAME = "multi_queue_infonce"
@@ -87,39 +87,83 @@ refuse_vmap(
     f"{NAME}: vmap is not supported. Pass the mapped dimension as further terms: queries and positives are "
     "sequences of T tensors [N, D] or tensors [T, N, D].",
     forward,
-    backward,
     check_values,
 )
+map_in_turn(backward)
 
 
-class _Infonce(torch.autograd.Function):
+class _Infonce:
     """Differentiable in queries, positives and a tensor temperature."""
 
     @staticmethod
-    def forward(
-        ctx: Any, options: tuple[Any, ...], against: tuple[Any, ...], temperature: Any, terms: int, *tensors: Tensor
-    ) -> Tensor:
-        (temperatures, reduction, backend), queries, positives = options, tensors[:terms], tensors[terms:]
-        losses, *made = forward(queries, temperature, temperatures, reduction, positives, *against, True, backend)
-        ctx.save_for_backward(temperature, *made, *queries)
-        ctx.options, ctx.positives = options, positives  # whose values are not needed, only what they depend on
-        return losses  # type: ignore[no-any-return]
+    def forward(options: Any, against: Any, temperature: Tensor | None, terms: int, *tensors: Tensor) -> Three:
+        (numbers, reduction, backend), queries, positives = options, tensors[:terms], tensors[terms:]
+        return forward(queries, temperature, numbers, reduction, positives, *against, True, backend)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def save(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+        options, _, temperature, terms, *tensors = inputs
+        keep(ctx, temperature, *outputs[1:], *tensors[:terms])
+        ctx.options, ctx.positives = options, tensors[terms:]  # whose values are not needed, only what they depend on
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
         temperature, grad_queries, negative_share, *queries = ctx.saved_tensors
-        temperatures, reduction, backend = ctx.options
+        numbers, reduction, backend = ctx.options
         terms, wanted = len(queries), ctx.needs_input_grad
         needs = [any(wanted[4 : 4 + terms]), any(wanted[4 + terms :]), wanted[2]]
         with torch.no_grad():
             d_queries, d_positives, d_temperature = backward(
-                queries, temperature, temperatures, reduction, grad_losses, grad_queries, negative_share, needs, backend
+                queries, temperature, numbers, reduction, grad_losses, grad_queries, negative_share, needs, backend
             )
         grads: list[Tensor | None] = [d_temperature.to(temperature.dtype) if needs[2] else None]
         grads += _split(d_queries, queries) if needs[0] else [None] * terms
         grads += _split(d_positives, queries) if needs[1] else [None] * terms
         grads = no_second(NAME, grads, present(grad_losses, temperature, *queries, *ctx.positives))
         return None, None, grads[0], None, *grads[1:]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor]:
+        temperature, grad_queries, negative_share, *queries = ctx.saved_tensors
+        numbers, reduction, _ = ctx.options
+        _, _, d_temperature, _, *d_rows = tangents
+        terms = Terms(queries, temperature, numbers, reduction)
+        with torch.no_grad():
+            made = _tangent(terms, grad_queries, negative_share, d_temperature, d_rows)
+        (tangent,) = no_second(NAME, [made], present(*ctx.saved_tensors, *ctx.positives, *tangents))
+        assert tangent is not None
+        return (tangent,)
+
+
+def _tangent(
+    terms: Terms, grad_queries: Tensor, negative_share: Tensor, d_temperature: Tensor | None, d_rows: Sequence[Tensor]
+) -> Tensor:
+    """Of the losses: in each row three scalar products, with the row's derivatives as the package describes them."""
+    counts, queries = terms.row_counts(), [row for tensor in terms.queries for row in _terms(tensor)]
+    d_queries, d_positives = _halves([row for tensor in d_rows for row in _terms(tensor)])
+    gradients, shares = grad_queries.split_with_sizes(counts), negative_share.split_with_sizes(counts)
+    losses = []
+    for t, (query, gradient, share) in enumerate(zip(queries, gradients, shares, strict=True)):
+        tau = terms.temperatures[t] if terms.temperature is None else terms.temperature[t].to(share.dtype)
+        rows = (gradient * d_queries[t]).sum(1) - share / tau * (query.to(share.dtype) * d_positives[t]).sum(1)
+        if d_temperature is not None:
+            rows = rows - (query * gradient).sum(1) / tau * d_temperature[t]
+        losses.append(rows)
+    if terms.reduction == "none":
+        return torch.cat(losses)
+    return torch.stack([rows.mean() if terms.reduction == "mean" else rows.sum() for rows in losses])
+
+
+def _terms(tensor: Tensor) -> Sequence[Tensor]:
+    """[T, N, D] or [N, D] as tensors [N, D]."""
+    return tensor.unbind() if tensor.dim() == 3 else (tensor,)
+
+
+def _halves(tensors: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    return tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+
+
+_apply = differentiable(NAME, _Infonce, results=1)
 
 
 def check_tensor_values(valid_len: Tensor | None, temperature: list[float] | Tensor, queues: Sequence[Tensor]) -> None:
@@ -158,8 +202,7 @@ def losses(
         queries, positives = (queries,), (positives,)  # read in place as T terms
     tensor, numbers = (temperature, []) if isinstance(temperature, Tensor) else (None, temperature)
     inputs, terms, against = _distinct((*queries, *positives)), len(queries), (queues, queue_index, valid_len)
-    if torch.is_grad_enabled() and (
-        any([each.requires_grad for each in inputs]) or (tensor is not None and tensor.requires_grad)
-    ):
-        return _Infonce.apply((numbers, reduction, backend), against, tensor, terms, *inputs)  # type: ignore[no-any-return]
+    refuse_tangents(NAME, queues=queues)
+    if recorded(*inputs, tensor):
+        return _apply((numbers, reduction, backend), against, tensor, terms, *inputs)  # type: ignore[no-any-return]
     return forward(inputs[:terms], tensor, numbers, reduction, inputs[terms:], *against, False, backend)[0]  # type: ignore[no-any-return]

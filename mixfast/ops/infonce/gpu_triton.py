@@ -56,7 +56,7 @@ def forward(
     scales = _scales(terms)
     maxima, sums = anchors.new_empty((2, plan.chunks, total), dtype=torch.float32)
     products = anchors.new_empty((plan.chunks, total, dim), dtype=torch.float32) if need_grad else None
-    losses, shares = anchors.new_empty((2, total), dtype=torch.float32).unbind()
+    losses, shares = (anchors.new_empty(total, dtype=torch.float32) for _ in range(2))
     grads = anchors.new_empty((total if need_grad else 0, dim), dtype=torch.float32)
     with torch.cuda.device_of(anchors):
         kernels.partials[(plan.tiles.shape[0], plan.chunks)](

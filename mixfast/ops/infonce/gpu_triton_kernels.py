@@ -16,8 +16,7 @@ The positive stays out of m, z and o: next to a dominant positive, 16-bit probab
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-LN_2 = tl.constexpr(0.6931471805599453)
+from mixfast.ops._triton_kernels import LN_2, LOG2_E, log1p, shift_of
 
 
 @triton.jit
@@ -93,7 +92,7 @@ def partials(
         x = tl.load(queue + tl.cast(k, tl.int64) * D + (key[:, None] * D + d[None, :]), known, 0.0).to(PRODUCT)
         s = tl.dot(q, tl.trans(x), input_precision=PRECISION)
         s = tl.where(inside[None, :], s, float("-inf"))
-        highest = tl.maximum(m, tl.max(s, 1) * scale)
+        highest = tl.maximum(m, shift_of(tl.max(s, 1), scale))
         # One multiply-add for each logit: scaling the queries instead would round them.
         p = tl.exp2(tl.fma(s, tl.full(s.shape, scale, tl.float32), tl.broadcast_to(-highest[:, None], s.shape)))
         shrink = tl.exp2(m - highest)
@@ -106,14 +105,6 @@ def partials(
     tl.store(sums + cell + n, z, n < rows)
     if GRAD:
         tl.store(products + cell * D + cells, o, mask)
-
-
-@triton.jit
-def _log1p(x):
-    """log(1 + x) for 0 <= x <= 1: the last factor undoes the rounding of 1 + x (Kahan)."""
-    one_more = 1 + x
-    rounded = tl.where(one_more == 1, 1.0, one_more - 1)
-    return tl.where(one_more == 1, x, tl.log2(one_more) * LN_2 * x / rounded)
 
 
 @triton.jit(do_not_specialize=["total"])
@@ -166,14 +157,16 @@ def merge(
             o = o * shrink[:, None] + o_next * shrink_next[:, None]
         m = highest
 
-    z = tl.where(z == 0, 1.0, z)  # no negatives: m = -inf does the rest
+    z = tl.where(z == 0, 1.0, tl.where(z < float("inf"), z, float("nan")))  # no negatives: m = -inf does the rest
     q = tl.load(queries + cells, mask, 0.0).to(tl.float32)
     k = tl.load(positives + cells, mask, 0.0).to(tl.float32)
-    difference = (m + tl.log2(z)) * LN_2 - tl.sum(q * k, 1) * inverse
+    match = tl.sum(q * k, 1) * inverse
+    match = tl.where(tl.abs(match) < float("inf"), match, float("nan"))  # an infinite one would give a loss of 0
+    difference = (m + tl.log2(z)) * LN_2 - match
     small = tl.exp2(-tl.abs(difference) * LOG2_E)
     share = tl.where(difference < 0, small, 1.0) / (1 + small)
     # max(d, 0) + log(1 + e^-|d|), but a NaN stays one
-    tl.store(losses + row, tl.where(difference < 0, 0.0, difference) + _log1p(small), valid)
+    tl.store(losses + row, tl.where(difference < 0, 0.0, difference) + log1p(small), valid)
     tl.store(shares + row, share, valid)
     if GRAD:
         tl.store(grads + cells, (share * inverse)[:, None] * (o / z[:, None] - k), mask)

@@ -31,8 +31,8 @@ def split_batch_norm(
 
     Group s holds samples s, s + S, s + 2 S ..., as in MoCo's recipe for one device. Running statistics, if given, are
     changed in place: (1 - momentum) running + momentum new, new being the mean over groups of their means, or of their
-    unbiased variances. The same bits on every run and for any number of threads. Works under torch.compile; autocast
-    leaves it alone.
+    unbiased variances. The same bits on every run and for any number of threads. Works under torch.compile and
+    under torch.func; autocast leaves it alone.
 
     Args:
         x: [B, C, H, W], B a multiple of S, (B / S) H W >= 2; float16, bfloat16, float32 or float64. Contiguous or
@@ -53,7 +53,8 @@ def split_batch_norm(
     Raises:
         TypeError, ValueError: an argument of the wrong kind, dtype, shape, layout or device.
         RuntimeError: the named backend cannot run this call.
-        NotImplementedError: vmap over the operation, or a second derivative.
+        NotImplementedError: vmap over the operation, a second derivative, or torch.func.grad, jvp and the like inside
+            of torch.compile.
     """
     _checks.check_maps(x, num_splits)
     _checks.check_channels("weight", weight, x)

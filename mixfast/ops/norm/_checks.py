@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixfast.ops._check import Check, statistics_dtype
+from mixfast.ops._check import Check, is_finite, statistics_dtype
 
 NAME = "split_batch_norm"
 check = Check(NAME)
@@ -64,5 +64,5 @@ def check_numbers(momentum: Any, eps: Any) -> None:
             check.type_error(f"{name} must be a number; got {number!r}.")
     if not 0 <= momentum <= 1:
         check.value_error(f"momentum must be in [0, 1]; got {momentum}.")
-    if not 0 < eps < float("inf"):
+    if not (eps > 0 and is_finite(eps)):
         check.value_error(f"eps must be positive and finite; got {eps}.")

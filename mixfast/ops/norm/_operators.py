@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixfast.ops._derivatives import no_second
-from mixfast.ops._register import by_backend, define, refuse_vmap
+from mixfast.ops._derivatives import differentiable, keep, no_second, recorded, refuse_tangents
+from mixfast.ops._register import by_backend, define, map_in_turn, refuse_vmap
 
 NAME = "split_batch_norm"
 Three = tuple[Tensor, Tensor, Tensor]
@@ -64,31 +64,52 @@ backward = define(
     _dense_backward,
     _backward_fake,
 )
-refuse_vmap(f"{NAME}: vmap is not supported. Call it once for each batch.", forward, backward)
+refuse_vmap(f"{NAME}: vmap is not supported. Call it once for each batch.", forward)
+map_in_turn(backward)
 
 
-class _SplitBatchNorm(torch.autograd.Function):
+class _SplitBatchNorm:
     """Differentiable in x, weight and bias, the first of the operator's arguments."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
-        y, means, inverses = forward(x, weight, *rest)
-        ctx.save_for_backward(x, weight, means, inverses)
-        *_, splits, _momentum, _eps, backend = rest
-        ctx.options = splits, backend
-        return y  # type: ignore[no-any-return]
+    def forward(*inputs: Any) -> Three:
+        return forward(*inputs)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def save(ctx: Any, inputs: tuple[Any, ...], outputs: Three) -> None:
+        x, weight, *_, splits, _momentum, _eps, backend = inputs
+        keep(ctx, x, weight, *outputs[1:])
+        ctx.options = splits, backend
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *_ = ctx.saved_tensors
         with torch.no_grad():
             found = backward(dy, *ctx.saved_tensors, *ctx.options)
         grads = [grad if need else None for grad, need in zip(found, ctx.needs_input_grad[:3], strict=True)]
         return *no_second(NAME, grads, (dy, x, weight)), *[None] * 6
 
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, d_weight: Tensor, d_bias: Tensor, *rest: Any) -> tuple[Tensor]:
+        """With respect to x, y's derivative is its own adjoint: the tangent is what `backward` makes of dx."""
+        x, weight, means, inverses = ctx.saved_tensors
+        splits, _ = ctx.options
+        with torch.no_grad():
+            through_x, _, _ = backward(dx, *ctx.saved_tensors, *ctx.options)
+            centred = x.unflatten(0, (-1, splits)) - means[:, :, None, None]
+            normalised = (centred * inverses[:, :, None, None]).flatten(0, 1)
+            made = through_x + normalised * d_weight[:, None, None] + d_bias[:, None, None]
+        (tangent,) = no_second(NAME, [made.to(x.dtype)], (x, weight, dx, d_weight, d_bias))
+        assert tangent is not None
+        return (tangent,)
 
-def normalise(x: Tensor, weight: Tensor, bias: Tensor, *rest: Any) -> Tensor:
+
+_apply = differentiable(NAME, _SplitBatchNorm, results=1)
+
+
+def normalise(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor | None, var: Tensor | None, *rest: Any) -> Tensor:
     """[B, C, H, W], with derivatives; the arguments are the operator's."""
-    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad or bias.requires_grad):
-        return _SplitBatchNorm.apply(x, weight, bias, *rest)  # type: ignore[no-any-return]
-    return forward(x, weight, bias, *rest)[0]  # type: ignore[no-any-return]
+    refuse_tangents(NAME, None, running_mean=mean, running_var=var)
+    if recorded(x, weight, bias):
+        return _apply(x, weight, bias, mean, var, *rest)  # type: ignore[no-any-return]
+    return forward(x, weight, bias, mean, var, *rest)[0]  # type: ignore[no-any-return]

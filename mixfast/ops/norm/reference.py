@@ -28,11 +28,11 @@ def normalise(
 ) -> Tensor:
     """[B, C, H, W] viewed as [B / S, S C, H, W] puts sample n into the channels of group n mod S."""
     batch, channels, height, width = x.shape
-    grouped = x.contiguous().view(batch // splits, splits * channels, height, width)
+    grouped = x.contiguous().reshape(batch // splits, splits * channels, height, width)
     running = running_mean, running_var
     mean, var = (None if each is None else each.repeat(splits) for each in running)
     scale, shift = weight.repeat(splits), bias.repeat(splits)
-    y = F.batch_norm(grouped, mean, var, scale, shift, True, momentum, eps).view(x.shape)
+    y = F.batch_norm(grouped, mean, var, scale, shift, True, momentum, eps).reshape(x.shape)
     for old, new in zip(running, (mean, var), strict=True):
         if old is not None and new is not None:
             old.copy_(new.view(splits, channels).mean(dim=0))

@@ -11,7 +11,7 @@ for upstream gradients g. The forward pass keeps two numbers per anchor, from wh
 from torch import Tensor
 
 from mixfast.ops import _dispatch
-from mixfast.ops._check import autocast_dtype
+from mixfast.ops._check import autocast_rows, in_autocast
 from mixfast.ops.ntxent import _checks, _operators, reference
 
 NAME = "nt_xent"
@@ -31,8 +31,8 @@ def nt_xent(
     The loss of anchor i is -log( e^{z_i.z_pos/tau} / sum_j e^{z_i.z_j/tau} ) over all 2N rows j but i itself, where z
     holds first's rows, then second's, and pos is the same row of the other view. The 2N x 2N similarities never exist
     (except in the reference backend). The same bits on every run and for any number of threads. Works under
-    torch.compile. Under autocast rows are converted like the input of a loss on a CPU (float32) and of a matrix product
-    on a GPU (float16).
+    torch.compile and under torch.func. Under autocast rows are converted like the input of a loss on a CPU (float32)
+    and of a matrix product on a GPU (float16), whatever their dtypes.
 
     Args:
         first: [N, D], N >= 1; float16, bfloat16, float32 or float64. Usually unit rows: they are used as they are.
@@ -53,17 +53,17 @@ def nt_xent(
             temperature tensor that is not positive and an excluded row that is a positive or does not exist. Elsewhere
             such an entry of `excluded` leaves out nothing: a GPU would have to wait for these values.
         RuntimeError: the named backend cannot run this call.
-        NotImplementedError: vmap over the operation, or a second derivative.
+        NotImplementedError: vmap over the operation, a second derivative, one in forward mode for reduction "none", or
+            torch.func.grad, jvp and the like inside of torch.compile.
     """
+    if in_autocast():
+        first, second = autocast_rows(first), autocast_rows(second)
     _checks.check_views(first, second)
     temperature = _checks.check_temperature(temperature, first)
     _checks.check_excluded(excluded, first)
     _checks.check.reduction(reduction)
     device_type = first.device.type
-    dtype = autocast_dtype(first.dtype, device_type)
-    if dtype != first.dtype:
-        first, second = first.to(dtype), second.to(dtype)
-    chosen = _dispatch.choose(NAME, backend, device_type, dtype, _dispatch.constant_dim(first.shape[1]))
+    chosen = _dispatch.choose(NAME, backend, device_type, first.dtype, _dispatch.constant_dim(first.shape[1]))
     if chosen == "reference":
         return reference.losses(first, second, excluded, temperature, reduction)
     return _operators.losses(first, second, excluded, temperature, reduction, chosen)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mixfast.ops._check import statistics_dtype
-from mixfast.ops._derivatives import no_second, present
-from mixfast.ops._register import by_backend, define, packed, refuse_vmap
+from mixfast.ops._derivatives import differentiable, keep, no_second, present, recorded
+from mixfast.ops._register import by_backend, define, map_in_turn, packed, refuse_vmap
 
 NAME = "nt_xent"
 
@@ -31,7 +31,7 @@ def _forward_fake(problem: Problem, backend: str) -> tuple[Tensor, Tensor, Tenso
     first, anchors = problem.first, 2 * problem.first.shape[0]
     statistics = statistics_dtype(first.dtype)
     losses = first.new_empty(anchors if problem.reduction == "none" else (), dtype=statistics)
-    return losses, first.new_empty(anchors, dtype=statistics), first.new_empty(anchors, dtype=statistics)
+    return losses, first.new_empty((2, anchors), dtype=statistics), first.new_empty(anchors, dtype=statistics)
 
 
 def _backward_fake(
@@ -42,8 +42,8 @@ def _backward_fake(
 
 
 _PROBLEM = "Tensor first, Tensor second, Tensor? excluded, Tensor? temperature, float number, str reduction"
-# -> losses [2N] for reduction "none", else []; denominators [2N], the base-2 logarithm of the sum over j, the positive
-# included; shares [2N], the part of that sum that falls on the negatives.
+# -> losses [2N] for reduction "none", else []; denominators [2, 2N], two summands of the base-2 logarithm of the sum
+# over j, the positive included; shares [2N], the part of that sum that falls on the negatives.
 forward = define(
     f"{NAME}_forward({_PROBLEM}, str backend) -> (Tensor, Tensor, Tensor)",
     packed(Problem, by_backend(NAME, "forward")),
@@ -56,22 +56,25 @@ backward = define(
     packed(Problem, by_backend(NAME, "backward")),
     packed(Problem, _backward_fake),
 )
-refuse_vmap(f"{NAME}: vmap is not supported. Call it once for each pair of views.", forward, backward)
+refuse_vmap(f"{NAME}: vmap is not supported. Call it once for each pair of views.", forward)
+map_in_turn(backward)
 
 
-class _NtXent(torch.autograd.Function):
+class _NtXent:
     """Differentiable in both views and a tensor temperature."""
 
     @staticmethod
-    def forward(ctx: Any, backend: str, *problem: Any) -> Tensor:
-        losses, *made = forward(*problem, backend)
-        *tensors, number, reduction = problem
-        ctx.save_for_backward(*tensors, *made)
-        ctx.options, ctx.backend = (number, reduction), backend
-        return losses  # type: ignore[no-any-return]
+    def forward(backend: str, *problem: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return forward(*problem, backend)  # type: ignore[no-any-return]
 
     @staticmethod
-    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        backend, *tensors, number, reduction = inputs
+        keep(ctx, *tensors, *outputs[1:])
+        ctx.options, ctx.backend = (number, reduction), backend
+
+    @staticmethod
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
         first, second, excluded, temperature, *made = ctx.saved_tensors
         _, *wanted = ctx.needs_input_grad[:5]
         with torch.no_grad():
@@ -80,6 +83,29 @@ class _NtXent(torch.autograd.Function):
         found = *d_rows.chunk(2), None, d_temperature.to(temperature.dtype) if wanted[3] else None
         grads = [grad if need else None for grad, need in zip(found, wanted, strict=True)]
         return None, *no_second(NAME, grads, present(grad_losses, first, second, temperature)), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor]:
+        """Of a loss of all anchors, whose gradient is at hand; by anchor it would take another pass over all pairs."""
+        first, second, excluded, temperature, *made = ctx.saved_tensors
+        if ctx.options[1] == "none":
+            raise NotImplementedError(
+                f"{NAME}: forward-mode derivatives are not implemented for reduction='none'. Use reduction='mean' or "
+                "'sum', or backend='reference', which has them."
+            )
+        _, d_first, d_second, _, d_temperature, *_ = tangents
+        with torch.no_grad():
+            problem, one = (first, second, excluded, temperature, *ctx.options), made[0].new_ones(())
+            grads, slope = backward(*problem, one, *made, temperature is not None, ctx.backend)
+            tangent = (grads.to(one.dtype) * torch.cat([d_first, d_second])).sum()
+            if temperature is not None:
+                tangent = tangent + slope * d_temperature
+        (loss,) = no_second(NAME, [tangent], present(first, second, temperature, d_first, d_second, d_temperature))
+        assert loss is not None
+        return (loss,)
+
+
+_apply = differentiable(NAME, _NtXent, results=1)
 
 
 def losses(
@@ -90,6 +116,6 @@ def losses(
     if second is first and torch.compiler.is_compiling():  # which refuses a tensor that is given twice
         second = first.view_as(first)
     problem = Problem(first, second, excluded, tensor, number, reduction)
-    if torch.is_grad_enabled() and any([each.requires_grad for each in present(first, second, tensor)]):
-        return _NtXent.apply(backend, *problem)  # type: ignore[no-any-return]
+    if recorded(first, second, tensor):
+        return _apply(backend, *problem)  # type: ignore[no-any-return]
     return forward(*problem, backend)[0]  # type: ignore[no-any-return]

@@ -45,7 +45,7 @@ def forward(problem: Problem, instruction_set: int = -1) -> tuple[Tensor, Tensor
     first, excluded, anchors = problem.first, problem.excluded, 2 * problem.first.shape[0]
     statistics = statistics_dtype(first.dtype)
     losses = first.new_empty(anchors if problem.reduction == "none" else (), dtype=statistics)
-    denominators, shares = first.new_empty(anchors, dtype=statistics), first.new_empty(anchors, dtype=statistics)
+    denominators, shares = first.new_empty((2, anchors), dtype=statistics), first.new_empty(anchors, dtype=statistics)
     refused = _native.cpu.nt_xent_forward(  # type: ignore[union-attr]
         *arguments,
         losses.data_ptr(),

@@ -43,7 +43,8 @@ def forward(problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
     tiles, chunks = -(-total // constants["BLOCK_N"]), -(-total // chunk)
     streaming = row_constants(dim)
     maxima, sums = rows.new_empty((2, chunks, total), dtype=torch.float32)
-    losses, denominators, shares = (rows.new_empty(total, dtype=torch.float32) for _ in range(3))
+    losses, shares = rows.new_empty((2, total), dtype=torch.float32).unbind()
+    denominators = rows.new_empty((2, total), dtype=torch.float32)
     with torch.cuda.device_of(rows):
         kernels.partials[(tiles, chunks)](
             rows, excluded, temperature, number, maxima, sums, total, chunk, **constants, **launch

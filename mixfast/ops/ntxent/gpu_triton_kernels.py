@@ -12,7 +12,10 @@ are the rows j = i modulo N, and the row that it excludes. The positive is added
 import triton
 import triton.language as tl
 
-from mixfast.ops._triton_kernels import LN_2, LOG2_E, log1p
+from mixfast.ops._triton_kernels import LN_2, LOG2_E, log1p, shift_of
+
+LARGE = tl.constexpr(1024.0)  # base-2 logit from which a denominator is two numbers
+LARGEST = tl.constexpr(262144.0)  # from which s_ij and s_ji, each rounded in its own way, make different probabilities
 
 
 @triton.jit
@@ -91,7 +94,7 @@ def partials(
         if excluded is not None:
             seen &= (k + key)[None, :] != left_out
         s = tl.where(seen, s, float("-inf"))
-        highest = tl.maximum(m, tl.max(s, 1) * scale)
+        highest = tl.maximum(m, shift_of(tl.max(s, 1), scale))
         # One multiply-add for each logit: scaling the rows instead would round them.
         p = tl.exp2(tl.fma(s, tl.full(s.shape, scale, tl.float32), tl.broadcast_to(-highest[:, None], s.shape)))
         z = z * tl.exp2(m - highest) + tl.sum(p, 1)
@@ -120,7 +123,9 @@ def merge(
     """Merges the chunks of BLOCK_N anchors in order, then adds the positive.
 
     With l the log-sum-exp of the negatives and s the positive's logit: loss = softplus(l - s), the negatives' share of
-    the denominator sigmoid(l - s), and the denominator's logarithm s + loss, kept in base 2.
+    the denominator sigmoid(l - s), and the denominator's logarithm s + loss, kept in base 2: as one number and zero, or
+    where one would lose digits of the probabilities as m and the rest. From LARGEST on that is NaN, and so are
+    gradients.
     """
     n, d = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     valid = n < total
@@ -133,16 +138,22 @@ def merge(
         z = z * tl.exp2(m - highest) + tl.load(sums + cells, valid, 1.0) * tl.exp2(m_next - highest)
         m = highest
 
-    z = tl.where(z == 0, 1.0, z)  # no negatives: m does the rest
+    alone = z == 0  # no negatives: m does the rest
+    z = tl.where(alone, 1.0, tl.where(z < float("inf"), z, float("nan")))
     q = tl.load(rows + n.to(tl.int64)[:, None] * D + d[None, :], mask, 0.0).to(tl.float32)
     k = tl.load(rows + _positive(n, total).to(tl.int64)[:, None] * D + d[None, :], mask, 0.0).to(tl.float32)
     positive = tl.sum(q * k, 1) * (LOG2_E / _temperature(temperature, number))
+    positive = tl.where(tl.abs(positive) < float("inf"), positive, float("nan"))  # an infinite one: a loss of 0
     difference = (m + tl.log2(z) - positive) * LN_2
     small = tl.exp2(-tl.abs(difference) * LOG2_E)
     # max(d, 0) + log(1 + e^-|d|), but a NaN stays one
     loss = tl.where(difference < 0, 0.0, difference) + log1p(small)
     tl.store(losses + n, loss, valid)
-    tl.store(denominators + n, positive + loss * LOG2_E, valid)
+    rest = tl.where(difference < 0, positive - m, tl.log2(z)) + log1p(small) * LOG2_E
+    rest = tl.where(tl.abs(m) < LARGEST, rest, float("nan"))
+    large = (tl.abs(m) >= LARGE) & (alone == 0)
+    tl.store(denominators + n, tl.where(large, m, positive + loss * LOG2_E), valid)
+    tl.store(denominators + total + n, tl.where(large, rest, 0.0), valid)
     tl.store(shares + n, tl.where(difference < 0, small, 1.0) / (1 + small), valid)
 
 
@@ -189,7 +200,7 @@ def products(
     cells = n.to(tl.int64)[:, None] * D + d[None, :]
     q = tl.load(rows + cells, valid[:, None] & columns, 0.0).to(PRODUCT)
     place = _place(n, total)[:, None]
-    log = tl.load(denominators + n, valid, 0.0)
+    shift, log = tl.load(denominators + n, valid, 0.0), tl.load(denominators + total + n, valid, 0.0)
     g = _upstream(upstream, upstream_stride, n, valid, total, REDUCTION)
     if excluded is not None:
         left_out = _excluded(excluded, n, valid, total)[:, None]
@@ -203,12 +214,14 @@ def products(
         x = tl.load(
             rows + tl.cast(k, tl.int64) * D + (key[:, None] * D + d[None, :]), inside[:, None] & columns, 0.0
         ).to(PRODUCT)
-        log_key = tl.load(denominators + k + key, inside, 0.0)
+        shift_key = tl.load(denominators + k + key, inside, 0.0)
+        log_key = tl.load(denominators + total + k + key, inside, 0.0)
         g_key = _upstream(upstream, upstream_stride, k + key, inside, total, REDUCTION)
         s = tl.dot(q, tl.trans(x), input_precision=PRECISION)
         factor = tl.full(s.shape, scale, tl.float32)
-        forth = g[:, None] * tl.exp2(tl.fma(s, factor, tl.broadcast_to(-log[:, None], s.shape)))
-        back = g_key[None, :] * tl.exp2(tl.fma(s, factor, tl.broadcast_to(-log_key[None, :], s.shape)))
+        forth = tl.fma(s, factor, tl.broadcast_to(-shift[:, None], s.shape)) - log[:, None]
+        back = tl.fma(s, factor, tl.broadcast_to(-shift_key[None, :], s.shape)) - log_key[None, :]
+        forth, back = g[:, None] * tl.exp2(forth), g_key[None, :] * tl.exp2(back)
         if excluded is not None:
             forth = tl.where((k + key)[None, :] == left_out, 0.0, forth)
             back = tl.where(_excluded(excluded, k + key, inside, total)[None, :] == n[:, None], 0.0, back)

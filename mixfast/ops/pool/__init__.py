@@ -20,15 +20,16 @@ def masked_upsample_pool(
     """Mean feature inside and outside a region, as if `features` were first upsampled to the region's map.
 
     Equals F.interpolate(features, (H, W), mode="bilinear", align_corners=False) and two masked means, without the
-    large map. Twice differentiable with respect to features; works under torch.compile, vmap and autocast, which
-    leaves the dtype alone. The same bits on every run and for any number of threads.
+    large map. Twice differentiable with respect to features, forwards and backwards; works under torch.compile,
+    torch.func, vmap included, and autocast, which leaves the dtype alone. The same bits on every run and for any
+    number of threads.
 
     Args:
         features: [B, C, h, w], float16, bfloat16, float32 or float64. Contiguous and channels_last are read in place.
         regions: one of the following, on the device of features. Receives no gradient.
             Boxes [B, 4] or [4], integers (x0, y0, x1, y1) in output pixels, half-open, torchvision's order.
-            A mask [B, H, W]: bool; uint8, where any value but zero is inside; or float, the share in [0, 1] of each
-            pixel that is inside.
+            A mask [B, H, W] or [B, 1, H, W]: bool; uint8, where any value but zero is inside; or float, the share in
+            [0, 1] of each pixel that is inside.
         output_size: (H, W), any sizes, also smaller than (h, w). Needed with boxes; a mask brings its own.
         backend: "auto", or a name from `mixfast.backends()`, which then runs or raises.
 
@@ -41,6 +42,8 @@ def masked_upsample_pool(
             inverted or leaves the map, and a float mask outside [0, 1]; a GPU would have to wait for these values:
             there boxes are clamped to the map, and such masks are not noticed.
         RuntimeError: the named backend cannot run this call.
+        NotImplementedError: a forward-mode derivative with respect to regions, or torch.func.grad, jvp and the like
+            inside of torch.compile.
     """
     _checks.check_features(NAME, features)
     regions, height, width = _checks.check_regions(NAME, regions, output_size, features)
@@ -48,7 +51,7 @@ def masked_upsample_pool(
     if chosen == "reference":
         _operators.check(regions, height, width)
         return reference.forward(features, regions, height, width)
-    return _operators.masked_upsample_pool(features, regions, height, width, chosen)  # type: ignore[no-any-return]
+    return _operators.masked_upsample_pool(features, regions, height, width, chosen)
 
 
 def region_weights(
@@ -100,4 +103,4 @@ def weighted_pool(features: Tensor, weights: Tensor, *, backend: str = "auto") -
     chosen = _dispatch.choose(NAME, backend, features.device.type, features.dtype)
     if chosen == "reference":
         return reference.pool(features, weights)
-    return _operators.pool(features, weights, chosen)
+    return _operators.weighted_pool(features, weights, chosen)

@@ -39,7 +39,7 @@ def check_size(name: str, argument: str, size: Any) -> tuple[int, int]:
 
 
 def check_regions(name: str, regions: Any, output_size: Any, features: Tensor | None) -> tuple[Tensor, int, int]:
-    """Boxes as [B, 4] or [1, 4], or a mask [B, H, W], with the height and width of the upsampled map."""
+    """Boxes as [B, 4] or [1, 4], or a mask as [B, H, W], with the height and width of the upsampled map."""
     if not isinstance(regions, Tensor):
         raise TypeError(
             f"{name}: regions must be a tensor, boxes [B, 4] or a mask [B, H, W]; got {type(regions).__name__}."
@@ -54,16 +54,32 @@ def check_regions(name: str, regions: Any, output_size: Any, features: Tensor | 
     if regions.layout is not torch.strided:
         raise TypeError(f"{name}: regions must be dense; got layout {regions.layout}. Call .to_dense() first.")
     batch = None if features is None else features.shape[0]
+    if regions.ndim == 4 and regions.shape[1] == 1:
+        regions = regions.squeeze(1)
+    elif _several_boxes(regions, output_size):
+        count = regions.shape[1]
+        raise ValueError(
+            f"{name}: regions must be one box for each image, [B, 4] or [4]; got {list(regions.shape)}, {count} boxes "
+            f"for each. Pass features.repeat_interleave({count}, dim=0) and regions.flatten(0, 1)."
+        )
     if regions.ndim == 3:
         return _check_mask(name, regions, output_size, batch)
     return _check_boxes(name, regions, output_size, batch)
 
 
+def _several_boxes(regions: Tensor, output_size: Any) -> bool:
+    """Whether [B, M, 4] are boxes: integers, or what would be masks of a size that was not asked for."""
+    if regions.ndim != 3 or regions.shape[2] != 4 or regions.dtype in (torch.bool, torch.uint8):
+        return False
+    size = tuple(output_size) if isinstance(output_size, (tuple, list)) else tuple(regions.shape[1:])
+    return regions.dtype in INTEGERS or size != tuple(regions.shape[1:])
+
+
 def _check_boxes(name: str, boxes: Tensor, output_size: Any, batch: int | None) -> tuple[Tensor, int, int]:
     if boxes.ndim not in (1, 2) or boxes.shape[-1] != 4:
         raise ValueError(
-            f"{name}: regions must be boxes [B, 4] or [4] as (x0, y0, x1, y1), or a mask [B, H, W]; "
-            f"got {list(boxes.shape)}."
+            f"{name}: regions must be boxes [B, 4] or [4] as (x0, y0, x1, y1), or a mask [B, H, W] or "
+            f"[B, 1, H, W]; got {list(boxes.shape)}."
         )
     if boxes.dtype not in INTEGERS:
         raise TypeError(

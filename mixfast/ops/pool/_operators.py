@@ -1,4 +1,4 @@
-"""The pooling operators as torch sees them: schemas, fake outputs, derivatives to any order, vmap.
+"""The pooling operators as torch sees them: schemas, fake outputs, derivatives of any order in both modes, vmap.
 
 Autocast leaves them alone: they run in the dtype of `features`, and their sums are in float32 at least.
 """
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops._check import statistics_dtype
+from mixfast.ops._derivatives import differentiable, keep, recorded, refuse_tangents
 from mixfast.ops._register import LIBRARY, by_backend, define
 from mixfast.ops.pool import _checks
 
@@ -56,8 +57,9 @@ def _weights_fake(regions: Tensor, height: int, width: int, h: int, w: int, dtyp
 
 
 _forward = by_backend(NAME, "forward")
-# The plain operators have no derivative: those with one call them. `plain_forward` gives the weights besides.
-masked_upsample_pool = define(
+# The plain operators have no derivative: the Functions of those with one call them. `plain_forward` gives the weights
+# besides.
+pool_operator = define(
     f"{NAME}(Tensor features, Tensor regions, SymInt height, SymInt width, str backend) -> (Tensor, Tensor)",
     lambda *arguments: _forward(*arguments)[:2],
     _pooled_fake,
@@ -68,7 +70,7 @@ plain_forward = define(
     _forward,
     _forward_fake,
 )
-backward = define(
+backward_operator = define(
     f"{NAME}_backward(Tensor grad_inside, Tensor grad_outside, Tensor weights, bool channels_last, str backend)"
     " -> Tensor",
     by_backend(NAME, "backward"),
@@ -80,12 +82,17 @@ plain_backward = define(
     by_backend(NAME, "backward"),
     _backward_fake,
 )
-pool = define(
+weighted_operator = define(
     "weighted_pool(Tensor features, Tensor weights, str backend) -> (Tensor, Tensor)",
     by_backend(NAME, "pool"),
     _pooled_fake,
 )
-weights = define(
+plain_weighted = define(
+    f"{NAME}_plain_weighted(Tensor features, Tensor weights, str backend) -> (Tensor, Tensor)",
+    by_backend(NAME, "pool"),
+    _pooled_fake,
+)
+weights_operator = define(
     "region_weights(Tensor regions, SymInt height, SymInt width, SymInt h, SymInt w, ScalarType dtype, str backend)"
     " -> Tensor",
     by_backend(NAME, "weights"),
@@ -98,47 +105,115 @@ check = define(
 )
 
 
-# Derivatives. Everything is linear in the features, so three operators close under differentiation:
-# the gradient of a pooling is `backward`, and the gradient of `backward` is a pooling with the same weights.
+# Derivatives. Everything is linear in the features, so three rules close under differentiation: the gradient of a
+# pooling is `backward`, the gradient of `backward` is a pooling with the same weights, and a tangent goes through the
+# same operation as the tensor itself.
 
 
-class _Pool(torch.autograd.Function):
-    """`masked_upsample_pool`, at a third of the overhead of `torch.library.register_autograd`."""
-
-    @staticmethod
-    def forward(ctx: Any, features: Tensor, *rest: Any) -> Pair:
-        inside, outside, weights = plain_forward(features, *rest)
-        ctx.save_for_backward(weights)
-        ctx.options = is_channels_last(features), rest[-1]
-        return inside, outside
+class _Pool:
+    """`masked_upsample_pool`."""
 
     @staticmethod
-    def backward(ctx: Any, grad_inside: Tensor, grad_outside: Tensor) -> Any:  # type: ignore[override]
-        run = backward if torch.is_grad_enabled() else plain_backward
-        return run(grad_inside, grad_outside, *ctx.saved_tensors, *ctx.options), None, None, None, None
+    def forward(features: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+        return plain_forward(features, *rest)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+        keep(ctx, outputs[2])
+        ctx.options = _layout(inputs[0]), inputs[-1]
+
+    @staticmethod
+    def backward(ctx: Any, grad_inside: Tensor, grad_outside: Tensor) -> tuple[Tensor | None, ...]:
+        return spread(grad_inside, grad_outside, *ctx.saved_tensors, *ctx.options), None, None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, d_features: Tensor, *rest: Any) -> Pair:
+        (weights,), (_, backend) = ctx.saved_tensors, ctx.options
+        return pool(d_features, weights, backend)
 
 
-def _save_pool(ctx: Any, inputs: tuple[Any, ...], output: Pair) -> None:
-    ctx.save_for_backward(inputs[1])
-    ctx.options = is_channels_last(inputs[0]), inputs[2]
+class _Weighted:
+    """`weighted_pool`."""
+
+    @staticmethod
+    def forward(features: Tensor, weights: Tensor, backend: str) -> Pair:
+        return plain_weighted(features, weights, backend)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+        features, weights, backend = inputs
+        keep(ctx, weights)
+        ctx.options = _layout(features), backend
+
+    @staticmethod
+    def backward(ctx: Any, grad_inside: Tensor, grad_outside: Tensor) -> tuple[Tensor | None, ...]:
+        return spread(grad_inside, grad_outside, *ctx.saved_tensors, *ctx.options), None, None
+
+    jvp = _Pool.jvp
 
 
-def _pool_gradient(ctx: Any, grad_inside: Tensor, grad_outside: Tensor) -> tuple[Tensor | None, ...]:
-    return backward(grad_inside, grad_outside, *ctx.saved_tensors, *ctx.options), None, None
+class _Spread:
+    """The gradient of both."""
+
+    @staticmethod
+    def forward(grad_inside: Tensor, grad_outside: Tensor, weights: Tensor, *rest: Any) -> tuple[Tensor]:
+        return (plain_backward(grad_inside, grad_outside, weights, *rest),)
+
+    @staticmethod
+    def save(ctx: Any, inputs: tuple[Any, ...], outputs: Any) -> None:
+        _, _, weights, *ctx.options = inputs
+        keep(ctx, weights)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weights,), (_, backend) = ctx.saved_tensors, ctx.options
+        return *pool(grad, weights, backend), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, d_inside: Tensor, d_outside: Tensor, *rest: Any) -> tuple[Tensor]:
+        return (spread(d_inside, d_outside, *ctx.saved_tensors, *ctx.options),)
 
 
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(inputs[2])
-    ctx.backend = inputs[4]
+_pool = differentiable(NAME, _Pool, 2, pool_operator)
+_weighted = differentiable("weighted_pool", _Weighted, 2, weighted_operator)
+_spread = differentiable(NAME, _Spread, 1, backward_operator)
 
 
-def _backward_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *pool(grad, *ctx.saved_tensors, ctx.backend), None, None, None
+def _layout(features: Tensor) -> bool:
+    """The layout of the gradient; contiguous under vmap, which does not tell the other."""
+    return not torch._C._are_functorch_transforms_active() and is_channels_last(features)
 
 
-LIBRARY.impl(NAME, _Pool.apply, "Autograd")
-torch.library.register_autograd(pool, _pool_gradient, setup_context=_save_pool, lib=LIBRARY)
-torch.library.register_autograd(backward, _backward_gradient, setup_context=_save_backward, lib=LIBRARY)
+def masked_upsample_pool(features: Tensor, regions: Tensor, height: int, width: int, backend: str) -> Pair:
+    """[B, C] each, with derivatives."""
+    refuse_tangents(NAME, regions=regions)
+    if recorded(features) or torch.compiler.is_compiling():
+        return _pool(features, regions, height, width, backend)  # type: ignore[no-any-return]
+    return plain_forward(features, regions, height, width, backend)[:2]  # type: ignore[no-any-return]
+
+
+def weighted_pool(features: Tensor, weights: Tensor, backend: str) -> Pair:
+    """[B, C] each, with derivatives."""
+    refuse_tangents("weighted_pool", weights=weights)
+    return pool(features, weights, backend)
+
+
+def weights(regions: Tensor, *rest: Any) -> Tensor:
+    """[B, 2, h, w], without derivatives."""
+    refuse_tangents("region_weights", regions=regions)
+    return weights_operator(regions, *rest)  # type: ignore[no-any-return]
+
+
+def pool(features: Tensor, weights: Tensor, backend: str) -> Pair:
+    """`weighted_pool` with weights that are known to have no tangent."""
+    run = _weighted if recorded(features) or torch.compiler.is_compiling() else plain_weighted
+    return run(features, weights, backend)  # type: ignore[no-any-return]
+
+
+def spread(grad_inside: Tensor, grad_outside: Tensor, *rest: Any) -> Tensor:
+    """The gradient [B, C, h, w] of both, with derivatives."""
+    run = _spread if recorded(grad_inside, grad_outside) else plain_backward
+    return run(grad_inside, grad_outside, *rest)  # type: ignore[no-any-return]
 
 
 # vmap: the mapped dimension joins the batch, and one call does the work of all.
@@ -186,16 +261,16 @@ def _map_backward(
 
 
 def _map_weights(info: Any, dims: Any, regions: Tensor, *rest: Any) -> tuple[Any, Any]:
-    return weights(regions.movedim(dims[0], 0).flatten(0, 1), *rest).unflatten(0, (info.batch_size, -1)), 0
+    return weights_operator(regions.movedim(dims[0], 0).flatten(0, 1), *rest).unflatten(0, (info.batch_size, -1)), 0
 
 
 def _map_check(info: Any, dims: Any, regions: Tensor, *rest: Any) -> tuple[Any, Any]:
     return check(regions.movedim(dims[0], 0).flatten(0, 1), *rest), None
 
 
-for operator in (masked_upsample_pool, plain_forward, pool):
+for operator in (pool_operator, plain_forward, weighted_operator, plain_weighted):
     torch.library.register_vmap(operator, functools.partial(_map_pooling, operator), lib=LIBRARY)
-for operator in (backward, plain_backward):
+for operator in (backward_operator, plain_backward):
     torch.library.register_vmap(operator, functools.partial(_map_backward, operator), lib=LIBRARY)
-for operator, rule in ((weights, _map_weights), (check, _map_check)):
+for operator, rule in ((weights_operator, _map_weights), (check, _map_check)):
     torch.library.register_vmap(operator, rule, lib=LIBRARY)

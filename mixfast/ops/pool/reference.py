@@ -18,6 +18,8 @@ def why_not(device_type: str, dtype: torch.dtype) -> str | None:
 
 def forward(features: Tensor, regions: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """[B, C] means of `features` [B, C, h, w], upsampled to [B, C, height, width], inside and outside `regions`."""
+    if features.shape[1] == 0:  # which interpolate refuses
+        return features.sum((2, 3)), features.sum((2, 3))
     sums = torch.float64 if features.dtype == torch.float64 else torch.float32
     large = F.interpolate(features, (height, width), mode="bilinear", align_corners=False).to(sums)
     inside = _mask(regions, height, width, sums)[:, None]  # [B or 1, 1, H, W]

@@ -3,7 +3,7 @@
 A view is: bytes to [0, 1]; jitter and grey (or, by `colour_first` and `grey_first`, in another order); crop, resize and
 flip; jitter and grey, if not before; blur; solarise; (x - mean) / std. Values are clamped to [0, 1] after every step
 and never rounded to 8 bits in between. Each step is torchvision's (transforms.v2.functional on float images, crops
-without antialiasing).
+without antialiasing, and bicubic ones as Pillow enlarges).
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _dispatch
+from mixfast.ops._derivatives import refuse_derivatives
 from mixfast.ops.views import _checks, _operators
 from mixfast.ops.views._layout import Law, Recipe, law
 
@@ -48,7 +49,7 @@ def augment_views(
             gathering a batch. None: all rows, so that B = N.
         size: side, or (height, width), of the views; that of the images if None.
         mean, std: of the three channels, in units of [0, 1].
-        interpolation: "bilinear" or "bicubic" (A = -0.75, clamped to [0, 1]).
+        interpolation: "bilinear", or "bicubic" as in Pillow: A = -0.5, of pixels of the crop alone, clamped to [0, 1].
         colour_first, grey_first: jitter and grey before the crop (with the whole image's mean); grey before the jitter.
         blur_reach: pixels that a blur reaches to each side, (kernel size - 1) / 2 of torchvision, or the smaller side
             of a view less one if that is less; 0: no view is blurred, whatever the parameters say.
@@ -60,14 +61,16 @@ def augment_views(
         V tensors [B, 3, S, T], parts of one allocation.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, dtype, shape, layout or device.
+        TypeError, ValueError: an argument of the wrong kind, dtype, shape, layout or device, or parameters that require
+            a gradient.
         IndexError: in the cpu backend, an index outside of [0, N).
         RuntimeError: the named backend cannot run this call.
-        NotImplementedError: vmap over the operation.
+        NotImplementedError: vmap over the operation, or a forward-mode derivative.
     """
     _checks.check_images(images)
     _checks.check_index(index, images)
     _checks.check_parameters(parameters, images, index)
+    refuse_derivatives(NAME, parameters=parameters)
     _checks.check_channels(mean, std)
     _checks.check_format(dtype, memory_format, interpolation, blur_reach)
     height, width = images.shape[2:] if size is None else _checks.check_size(NAME, "size", size)
@@ -130,11 +133,13 @@ def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor, *, back
         [B, C, H, W], channels_last if `base` is (and not contiguous too), else contiguous.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, dtype, shape or device.
+        TypeError, ValueError: an argument of the wrong kind, dtype, shape or device, or one that requires a gradient
+            where gradients are recorded.
         RuntimeError: the named backend cannot run this call.
-        NotImplementedError: vmap over the operation.
+        NotImplementedError: vmap over the operation, or a forward-mode derivative.
     """
     _checks.check_mixture(base, donor, boxes, share)
+    refuse_derivatives("mix_views", base=base, donor=donor, share=share)
     chosen = _dispatch.choose(NAME, backend, base.device.type, base.dtype)
     with torch.no_grad():
         mixed: Tensor = _operators.mix(base, donor, boxes, share, chosen)

@@ -6,11 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixfast.ops.views._layout import COLUMNS
+from mixfast.ops._check import FLOAT_NAMES, FLOATS, is_finite
+from mixfast.ops.views._layout import COLUMNS, Recipe
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FIELDS = [name for name in vars(Recipe) if not name.startswith("_")]
+_RATIOS, _PAIRS = ("crop_ratio",), ("crop_scale", "crop_ratio", "blur_sigma")
 FORMATS = (torch.contiguous_format, torch.channels_last)
 LARGEST = 2**24  # sides beyond it are no float32
+MOST = 2**31  # images of a draw, whose places are counted in 32 bits
 
 
 def _tensor(operation: str, name: str, value: Any, dtype: torch.dtype) -> None:
@@ -73,18 +77,16 @@ def check_format(dtype: Any, memory_format: Any, interpolation: Any, blur_reach:
         raise ValueError(f"{name}: memory_format must be contiguous_format or channels_last; got {memory_format}.")
     if interpolation not in ("bilinear", "bicubic"):
         raise ValueError(f"{name}: interpolation must be 'bilinear' or 'bicubic'; got {interpolation!r}.")
-    if isinstance(blur_reach, bool) or not isinstance(blur_reach, int) or blur_reach < 0:
-        raise ValueError(f"{name}: blur_reach must be at least 0 pixels; got {blur_reach!r}. 0 leaves the blur out.")
+    if isinstance(blur_reach, bool) or not isinstance(blur_reach, int) or not 0 <= blur_reach < LARGEST:
+        raise ValueError(
+            f"{name}: blur_reach must be from 0 to below 2^24 pixels; got {blur_reach!r}. 0 leaves the blur out."
+        )
 
 
 def check_channels(mean: Any, std: Any) -> None:
     """Three numbers each, finite; std positive."""
     for name, values in (("mean", mean), ("std", std)):
-        if (
-            not isinstance(values, Sequence)
-            or len(values) != 3
-            or not all(abs(value) < float("inf") for value in values)
-        ):
+        if not isinstance(values, Sequence) or len(values) != 3 or not all(map(is_finite, values)):
             raise ValueError(f"augment_views: {name} must be three numbers, one for each channel; got {values!r}.")
     if min(std) <= 0:
         raise ValueError(
@@ -95,10 +97,14 @@ def check_channels(mean: Any, std: Any) -> None:
 def check_size(operation: str, name: str, size: Any) -> tuple[int, int]:
     """(height, width) of a side or a pair."""
     pair = (size, size) if isinstance(size, int) else size
-    sides = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(side, int) for side in pair)
+    sides = isinstance(pair, (tuple, list)) and len(pair) == 2 and all(map(_is_integer, pair))
     if not sides or not all(0 < side < LARGEST for side in pair):
         raise ValueError(f"{operation}: {name} must be a side or (height, width), at least 1; got {size!r}.")
     return pair[0], pair[1]
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, (int, torch.SymInt)) and not isinstance(value, bool)
 
 
 def check_state(state: Any) -> None:
@@ -113,18 +119,25 @@ def check_state(state: Any) -> None:
 
 def check_draw(batch: Any, recipes: Any) -> None:
     """A number of images, and at least one recipe."""
-    if isinstance(batch, bool) or not isinstance(batch, int) or batch < 0:
-        raise ValueError(f"draw_views: batch must be a number of images; got {batch!r}.")
+    if isinstance(batch, bool) or not isinstance(batch, int) or not 0 <= batch < MOST:
+        raise ValueError(f"draw_views: batch must be a number of images, below 2^31; got {batch!r}.")
     if not isinstance(recipes, Sequence) or not recipes:
         raise ValueError(f"draw_views: recipes must be a sequence, one for each view; got {recipes!r}.")
+    for i, recipe in enumerate(recipes):
+        for name in _FIELDS:
+            pair, value = name in _PAIRS, getattr(recipe, name, None)
+            numbers = value if pair and isinstance(value, (tuple, list)) and len(value) == 2 else [value]
+            if len(numbers) != 1 + pair or not all(map(is_finite, numbers)) or (name in _RATIOS and min(numbers) <= 0):
+                expected = ("two " if pair else "a ") + ("positive " if name in _RATIOS else "") + f"number{'s' * pair}"
+                raise TypeError(f"draw_views: recipes[{i}].{name} must be {expected}; got {value!r} of {recipe!r}.")
 
 
 def check_mixture(base: Any, donor: Any, boxes: Any, share: Any) -> None:
     """Views [B, C, H, W] alike, int64 [B, 4] and float32 [B], on one device."""
     name = "mix_views"
-    if not isinstance(base, Tensor) or not base.is_floating_point():
+    if not isinstance(base, Tensor) or base.dtype not in FLOATS:
         kind = base.dtype if isinstance(base, Tensor) else type(base).__name__
-        raise TypeError(f"{name}: base must be a tensor of floating point; got {kind}.")
+        raise TypeError(f"{name}: base must be a tensor of {FLOAT_NAMES}; got {kind}.")
     if base.ndim != 4:
         raise ValueError(f"{name}: base must be [B, C, H, W]; got {list(base.shape)}.")
     wanted = {"donor": (donor, base.dtype, base.shape), "boxes": (boxes, torch.int64, (len(base), 4))}

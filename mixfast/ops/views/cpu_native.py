@@ -55,7 +55,7 @@ def augment_views(
 
 def draw_views(state: Tensor, batch: int, size: tuple[int, int], laws: tuple[Law, ...]) -> Tensor:
     """float32 [V, B, 16]; moves state[1] on by one."""
-    parameters = torch.empty((len(laws), batch, len(COLUMNS)))
+    parameters = state.new_empty((len(laws), batch, len(COLUMNS)), dtype=torch.float32)
     numbers = [number for law in laws for number in law]
     _native.cpu.draw_views(  # type: ignore[union-attr]
         state.data_ptr(), batch, size, numbers, parameters.data_ptr()

@@ -84,8 +84,9 @@ def _coloured(views: Tensor, how: dict[str, Tensor], options: Options) -> Tensor
     return pixels.view(views.shape)
 
 
-# Crop and flip: two batched matrix products, one per image axis. Pixel centres are at half integers, samples outside
-# the crop are clamped to its edge; bicubic overshoots are clamped to [0, 1], as rounding to 8 bits does in torchvision.
+# Crop and flip: two batched matrix products, one per image axis. Pixel centres are at half integers. Samples outside
+# the crop are clamped to its edge (bilinear) or left out (bicubic, as in Pillow, which crops in most recipes); bicubic
+# overshoots are clamped to [0, 1], as rounding to 8 bits does there.
 
 
 def axis_weights(
@@ -100,17 +101,24 @@ def axis_weights(
         flip: [B] bool, reverse the output.
     """
     last = (length - 1)[:, None]
-    out = torch.arange(out_size, device=start.device)
+    out = torch.arange(out_size, dtype=torch.float32, device=start.device)
     if flip is not None:
         out = torch.where(flip[:, None], out_size - 1 - out, out)
-    source = (out + 0.5) * (length[:, None] / out_size) - 0.5  # [B, out], in pixels from the crop's start
+    source = (out + 0.5) * (length[:, None].float() / out_size) - 0.5  # [B, out], in pixels from the crop's start
     if interpolation == "bilinear":
         source = source.clamp_(min=0)
     base = source.floor()
     fraction = source - base
-    taps = _cubic(fraction) if interpolation == "bicubic" else {0: 1 - fraction, 1: fraction}
-    weights = torch.zeros(len(start), out_size, in_size, device=start.device)
+    weights = source.new_zeros(len(start), out_size, in_size)
     base = base.long()
+    if interpolation == "bicubic":
+        places = {tap: base + tap for tap in range(-1, 3)}
+        inside = {tap: (place >= 0) & (place <= last) for tap, place in places.items()}
+        taps = {tap: torch.where(inside[tap], weight, 0.0) for tap, weight in _cubic(fraction).items()}
+        total = taps[-1] + taps[0] + taps[1] + taps[2]
+        taps = {tap: weight / total for tap, weight in taps.items()}
+    else:
+        taps = {0: 1 - fraction, 1: fraction}
     for tap, weight in taps.items():
         at = torch.minimum((base + tap).clamp_(min=0), last) + start[:, None]
         # one tap at a time: no two of its weights meet in one cell, so the sum has one order on every device
@@ -119,8 +127,8 @@ def axis_weights(
 
 
 def _cubic(t: Tensor) -> dict[int, Tensor]:
-    """Weights of the pixels at -1, 0, 1 and 2 for a point at t in [0, 1): Keys' kernel with A = -0.75."""
-    a = -0.75
+    """Weights of the pixels at -1, 0, 1 and 2 for a point at t in [0, 1): Keys' kernel with A = -0.5."""
+    a = -0.5
 
     def near(x: Tensor) -> Tensor:  # |x| <= 1
         return ((a + 2) * x - (a + 3)) * x * x + 1
@@ -174,7 +182,7 @@ class Jitter(NamedTuple):
 @cache
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """float32 tensor of a few numbers, copied to the device once: a later call neither copies nor waits."""
-    return torch.tensor(values, device=device)
+    return torch.tensor(values, dtype=torch.float32, device=device)
 
 
 def jitter(images: Tensor, how: Jitter) -> Tensor:
@@ -198,7 +206,7 @@ def jitter(images: Tensor, how: Jitter) -> Tensor:
 def _blends(images: Tensor, factors: Tensor, order: Tensor, grey: Tensor) -> Tensor:
     """Three steps of brightness, contrast or saturation: factors and order are [B, 3], by slot."""
     rest = 1 - factors
-    eye = torch.eye(3, device=images.device)
+    eye = torch.eye(3, dtype=torch.float32, device=images.device)
     to_grey = torch.where(order == 2, rest, 0.0)
     matrices = factors[..., None, None] * eye + to_grey[..., None, None] * grey  # [B, slot, 3, 3]
     to_mean = torch.where(order == 1, rest, 0.0)
@@ -232,7 +240,7 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
 def grey_matrices(which: Tensor) -> Tensor:
     """[B, 3, 3]: the matrix that turns RGB into grey where `which` [B] is true, the identity elsewhere."""
     grey = constant(GREY, which.device).expand(3, 3)
-    return torch.where(which[:, None, None], grey, torch.eye(3, device=which.device))
+    return torch.where(which[:, None, None], grey, torch.eye(3, dtype=torch.float32, device=which.device))
 
 
 def solarise(images: Tensor, which: Tensor) -> Tensor:

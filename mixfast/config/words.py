@@ -1,0 +1,201 @@
+"""The words of a command line: how options are spelled, what their values may be, and what was probably meant.
+
+`-`, `_` and `.` are one in the names of options: --data.cache_dir, --data.cache-dir and --data-cache-dir are the same.
+A flag is switched off by --section.no-key, which may be written --no-section.key.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+import tyro
+
+from mixfast.errors import ConfigError
+from mixfast.ranges import check_ranges
+
+T = TypeVar("T")
+
+_BRITISH = {"localiz": "localis", "solariz": "solaris", "gray": "grey", "color": "colour"}  # as names here are spelled
+
+
+class Option(NamedTuple):
+    """An option that a command takes."""
+
+    hint: Any  # its type
+    default: Any = dataclasses.MISSING
+
+
+def plain(name: str) -> str:
+    """A name without what people spell differently: case, `-`, `.` and `_`, and American endings."""
+    name = re.sub(r"[-._]+", "_", name.lower())
+    for american, british in _BRITISH.items():
+        name = name.replace(american, british)
+    return name
+
+
+def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """The names that are most like `name`, at most three; none whose number differs, as v1 does from v2."""
+    numbers = re.findall(r"\d+", name)
+    by_plain = {plain(other).replace("_", ""): other for other in known}
+    wanted = plain(name).replace("_", "")
+    near = [by_plain[other] for other in difflib.get_close_matches(wanted, by_plain, n=9, cutoff=cutoff)]
+    return [other for other in near if re.findall(r"\d+", other) in (numbers, [])][:3]
+
+
+def same(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is spelled like `name` but for what `plain` takes away; None if there is none."""
+    wanted = plain(name).replace("_", "")
+    return next((other for other in known if other == name or plain(other).replace("_", "") == wanted), None)
+
+
+def unknown(kind: str, name: str, known: Iterable[str], cutoff: float = 0.4) -> ConfigError:
+    """A ConfigError that says which names there are, the nearest first."""
+    known = list(known)
+    near = nearest(name, known, cutoff)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return ConfigError(f"unknown {kind} {name!r}; {hint}Known: {', '.join(known)}.")
+
+
+def find(flag: str, options: Mapping[str, Option], others: Iterable[str] = ()) -> tuple[str, bool]:
+    """The name of the option that `flag` spells, and whether it switches the option off.
+
+    Args:
+        flag: as it stands on the command line.
+        options: by name.
+        others: flags of the command that are no such options, to be suggested.
+
+    Raises:
+        ConfigError: there is no such option; the message names the nearest.
+    """
+    by_plain = {plain(name): name for name in options}
+    wanted = plain(flag.removeprefix("--"))
+    if wanted in by_plain:
+        return by_plain[wanted], False
+    switched = re.sub(r"(^|_)no_", r"\1", wanted, count=1)
+    off = switched != wanted
+    if off and switched in by_plain and options[by_plain[switched]].hint is bool:
+        return by_plain[switched], True
+    known = [name for name in options if not off or options[name].hint is bool]
+    last = re.sub(r"^no_", "", plain(flag.removeprefix("--").rpartition(".")[2]))
+    near = [name for name in known if plain(name.rpartition(".")[2]) == last] or nearest(switched, known)
+    flags = nearest(flag, others, 0.8) or [_off(name) if off else f"--{name}" for name in near]
+    hint = f"did you mean {' or '.join(flags)}?" if flags else "see --help."
+    raise ConfigError(f"unknown option {flag}; {hint}")
+
+
+def _off(name: str) -> str:
+    """How the flag of an option is switched off."""
+    section, dot, key = name.rpartition(".")
+    return f"--{section}{dot}no-{key}"
+
+
+def arity(hint: Any) -> int | None:
+    """How many words a value of a type takes; None: any number."""
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Annotated:
+        return arity(arguments[0])
+    if kind in (typing.Union, types.UnionType):
+        counts = [arity(argument) for argument in arguments]
+        return None if None in counts else max(count for count in counts if count is not None)
+    if kind is tuple:
+        return None if Ellipsis in arguments else len(arguments)
+    return 0 if hint is bool else None if kind in (list, set, dict) else 1
+
+
+def value(flag: str, words: Sequence[str], option: Option, off: bool = False) -> Any:
+    """The value that `words` behind a flag give an option.
+
+    Raises:
+        ConfigError: they are no value of its type; the message says what would be.
+    """
+    if option.hint is bool and not words:
+        return not off
+    holder = dataclasses.make_dataclass("Holder", [("value", option.hint)])
+    arguments = [f"--value={words[0]}"] if len(words) == 1 and arity(option.hint) == 1 else ["--value", *words]
+    if option.hint is not bool:
+        try:
+            with contextlib.redirect_stderr(io.StringIO()):  # where tyro draws a box
+                return tyro.cli(holder, args=arguments, console_outputs=False).value  # type: ignore[attr-defined]
+        except SystemExit:
+            pass
+    default = "" if option.default is dataclasses.MISSING else f"; the default is {_written(option.default)}"
+    raise ConfigError(f"{' '.join([flag, *words])}: expected {expected(option.hint)}{default}.")
+
+
+def _written(default: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(default, tuple):
+        return " ".join(map(_written, default)) or "none"
+    return ("on" if default else "off") if isinstance(default, bool) else str(default)
+
+
+def expected(hint: Any, several: bool = False) -> str:
+    """What values of a type are, in words."""
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if kind is Annotated:
+        return expected(arguments[0], several)
+    if kind is Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if kind in (typing.Union, types.UnionType):
+        return " or ".join(expected(argument, several) for argument in arguments)
+    if kind is tuple:
+        return f"{'any number of' if Ellipsis in arguments else len(arguments)} {expected(arguments[0], True)}"
+    singular = {int: "a whole number", float: "a number", str: "a text", type(None): "None"}
+    plural = {int: "whole numbers", float: "numbers", str: "words"}
+    names = {**singular, **plural} if several else singular
+    if hint is bool:
+        return "no value: the option switches on, and with no- before its name off"
+    return names.get(hint) or getattr(hint, "__name__", str(hint)).lower().replace("path", "a path")
+
+
+def parse(kind: type[T], words: Sequence[str], command: str) -> T:
+    """The options of a command, which are the fields of a dataclass: `[RUN ...] [--key value ...]`.
+
+    Args:
+        kind: the dataclass. A field that is Positional takes the words that belong to no option.
+        words: of the command line, without the command.
+        command: "python -m mixfast.evaluate knn"; for --help.
+
+    Raises:
+        ConfigError: an unknown option, or values that its type does not allow.
+        SystemExit: the words ask for help, which is printed.
+    """
+    if {"--help", "-h"} & set(words):
+        tyro.cli(kind, args=["--help"], prog=command)
+    hints = typing.get_type_hints(kind, include_extras=True)
+    options = {field.name: Option(hints[field.name], field.default) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    (position,) = [name for name in options if tyro.conf.Positional in getattr(hints[name], "__metadata__", ())]
+    hint = typing.get_args(options.pop(position).hint)[0]
+    found: dict[str, Any] = {}
+    free: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if not _is_flag(word):
+            free.append(word)
+            continue
+        flag, equals, text = word.partition("=")
+        name, off = find(flag, options, ("--help", "--version", "--traceback"))
+        if name in found:
+            raise ConfigError(f"{flag} is given more than once.")
+        behind = next((number for number, other in enumerate(rest) if _is_flag(other)), len(rest))
+        count = arity(options[name].hint)
+        given = [text] if equals else rest[: behind if count is None else min(count, behind)]
+        rest = rest if equals else rest[len(given) :]
+        found[name] = value(flag, given, options[name], off)
+    if arity(hint) is not None and len(free) != arity(hint):
+        raise ConfigError(f"expected one {position.upper()}; got {' '.join(free) or 'none'}. See {command} --help.")
+    result = kind(**{position: value("", free, Option(hint)), **found})
+    check_ranges(result)
+    return result
+
+
+def _is_flag(word: str) -> bool:
+    """Whether a word names an option; a negative number does not."""
+    return re.match(r"-[^\d.]", word) is not None

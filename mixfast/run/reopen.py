@@ -1,0 +1,72 @@
+"""The set-up of a run from its folder: the configuration that it was trained with, on this machine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mixfast.config.options import RunConfig, replace, validate
+from mixfast.data import Splits, kind_of, load
+from mixfast.ranges import Cores
+from mixfast.run import checkpoint, machine
+from mixfast.run.folder import RunFolder
+from mixfast.run.restore import check_config, check_fields
+from mixfast.run.setup import Setup, set_up
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineOptions:
+    """Where a command computes, and where its images are."""
+
+    data_path: str | None = None  # where the images are now, if they have moved
+    device: str = "auto"  # auto, cpu, cuda or cuda:N
+    threads: Cores = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota
+    trust: tuple[str, ...] = ()  # modules in or around a run's folder, which the run names, that may be imported
+
+
+def load_run(
+    path: Path,
+    options: MachineOptions,
+    changes: dict[str, Any] | None = None,
+    shared: dict[str, Splits] | None = None,
+) -> tuple[Path, dict[str, Any], Setup]:
+    """A checkpoint of a run, its content, and the set-up of its folder with fresh weights; arguments as below.
+
+    Raises:
+        CheckpointError: unreadable, or the configuration in the folder is not that of the checkpoint.
+    """
+    file, state = checkpoint.load_newest(path, print)
+    setup = set_up_run(path, options, changes, shared)
+    check_fields(state, file)
+    check_config(state, setup.config, file)
+    return file, state, setup
+
+
+def set_up_run(
+    path: Path, options: MachineOptions, changes: dict[str, Any] | None = None, shared: dict[str, Splits] | None = None
+) -> Setup:
+    """The set-up of a run's folder with fresh weights, on this machine.
+
+    Args:
+        path: the folder, or something in its checkpoints/.
+        options: device, threads and data_path are read.
+        changes: values of other configuration keys.
+        shared: data sets by configuration; looked up and added to.
+    """
+    config, _, _ = RunFolder.open(path).read_config(options.trust)
+    moved = {} if options.data_path is None else {"data.path": options.data_path}
+    here = {"train.device": options.device, "train.threads": options.threads}
+    config = replace(config, {**here, **moved, **(changes or {})})
+    validate(config)
+    device = machine.pick_device(config.train.device, "--device")
+    machine.set_threads(config.train.threads)
+    machine.set_determinism(config.train.deterministic)
+    cache = {} if shared is None else shared
+    key = data_key(config)
+    if key not in cache:
+        cache[key] = load(config.data, config.seed, print, **machine.room(device))
+    return set_up(config, cache[key], device)
+
+
+def data_key(config: RunConfig[Any]) -> str:
+    """Equal for runs on the same images: the seed makes scenes, and holds out images of a folder."""
+    return f"{config.data} {'' if kind_of(config.data.kind).torchvision else config.seed}"

@@ -1,0 +1,119 @@
+"""What a configuration would quietly get wrong on its data: warnings with the numbers, before anything is trained."""
+
+from typing import Any
+
+from mixfast import methods
+from mixfast.config.options import RunConfig
+from mixfast.data import Splits
+from mixfast.methods.bases import keys_per_step
+from mixfast.run.optim import mean_rate
+
+LOW_RATE = 0.1  # share of optim.lr below which the mean rate of a run is worth a warning
+FEW_ROWS = 2  # images whose batch statistics are worth one
+
+
+def queue_steps(config: RunConfig[Any]) -> int:
+    """Steps after which a queue holds no more of the random vectors that it begins with; 0 without a queue."""
+    size = queue_size(config)
+    return -(-size // keys_per_step(config.method, config.train.batch_size))
+
+
+def queue_size(config: RunConfig[Any]) -> int:
+    """Keys in each queue of the run's method; 0 if it has none."""
+    return getattr(config.method, "queue_size", 0) if candidates(config) is not None else 0
+
+
+def candidates(config: RunConfig[Any]) -> int | None:
+    """Number of rows among which a loss term looks for its positive; None for a method that does not choose."""
+    batch = config.train.batch_size // config.train.accumulate
+    return methods.load(config.method_name).candidates(config.method, batch)
+
+
+def warnings(config: RunConfig[Any], splits: Splits) -> list[str]:
+    """A sentence for each way in which a run would succeed at something else than it says."""
+    images = len(splits.train)
+    steps = images // config.train.batch_size  # of an epoch
+    labelled = splits.train.labelled and splits.test.labelled
+    found = [*_rate(config, steps), *_batch(config), *_queue(config, images, steps), *_average(config, steps)]
+    bank = min(config.eval.bank or images, images)
+    if labelled and config.eval.k > bank:
+        found.append(
+            f"kNN looks for the {config.eval.k} nearest of {bank} training images: k is cut to {bank}, so that all of "
+            "them vote. Lower --eval.k."
+        )
+    return found
+
+
+def _rate(config: RunConfig[Any], steps: int) -> list[str]:
+    optim, epochs = config.optim, config.train.epochs
+    mean, total = mean_rate(optim, epochs, steps), epochs * steps
+    reasons = []
+    if optim.lr == 0:
+        reasons.append("no weight moves; raise --optim.lr")
+    if optim.warmup_steps > total:
+        reasons.append(f"the warm-up of {optim.warmup_steps} steps does not end; lower --optim.warmup_steps")
+    if optim.warmup_epochs >= epochs:
+        reasons.append(f"the warm-up of {optim.warmup_epochs} epochs does not end; lower --optim.warmup_epochs")
+    if mean > LOW_RATE * optim.lr and not reasons:
+        return []
+    if optim.schedule == "cosine" and optim.cosine_origin == 1:
+        reasons.append("the last epoch runs at rate 0; take --optim.cosine_origin 0 (leave out moco_demo)")
+    if optim.schedule == "step":
+        shares = " ".join(f"{step:g}" for step in optim.steps)
+        reasons.append(f"the rate falls at --optim.steps {shares} by --optim.step_factor {optim.step_factor:g}")
+    share = 100 * mean / optim.lr if optim.lr else 0
+    return [
+        f"the mean learning rate of the {total} steps ({epochs} epochs) is {mean:.3g}, {share:.0f} % of --optim.lr "
+        f"{optim.lr:g}: {'; '.join(reasons)}."
+    ]
+
+
+def _batch(config: RunConfig[Any]) -> list[str]:
+    train, splits = config.train, config.model.bn_splits
+    rows = train.batch_size // train.accumulate // splits
+    found = []
+    if rows <= FEW_ROWS:
+        found.append(
+            f"batch norm has the statistics of {rows} image{'s' * (rows > 1)} at a time (--train.batch_size "
+            f"{train.batch_size} / --train.accumulate {train.accumulate} / --model.bn_splits {splits}): take a larger "
+            "batch, or fewer parts of it."
+        )
+    if candidates(config) == 1:
+        found.append(
+            "the loss is 0 whatever the network does: its negatives are the other images of the batch, and there are "
+            "none. Take a larger --train.batch_size or a smaller --train.accumulate."
+        )
+    return found
+
+
+def _queue(config: RunConfig[Any], images: int, steps: int) -> list[str]:
+    size, total = queue_size(config), config.train.epochs * steps
+    rows = keys_per_step(config.method, config.train.batch_size)
+    epoch = images * rows // config.train.batch_size  # keys of an epoch
+    found = []
+    if size > epoch:
+        twice = " with two keys each" if epoch > images else ""
+        found.append(
+            f"the queue of {size} keys is larger than the {images} training images{twice}: once it is full, "
+            f"{size / epoch:.1f} of an image's negatives are keys of itself on average. Take a --method.queue_size "
+            f"well below it, such as {max(1, epoch // 4 // rows) * rows}."
+        )
+    if size > total * rows:
+        found.append(
+            f"the run's {total} steps enqueue {total * rows} keys: {size - total * rows} of the queue's {size} stay "
+            "random vectors to the end. Train longer, or take a smaller --method.queue_size."
+        )
+    return found
+
+
+def _average(config: RunConfig[Any], steps: int) -> list[str]:
+    ema, total = getattr(config.method, "ema", 0.0), config.train.epochs * steps
+    if not isinstance(ema, float | int) or total * (1 - ema) >= 1:
+        return []
+    if ema == 1:
+        return ["the network that follows by moving average never moves: --method.ema is 1. Lower it."]
+    return [
+        f"the network that follows by moving average keeps {100 * ema**total:.0f} % of its first weights to the end: "
+        f"--method.ema {ema:g} averages over {1 / (1 - ema):.0f} steps, and the run has {total}. Train longer, or "
+        "lower --method.ema."
+    ]

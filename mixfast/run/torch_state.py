@@ -1,0 +1,43 @@
+"""torch's global state while a command runs: as a new process has it, and afterwards as the caller had it."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+
+
+@contextmanager
+def fresh_torch_state() -> Iterator[None]:
+    """Run the block with float32 and the CPU as defaults, with gradients, and without autocast or inference mode.
+
+    Whatever the block makes of these, of torch's global generators, of the number of threads, of deterministic
+    algorithms and of cuDNN's benchmark, the caller finds all as it was. Of what else decides numbers the caller's
+    choice counts: the precision of matrix products (`torch.set_float32_matmul_precision`).
+    """
+    dtype, threads, benchmark = torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark
+    deterministic, warn_only = _deterministic()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=gpus))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":  # the context costs microseconds in every call
+            stack.enter_context(torch.device("cpu"))
+        for kind in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.set_num_threads(threads)
+            torch.backends.cudnn.benchmark = benchmark
+            torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+            if _deterministic() != (deterministic, warn_only):  # the call imports torch's compiler: seconds
+                torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
