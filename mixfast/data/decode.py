@@ -50,13 +50,10 @@ def read(listing: Listing, cfg: DataConfig, say: Say) -> tuple[Tensor, Readable]
     """
     files, size, workers = listing.files, cfg.size, cfg.workers
     check_memory(len(files), size, shown(listing.root))
-    images, digests = (
-        torch.empty(len(files), 3, size, size, dtype=torch.uint8),
-        torch.zeros(len(files), dtype=torch.int64),
-    )
+    images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
+    digests = torch.zeros(len(files), dtype=torch.int64)
     failed: dict[int, str] = {}
     fresh = False
-
     with Cache(listing.root, size, SQUARES, cfg, say) as cache:
         rows = cache.find(listing).tolist()
 

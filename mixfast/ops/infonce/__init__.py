@@ -71,10 +71,8 @@ def multi_queue_infonce(
 
     The loss of a row is -log( e^{q.k/tau} / (e^{q.k/tau} + sum_j e^{q.queue_j/tau}) ). Rows of terms that share a queue
     are processed together, and the N x K logits never exist (except in the reference backend). The same bits on every
-    run and for any number of threads. Works under torch.compile and under torch.func, whose forward mode takes a row
-    product instead of a backward pass. Under autocast queries and positives are converted
-    like the input of a loss on a CPU (float32) and of a matrix product on a GPU (float16), whatever their dtypes;
-    queues stay as they are.
+    run and for any number of threads. Works under torch.compile and torch.func. Under autocast queries and positives
+    are converted like the input of a loss on a CPU (float32) and of a matrix product on a GPU (float16).
 
     Args:
         queries: T tensors [N_t, D], or one tensor [T, N, D]; float16, bfloat16, float32 or float64. Usually unit rows.

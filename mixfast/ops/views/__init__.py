@@ -61,8 +61,7 @@ def augment_views(
         V tensors [B, 3, S, T], parts of one allocation.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind, dtype, shape, layout or device, or parameters that require
-            a gradient.
+        TypeError, ValueError: a wrong kind, dtype, shape, layout or device, or parameters that require a gradient.
         IndexError: in the cpu backend, an index outside of [0, N).
         RuntimeError: the named backend cannot run this call.
         NotImplementedError: vmap over the operation, or a forward-mode derivative.
@@ -79,7 +78,7 @@ def augment_views(
     last = memory_format == torch.channels_last
     with torch.no_grad():
         views = _operators.augment(images, parameters, index, height, width, *options, blur_reach, dtype, last, chosen)
-        return list(views.unbind())
+    return list(views.unbind())
 
 
 def draw_views(
