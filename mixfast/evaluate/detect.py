@@ -26,6 +26,7 @@ from mixfast.evaluate.runs import (
     record_scores,
 )
 from mixfast.models.backbone import named_weights
+from mixfast.ranges import Count, Positive, Seed, Side
 from mixfast.rng import Generators
 from mixfast.run.console import Console, duration
 from mixfast.scoring.maps import Network
@@ -43,19 +44,18 @@ class Detect(ScoringOptions):
     data: tuple[str, ...] = ("scenes",)
     detector: Literal["fcos", "retinanet", "fpn", "c4"] = "fcos"  # fpn, c4: Faster R-CNN
     finetune: bool = False  # also train the network below the detector
-    seeds: tuple[
-        int, ...
-    ] = ()  # of images, detector and order; none: those of the runs if a method has several, else 0 1 2
+    # of images, detector and order; none: those of the runs if a method has several, else 0 1 2
+    seeds: tuple[Seed, ...] = ()
     quick: bool = False  # 150 steps on 200 images
-    images: int | None = None  # to train each detector on, at most; none: 400, quick: 200
-    count: int = 300  # images to score, at most
-    steps: int | None = None  # of 8 images; none: 400, quick: 150
-    lr: float = Recipe.lr  # AdamW's learning rate
-    layers: tuple[int, ...] = ()  # stages whose maps are used; none: one of each stride from 8 pixels on
-    size: int | None = None  # side of the images in pixels; none: 3 times the run's (scenes, canvas), 224 (voc, coco)
+    images: Count | None = None  # to train each detector on, at most; none: 400, quick: 200
+    count: Count = 300  # images to score, at most
+    steps: Count | None = None  # of 8 images; none: 400, quick: 150
+    lr: Positive = Recipe.lr  # AdamW's learning rate
+    layers: tuple[Count, ...] = ()  # stages whose maps are used; none: one of each stride from 8 pixels on
+    size: Side | None = None  # side of the images in pixels; none: 3 times the run's (scenes, canvas), 224 (voc, coco)
     splits: tuple[str, str] | None = None  # voc: lists in ImageSets/Main to train on and to score
     supervised: bool = True  # also train the first run's network with labels, once for each run; needs classes
-    supervised_epochs: int | None = None  # none: the run's
+    supervised_epochs: Count | None = None  # none: the run's
     out: Path | None = None  # folder of table and picture; none: evaluation/ of the first run
 
 
@@ -99,18 +99,12 @@ def settings(options: Detect) -> tuple[Recipe, int]:
     """How detectors are trained, and on how many images.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: values that do not fit each other.
     """
     steps, images = (150, 200) if options.quick else (Recipe.steps, 400)
     steps, images = (
         default if value is None else value for default, value in ((steps, options.steps), (images, options.images))
     )
-    numbers = {"--steps": steps, "--images": images, "--count": options.count}
-    numbers |= {"--size": options.size or 1, "--supervised-epochs": options.supervised_epochs or 1}
-    if bad := {name: value for name, value in numbers.items() if value < 1}:
-        raise ConfigError(f"{', '.join(bad)} must be at least 1; got {', '.join(map(str, bad.values()))}.")
-    if not options.lr > 0:
-        raise ConfigError(f"--lr must be above 0; got {options.lr}.")
     if len(set(options.seeds)) < len(options.seeds):
         raise ConfigError(f"--seeds must differ; got {' '.join(map(str, options.seeds))}.")
     if options.detector == "c4" and len(options.layers) > 1:

@@ -13,6 +13,7 @@ from mixfast.detection.photographs import Album, Photograph, read_coco, read_voc
 from mixfast.errors import ConfigError, DataError
 from mixfast.evaluate.runs import LoadedRun
 from mixfast.rng import Generators
+from mixfast.run.folder import home_expanded
 
 _FORMS = "scenes, canvas, voc FOLDER, or coco IMAGES INSTANCES.json [TEST_IMAGES TEST_INSTANCES.json]"
 PHOTOGRAPH = 224  # side of voc's and coco's images unless another is given
@@ -65,7 +66,7 @@ def load(
         raise ConfigError(f"--splits belongs to --data voc; got --data {kind}. Omit it.")
     if kind in ("scenes", "canvas"):
         return _canvases(kind, first, images, count, size)
-    return _photographs(kind, [Path(path) for path in paths], images, count, size or PHOTOGRAPH, splits)
+    return _photographs(kind, [home_expanded(Path(path)) for path in paths], images, count, size or PHOTOGRAPH, splits)
 
 
 def _canvases(kind: str, first: LoadedRun, images: int, count: int, size: int | None) -> DetectionData:

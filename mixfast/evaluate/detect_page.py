@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mixfast.detection.average_precision import Detections
 from mixfast.detection.images import LabelledImages
+from mixfast.detection.transfer import any_class
 from mixfast.evaluate.pictures import GAP
 from mixfast.evaluate.runs import SCHEMA, LoadedRun, table
 from mixfast.run.folder import now, write_json
@@ -182,14 +183,8 @@ def markdown(result: Result, stem: str) -> str:
     """The same as a page, with all differences."""
     cells = _cells(result)
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
-    lines = [
-        f"# Detection on {result.test.name}",
-        "",
-        heading(result),
-        "",
-        *(f"- {line}" for line in remarks(result)),
-        "",
-    ]
+    lines = [f"# Detection on {result.test.name}", "", heading(result), ""]
+    lines += [f"- {line}" for line in remarks(result)] + [""] * bool(remarks(result))
     lines += [f"| | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     lines += [f"| {name} | {' | '.join(row.get(key, '') for key in columns)} |" for name, row in cells.items()]
     lines += ["", f"## Differences to {result.rows[0].name}", ""]
@@ -198,14 +193,15 @@ def markdown(result: Result, stem: str) -> str:
     found = {key: gaps(result, key) for key in titles}
     for row in result.rows[1:]:
         lines.append(f"| {row.name} | {' | '.join(_gap(found[key][row.name]) for key in titles)} |")
-    notes = [_NOTES[key] for key in ("", result.test.name) if key in _NOTES]
+    meaning = [_NOTES[key] for key in ("", result.test.name) if key in _NOTES]
     picture = f"![predictions]({stem}{FILES['picture']})"
-    return "\n".join([*lines, "", *notes, "", "## Predictions", "", picture, "", _LEGEND, ""])
+    return "\n".join([*lines, "", *meaning, "", "## Predictions", "", picture, "", _LEGEND, ""])
 
 
 _LEGEND = (
-    "As many boxes of each image as it has objects, those with the highest scores, of the first seed: green at "
-    "IoU >= 0.5 with an object of the class, orange of another class, red where no object is."
+    "As many boxes of each image as it has objects, those with the highest scores, of the first seed; of boxes that "
+    "overlap by more than 0.5 the best alone. Green: IoU >= 0.5 with an object of the class, orange: of another class, "
+    "red: no object is there."
 )
 
 
@@ -244,7 +240,7 @@ def draw(path: Path, result: Result) -> None:
                 axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.2))
     axis.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.axis("off")
-    legend = ", ".join(f"{colour}: {name}" for name, colour in COLOURS.items())
+    legend = "green: right, orange: another class, red: nothing there"
     page.suptitle(f"{test.name}, {result.settings['detector']}, seed {seed}; {legend}", fontsize=8)
     page.savefig(path)
 
@@ -256,4 +252,5 @@ def _boxes(result: Result, column: int, image: int) -> list[tuple[list[float], s
         real: Tensor = test.labels[image] >= 0
         return [(box, "white") for box in test.boxes[image, real].tolist()]
     found = result.rows[column - 1].outcomes[result.seeds[0]].found
+    found = found._replace(labels=torch.where(any_class(found).labels >= 0, found.labels, -1))
     return [(box, COLOURS[verdict]) for box, verdict in verdicts(found, test, image)]
