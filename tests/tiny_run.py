@@ -140,6 +140,7 @@ def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: in
     report.draw = report.draw_views = lambda *_: None  # pictures are tested elsewhere and take longer than the run
 
     torch.set_num_threads(1)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the server that forks it is deaf if it was started for workers
     multiprocessing.set_forkserver_preload(["mixfast.train.__main__"])  # for the workers of the child
     step, pause, replace, save = 0, engine.pause, os.replace, torch.save
 

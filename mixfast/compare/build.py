@@ -52,30 +52,31 @@ def compare(options: Compare, words: Sequence[str]) -> Path:
         raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
     sections = gather(options.runs, options.folder_name, options.trust)
     _check_out(options)
-    with results_folder(options.out, "comparison") as folder:
-        return _write(sections, folder, options, words)
-
-
-def _write(sections: Sequence[Section], folder: Path, options: Compare, words: Sequence[str]) -> Path:
     fresh = Path(tempfile.mkdtemp(prefix="mixfast-compare-"))  # not beside the report: a kill leaves nothing there
     try:
         chapters = [_chapter(section, options, fresh) for section in sections]
-        file = options.page or folder / PAGE
-        prefix = f"{os.path.relpath(folder, file.parent)}/" if options.page else ""
-        text = page(chapters, prefix)
-        write_json(fresh / RESULTS, numbers(chapters, [Path(word).name for word in words], now()))
-        if not options.page:
-            (fresh / PAGE).write_text(text, encoding="utf-8", errors="backslashreplace")
-        if any(folder.iterdir()):
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(fresh.iterdir(), key=lambda path: path.name != RESULTS):  # which makes it a report
-            shutil.copyfile(path, folder / path.name)
-        if options.page:
-            options.page.parent.mkdir(parents=True, exist_ok=True)
-            options.page.write_text(text, encoding="utf-8", errors="backslashreplace")
+        with results_folder(options.out, "comparison") as folder:
+            return _write(chapters, fresh, folder, options, words)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _write(chapters: Sequence[Chapter], fresh: Path, folder: Path, options: Compare, words: Sequence[str]) -> Path:
+    """Write the page and the numbers beside the pictures in `fresh`, and move all to `folder`; returns the page."""
+    file = options.page or folder / PAGE
+    prefix = f"{os.path.relpath(folder, file.parent)}/" if options.page else ""
+    text = page(chapters, prefix)
+    write_json(fresh / RESULTS, numbers(chapters, [Path(word).name for word in words], now()))
+    if not options.page:
+        (fresh / PAGE).write_text(text, encoding="utf-8", errors="backslashreplace")
+    if any(folder.iterdir()):
+        shutil.rmtree(folder)
+        folder.mkdir()
+    for path in sorted(fresh.iterdir(), key=lambda path: path.name != RESULTS):  # which makes it a report
+        shutil.copyfile(path, folder / path.name)
+    if options.page:
+        options.page.parent.mkdir(parents=True, exist_ok=True)
+        options.page.write_text(text, encoding="utf-8", errors="backslashreplace")
     return file
 
 

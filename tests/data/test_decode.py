@@ -183,9 +183,9 @@ def test_images_that_do_not_fit_are_refused(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(decode, "available_bytes", lambda: 3 * 2**30)
     decode.read(scan(tmp_path), config(), Said())
     with pytest.raises(
-        DataError, match=r"images of 20000 px need 6\.7 GiB of memory, 3\.0 GiB are free.*--data\.limit"
+        DataError, match=r"images of 16000 px need 4\.3 GiB of memory, 3\.0 GiB are free.*--data\.limit"
     ):
-        decode.read(scan(tmp_path), config(20_000), Said())
+        decode.read(scan(tmp_path), config(16_000), Said())
     monkeypatch.setattr(decode, "available_bytes", lambda: None)
     decode.read(scan(tmp_path), config(), Said())
 

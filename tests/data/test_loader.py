@@ -125,7 +125,7 @@ from pathlib import Path
 import torch
 from mixfast.data.loader import ImageFiles, Library
 names = [str(path) for path in sorted(Path({str(Path(names[0]).parent)!r}).iterdir())]
-next(Library(ImageFiles(8), names, (len(names),), 1, print).read([torch.arange(4)], torch.device("cpu")))
+next(Library(ImageFiles(8), names, 1).read([torch.arange(4)], torch.device("cpu")))
 others = 0
 for path in Path("/proc").glob("[0-9]*"):
     try:

@@ -71,11 +71,15 @@ def test_autocast_does_not_reach_the_pixels(backend: str, rng: torch.Generator) 
     assert all(torch.equal(a, b) for a, b in zip(plain, cast, strict=True))
 
 
-def test_no_gradient_passes(rng: torch.Generator) -> None:
+def test_parameters_that_require_a_gradient_are_refused(rng: torch.Generator) -> None:
     images = byte_images(2, rng)
     parameters = mixfast.draw_views(new_state(rng), 2, (32, 32), [RECIPES["demo"]]).requires_grad_()
-    (view,) = mixfast.augment_views(images, parameters, **PLAIN)
-    assert not view.requires_grad
+    with pytest.raises(ValueError, match=r"parameters receives no gradient, but it requires one"):
+        mixfast.augment_views(images, parameters, **PLAIN)
+    with torch.no_grad():
+        (view,) = mixfast.augment_views(images, parameters, **PLAIN)
+    (plain,) = mixfast.augment_views(images, parameters.detach(), **PLAIN)
+    assert torch.equal(view, plain)
 
 
 def test_vmap_is_refused(rng: torch.Generator) -> None:

@@ -39,6 +39,7 @@ class Sent:
     def __init__(self, place: Path, folder: str):
         self.marker = place / "marker"
         self.folder = RunFolder(place / folder)
+        self.folder.path.mkdir(parents=True, exist_ok=True)
         checkpoint.save(self.folder.checkpoints, {"step": 0})
         checkpoint.write(self.folder.path / "nonfinite.pt", {"step": 0, "terms": []})
 

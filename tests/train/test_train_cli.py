@@ -138,7 +138,7 @@ def test_one_epoch_of_a_preset_moves_the_weights_and_prints_its_rate(preset: str
     place = sizes.index("--optim.cosine_origin")
     sizes = [word for word in (*sizes[:place], *sizes[place + 2 :]) if word != "demo"]
     assert main([*sizes, "--eval.no-baselines"]) == 0
-    (row,) = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(f"{preset} "))
+    row, _ = (line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(f"{preset} "))
     assert row[1:3] == ["1", "0.06"]
     before, after = (torch.load(tmp_path / "run" / "checkpoints" / f"{name}.pt")["method"] for name in FILES)
     moved = [key for key, value in after.items() if key.startswith("encoder") and "weight" in key]
