@@ -294,6 +294,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     import matplotlib.pyplot  # noqa: F401  # once, for all forked processes
+    import torch._dynamo  # noqa: F401  # which optimisers import
 
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
