@@ -43,9 +43,6 @@ def check_fields(state: dict[str, Any], path: Path) -> None:
             least = _LEAST.get(name, 0)
             what = f"a {'number' if kind is float else 'whole number'} of at least {least}"
             expect(number and value >= least, path, name, what, value)
-    expect(
-        state["evaluated"] <= state["epoch"], path, "evaluated", f"at most epoch, {state['epoch']}", state["evaluated"]
-    )
     for name in ("config", "data"):
         for key, value in state[name].items():
             expect(_plain(value), path, f"{name}.{key}", "a number, text or list", value)
@@ -77,6 +74,9 @@ def check_progress(state: dict[str, Any], epochs: int, batches: int, path: Path)
     expect(type(position) is int and 0 <= position <= batches, path, "batches.next", f"in 0 ... {batches}", position)
     wanted = epoch * batches + position
     expect(step == wanted, path, "step", f"{wanted}, for {epoch} epochs of {batches} batches and {position} more", step)
+    behind = epoch if position else epoch - 1  # an epoch is evaluated before the next begins
+    evaluated = state["evaluated"]
+    expect(behind <= evaluated <= epoch, path, "evaluated", f"in {behind} ... {epoch}, the epoch", evaluated)
 
 
 def check_order(state: dict[str, Any], images: int, batch: int, path: Path) -> None:
