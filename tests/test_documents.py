@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mixfast import doctor
+from mixfast import doctor, export
 from mixfast.compare import __main__ as compare
 from mixfast.config.options import flatten
 from mixfast.evaluate import __main__ as evaluate
@@ -54,7 +54,7 @@ def blocks(language: str) -> list[tuple[Path, str]]:
 
 def commands() -> list[str]:
     """Every command line of the shell blocks once, without its comment."""
-    lines = [line.split("  #")[0].strip() for _, text in blocks("bash") for line in text.splitlines()]
+    lines = [line.split(" #")[0].strip() for _, text in blocks("bash") for line in text.splitlines()]
     return list(dict.fromkeys(line for line in lines if line and not line.startswith("#")))
 
 
@@ -110,6 +110,8 @@ def run(line: str) -> int:
         return evaluate.main([*words, *{"localise": FEW, "detect": FEW_BOXES}.get(words[0], [])])
     if module == "mixfast.compare":
         return compare.main([*words, *FEW])
+    if module == "mixfast.export":
+        return export.main(words)
     if module == "mixfast.profile":
         return profile.main([*(word for word in words if word != "--all"), *QUICK])
     return train.main(shrunk(words))
