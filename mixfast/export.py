@@ -25,7 +25,7 @@ from mixfast.models.config import RESNET_OPTIONS, ModelConfig
 from mixfast.models.resnet import STEMS, ResNet
 from mixfast.run import command
 from mixfast.run.finite import not_finite
-from mixfast.run.folder import RunFolder, homes_expanded, write_json
+from mixfast.run.folder import RunFolder, write_json
 from mixfast.run.reopen import MachineOptions, load_run
 from mixfast.run.setup import Setup
 from mixfast.run.state import Run
@@ -56,7 +56,7 @@ def main(words: list[str] | None = None) -> int:
 
 def export_named(words: list[str]) -> None:
     """Export what the words name, and print its path."""
-    path = export_checkpoint(homes_expanded(parse(Export, words, "python -m mixfast.export")))
+    path = export_checkpoint(parse(Export, words, "python -m mixfast.export"))
     print(f"backbone  {path} (reload checked)")
 
 

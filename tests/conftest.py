@@ -33,6 +33,15 @@ def rng(request: pytest.FixtureRequest) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
+@pytest.fixture(scope="module")
+def command_settings() -> Iterator[None]:
+    """What commands set for their whole process is undone after the last test of the module."""
+    from tests.tiny_run import process_settings_kept
+
+    with process_settings_kept():
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nan_filled_buffers() -> Iterator[None]:
     """Deterministic mode fills uninitialised buffers with NaN (integers: the largest), so a skipped cell shows."""

@@ -5,7 +5,6 @@ import sys
 from mixfast.compare.build import Compare, compare
 from mixfast.config.words import parse
 from mixfast.run.command import run
-from mixfast.run.folder import homes_expanded
 
 
 def main(words: list[str] | None = None) -> int:
@@ -15,7 +14,7 @@ def main(words: list[str] | None = None) -> int:
 
 def write(words: list[str]) -> None:
     """Write the report that the words ask for, and print its path."""
-    print(f"report    {compare(homes_expanded(parse(Compare, words, 'python -m mixfast.compare')), words)}")
+    print(f"report    {compare(parse(Compare, words, 'python -m mixfast.compare'), words)}")
 
 
 if __name__ == "__main__":

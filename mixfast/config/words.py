@@ -12,6 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import tyro
@@ -155,7 +156,7 @@ def expected(hint: Any, several: bool = False) -> str:
 
 
 def parse(kind: type[T], words: Sequence[str], command: str) -> T:
-    """The options of a command, which are the fields of a dataclass: `[RUN ...] [--key value ...]`.
+    """The options of a command, the fields of a dataclass: `[RUN ...] [--key value ...]`; ~ in paths is replaced.
 
     Args:
         kind: the dataclass. A field that is Positional takes the words that belong to no option.
@@ -163,7 +164,7 @@ def parse(kind: type[T], words: Sequence[str], command: str) -> T:
         command: "python -m mixfast.evaluate knn"; for --help.
 
     Raises:
-        ConfigError: an unknown option, or values that its type does not allow.
+        ConfigError: an unknown option, values that its type does not allow, or a path below a home that is not known.
         SystemExit: the words ask for help, which is printed.
     """
     if {"--help", "-h"} & set(words):
@@ -191,9 +192,31 @@ def parse(kind: type[T], words: Sequence[str], command: str) -> T:
         found[name] = value(flag, given, options[name], off)
     if arity(hint) is not None and len(free) != arity(hint):
         raise ConfigError(f"expected one {position.upper()}; got {' '.join(free) or 'none'}. See {command} --help.")
-    result = kind(**{position: value("", free, Option(hint)), **found})
+    found = {position: value("", free, Option(hint)), **found}
+    result = kind(**{name: _homes_expanded(item) for name, item in found.items()})
     check_ranges(result)
     return result
+
+
+def _homes_expanded(item: Any) -> Any:
+    """A value of an option with `home_expanded` applied to a path, or to the paths of a tuple."""
+    if isinstance(item, tuple):
+        return tuple(map(_homes_expanded, item))
+    return home_expanded(item) if isinstance(item, Path) else item
+
+
+def home_expanded(path: Path) -> Path:
+    """A path that a user gave, with ~ and ~name as the folders they stand for.
+
+    Raises:
+        ConfigError: no such home is known, or no file system could hold the name.
+    """
+    if "\0" in str(path):
+        raise ConfigError(f"{str(path)!r} is no path: it holds a zero byte.")
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{path}: {error} Write the path out.") from error
 
 
 def _is_flag(word: str) -> bool:

@@ -27,23 +27,9 @@ ENDINGS = (
     *(".ppm", ".pgm", ".pbm", ".pnm", ".tif", ".tiff", ".webp"),
 )
 _OTHER_IMAGES = (
-    *(
-        ".avif",
-        ".heic",
-        ".heif",
-        ".jxl",
-        ".jp2",
-        ".j2k",
-        ".jpf",
-        ".svg",
-        ".psd",
-        ".tga",
-        ".ico",
-        ".dib",
-        ".exr",
-        ".hdr",
-    ),
-    *(".pfm", ".qoi", ".eps", ".pdf", ".dcm", ".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"),
+    *(".avif", ".heic", ".heif", ".jxl", ".jp2", ".j2k", ".jpf", ".svg", ".psd", ".tga", ".ico", ".dib"),
+    *(".exr", ".hdr", ".pfm", ".qoi", ".eps", ".pdf", ".dcm"),
+    *(".raw", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf"),
 )
 LAYOUTS = (
     "Accepted: PATH/<class>/*.jpg, PATH/*.jpg (no labels), or PATH/train and PATH/test (or val) laid out like that; "

@@ -1,15 +1,11 @@
-"""Photographs with boxes, classes, and marks of what does not count, from Pascal VOC's and COCO's files.
+"""Photographs that `mixfast.scoring.annotations` reads, as labelled squares that a detector takes.
 
-Images are stretched to squares and their boxes with them, which changes no intersection over union. Boxes of VOC become
-half-open as in `mixfast.scoring.annotations`. What cannot be used is left out and counted, never corrected in silence.
+Images are stretched to squares and their boxes with them, which changes no intersection over union. What cannot be used
+is left out and counted, never corrected in silence.
 """
 
-import json
-import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,99 +13,7 @@ from torch import Tensor
 from mixfast.detection.images import LabelledImages
 from mixfast.errors import DataError
 from mixfast.rng import Generators
-from mixfast.scoring.annotations import stretched
-
-
-class Marked(NamedTuple):
-    """An object in a photograph, in pixels of the file."""
-
-    box: tuple[float, float, float, float]  # half-open
-    name: str  # of its class
-    ignored: bool = False  # difficult, or a crowd
-    crowd: bool = False
-    area: float | None = None  # None: the box's
-
-
-class Photograph(NamedTuple):
-    """An image file with its objects."""
-
-    path: Path
-    objects: list[Marked]
-
-
-def read_voc(root: Path, names: Iterable[str] | None = None) -> list[Photograph]:
-    """The photographs of a folder with Annotations/*.xml and JPEGImages/, such as VOCdevkit/VOC2007.
-
-    Args:
-        root: the folder.
-        names: of the images; None: all that have annotations.
-
-    Raises:
-        DataError: a folder or file that is missing or of another format.
-    """
-    folder = root / "Annotations"
-    stems = sorted(path.stem for path in folder.glob("*.xml")) if names is None else list(names)
-    if not stems:
-        raise DataError(f"{folder}: no annotation. Expected {root}/Annotations/*.xml beside {root}/JPEGImages/*.jpg.")
-    return [_voc_file(folder / f"{stem}.xml", root / "JPEGImages") for stem in stems]
-
-
-def voc_list(root: Path, name: str) -> list[str]:
-    """The images that ImageSets/Main/<name>.txt lists.
-
-    Raises:
-        DataError: there is no such list, or it is empty.
-    """
-    file = root / "ImageSets" / "Main" / f"{name}.txt"
-    if not file.is_file():
-        known = sorted(path.stem for path in file.parent.glob("*.txt"))
-        raise DataError(f"{file} is not there; lists found: {', '.join(known[:8]) or 'none'}.")
-    stems = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not stems:
-        raise DataError(f"{file} lists no image.")
-    return stems
-
-
-def _voc_file(path: Path, images: Path) -> Photograph:
-    try:
-        tree = ElementTree.parse(path).getroot()
-        objects = []
-        for item in tree.iter("object"):
-            x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
-            name = item.findtext("name", "").strip()
-            if not name:
-                raise ValueError("an object without a name")
-            objects.append(Marked((x0 - 1, y0 - 1, x1, y1), name, item.findtext("difficult", "0").strip() == "1"))
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a VOC annotation: {error}.") from error
-    return Photograph(images / tree.findtext("filename", f"{path.stem}.jpg"), objects)
-
-
-def read_coco(file: Path, images: Path) -> list[Photograph]:
-    """The photographs that a COCO instances file lists.
-
-    Args:
-        file: such as annotations/instances_val2017.json.
-        images: folder that holds the files named in it.
-
-    Raises:
-        DataError: the file is missing or of another format.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        names = {item["id"]: str(item["name"]) for item in content["categories"]}
-        by_id = {item["id"]: Photograph(images / item["file_name"], []) for item in content["images"]}
-        for item in content["annotations"]:
-            x, y, width, height = (float(value) for value in item["bbox"])
-            crowd = bool(item.get("iscrowd", 0))
-            area = float(item["area"]) if "area" in item else None
-            marked = Marked((x, y, x + width, y + height), names[item["category_id"]], crowd, crowd, area)
-            by_id[item["image_id"]].objects.append(marked)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file} cannot be read as COCO instances: {type(error).__name__} {error}.") from error
-    if not by_id:
-        raise DataError(f"{file} lists no image.")
-    return list(by_id.values())
+from mixfast.scoring.annotations import Marked, Photograph, stretched
 
 
 def split_off(photographs: Sequence[Photograph], most: int) -> tuple[list[Photograph], list[Photograph]]:

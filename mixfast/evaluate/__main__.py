@@ -17,7 +17,6 @@ from mixfast.evaluate.localise import localise
 from mixfast.evaluate.maps import Maps, maps
 from mixfast.evaluate.replay import Replay, replay
 from mixfast.run.command import run
-from mixfast.run.folder import homes_expanded
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "knn": (Knn, knn),
@@ -49,7 +48,7 @@ def evaluate(words: list[str]) -> None:
     if chosen is None:
         raise unknown("command", words[0], COMMANDS)
     kind, command = COMMANDS[chosen]
-    command(homes_expanded(parse(kind, words[1:], f"python -m mixfast.evaluate {chosen}")))
+    command(parse(kind, words[1:], f"python -m mixfast.evaluate {chosen}"))
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ from pathlib import Path
 
 import torch
 
+from mixfast.config.words import home_expanded
 from mixfast.data import SceneConfig
 from mixfast.detection.canvases import WIDER, picture_canvases, scene_canvases
 from mixfast.detection.images import LabelledImages
-from mixfast.detection.photographs import Album, Photograph, read_coco, read_voc, split_off, voc_list
+from mixfast.detection.photographs import Album, split_off
 from mixfast.errors import ConfigError, DataError
 from mixfast.evaluate.runs import LoadedRun
 from mixfast.rng import Generators
-from mixfast.run.folder import home_expanded
+from mixfast.scoring.annotations import Photograph, coco_photographs, voc_list, voc_photographs
 
 _FORMS = "scenes, canvas, voc FOLDER, or coco IMAGES INSTANCES.json [TEST_IMAGES TEST_INSTANCES.json]"
 PHOTOGRAPH = 224  # side of voc's and coco's images unless another is given
@@ -115,17 +116,18 @@ def _voc(root: Path, splits: tuple[str, str] | None, count: int) -> tuple[list[P
     lists = root / "ImageSets" / "Main"
     standard = [pair for pair in _VOC_SPLITS if all((lists / f"{name}.txt").is_file() for name in pair)]
     if splits is None and not standard:
-        return *split_off(read_voc(root), count), _RANDOM
+        return *split_off(voc_photographs(root), count), _RANDOM
     first, second = splits or standard[0]
     train, test = voc_list(root, first), voc_list(root, second)
     if both := set(train) & set(test):
         raise DataError(f"{lists}: {len(both)} images are in both {first} and {second}. Give others to --splits.")
-    return read_voc(root, train), read_voc(root, test), f"trained on images of {first}, scored on images of {second}"
+    words = f"trained on images of {first}, scored on images of {second}"
+    return voc_photographs(root, train), voc_photographs(root, test), words
 
 
 def _coco(paths: Sequence[Path], count: int) -> tuple[list[Photograph], list[Photograph], str]:
     """Photographs to train on and to score, and how they were split."""
-    parts = [read_coco(file, images) for images, file in zip(paths[::2], paths[1::2], strict=True)]
+    parts = [coco_photographs(file, images) for images, file in zip(paths[::2], paths[1::2], strict=True)]
     if len(parts) == 1:
         return *split_off(parts[0], count), _RANDOM
     return parts[0], parts[1], f"trained on images of {paths[1].name}, scored on images of {paths[3].name}"

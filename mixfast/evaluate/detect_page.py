@@ -12,7 +12,7 @@ from mixfast.detection.average_precision import Detections
 from mixfast.detection.images import LabelledImages
 from mixfast.detection.transfer import any_class
 from mixfast.evaluate.pictures import GAP
-from mixfast.evaluate.runs import SCHEMA, LoadedRun, table
+from mixfast.evaluate.runs import SCHEMA, LoadedRun, described, table
 from mixfast.run.folder import now, write_json
 from mixfast.scoring.boxes import iou
 from mixfast.scoring.paired import difference, spread
@@ -92,16 +92,6 @@ def gaps(result: Result, key: str) -> dict[str, dict[str, Any]]:
 
 
 def _facts(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
-    entries = [
-        {
-            "path": str(run.checkpoint),
-            "name": run.name,
-            "seed": run.setup.config.seed,
-            "epoch": run.epoch,
-            "step": run.step,
-        }
-        for run in runs
-    ]
     difference_of = {key: gaps(result, key) for key in result.titles}
     rows = []
     for row in result.rows:
@@ -119,7 +109,7 @@ def _facts(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
             {"name": row.name, "role": row.role, "networks": _networks(row), "seeds": seeds, "above_first": less}
         )
     about = {"schema": SCHEMA, "command": "detect", "time": now(), "settings": result.settings}
-    return {**about, "runs": entries, "rows": rows}
+    return {**about, "runs": described(runs), "rows": rows}
 
 
 def _networks(row: "Contestant") -> int:

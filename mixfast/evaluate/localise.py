@@ -10,7 +10,16 @@ from mixfast.errors import ConfigError
 from mixfast.evaluate import objects, pictures
 from mixfast.evaluate.contestants import Localise, Row, contestants
 from mixfast.evaluate.pictures import Column
-from mixfast.evaluate.runs import SCHEMA, LoadedRun, evaluation_folder, grouped, load_runs, record_scores, table
+from mixfast.evaluate.runs import (
+    SCHEMA,
+    LoadedRun,
+    described,
+    evaluation_folder,
+    grouped,
+    load_runs,
+    record_scores,
+    table,
+)
 from mixfast.run.folder import now, write_json
 from mixfast.scoring import bootstrap, protocol
 from mixfast.scoring.boxes import Objects
@@ -106,16 +115,6 @@ def evaluate(options: Localise, runs: Sequence[LoadedRun]) -> Result:
 
 def facts(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
     """The content of the JSON file."""
-    entries = [
-        {
-            "path": str(run.checkpoint),
-            "name": run.name,
-            "seed": run.setup.config.seed,
-            "epoch": run.epoch,
-            "step": run.step,
-        }
-        for run in runs
-    ]
     rows = [
         {
             "name": row.name,
@@ -127,7 +126,7 @@ def facts(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
         for row in result.rows
     ]
     about = {"schema": SCHEMA, "command": "localise", "time": now(), "settings": result.settings}
-    return {**about, "runs": entries, "rows": rows}
+    return {**about, "runs": described(runs), "rows": rows}
 
 
 def _choice(choice: Choice) -> dict[str, Any]:

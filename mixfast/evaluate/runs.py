@@ -135,6 +135,20 @@ def record_scores(run: LoadedRun, command: str, settings: dict[str, Any], scores
         file.write(json.dumps(line) + "\n")
 
 
+def described(runs: Iterable[LoadedRun]) -> list[dict[str, Any]]:
+    """Which weights a result is of, for its JSON file: an object per run."""
+    return [
+        {
+            "path": str(run.checkpoint),
+            "name": run.name,
+            "seed": run.setup.config.seed,
+            "epoch": run.epoch,
+            "step": run.step,
+        }
+        for run in runs
+    ]
+
+
 def evaluation_folder(runs: Sequence[LoadedRun], out: Path | None) -> Path:
     """Where files and pictures go: `out`, or evaluation/ of the first run; made if it is not there."""
     folder = out or runs[0].folder.path / "evaluation"

@@ -184,32 +184,6 @@ def results_folder(out: Path | None, name: str) -> Iterator[Path]:
         raise
 
 
-def home_expanded(path: Path) -> Path:
-    """A path that a user gave, with ~ and ~name as the folders they stand for.
-
-    Raises:
-        ConfigError: no such home is known, or no file system could hold the name.
-    """
-    if "\0" in str(path):
-        raise ConfigError(f"{str(path)!r} is no path: it holds a zero byte.")
-    try:
-        return path.expanduser()
-    except RuntimeError as error:
-        raise ConfigError(f"{path}: {error} Write the path out.") from error
-
-
-def homes_expanded(options: Any) -> Any:
-    """A dataclass of options with `home_expanded` applied to its paths and tuples of paths."""
-    changes: dict[str, Any] = {}
-    for item in dataclasses.fields(options):
-        value = getattr(options, item.name)
-        if isinstance(value, Path):
-            changes[item.name] = home_expanded(value)
-        elif isinstance(value, tuple) and any(isinstance(part, Path) for part in value):
-            changes[item.name] = tuple(map(home_expanded, value))
-    return dataclasses.replace(options, **changes)
-
-
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, whole or not at all."""
     fresh = path.with_name(path.name + ".tmp")

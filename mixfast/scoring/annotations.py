@@ -5,7 +5,7 @@ Images are stretched to squares, and their boxes with them, so that all of a set
 
 import json
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,17 +18,32 @@ from mixfast.rng import Generators
 from mixfast.scoring.boxes import Objects
 
 
+class Marked(NamedTuple):
+    """An object in a photograph, in pixels of the file."""
+
+    box: tuple[float, float, float, float]  # half-open
+    name: str  # of its class; "" where classes are not read
+    ignored: bool = False  # difficult, or a crowd
+    crowd: bool = False
+    area: float | None = None  # None: the box's
+
+
+class Photograph(NamedTuple):
+    """An image file with its objects."""
+
+    path: Path
+    objects: list[Marked]
+
+
 class Annotated(NamedTuple):
-    """One image file and its objects, in pixels of the file."""
+    """One image file and the boxes of its objects, in pixels of the file."""
 
     path: Path
     boxes: list[tuple[float, float, float, float]]  # half-open
 
 
 def read_voc(root: Path, split: str | None = None, difficult: bool = True) -> list[Annotated]:
-    """A folder with Annotations/*.xml and JPEGImages/, such as VOCdevkit/VOC2007.
-
-    VOC counts pixels from 1 and includes the last one; boxes here start one lower and end where VOC's end.
+    """The boxes of a folder with Annotations/*.xml and JPEGImages/, such as VOCdevkit/VOC2007.
 
     Args:
         root: the folder.
@@ -38,35 +53,12 @@ def read_voc(root: Path, split: str | None = None, difficult: bool = True) -> li
     Raises:
         DataError: a folder or file that is missing or of another format.
     """
-    folder = root / "Annotations"
-    if split is None:
-        names = sorted(path.stem for path in folder.glob("*.xml"))
-    else:
-        listing = root / "ImageSets" / "Main" / f"{split}.txt"
-        if not listing.is_file():
-            known = sorted(path.stem for path in listing.parent.glob("*.txt"))
-            raise DataError(f"{listing} is not there; splits found: {', '.join(known[:8]) or 'none'}.")
-        names = [line.split()[0] for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not names:
-        raise DataError(f"{folder}: no annotation. Expected ROOT/Annotations/*.xml beside ROOT/JPEGImages/*.jpg.")
-    return [_voc_file(folder / f"{name}.xml", root / "JPEGImages", difficult) for name in names]
-
-
-def _voc_file(path: Path, images: Path, difficult: bool) -> Annotated:
-    try:
-        tree = ElementTree.parse(path).getroot()
-        boxes = []
-        for item in tree.iter("object"):
-            if difficult or item.findtext("difficult", "0").strip() != "1":
-                x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
-                boxes.append((x0 - 1, y0 - 1, x1, y1))
-    except (OSError, ElementTree.ParseError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as a VOC annotation: {error}.") from error
-    return Annotated(images / tree.findtext("filename", f"{path.stem}.jpg"), boxes)
+    found = voc_photographs(root, None if split is None else voc_list(root, split), named=False)
+    return [Annotated(path, [item.box for item in objects if difficult or not item.ignored]) for path, objects in found]
 
 
 def read_coco(file: Path, images: Path) -> list[Annotated]:
-    """The images that a COCO instances file lists; groups of objects ("iscrowd") are left out.
+    """The boxes of the images that a COCO instances file lists; groups of objects ("iscrowd") are left out.
 
     Args:
         file: such as annotations/instances_val2017.json.
@@ -75,15 +67,86 @@ def read_coco(file: Path, images: Path) -> list[Annotated]:
     Raises:
         DataError: the file is missing or of another format.
     """
+    found = coco_photographs(file, images, named=False)
+    return [Annotated(path, [item.box for item in objects if not item.crowd]) for path, objects in found]
+
+
+def voc_photographs(root: Path, stems: Iterable[str] | None = None, named: bool = True) -> list[Photograph]:
+    """The photographs of a folder with Annotations/*.xml and JPEGImages/, such as VOCdevkit/VOC2007.
+
+    VOC counts pixels from 1 and includes the last one; boxes here start one lower and end where VOC's end.
+
+    Args:
+        root: the folder.
+        stems: of the files' names; None: all that have annotations.
+        named: whether every object must have a class.
+
+    Raises:
+        DataError: a folder or file that is missing or of another format.
+    """
+    folder = root / "Annotations"
+    chosen = sorted(path.stem for path in folder.glob("*.xml")) if stems is None else list(stems)
+    if not chosen:
+        raise DataError(f"{folder}: no annotation. Expected ROOT/Annotations/*.xml beside ROOT/JPEGImages/*.jpg.")
+    return [_voc_file(folder / f"{stem}.xml", root / "JPEGImages", named) for stem in chosen]
+
+
+def voc_list(root: Path, split: str) -> list[str]:
+    """The stems of the images that ImageSets/Main/<split>.txt lists.
+
+    Raises:
+        DataError: there is no such split, or it is empty.
+    """
+    file = root / "ImageSets" / "Main" / f"{split}.txt"
+    if not file.is_file():
+        known = sorted(path.stem for path in file.parent.glob("*.txt"))
+        raise DataError(f"{file} is not there; splits found: {', '.join(known[:8]) or 'none'}.")
+    stems = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not stems:
+        raise DataError(f"{file} lists no image.")
+    return stems
+
+
+def _voc_file(path: Path, images: Path, named: bool) -> Photograph:
+    try:
+        tree = ElementTree.parse(path).getroot()
+        objects = []
+        for item in tree.iter("object"):
+            x0, y0, x1, y1 = (float(item.findtext(f"bndbox/{key}", "")) for key in ("xmin", "ymin", "xmax", "ymax"))
+            name = item.findtext("name", "").strip()
+            if named and not name:
+                raise ValueError("an object without a name")
+            objects.append(Marked((x0 - 1, y0 - 1, x1, y1), name, item.findtext("difficult", "0").strip() == "1"))
+    except (OSError, ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"{path} cannot be read as a VOC annotation: {error}.") from error
+    return Photograph(images / tree.findtext("filename", f"{path.stem}.jpg"), objects)
+
+
+def coco_photographs(file: Path, images: Path, named: bool = True) -> list[Photograph]:
+    """The photographs that a COCO instances file lists.
+
+    Args:
+        file: such as annotations/instances_val2017.json.
+        images: folder that holds the files named in it.
+        named: whether every object must have a class.
+
+    Raises:
+        DataError: the file is missing or of another format.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        by_id = {item["id"]: Annotated(images / item["file_name"], []) for item in content["images"]}
+        names = {item["id"]: str(item["name"]) for item in content["categories"]} if named else {}
+        by_id = {item["id"]: Photograph(images / item["file_name"], []) for item in content["images"]}
         for item in content["annotations"]:
-            if not item.get("iscrowd", 0):
-                x, y, width, height = item["bbox"]
-                by_id[item["image_id"]].boxes.append((x, y, x + width, y + height))
+            x, y, width, height = (float(value) for value in item["bbox"])
+            crowd = bool(item.get("iscrowd", 0))
+            area = float(item["area"]) if "area" in item else None
+            name = names[item["category_id"]] if named else ""
+            by_id[item["image_id"]].objects.append(Marked((x, y, x + width, y + height), name, crowd, crowd, area))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read as COCO instances: {type(error).__name__} {error}.") from error
+    if not by_id:
+        raise DataError(f"{file} lists no image.")
     return list(by_id.values())
 
 

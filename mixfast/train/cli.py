@@ -11,12 +11,12 @@ import tyro
 from mixfast import methods
 from mixfast.config.options import RunConfig, differences, flatten, hint_of, replace, typed, validate
 from mixfast.config.presets import build, modifiers_by_name, presets, split_names, switch_method
-from mixfast.config.words import Option, find, same, unknown, value
+from mixfast.config.words import Option, find, home_expanded, same, unknown, value
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig
 from mixfast.run import checkpoint
 from mixfast.run.claim import Claim
-from mixfast.run.folder import RunFolder, home_expanded
+from mixfast.run.folder import RunFolder
 
 WITH_VALUE = ("--out", "--resume", "--method", "--trust")
 SWITCHES = ("--overwrite", "--traceback", "--version", "--help", "-h", "--help-all")

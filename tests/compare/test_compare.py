@@ -8,7 +8,6 @@ import signal
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,18 +23,12 @@ from mixfast.compare.tables import table_1
 from mixfast.errors import ConfigError
 from mixfast.scoring.paired import difference, spread
 from mixfast.train.__main__ import main as train
-from tests.tiny_run import process_settings_kept, records, words
+from tests.tiny_run import records, words
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
 RUNS = (("a0", "moco", 0), ("a1", "moco", 1), ("b0", "approach1", 0), ("b1", "approach1", 1), ("c1", "simclr", 1))
 QUICK = ("--localise", "none", "--maps", "0")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings() -> Iterator[None]:
-    with process_settings_kept():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,15 @@ from mixfast.evaluate.runs import load_runs
 from mixfast.run.console import Console
 from mixfast.train.__main__ import main as train
 from tests.detection.annotated import coco, voc
-from tests.tiny_run import process_settings_kept, words
+from tests.tiny_run import words
 
 pytest.importorskip("torchvision")
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
 SHORT = ("--steps", "2", "--threads", "1")
 FEW = (*SHORT, "--count", "6", "--images", "8")
 TAUGHT = ("--supervised-epochs", "1")
 NAME = "detect-scenes-fcos-frozen-8"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings() -> Iterator[None]:
-    with process_settings_kept():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +202,7 @@ def test_what_photographs_lack_is_counted_or_refused(runs: dict[str, str], tmp_p
         ("a --detector c4 --layers 1 2", 2, "--layers of c4 is one stage"),
         ("a --data imagenet", 2, "--data must be scenes, canvas, voc FOLDER, or coco IMAGES"),
         ("a --data coco x", 2, "got coco x"),
-        ("a --data voc nowhere", 3, "no annotation. Expected nowhere/Annotations"),
+        ("a --data voc nowhere", 3, "nowhere/Annotations: no annotation. Expected ROOT/Annotations"),
         ("a --splits train val", 2, "--splits belongs to --data voc"),
         ("a --size 20", 2, "--size must be at least 24"),
         ("", 2, "give at least one RUN"),

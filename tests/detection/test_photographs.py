@@ -7,16 +7,17 @@ import pytest
 import torch
 from PIL import Image
 
-from mixfast.detection.photographs import Album, Photograph, read_coco, read_voc, split_off, voc_list
+from mixfast.detection.photographs import Album, split_off
 from mixfast.errors import DataError
+from mixfast.scoring.annotations import Photograph, coco_photographs, voc_list, voc_photographs
 from tests.detection.annotated import coco, voc
 
 
 def test_voc_keeps_classes_and_the_difficult_mark(tmp_path: Path) -> None:
     root = voc(tmp_path, 4)
-    photographs = read_voc(root)
+    photographs = voc_photographs(root)
     assert [photograph.path.name for photograph in photographs] == [f"{n}.png" for n in range(4)]
-    assert [photograph.path.name for photograph in read_voc(root, ["3", "1"])] == ["3.png", "1.png"]
+    assert [photograph.path.name for photograph in voc_photographs(root, ["3", "1"])] == ["3.png", "1.png"]
     first = photographs[0].objects
     assert [(marked.box, marked.name, marked.ignored, marked.crowd) for marked in first] == [
         ((0.0, 0.0, 12.0, 12.0), "red", False, False),
@@ -28,16 +29,16 @@ def test_voc_keeps_classes_and_the_difficult_mark(tmp_path: Path) -> None:
 
 def test_coco_keeps_classes_crowds_and_areas(tmp_path: Path) -> None:
     images, file = coco(tmp_path, 4)
-    photographs = read_coco(file, images)
+    photographs = coco_photographs(file, images)
     marked = photographs[3].objects[1]
     assert (marked.name, marked.ignored, marked.crowd, marked.area) == ("blue", True, True, 100.0)
-    same = read_voc(voc(tmp_path, 4))
+    same = voc_photographs(voc(tmp_path, 4))
     assert [[m.box for m in p.objects] for p in photographs] == [[m.box for m in p.objects] for p in same]
 
 
 def test_an_album_stretches_boxes_with_their_images(tmp_path: Path) -> None:
     images, file = coco(tmp_path, 4)  # 60 x 40 pixels
-    album = Album(read_coco(file, images), 120, ["blue", "red"], "coco")
+    album = Album(coco_photographs(file, images), 120, ["blue", "red"], "coco")
     made = album.take([0, 3])
     assert made.images.shape == (2, 3, 120, 120) and made.boxes.shape == (2, 2, 4) and made.name == "coco"
     assert made.boxes[0].tolist() == [[0, 0, 24, 36], [48, 12, 72, 48]]  # 2 times in x, 3 times in y
@@ -60,7 +61,7 @@ def test_boxes_that_cannot_be_used_are_counted(tmp_path: Path) -> None:
     annotations = [{"image_id": 0, "category_id": 1, "bbox": box} for box in [*boxes, [1, 1, 4, 4]]]
     file = tmp_path / "instances.json"
     file.write_text(json.dumps({"images": images, "categories": categories, "annotations": annotations}))
-    album = Album(read_coco(file, tmp_path), 120, ["red"], "coco")
+    album = Album(coco_photographs(file, tmp_path), 120, ["red"], "coco")
     made = album.take([0])
     album.take([0])  # a photograph counts once
     assert made.boxes[0].tolist() == [[100, 90, 120, 120], [2, 3, 10, 15]] and made.areas[0].tolist() == [100, 16]
@@ -82,15 +83,15 @@ def test_a_quarter_is_scored_and_never_trained_on() -> None:
 
 def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     root = voc(tmp_path, 4)
-    with pytest.raises(DataError, match=r"val.txt is not there; lists found: test, trainval"):
+    with pytest.raises(DataError, match=r"val.txt is not there; splits found: test, trainval"):
         voc_list(root, "val")
     with pytest.raises(DataError, match=r"no annotation\. Expected .*Annotations"):
-        read_voc(tmp_path / "nowhere")
+        voc_photographs(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"9.xml cannot be read as a VOC annotation"):
-        read_voc(root, ["9"])
+        voc_photographs(root, ["9"])
     (root / "Annotations" / "0.xml").write_text("<annotation><object><bndbox/></object></annotation>")
     with pytest.raises(DataError, match=r"0.xml cannot be read as a VOC annotation"):
-        read_voc(root)
+        voc_photographs(root)
     file = tmp_path / "bad.json"
     for content, message in (
         ({"images": []}, "KeyError 'categories'"),
@@ -99,7 +100,7 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     ):
         file.write_text(json.dumps(content))
         with pytest.raises(DataError, match=message):
-            read_coco(file, tmp_path)
+            coco_photographs(file, tmp_path)
     album = Album([Photograph(tmp_path / "none.png", [])], 32, ["red"], "voc")
     with pytest.raises(DataError, match=r"none.png cannot be read as an image"):
         album.take([0])

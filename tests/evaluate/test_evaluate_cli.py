@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,9 @@ from mixfast.errors import NonFiniteError
 from mixfast.evaluate.__main__ import main
 from mixfast.run import checkpoint, engine
 from mixfast.train.__main__ import main as train
-from tests.tiny_run import open_tiny, process_settings_kept, records, words
+from tests.tiny_run import open_tiny, records, words
 
-
-@pytest.fixture(scope="module", autouse=True)
-def settings() -> Iterator[None]:
-    with process_settings_kept():
-        yield
+pytestmark = pytest.mark.usefixtures("command_settings")
 
 
 @pytest.fixture(scope="module")

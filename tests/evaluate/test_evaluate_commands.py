@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,11 @@ from mixfast.evaluate.__main__ import main
 from mixfast.evaluate.runs import ScoreTable, ScoringOptions, group_names, load_runs, table
 from mixfast.train.__main__ import main as train
 from tests.scoring.boxed_folders import make as make_folders
-from tests.tiny_run import open_tiny, process_settings_kept, words
+from tests.tiny_run import open_tiny, words
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
 FEW = ("--count", "12", "--validation", "10", "--threads", "1")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings() -> Iterator[None]:
-    with process_settings_kept():
-        yield
 
 
 @pytest.fixture(scope="module")

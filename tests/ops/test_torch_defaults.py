@@ -33,6 +33,10 @@ def with_gradients(run: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Te
     return [result.detach() for result in results] + list(grads)
 
 
+def by_each_reduction(run: Callable[..., list[Tensor]], *inputs: Tensor) -> list[Tensor]:
+    return [made for reduction in ("mean", "none") for made in with_gradients(partial(run, reduction), *inputs)]
+
+
 def infonce(rng: torch.Generator, backend: str) -> Made:
     device = device_of(backend)
     query, key, queue = (unit(count, rng).to(device) for count in (5, 5, 40))
@@ -43,14 +47,7 @@ def infonce(rng: torch.Generator, backend: str) -> Made:
         made = mixfast.multi_queue_infonce([query], [key], [queue], [0], **options)
         return [made] if isinstance(made, Tensor) else made
 
-    def both() -> list[Tensor]:
-        return [
-            tensor
-            for reduction in ("mean", "none")
-            for tensor in with_gradients(partial(run, reduction), query, key, temperature)
-        ]
-
-    return both
+    return partial(by_each_reduction, run, query, key, temperature)
 
 
 def nt_xent(rng: torch.Generator, backend: str) -> Made:
@@ -62,14 +59,7 @@ def nt_xent(rng: torch.Generator, backend: str) -> Made:
         options = {"temperature": temperature, "excluded": excluded, "reduction": reduction}
         return [mixfast.nt_xent(first, second, backend=backend, **options)]
 
-    def both() -> list[Tensor]:
-        return [
-            tensor
-            for reduction in ("mean", "none")
-            for tensor in with_gradients(partial(run, reduction), first, second, temperature)
-        ]
-
-    return both
+    return partial(by_each_reduction, run, first, second, temperature)
 
 
 def pooling(rng: torch.Generator, backend: str) -> Made:

@@ -16,15 +16,11 @@ from mixfast.evaluate.__main__ import main as evaluate
 from mixfast.run import checkpoint, engine
 from mixfast.run.state import Run
 from mixfast.train.__main__ import main as train
-from tests.tiny_run import assert_same, last_state, open_tiny, process_settings_kept, records, words
+from tests.tiny_run import assert_same, last_state, open_tiny, records, words
+
+pytestmark = pytest.mark.usefixtures("command_settings")
 
 State = dict[str, Any]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings() -> Iterator[None]:
-    with process_settings_kept():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -19,15 +19,9 @@ from mixfast.run.console import Console
 from mixfast.run.failure import explain, run_command
 from mixfast.run.folder import RunFolder
 from mixfast.train.__main__ import main
-from tests.tiny_run import KILLED, process_settings_kept, records, train_in_child, words
+from tests.tiny_run import KILLED, records, train_in_child, words
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings() -> Iterator[None]:
-    with process_settings_kept():
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
 
 def tiny(out: Path, **changes: Any) -> list[str]:

@@ -7,7 +7,6 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +22,10 @@ from mixfast.run.claim import Claim
 from mixfast.run.failure import USER_CODE
 from mixfast.run.signals import STOP_SIGNALS
 from mixfast.train.__main__ import main
-from tests.tiny_run import process_settings_kept, words
+from tests.tiny_run import words
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings() -> Iterator[None]:
-    with process_settings_kept():
-        yield
 
 
 def write_images(root: Path, seed: int, count: int = 40) -> Path:

@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,9 @@ from mixfast.methods.bases.method import Step
 from mixfast.run import engine
 from mixfast.run.folder import RunFolder
 from mixfast.train.__main__ import main
-from tests.tiny_run import assert_same, last_state, process_settings_kept, records, train_in_child, words
+from tests.tiny_run import assert_same, last_state, records, train_in_child, words
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
 MoCo = methods.load("moco")
 FILES = ("previous", "last")  # of two checkpoints: before training, and after its only epoch
@@ -47,12 +46,6 @@ class Failing(MoCo):  # type: ignore[misc, valid-type]
 
 
 METHOD = Failing
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings() -> Iterator[None]:
-    with process_settings_kept():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,9 @@ from mixfast.evaluate.__main__ import main as evaluate
 from mixfast.profile.__main__ import main as profile
 from mixfast.run.failure import run_command
 from mixfast.train.__main__ import main as train
-from tests.tiny_run import process_settings_kept, words
+from tests.tiny_run import words
+
+pytestmark = pytest.mark.usefixtures("command_settings")
 
 NUMBERS = itertools.count()
 CHECKED = """
@@ -35,12 +37,6 @@ class Mine(MoCo):
 METHOD = Mine
 """
 Lab = Callable[[str], str]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def settings() -> Iterator[None]:
-    with process_settings_kept():
-        yield
 
 
 @pytest.fixture
