@@ -5,7 +5,6 @@ Training ends with it; python -m mixfast.export RUN [--out DIR] writes that of a
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 import mixfast
 from mixfast.config.words import parse
 from mixfast.errors import CheckpointError, ConfigError, NonFiniteError
+from mixfast.files import write_whole
 from mixfast.models import Backbone, Encoder, adapters
 from mixfast.models.backbone import named_weights
 from mixfast.models.config import RESNET_OPTIONS, ModelConfig
@@ -99,10 +99,9 @@ def _write(setup: Setup, folder: Path, epoch: int) -> Path:
         raise NonFiniteError(f"the backbone is not exported: {', '.join(list(bad)[:5])} of it is not finite.")
     weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    path, fresh = folder / WEIGHTS, folder / (WEIGHTS + ".tmp")
+    path = folder / WEIGHTS
     content = save(weights, metadata={"format": "pt"})  # one entry: two would have no fixed order
-    fresh.write_bytes(content)  # save_file would make a file that nobody else may read
-    os.replace(fresh, path)
+    write_whole(path, content)  # save_file would make a file that nobody else may read
     write_json(folder / FACTS, facts(setup, hashlib.sha256(content).hexdigest(), epoch))
     verify(encoder, path, setup.normalise(setup.splits.test.images[:4]), _own_factory(config.model.architecture))
     return path

@@ -1,6 +1,7 @@
 """evaluate detect: detectors on what runs have learnt; docs/detection.md says what the numbers mean."""
 
 import copy
+import hashlib
 import json
 import time
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from mixfast.detection.detectors import need_torchvision
 from mixfast.detection.supervised import SupervisedRecipe, fit_supervised
@@ -25,6 +27,7 @@ from mixfast.evaluate.runs import (
     need_labels,
     record_scores,
 )
+from mixfast.files import write_whole
 from mixfast.models.backbone import named_weights
 from mixfast.ranges import Count, Positive, Seed, Side
 from mixfast.rng import Generators
@@ -187,9 +190,6 @@ def _by_seed(group: Sequence[LoadedRun], seeds: Sequence[int]) -> dict[int, Load
 
 def supervised(run: LoadedRun, options: Detect, console: Console) -> Network:
     """The run's network before training, trained with the labels of its images; kept in the run's folder."""
-    from safetensors import safe_open
-    from safetensors.torch import save_file
-
     setup = run.setup
     encoder = copy.deepcopy(run.fresh)
     batch = min(setup.config.train.batch_size, _SUPERVISED_BATCH)
@@ -197,11 +197,9 @@ def supervised(run: LoadedRun, options: Detect, console: Console) -> Network:
     key = json.dumps({"origin": run.origin, "augment": str(setup.config.augment), **asdict(recipe)}, sort_keys=True)
     path = evaluation_folder([run], None) / SUPERVISED
     backbone = named_weights(encoder.backbone)
-    if path.is_file():
-        with safe_open(path, "pt", device=str(setup.device)) as file:
-            if (file.metadata() or {}).get("key") == key:
-                backbone.load_state_dict({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-                return Network(encoder.eval(), setup.normalise)
+    if weights := _kept(path, key, console):
+        backbone.load_state_dict(weights)
+        return Network(encoder.eval(), setup.normalise)
     begin, task = time.monotonic(), console.task("supervised", 1000)
     console.line(f"training with labels: {recipe.epochs} epochs of {len(setup.train_images)} images, kept for later")
     augment = setup.augmenter(Generators(setup.config.seed, setup.device))
@@ -217,8 +215,34 @@ def supervised(run: LoadedRun, options: Detect, console: Console) -> Network:
     fit_supervised(encoder.backbone, view, setup.train_images, labels, recipe, setup.config.seed, progress)
     task.close()
     weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    save_file(weights, path, metadata={"format": "pt", "key": key})
+    _keep(path, key, weights)
     return Network(encoder.eval(), setup.normalise)
+
+
+def _keep(path: Path, key: str, weights: dict[str, Tensor]) -> None:
+    from safetensors.torch import save
+
+    facts = {"format": "pt", "key": key, "sha256": hashlib.sha256(save(weights)).hexdigest()}
+    write_whole(path, save(weights, metadata=facts))
+
+
+def _kept(path: Path, key: str, console: Console) -> dict[str, Tensor] | None:
+    """The weights that `_keep` wrote under a key; None if there are none, or they are damaged, which is said."""
+    from safetensors import safe_open
+    from safetensors.torch import save
+
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            facts = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()} if facts.get("key") == key else {}  # noqa: SIM118
+        if weights and hashlib.sha256(save(weights)).hexdigest() != facts.get("sha256"):
+            raise ValueError("bits of it have changed since it was written")
+    except Exception as error:  # safetensors raises its own type, and others
+        console.line(f"warning: {path} cannot be read ({error}) and is made again")
+        return None
+    return weights or None
 
 
 def contest(

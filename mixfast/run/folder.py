@@ -13,6 +13,7 @@ from typing import Any
 from mixfast import methods
 from mixfast.config.options import RunConfig, from_dict
 from mixfast.errors import CheckpointError, ConfigError
+from mixfast.files import write_whole
 from mixfast.models import adapters
 from mixfast.models.config import RESNET
 from mixfast.outside import check_trusted
@@ -186,12 +187,4 @@ def results_folder(out: Path | None, name: str) -> Iterator[Path]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, whole or not at all."""
-    fresh = path.with_name(path.name + ".tmp")
-    text = json.dumps(content, indent=2) + "\n"
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        os.replace(fresh, path)
-    except OSError:
-        with suppress(OSError):
-            fresh.unlink()
-        raise
+    write_whole(path, (json.dumps(content, indent=2) + "\n").encode())

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mixfast.files import write_whole
 from mixfast.scoring.features import Features
 
 FORMATS = ("safetensors", "npy")
@@ -39,10 +40,10 @@ def write_embeddings(stem: Path, features: Features, labels: Tensor, form: str) 
     tensors = {"z": features.z, "h": features.h, "labels": labels}
     tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     if form == "safetensors":
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         path = stem.with_name(stem.name + ".safetensors")
-        save_file(tensors, path, metadata={"format": "pt"})
+        write_whole(path, save(tensors, metadata={"format": "pt"}))
         return [path]
     if form == "npy":
         import numpy as np

@@ -98,6 +98,14 @@ def test_the_table_and_what_is_written(runs: dict[str, str], capsys: Any) -> Non
     assert main(["detect", a, b, *FEW, *TAUGHT, "--seeds", "0", "1"]) == 0
     assert "training with labels" not in capsys.readouterr().out
     assert results(stored(a)) == first
+    kept = Path(a) / "evaluation" / "supervised.safetensors"
+    whole = kept.read_bytes()
+    for damaged, why in ((whole[:-1] + bytes([whole[-1] ^ 1]), "bits of it have changed"), (whole[:-9], "Error")):
+        kept.write_bytes(damaged)
+        assert main(["detect", a, b, *FEW, *TAUGHT, "--seeds", "0", "1"]) == 0
+        printed = capsys.readouterr().out
+        assert f"warning: {kept} cannot be read ({why}" in printed and "training with labels" in printed
+        assert results(stored(a)) == first
     assert main(["detect", a, *FEW, "--supervised-epochs", "2", "--seeds", "0"]) == 0  # another one
     printed = capsys.readouterr().out
     assert "training with labels: 2 epochs" in printed and "±" not in printed.split("AP50")[1].split("\nAP:")[0]

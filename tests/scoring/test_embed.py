@@ -1,5 +1,6 @@
 """Files hold the features; the plane is that of the first two principal components."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,12 @@ from mixfast.scoring.features import Features
 def test_both_formats_hold_the_same(tmp_path: Path, rng: torch.Generator) -> None:
     features = Features(torch.randn(5, 3, generator=rng), torch.randn(5, 4, generator=rng))
     labels = torch.tensor([1, -1, 0, 2, 2])
-    (path,) = write_embeddings(tmp_path / "v1.2-test", features, labels, "safetensors")
+    before = os.umask(0o027)
+    try:
+        (path,) = write_embeddings(tmp_path / "v1.2-test", features, labels, "safetensors")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o640
     assert path.name == "v1.2-test.safetensors"
     stored = load_file(path)
     paths = write_embeddings(tmp_path / "v1.2-test", features, labels, "npy")

@@ -1,0 +1,21 @@
+"""Files that are written whole or not at all."""
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file, with the mode that the umask leaves; if that fails, what was there stays as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    fresh = path.with_name(path.name + ".tmp")
+    try:
+        fresh.write_bytes(content)
+        os.replace(fresh, path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink()
+        raise
