@@ -61,7 +61,7 @@ def test_stopped_and_continued(tmp_path: Path) -> None:
     whole = trained(tmp_path / "whole", "approach1", train__graph="off")
     first = open_tiny(tmp_path / "first", "approach1", DEVICE, train__graph="on", train__log_every=3, eval__every=0)
     engine.train_epoch(first)
-    first.epoch += 1
+    first.epoch = first.evaluated = 1
     second = open_tiny(tmp_path / "second", "approach1", DEVICE, train__graph="on", train__log_every=3, eval__every=0)
     second.load(first.save())
     engine.train(second)

@@ -105,7 +105,7 @@ def test_recorded_run_continues_one_that_was_not(tmp_path: Path) -> None:
     whole, first, second = (open_tiny(tmp_path / name, "approach1") for name in ("whole", "first", "second"))
     engine.train(whole)
     engine.train_epoch(first)
-    first.epoch += 1
+    first.epoch = first.evaluated = 1
     second.load(first.save())
     recorder = recorded(second)
     engine.train(second)
