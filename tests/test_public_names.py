@@ -3,8 +3,6 @@
 import ast
 import importlib
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,31 +11,6 @@ from scripts import api_page
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-
-
-USE = """
-import mixfast
-from torch import Tensor
-
-def use(rows: Tensor, reduction: str) -> None:
-    queues, which = [rows], [0]
-    mean: Tensor = mixfast.multi_queue_infonce([rows], [rows], queues, which)
-    total: Tensor = mixfast.multi_queue_infonce([rows], [rows], queues, which, reduction="sum").sum()
-    each: list[Tensor] = mixfast.multi_queue_infonce([rows], [rows], queues, which, reduction="none")
-    any_of_both: Tensor | list[Tensor] = mixfast.multi_queue_infonce([rows], [rows], queues, which, reduction=reduction)
-"""
-
-
-@pytest.mark.slow
-def test_types_of_what_users_write(tmp_path: Path) -> None:
-    """What README.md shows, and each reduction, by mypy --strict."""
-    codes = [*re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL), USE]
-    for number, code in enumerate(codes):
-        (tmp_path / f"written_{number}.py").write_text(code)
-    strict = ["--strict", "--allow-untyped-calls"]  # of Tensor.backward
-    command = [sys.executable, "-m", "mypy", *strict, "--config-file=", "--follow-imports=silent", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert len(codes) > 2 and done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("path", api_page.PUBLIC)

@@ -141,12 +141,34 @@ def test_forbidden_text(pattern: str) -> None:
     assert not hits
 
 
-@pytest.mark.parametrize(
-    "command", ["ruff check .", "ruff format --check .", pytest.param("mypy", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("command", ["ruff check .", "ruff format --check ."])
 def test_python_style(command: str) -> None:
     done = subprocess.run([sys.executable, "-m", *command.split()], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+USE = """
+import mixfast
+from torch import Tensor
+
+def use(rows: Tensor, reduction: str) -> None:
+    queues, which = [rows], [0]
+    mean: Tensor = mixfast.multi_queue_infonce([rows], [rows], queues, which)
+    total: Tensor = mixfast.multi_queue_infonce([rows], [rows], queues, which, reduction="sum").sum()
+    each: list[Tensor] = mixfast.multi_queue_infonce([rows], [rows], queues, which, reduction="none")
+    any_of_both: Tensor | list[Tensor] = mixfast.multi_queue_infonce([rows], [rows], queues, which, reduction=reduction)
+"""
+
+
+@pytest.mark.slow
+def test_types(tmp_path: Path) -> None:
+    """The package, what README.md shows, and each reduction, by mypy --strict, in one run of it."""
+    codes = [*re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL), USE]
+    for number, code in enumerate(codes):
+        (tmp_path / f"written_{number}.py").write_text(code)
+    command = [sys.executable, "-m", "mypy", "mixfast", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert len(codes) > 2 and done.returncode == 0, done.stdout + done.stderr
 
 
 def test_native_style() -> None:
