@@ -159,8 +159,7 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
     check_memory(config, device)
     start = invocation.checkpoint()
     initial = first_weights(invocation, start, console)
-    if initial:
-        config = replace(config, {"init": initial.origin.title})
+    config = replace(config, {"init": initial.origin.title}) if initial else config
     threads, keeps_memory = machine.set_threads(config.train.threads), machine.keep_freed_memory()
     machine.set_determinism(config.train.deterministic)
     facts = {"keeps_freed_memory": keeps_memory, "jpeg_decoder": "torchvision" if has_torchvision() else "Pillow"}
@@ -199,11 +198,7 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
         console.line("it was stopped before its first checkpoint: training begins with step 1")
     if config.init:
         console.line(f"begun with {config.init}: {initial.origin if initial else Origin.of_run(folder.path)}")
-    if preset == DEFAULT and config.data.kind != "scenes":
-        console.line(
-            f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
-            "name a preset such as moco, or a --method."
-        )
+    warn_of_preset(config, preset, console)
     splits = load(config.data, config.seed, console.line, **machine.room(device))
     with console:
         run = train_one(config, splits, folder, console, stop, device, start, begin, initial)
@@ -215,6 +210,15 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
     console.line(f"\nreport    {folder.report}\nbackbone  {folder.export / 'backbone.safetensors'} (reload checked)")
     stop.leave()
     folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
+
+
+def warn_of_preset(config: RunConfig[Any], preset: str, console: Console) -> None:
+    """Say so where the first run's sizes are used for other data than its own."""
+    if preset == DEFAULT and config.data.kind != "scenes":
+        console.line(
+            f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
+            "name a preset such as moco, or a --method."
+        )
 
 
 def first_weights(invocation: cli.Invocation, start: Path | None, console: Console) -> InitialWeights | None:
