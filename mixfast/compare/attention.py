@@ -38,15 +38,16 @@ def score_localisation(runs: Sequence[LoadedRun], data: Data, count: int, valida
 def untrained_names(runs: Sequence[LoadedRun], result: Result) -> dict[str, str]:
     """Name in the table of each row of an untrained network; "" for a row that repeats an earlier one.
 
-    Networks that differ in their head have an untrained network each. Its scores are equal unless a map reads the head.
+    Networks that differ in their head or in --init have an untrained network each. Its scores are equal where the head
+    alone differs, unless a map reads the head.
     """
-    models: dict[str, list[str]] = {}
+    starts: dict[str, list[str]] = {}
     for run in runs:
-        models.setdefault(str(run.setup.config.model), []).append(f"`{run.name}`")
+        starts.setdefault(run.start, []).append(f"`{run.name}`")
     rows = [row.name for row in result.rows if row.role == "untrained"]
     if len({str(result.scores[name]) for name in rows}) == 1:
         return {name: "" if number else "untrained" for number, name in enumerate(rows)}
-    names = [f"untrained, as {', '.join(dict.fromkeys(groups))}" for groups in models.values()]
+    names = [f"untrained, as {', '.join(dict.fromkeys(groups))}" for groups in starts.values()]
     return dict(zip(rows, names, strict=True))
 
 

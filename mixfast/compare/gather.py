@@ -242,7 +242,8 @@ def _recipe(member: Member) -> str:
 def differing_options(section: Section) -> dict[str, dict[str, Any]]:
     """By group, the values of the options in which groups differ, without the method's own options and the seed."""
     flat = {group.name: flatten(group.config) for group in section.groups}
-    keys = [key for key in flatten(section.config) if key.partition(".")[0] in ("augment", "model", "optim", "train")]
+    sections = ("augment", "model", "optim", "train", "init")
+    keys = [key for key in flatten(section.config) if key.partition(".")[0] in sections]
     free = ("train.device", "train.threads", "train.tensorboard", "train.log_every")
     keys = [key for key in keys if key not in free and not key.startswith("train.checkpoint")]
     unlike = [key for key in keys if len({repr(values.get(key)) for values in flat.values()}) > 1]

@@ -20,12 +20,19 @@ def scores(group: Group, key: str, best: bool = False) -> dict[int, float]:
 
 
 def baselines(section: Section) -> dict[str, dict[str, dict[int, float]]]:
-    """Scores by baseline, key and seed; where several runs scored a baseline with one seed, the first counts."""
+    """Scores by baseline, key and seed; where several runs scored a baseline with one seed, the first counts.
+
+    Where runs began with different weights of --init, each has an untrained network of its own.
+    """
+    several = len({member.config.init for member in section.members}) > 1
     rows: dict[str, dict[str, dict[int, float]]] = {}
     for member in section.members:
         for record in member.records:
             if record["kind"] == "baseline":
-                row = rows.setdefault(record["name"], {})
+                name = record["name"]
+                if several and name == "untrained":
+                    name = f"untrained ({member.config.init or 'drawn'})"
+                row = rows.setdefault(name, {})
                 for key in KEYS:
                     if key in record:
                         row.setdefault(key, {}).setdefault(member.config.seed, record[key])

@@ -86,6 +86,7 @@ class RunConfig(Generic[MethodConfig]):
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     seed: Seed = 0
+    init: str = ""  # weights to begin with: an export/ or run folder, .safetensors or .pth (docs/backbones.md)
     compare: tuple[str, ...] = ()  # methods also trained, for the same encoder passes; no word, or none: no method
 
 

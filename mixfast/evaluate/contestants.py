@@ -41,7 +41,7 @@ class Row:
     name: str
     role: str  # run, untrained, supervised or baseline
     makers: list[MapMaker]
-    model: str = ""  # architecture of a run or an untrained network; what a run is compared with has the same
+    start: str = ""  # `LoadedRun.start` of a run or an untrained network; what a run is compared with has the same
     outcomes: list[Outcome] = field(default_factory=list)  # of each maker, in order; filled by playing
 
 
@@ -52,18 +52,19 @@ def contestants(options: Localise, runs: Sequence[LoadedRun], validation: Object
             name,
             "run",
             [_maker(options, run, run.trained, validation) for run in group],
-            str(group[0].setup.config.model),
+            group[0].start,
         )
         for name, group in grouped(runs).items()
     ]
     networks: dict[str, dict[int, LoadedRun]] = {}
-    for run in runs:  # untrained, networks of one architecture and one seed are the same
-        networks.setdefault(str(run.setup.config.model), {})[run.setup.config.seed] = run
+    for run in runs:  # untrained, networks of one start and one seed are the same
+        networks.setdefault(run.start, {})[run.setup.config.seed] = run
     for number, seeds in enumerate(networks.values(), 1):
         makers = [_maker(options, run, run.untrained(), validation) for run in seeds.values()]
-        model = next(iter(seeds.values())).setup.config.model
-        name = "untrained" if len(networks) == 1 else f"untrained {number} ({model.title})"
-        rows.append(Row(name, "untrained", makers, str(model)))
+        first = next(iter(seeds.values()))
+        title = ", ".join(filter(None, [first.setup.config.model.title, first.setup.config.init]))
+        name = "untrained" if len(networks) == 1 else f"untrained {number} ({title})"
+        rows.append(Row(name, "untrained", makers, first.start))
     if options.supervised:
         makers = [_supervised(options, path, runs[0], validation) for path in options.supervised]
         rows.append(Row("supervised", "supervised", makers))

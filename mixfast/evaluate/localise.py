@@ -84,7 +84,7 @@ def evaluate(options: Localise, runs: Sequence[LoadedRun]) -> Result:
     for row in rows:
         row.outcomes = [protocol.choose_and_score(maker, validation, test, how) for maker in row.makers]
     draws = bootstrap.resamples(len(test), options.seed)
-    base = {row.model: row.outcomes for row in rows if row.role == "untrained"}
+    base = {row.start: row.outcomes for row in rows if row.role == "untrained"}
     names = [name for name in TITLES if name in rows[0].outcomes[0].images]
     backbone = runs[0].setup.method.encoder.backbone
     settings = {
@@ -104,7 +104,7 @@ def evaluate(options: Localise, runs: Sequence[LoadedRun]) -> Result:
         rows,
         {row.name: protocol.summarise(row.outcomes, draws) for row in rows},
         {
-            row.name: {name: protocol.margin(row.outcomes, base[row.model], draws, name) for name in names}
+            row.name: {name: protocol.margin(row.outcomes, base[row.start], draws, name) for name in names}
             for row in rows
             if row.role == "run"
         },

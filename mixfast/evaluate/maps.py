@@ -96,13 +96,13 @@ def draw(
 
 
 def _contestants(runs: list[LoadedRun], untrained: bool) -> list[Contestant]:
-    """(title, network, run): what gets a column. Untrained networks of one seed and architecture are the same."""
+    """(title, network, run): what gets a column. Untrained networks of one start and seed are the same."""
     found = []
     for run in runs:
         same = [other for other in runs if other.name == run.name]
         found.append((f"{run.name}, seed {run.setup.config.seed}" if len(same) > 1 else run.name, run.trained, run))
     if untrained:
-        unique = {f"{run.setup.config.model} {run.setup.config.seed}": run for run in reversed(runs)}
+        unique = {f"{run.start} {run.setup.config.seed}": run for run in reversed(runs)}
         for run in reversed(unique.values()):
             title = "untrained" if len(unique) == 1 else f"untrained, as {run.name}, seed {run.setup.config.seed}"
             found.append((title, run.untrained(), run))

@@ -21,6 +21,7 @@ from mixfast.run.reopen import MachineOptions, data_key, load_run
 from mixfast.run.setup import Setup
 from mixfast.scoring.baselines import calibrated
 from mixfast.scoring.maps import Network
+from mixfast.train import initial_weights
 
 RESULTS = "evaluations.jsonl"  # in the run folder: a line per evaluation
 SCHEMA = 1  # of a line
@@ -49,7 +50,7 @@ class LoadedRun:
     setup: Setup
     epoch: int
     step: int
-    fresh: Encoder  # the encoder before training
+    drawn: Encoder  # with the weights that the seed gives
     name: str = ""  # of its group: runs that differ in nothing but the seed share one
 
     @property
@@ -58,10 +59,28 @@ class LoadedRun:
         return Network(self.setup.method.encoder, self.setup.normalise)
 
     @property
+    def start(self) -> str:
+        """The architecture and the weights of --init: what runs have in common that begin alike but for the seed."""
+        config = self.setup.config
+        return f"{config.model} {config.init}".rstrip()
+
+    @property
     def origin(self) -> str:
         """What the network before training follows from: runs with one origin share their untrained network."""
         config = self.setup.config
-        return f"{config.model} {config.seed} {data_key(config)}"
+        return f"{self.start} {config.seed} {data_key(config)}"
+
+    @property
+    def fresh(self) -> Encoder:
+        """A copy of the encoder before training: with the weights that the run began with, drawn or of --init.
+
+        Raises:
+            CheckpointError: the folder has lost those of --init.
+        """
+        encoder = copy.deepcopy(self.drawn)
+        if self.setup.config.init:
+            initial_weights.reopen(self.folder.path).load_into(encoder.backbone)
+        return encoder
 
     def untrained(self) -> Network:
         """The encoder before training, with BatchNorm statistics of the run's training images."""
@@ -88,9 +107,9 @@ def load_runs(options: ScoringOptions, changes: dict[str, Any] | None = None) ->
 
 def _load(path: Path, options: ScoringOptions, changes: dict[str, Any], shared: dict[str, Splits]) -> LoadedRun:
     file, state, setup = load_run(path, options, changes, shared)
-    fresh = copy.deepcopy(setup.method.encoder)
+    drawn = copy.deepcopy(setup.method.encoder)
     setup.load_method(state, file)
-    return LoadedRun(file, RunFolder.open(path), setup, state["epoch"], state["step"], fresh)
+    return LoadedRun(file, RunFolder.open(path), setup, state["epoch"], state["step"], drawn)
 
 
 def group_names(configs: Sequence[RunConfig[Any]]) -> list[str]:

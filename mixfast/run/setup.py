@@ -1,9 +1,8 @@
 """A configuration turned into objects: what scoring a network needs, and what a training begins with."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from mixfast.augment import Augment, AugmentConfig, augment, normalise
 from mixfast.config.options import RunConfig
 from mixfast.data import Images, Splits
 from mixfast.methods import Method
-from mixfast.models import build_encoder
+from mixfast.models import Encoder, build_encoder
+from mixfast.models.backbone import named_weights
 from mixfast.rng import Generators
 from mixfast.run import machine, restore
 from mixfast.spans import span
@@ -76,14 +76,29 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 
 
-def set_up(config: RunConfig[Any], splits: Splits, device: torch.device) -> Setup:
-    """The method with fresh weights; every random number from here on follows from `config.seed`."""
+def set_up(
+    config: RunConfig[Any], splits: Splits, device: torch.device, initial: Mapping[str, Tensor] | None = None
+) -> Setup:
+    """The method with fresh weights; every random number from here on follows from `config.seed`.
+
+    Args:
+        config: of the run.
+        splits: its images.
+        device: where it trains.
+        initial: weights of the whole backbone, in place of the drawn ones.
+    """
     if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)  # for events, and for the generators of a CUDA graph, which take no device
     torch.manual_seed(config.seed)  # for a method from elsewhere that draws without a generator
     generators = Generators(config.seed, device)
     memory_format = machine.pick_memory_format(config.train.memory_format)
-    make_encoder: Callable[..., Any] = partial(build_encoder, config.model, generators["weights"])
+
+    def make_encoder() -> Encoder:
+        encoder = build_encoder(config.model, generators["weights"])
+        if initial is not None:
+            named_weights(encoder.backbone).load_state_dict(initial)
+        return encoder
+
     precision = machine.pick_precision(config.train.precision, device)
     with autocast(device, precision):  # which decides the dtype of queues
         method: Method = methods.load(config.method_name)(config.method, make_encoder, generators)

@@ -1,7 +1,7 @@
 """A run in training: what moves from step to step, and the state that a checkpoint holds."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -175,10 +175,16 @@ class Run(Setup):
 
 
 def build(
-    config: RunConfig[Any], splits: Splits, folder: RunFolder, console: Console, stop: StopRequest, device: torch.device
+    config: RunConfig[Any],
+    splits: Splits,
+    folder: RunFolder,
+    console: Console,
+    stop: StopRequest,
+    device: torch.device,
+    initial: Mapping[str, Tensor] | None = None,
 ) -> Run:
-    """A fresh run, at step 0; every random number from here on follows from `config.seed`."""
-    setup = set_up(config, splits, device)
+    """A fresh run, at step 0; every random number from here on follows from `config.seed`. `initial` as in `set_up`."""
+    setup = set_up(config, splits, device, initial)
     method, generators, batch = setup.method, setup.generators, config.train.batch_size
     compiled, why_compiled = machine.pick_compile(config.train.compile, device)
     graphed, why_graphed = machine.pick_graph(config.train.graph, device)

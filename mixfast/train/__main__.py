@@ -33,7 +33,8 @@ from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.state import Run, build
 from mixfast.run.streams import reason, steady_streams
 from mixfast.run.torch_state import fresh_torch_state
-from mixfast.train import cli, report
+from mixfast.train import cli, initial_weights, report
+from mixfast.train.initial_weights import InitialWeights, Origin
 
 
 @dataclass
@@ -157,6 +158,8 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
     device = check_machine(config)
     check_memory(config, device)
     start = invocation.checkpoint()
+    initial = first_weights(invocation, start, console)
+    config = replace(config, {"init": initial.origin.title}) if initial else config
     threads, keeps_memory = machine.set_threads(config.train.threads), machine.keep_freed_memory()
     machine.set_determinism(config.train.deterministic)
     facts = {"keeps_freed_memory": keeps_memory, "jpeg_decoder": "torchvision" if has_torchvision() else "Pillow"}
@@ -168,6 +171,8 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
         claim.begin()
         folder.write_command(["python", "-m", "mixfast.train", *invocation.words])
         folder.write_config(config, preset, invocation.origins)
+        if initial:
+            initial.write(folder.path)
         write_json(folder.path / "env.json", machine.environment(device, **facts))
         folder.write_status("running")
         console.open_log(folder.log)
@@ -191,14 +196,12 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
     )
     if attempt.resumed and start is None:
         console.line("it was stopped before its first checkpoint: training begins with step 1")
-    if preset == DEFAULT and config.data.kind != "scenes":
-        console.line(
-            f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
-            "name a preset such as moco, or a --method."
-        )
+    if config.init:
+        console.line(f"begun with {config.init}: {initial.origin if initial else Origin.of_run(folder.path)}")
+    warn_of_preset(config, preset, console)
     splits = load(config.data, config.seed, console.line, **machine.room(device))
     with console:
-        run = train_one(config, splits, folder, console, stop, device, start, begin)
+        run = train_one(config, splits, folder, console, stop, device, start, begin, initial)
         companions = {}
         for name in config.compare:
             if name != config.method_name:
@@ -207,6 +210,24 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
     console.line(f"\nreport    {folder.report}\nbackbone  {folder.export / 'backbone.safetensors'} (reload checked)")
     stop.leave()
     folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
+
+
+def warn_of_preset(config: RunConfig[Any], preset: str, console: Console) -> None:
+    """Say so where the first run's sizes are used for other data than its own."""
+    if preset == DEFAULT and config.data.kind != "scenes":
+        console.line(
+            f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
+            "name a preset such as moco, or a --method."
+        )
+
+
+def first_weights(invocation: cli.Invocation, start: Path | None, console: Console) -> InitialWeights | None:
+    """The weights of --init, or those kept for a run that was stopped before its first checkpoint; None: drawn ones."""
+    if invocation.init:
+        return initial_weights.read(invocation.init, invocation.config.model, console.line)
+    if invocation.resume and invocation.config.init and start is None:
+        return initial_weights.reopen(RunFolder.open(invocation.resume).path)
+    return None
 
 
 def check_machine(config: RunConfig[Any]) -> torch.device:
@@ -228,12 +249,14 @@ def train_one(
     device: torch.device,
     start: Path | None,
     begin: Callable[[], None],
+    initial: InitialWeights | None,
 ) -> Run:
     """Train one method, from the checkpoint or folder `start` if there is one; export its backbone.
 
+    Without `start` the backbone begins with `initial`, or with drawn weights.
     `begin` is called when all that can be refused has been tried; before it, nothing is written for a run to continue.
     """
-    run = build(config, splits, folder, console, stop, device)
+    run = build(config, splits, folder, console, stop, device, initial.weights if initial else None)
     check_exportable(run)
     views = None if start else report.first_views(run)
     console.line("   ".join(run.choices))
@@ -279,8 +302,11 @@ def train_beside(run: Run, name: str) -> RunFolder:
         f"{config.method_name})"
     )
     start = path if folder.has_checkpoint() else None
+    initial = initial_weights.reopen(run.folder.path) if config.init and start is None else None
+    if initial:
+        initial.write(path)
     try:
-        train_one(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None)
+        train_one(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None, initial)
         folder.write_status("finished", exit_code=0)
     finally:
         lock.release()

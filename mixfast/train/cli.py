@@ -18,7 +18,7 @@ from mixfast.run import checkpoint
 from mixfast.run.claim import Claim
 from mixfast.run.folder import RunFolder
 
-WITH_VALUE = ("--out", "--resume", "--method", "--trust")
+WITH_VALUE = ("--out", "--resume", "--init", "--method", "--trust")
 SWITCHES = ("--overwrite", "--traceback", "--version", "--help", "-h", "--help-all")
 _LONG = [flag for flag in (*WITH_VALUE, *SWITCHES) if flag != "-h"]
 
@@ -33,6 +33,7 @@ class Invocation:
     preset: str
     out: Path | None
     resume: Path | None  # the folder of a run, or one of its checkpoints
+    init: Path | None  # weights to begin with
     overwrite: bool
 
     def claim_folder(self, say: Callable[[str], None]) -> Claim:
@@ -63,10 +64,11 @@ def parse(words: list[str]) -> Invocation:
         CheckpointError: `--resume` of what is no run, or with options that its checkpoint does not allow to change.
     """
     names, command, options = _split(words)
-    out, resume = (home_expanded(Path(command[key])) if key in command else None for key in ("--out", "--resume"))
+    paths = ("--out", "--resume", "--init")
+    out, resume, init = (home_expanded(Path(command[key])) if key in command else None for key in paths)
     if resume:
-        if names or {"--out", "--method", "--overwrite"} & set(command):
-            raise ConfigError("--resume takes preset, method and folder from the run; omit them.")
+        if names or {"--out", "--method", "--overwrite", "--init"} & set(command):
+            raise ConfigError("--resume takes preset, method and folder from the run, and what it began with; omit them.")
         named = {value for word in words for value in (word, word.partition("=")[2], word.partition(":")[0])}
         saved, preset, origins = RunFolder.open(resume).read_config(named)
         config, given = override(saved, options)
@@ -91,8 +93,8 @@ def parse(words: list[str]) -> Invocation:
     validate(config)
     for name in config.compare:
         validate(switch_method(config, name))
-    origins = {**origins, **dict.fromkeys(given, "command line")}
-    return Invocation(words, config, origins, preset, out, resume, "--overwrite" in command)
+    origins = {**origins, **dict.fromkeys([*given, *(["init"] if init else [])], "command line")}
+    return Invocation(words, config, origins, preset, out, resume, init, "--overwrite" in command)
 
 
 def _split(words: list[str]) -> tuple[list[str], dict[str, str], list[list[str]]]:
@@ -137,7 +139,7 @@ def switches(words: list[str]) -> set[str]:
 def override(config: RunConfig[Any], groups: list[list[str]]) -> tuple[RunConfig[Any], list[str]]:
     """Apply option groups to a configuration; also returns the dotted keys that they set."""
     options = {key: Option(hint_of(config, key), default) for key, default in flatten(config).items()}
-    del options["method_name"]  # --method, an option of the command
+    del options["method_name"], options["init"]  # --method and --init, options of the command
     values: dict[str, Any] = {}
     for flag, *behind in groups:
         key, off = find(flag, options, _LONG)
@@ -173,8 +175,8 @@ method                {methods}
 your own              --method my_lab.method, --data.kind my_lab.data:factory,
                       --model.backbone my_lab.nets:factory (torchvision:NAME, timm:NAME)
 
---out DIR             run folder (default runs/<preset>-NNNN); an existing one is refused
---overwrite           replace an existing run folder
+--out DIR             run folder (default runs/<preset>-NNNN); --overwrite replaces an existing one
+--init PATH           begin with the backbone of a run, an export, or a file of weights (.pth)
 --resume RUN          continue a run bit for bit; --trust MODULE: code near it that it may import
 --traceback, --version show where an error came from; print the version
 --help-all            every --section.key of a preset or --method with its meaning and default

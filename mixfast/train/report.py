@@ -13,6 +13,7 @@ from mixfast.run.records import Records, Result, result, time_by_part
 from mixfast.run.sanity import queue_steps, warnings
 from mixfast.run.state import Run
 from mixfast.train import plots
+from mixfast.train.initial_weights import Origin
 
 
 def table(results: list[Result], baselines: Records) -> str:
@@ -135,13 +136,14 @@ def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companio
     steps = queue_steps(config)
     queue = f" The queue holds random vectors, easy negatives, until step {steps}: the loss may rise." if steps else ""
     beside = f" Compared with {', '.join(companions)} at equal encoder cost (folder `compare/`)." if companions else ""
+    begun = f"Begun with `{config.init}`: {Origin.of_run(run.folder.path)}.\n\n" if config.init else ""
     return f"""# {config.method_name} on {splits.name} (preset {preset}, seed {config.seed})
 
 {len(splits.train)} training and {len(splits.test)} test images of {splits.train.images.shape[-1]} pixels, \
 {config.model.title}, {config.train.epochs} epochs of {len(run.batches)} steps of \
 {config.train.batch_size} images, {run.precision} on {run.device}.{beside}
 
-{_cautions(run, companions)}## Result
+{begun}{_cautions(run, companions)}## Result
 
 {summary}
 

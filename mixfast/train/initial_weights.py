@@ -1,0 +1,325 @@
+"""The weights that a run begins with: `--init PATH`, and the copy of them that the run's folder keeps.
+
+Only the backbone is taken; the head is drawn as in any run. The copy makes a run independent of where the weights came
+from: it continues, and is compared with what it began as, without the file.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mixfast.errors import CheckpointError
+from mixfast.export import FACTS as EXPORT_FACTS
+from mixfast.export import load_backbone
+from mixfast.files import write_whole
+from mixfast.models import ModelConfig, adapters, build_encoder
+from mixfast.models.backbone import Adapted, Backbone, named_weights
+from mixfast.models.config import RESNET, RESNET_OPTIONS
+from mixfast.models.resnet import LAYOUTS, STEMS, Bottleneck
+from mixfast.run import checkpoint, restore
+from mixfast.run.finite import not_finite
+from mixfast.run.folder import write_json
+
+WEIGHTS, FACTS = "initial.safetensors", "initial.json"  # in the folder of a run
+# Before a network's own names in files of DataParallel, MoCo, lightly, solo-learn; the first that fits best counts.
+PREFIXES = ("", "module.", "module.encoder_q.", "encoder_q.", "module.backbone.", "backbone.", "model.", "encoder.")
+_CLASSIFIERS = {"fc", "classifier", "head"}  # parts of names
+_COUNTER = "num_batches_tracked"  # of batch norms; what is computed does not depend on it
+_NAMED = 5  # keys that a message lists
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where weights came from."""
+
+    path: str  # as the user gave it
+    sha256: str  # of the file
+    used: list[str]  # keys of the file
+    unused: list[str]
+    notes: list[str]  # what the file does not say
+
+    @property
+    def title(self) -> str:
+        """What stands in the configuration of a run: a name for people, and a number that only this file has."""
+        return f"{Path(self.path).name}@{self.sha256[:12]}"
+
+    def __str__(self) -> str:
+        whole = f"{len(self.used)} of the {len(self.used) + len(self.unused)} keys of {self.path}"
+        parts = Counter(".".join(name.split(".")[:2]) for name in self.unused).items()
+        left = ", ".join(name if name in self.unused else f"{name} {count}" for name, count in parts) or "none"
+        return "; ".join([f"{whole} (sha256 {self.sha256}) used", f"not used: {left}", *self.notes])
+
+    @classmethod
+    def of_run(cls, folder: Path) -> "Origin":
+        """That of the weights which the run of a folder began with.
+
+        Raises:
+            CheckpointError: it is not known any more.
+        """
+        return _kept(folder)[0]
+
+
+class InitialWeights(NamedTuple):
+    """Weights of a whole backbone, and where they came from."""
+
+    weights: dict[str, Tensor]  # under the names of the backbone's library
+    origin: Origin
+
+    def write(self, folder: Path) -> None:
+        """Keep weights and origin in the folder of a run."""
+        from safetensors.torch import save
+
+        content = save(self.weights, metadata={"format": "pt"})
+        write_whole(folder / WEIGHTS, content)
+        digest = hashlib.sha256(content).hexdigest()
+        write_json(folder / FACTS, {"copy": WEIGHTS, "copy_sha256": digest, "origin": dataclasses.asdict(self.origin)})
+
+    def load_into(self, backbone: Backbone) -> None:
+        """Replace the weights of a backbone of the same structure."""
+        named_weights(backbone).load_state_dict(self.weights)
+
+
+def reopen(folder: Path) -> InitialWeights:
+    """What `write` kept.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    from safetensors.torch import load
+
+    origin, digest = _kept(folder)
+    try:
+        content = (folder / WEIGHTS).read_bytes()
+    except OSError as error:
+        raise _lost(folder, error) from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise _lost(folder, ValueError(f"bits of {WEIGHTS} have changed since it was written"))
+    return InitialWeights(load(content), origin)
+
+
+def _kept(folder: Path) -> tuple[Origin, str]:
+    """The origin in `FACTS`, and the sha256 of the copy."""
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return Origin(**facts["origin"]), str(facts["copy_sha256"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise _lost(folder, error) from error
+
+
+def _lost(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{folder} has lost the weights that its run began with, {WEIGHTS} and {FACTS} ({error}). The run begins and "
+        "its network before training is scored with them: put both files back."
+    )
+
+
+def read(path: Path, model: ModelConfig, say: Say) -> InitialWeights:
+    """The weights that `--init` names, for a backbone of `model`.
+
+    Args:
+        path: the export/ folder of a run or its weights; the folder of a run or a checkpoint of it; or a state dict
+            (.safetensors, or a .pth file that needs no code to be loaded), perhaps inside "state_dict" or "model".
+        model: of the run that begins with them.
+        say: prints a line about a checkpoint that is taken in place of a damaged one.
+
+    Raises:
+        CheckpointError: nothing there, not weights, of another architecture, or not finite.
+    """
+    backbone = build_encoder(model, torch.Generator()).backbone
+    try:
+        source = _open(path, model, backbone, say)
+        return _fitted(source, path, model, named_weights(backbone).state_dict())
+    except CheckpointError as error:
+        raise CheckpointError(f"--init {path}: {error}") from error
+
+
+class _Source(NamedTuple):
+    """The content of a file of weights."""
+
+    file: Path
+    tensors: dict[str, Tensor]
+    prefix: str | None  # before the backbone's own names; None: to be looked for
+    foreign: bool  # whether it does not say what architecture it is of
+
+
+def _open(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Source:
+    beside = path.with_name(EXPORT_FACTS)
+    if (path / EXPORT_FACTS).is_file():
+        return _export(path, model)
+    if path.suffix == ".safetensors" and path.is_file() and _names(beside, path.name):
+        return _export(path.parent, model)
+    if path.is_dir():
+        return _run(path, model, backbone, say)
+    if not path.is_file():
+        raise CheckpointError("there is no such file or folder.")
+    content = _content(path)
+    if isinstance(content, dict) and {"format", "config", "method"} <= content.keys():
+        return _run(path, model, backbone, say)
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    tensors = _tensors(content) if isinstance(content, dict) else {}
+    if not tensors:
+        what = f"an object with {', '.join(map(str, [*content][:_NAMED]))}" if isinstance(content, dict) else ""
+        raise CheckpointError(f"it must hold a state dict, tensors by name; got {what or type(content).__name__}.")
+    return _Source(path, tensors, None, foreign=True)
+
+
+def _names(export_facts: Path, file: str) -> bool:
+    """Whether an export.json is of the file of that name beside it."""
+    try:
+        return bool(json.loads(export_facts.read_text(encoding="utf-8"))["file"] == file)
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _content(path: Path) -> Any:
+    """What a file holds; no code of it is run."""
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # the readers raise many types
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"it cannot be read as weights ({reason}). Only tensors and plain values are read, never code. If you "
+            "trust a file with more in it, write its state dict alone: "
+            'torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW).'
+        ) from error
+
+
+def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    plain = {str(key): value.detach() for key, value in content.items() if isinstance(value, Tensor)}
+    return {key: value for key, value in plain.items() if value.layout is torch.strided}
+
+
+def _export(folder: Path, model: ModelConfig) -> _Source:
+    try:
+        described = json.loads((folder / EXPORT_FACTS).read_text(encoding="utf-8"))
+        architecture, file = described["architecture"], described["file"]
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        raise CheckpointError(f"{folder / EXPORT_FACTS} cannot be read ({error!r}).") from error
+    _check_architecture(architecture, model)
+    named = adapters.parse(model.backbone) if model.backbone != RESNET else None
+    factory: Callable[..., Any] | None = adapters.imported(named) if named is not None and named.own else None
+    weights: dict[str, Tensor] = named_weights(load_backbone(folder, factory)).state_dict()
+    return _Source(folder / file, weights, "", foreign=False)
+
+
+def _run(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Source:
+    file, state = checkpoint.load_newest(path, say)
+    restore.check_fields(state, file)
+    theirs = state["config"]
+    keys = RESNET_OPTIONS if theirs.get("model.backbone") == RESNET else ("backbone",)
+    _check_architecture({key: theirs.get(f"model.{key}") for key in keys}, model)
+    prefix = f"encoder.backbone.{'network.' if isinstance(backbone, Adapted) else ''}"
+    return _Source(file, _tensors(state["method"]), prefix, foreign=False)
+
+
+def _check_architecture(theirs: object, model: ModelConfig) -> None:
+    """Strides do not show in shapes: what says its architecture is taken at its word."""
+    ours = model.architecture
+    if theirs == ours:
+        return
+    if not isinstance(theirs, dict):
+        raise CheckpointError(f"its architecture must be an object of keys and values; got {theirs!r:.60}.")
+    here, there = (", ".join(f"{key} {value}" for key, value in about.items()) for about in (ours, theirs))
+    flags = " ".join(f"--model.{key} {value}" for key, value in theirs.items() if ours.get(key) != value)
+    raise CheckpointError(
+        f"its network has {there}, and this run's has {here}. Give {flags}, or begin with other weights."
+    )
+
+
+def _fitted(source: _Source, path: Path, model: ModelConfig, wanted: dict[str, Tensor]) -> InitialWeights:
+    """The tensors of `source` for every name of `wanted`."""
+    tensors, prefix = source.tensors, source.prefix
+    if prefix is None:
+        prefix = max(PREFIXES, key=lambda start: sum(f"{start}{name}" in tensors for name in wanted))
+    inside = {key.removeprefix(prefix): key for key in tensors if key.startswith(prefix)}
+    if not wanted.keys() & inside.keys():
+        raise CheckpointError(
+            f"it has none of the names of {model.title}: expected {_listed(wanted)}, as they are or after one of "
+            f"{', '.join(filter(None, PREFIXES))}; got {_listed(tensors)}."
+        )
+    own = {_family(name) for name in wanted}
+    missing = [name for name in wanted if name not in inside and not name.endswith(_COUNTER)]
+    more = [name for name in inside if name not in wanted and _family(name) in own and not _of_classifier(name)]
+    unlike = [name for name in wanted if name in inside and _kind(tensors[inside[name]]) != _kind(wanted[name])]
+    if missing or more or unlike:
+        found = [f"missing: {_listed(missing)}", f"more than that network has: {_listed(more)}"]
+        shapes = [f"{name} {_kind(tensors[inside[name]])}, not {_kind(wanted[name])}" for name in unlike]
+        raise CheckpointError(
+            f"it is of another network than this run's {model.title}{_stem(model)}"
+            f"{_looks({name: tensors[key] for name, key in inside.items()}, model)}. Its keys: "
+            f"{'; '.join([*found, f'of another shape: {_listed(shapes)}'])}."
+        )
+    weights = {
+        name: tensors[inside[name]].to(like.dtype) if name in inside else torch.zeros_like(like)
+        for name, like in wanted.items()
+    }
+    if bad := not_finite(weights):
+        raise CheckpointError(f"it holds what is not finite: {_listed(bad)}.")
+    used = [inside[name] for name in wanted if name in inside]
+    notes = []
+    if counters := len(wanted) - len(used):
+        notes.append(f"{counters} {_COUNTER} are not in it and begin at 0")
+    if source.foreign and model.backbone == RESNET and model.stem != "imagenet":
+        notes.append(f"the stride of its 3x3 stem is not in it: taken as {STEMS[model.stem][1]}, by model.stem")
+    digest = hashlib.sha256(source.file.read_bytes()).hexdigest()
+    unused = sorted(tensors.keys() - set(used))
+    contiguous = {name: value.contiguous().clone() for name, value in weights.items()}
+    return InitialWeights(contiguous, Origin(str(path), digest, used, unused, notes))
+
+
+def _listed(names: Collection[str]) -> str:
+    """How many names there are, and the first of them."""
+    more = ", ..." if len(names) > _NAMED else ""
+    return f"{len(names)} ({', '.join([*names][:_NAMED])}{more})" if names else "none"
+
+
+def _family(name: str) -> str:
+    """layer of layer4.1.conv1.weight: networks that differ in their stages or blocks have the families in common."""
+    return name.partition(".")[0].rstrip("0123456789")
+
+
+def _of_classifier(name: str) -> bool:
+    return not _CLASSIFIERS.isdisjoint(name.split("."))
+
+
+def _kind(value: Tensor) -> str:
+    return f"{'' if value.is_floating_point() else 'whole numbers '}{list(value.shape)}"
+
+
+def _stem(model: ModelConfig) -> str:
+    return f" with the {STEMS[model.stem][0]}x{STEMS[model.stem][0]} stem {model.stem}" * (model.backbone == RESNET)
+
+
+def _looks(tensors: Mapping[str, Tensor], model: ModelConfig) -> str:
+    """What ResNet a state dict seems to be of, and the options that give it; "" if it is none."""
+    first = tensors.get("conv1.weight")
+    if model.backbone != RESNET or first is None or first.dim() != 4 or "layer1.0.conv1.weight" not in tensors:
+        return ""
+    stages: dict[str, set[str]] = {}
+    for stage, block, *_ in (name.split(".") for name in tensors if name.startswith("layer") and name.count(".") > 1):
+        stages.setdefault(stage, set()).add(block)
+    counts = tuple(len(blocks) for _, blocks in sorted(stages.items()))
+    deep = "layer1.0.conv3.weight" in tensors
+    depth = next((d for d, (kind, n) in LAYOUTS.items() if n == counts and (kind is Bottleneck) == deep), None)
+    width, _, kernel, _ = first.shape
+    stem = " or ".join(name for name, (size, *_) in STEMS.items() if size == kernel)
+    if depth is None or not stem:
+        return f": it seems to be a ResNet with {' '.join(map(str, counts))} blocks and a {kernel}x{kernel} stem"
+    return f": it seems to be one of --model.depth {depth} --model.width {width} --model.stem {stem}"
