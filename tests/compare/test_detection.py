@@ -151,7 +151,7 @@ def test_the_last_line_counts_and_what_cannot_count_is_counted(scored: dict[str,
 def test_without_lines_there_is_no_section(runs: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     record(runs["moco0"], "knn", {}, {"k": {"h": 1.0}})
     text, section = report(runs, tmp_path / "out")
-    assert "Detection" not in text and section["detection"] is None
+    assert "### Detection" not in text and section["detection"] is None
     (runs["moco1"] / "evaluations.jsonl").mkdir()
     assert main([*map(str, runs.values()), "--out", str(tmp_path / "no"), "--localise", "none", "--maps", "0"]) == 4
     assert "evaluations.jsonl cannot be read: Is a directory. Move it away" in capsys.readouterr().err
