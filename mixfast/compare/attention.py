@@ -87,6 +87,21 @@ def localisation_numbers(runs: Sequence[LoadedRun], result: Result) -> dict[str,
     return numbers
 
 
+def corloc(runs: Sequence[LoadedRun], result: Result) -> dict[str, dict[int, float]]:
+    """CorLoc by row and seed of the run; of several untrained networks, that of the first."""
+    first = str(runs[0].setup.config.model)
+    untrained = next(row.name for row in result.rows if row.role == "untrained")
+    seeds: dict[str, dict[int, None]] = {"untrained": {}}  # in the order of the values
+    for run in runs:
+        seeds.setdefault(run.name, {})[run.setup.config.seed] = None
+        if str(run.setup.config.model) == first:
+            seeds["untrained"][run.setup.config.seed] = None
+    return {
+        row: dict(zip(own, result.scores[untrained if row == "untrained" else row]["corloc"]["values"], strict=True))
+        for row, own in seeds.items()
+    }
+
+
 def draw_maps(path: Path, runs: Sequence[LoadedRun], count: int) -> tuple[str, dict[str, dict[str, float]]]:
     """Draw the maps of one run per group and of the first run's network untrained; returns title and scores."""
     unique = {run.name: run for run in reversed(runs)}

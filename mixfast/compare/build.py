@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from mixfast.compare import attention, curves
+from mixfast.compare import attention, curves, recorded
 from mixfast.compare.attention import Data
 from mixfast.compare.gather import Section, gather
 from mixfast.compare.page import Chapter, numbers, page
@@ -112,13 +112,20 @@ def _chapter(section: Section, options: Compare, folder: Path) -> Chapter:
     if any(member.last("train") for member in section.members):
         chapter.loss = f"{section.slug}-loss.png"
         curves.losses(folder / chapter.loss, section)
-    if options.localise == "none" and not options.maps:
-        return chapter
+    if options.localise != "none" or options.maps:
+        _networks(chapter, options, folder)
+    chapter.detection = recorded.gather(section, chapter.corloc, chapter.corloc_title)
+    chapter.notes += chapter.detection.notes
+    return chapter
+
+
+def _networks(chapter: Chapter, options: Compare, folder: Path) -> None:
+    """What is measured and drawn now, of the finished runs that have a checkpoint."""
+    section = chapter.section
     if missing := [run.label for run in section.members if run.finished and not run.has_checkpoint]:
         chapter.notes.append(f"No checkpoint, so neither maps nor localisation: {shlex.join(missing)}.")
     if runs := attention.open_finished(section, options):
         _maps(chapter, runs, options, folder)
-    return chapter
 
 
 def _maps(chapter: Chapter, runs: Sequence[LoadedRun], options: Compare, folder: Path) -> None:
@@ -128,6 +135,8 @@ def _maps(chapter: Chapter, runs: Sequence[LoadedRun], options: Compare, folder:
         chapter.localisation = f"{slug}-localisation.png"
         attention.draw_localisation(folder / chapter.localisation, chapter.result)
         chapter.untrained_names = attention.untrained_names(runs, chapter.result)
+        chapter.corloc = attention.corloc(runs, chapter.result)
+        chapter.corloc_title = "{images} images ({data})".format(**chapter.result.settings)
         chapter.result_numbers = attention.localisation_numbers(runs, chapter.result)
     if options.maps:
         chapter.maps = f"{slug}-maps.png"

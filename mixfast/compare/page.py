@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mixfast.compare import attention, tables
+from mixfast.compare import attention, detection, tables
 from mixfast.compare.gather import PAPER, PAPER_SETTING, TABLE_1, Group, Member, Section, differing_options
+from mixfast.compare.recorded import Detection
 from mixfast.compare.statistics import (
     KEYS,
     baselines,
@@ -61,6 +62,9 @@ class Chapter:
     result: Result | None = None
     result_numbers: dict[str, Any] | None = None
     untrained_names: dict[str, str] = field(default_factory=dict)  # name in the table by name of the row
+    corloc: dict[str, dict[int, float]] = field(default_factory=dict)  # by group and seed
+    corloc_title: str = ""  # what it was measured on
+    detection: Detection | None = None
     notes: list[str] = field(default_factory=list)  # what is missing, and why
 
 
@@ -94,7 +98,8 @@ def _section(chapter: Chapter, prefix: str) -> str:
         parts += ["### Diagnostics", diagnostics, _DIAGNOSTICS]
     if accuracies := tables.accuracies(section):
         parts += [accuracies, _ACCURACIES.format(batch=batch, step=100 / batch)]
-    return "\n\n".join([*parts, *_maps(chapter, prefix)])
+    detected = detection.paragraphs(chapter.detection) if chapter.detection else []
+    return "\n\n".join([*parts, *_maps(chapter, prefix), *detected])
 
 
 def _maps(chapter: Chapter, prefix: str) -> list[str]:
@@ -175,6 +180,7 @@ def _numbers(chapter: Chapter) -> dict[str, Any]:
         "differing_options": differing_options(section),
         "maps": chapter.map_scores or None,
         "localise": chapter.result_numbers,
+        "detection": detection.facts(chapter.detection) if chapter.detection else None,
         "notes": [*tables.unfinished(section), *chapter.notes],
     }
 

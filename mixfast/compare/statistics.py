@@ -1,5 +1,7 @@
-"""Means over seeds, and differences paired over the seeds that two groups share."""
+"""Means over seeds, differences paired over the seeds that two groups share, and rank correlations."""
 
+import itertools
+import math
 import statistics
 from collections.abc import Sequence
 
@@ -64,3 +66,22 @@ def variants(section: Section) -> list[tuple[Group, list[Group]]]:
         by_recipe.setdefault(group.recipe, []).append(group)
     several = [groups for groups in by_recipe.values() if len(groups) > 1]
     return [(min(groups, key=lambda group: len(group.changed_options)), groups) for groups in several]
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Correlation of the ranks of paired values, equal values sharing their mean rank; None if all of a side are."""
+    left, right = (
+        [sum(other < value for other in side) + sum(other == value for other in side) / 2 for value in side]
+        for side in (first, second)
+    )
+    return None if len(set(left)) < 2 or len(set(right)) < 2 else statistics.correlation(left, right)
+
+
+def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Kendall's tau-b of paired values; None if all values of a side are equal."""
+    signs = [
+        ((a > b) - (a < b), (c > d) - (c < d))
+        for (a, c), (b, d) in itertools.combinations(zip(first, second, strict=True), 2)
+    ]
+    ordered = [sum(pair[side] != 0 for pair in signs) for side in (0, 1)]
+    return sum(left * right for left, right in signs) / math.sqrt(math.prod(ordered)) if all(ordered) else None

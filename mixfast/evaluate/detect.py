@@ -93,7 +93,7 @@ def detect(options: Detect) -> None:
         for run in group:
             own = [run.setup.config.seed] if len(group) > 1 else seeds
             if set(own) <= set(seeds):
-                record_scores(run, "detect", facts, detect_page.recorded(row, own, rows))
+                record_scores(run, "detect", {**facts, "seeds": own}, detect_page.recorded(row, own, rows))
     print(detect_page.words(result))
     print("\n".join(f"{kind:<9} {file.with_suffix(end)}" for kind, end in detect_page.FILES.items()))
 

@@ -13,7 +13,7 @@ import tyro
 
 from mixfast.config.options import FREE_ON_RESUME, RunConfig, flatten
 from mixfast.data import Splits
-from mixfast.errors import ConfigError
+from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models import Encoder
 from mixfast.run.folder import RunFolder, now
 from mixfast.run.monitor import scorable
@@ -152,6 +152,32 @@ def record_scores(run: LoadedRun, command: str, settings: dict[str, Any], scores
     line = {**facts, "epoch": run.epoch, "step": run.step, "settings": settings, "scores": scores}
     with open(run.folder.path / RESULTS, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
+
+
+def read_scores(folder: RunFolder) -> tuple[list[dict[str, Any]], int]:
+    """The lines that `record_scores` appended in a run's folder, and how many others there are, damaged or cut short.
+
+    Raises:
+        CheckpointError: there is such a file and it cannot be read.
+    """
+    path = folder.path / RESULTS
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}. Move it away, or mend it.") from error
+    lines = [_record(line) for line in text.splitlines() if line.strip()]
+    return [line for line in lines if line], lines.count({})
+
+
+def _record(line: str) -> dict[str, Any]:
+    """The object of a line; {} if it is no record of scores."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    wanted = {"command": str, "epoch": int, "settings": dict, "scores": dict}
+    whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in wanted.items())
+    return record if whole and record.get("schema") == SCHEMA and record["scores"] else {}
 
 
 def described(runs: Iterable[LoadedRun]) -> list[dict[str, Any]]:

@@ -23,6 +23,7 @@ from mixfast.compare.tables import table_1
 from mixfast.errors import ConfigError
 from mixfast.scoring.paired import difference, spread
 from mixfast.train.__main__ import main as train
+from tests.compare.recorded_runs import detected
 from tests.tiny_run import records, words
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
@@ -146,6 +147,21 @@ def test_report_is_whole_and_names_no_place(runs: Path, report: Path) -> None:
         cells = [f"`{row['name']}`", f"{margin['mean']:+.1f}", f"{margin['low']:+.1f} to {margin['high']:+.1f}"]
         assert row_of(margins, cells[0]) == cells
     assert not list(runs.glob("*/evaluations.jsonl")), "a comparison changes no run"
+
+
+def test_corloc_of_this_comparison_stands_beside_detection(runs: Path, tmp_path: Path) -> None:
+    folders = copied(runs, tmp_path, "a0", "a1", "b1")
+    for folder, seed in zip(folders, (0, 1, 1), strict=True):
+        detected(folder, [seed], 10.0 + seed, epoch=2)
+    few = ("--count", "12", "--validation", "10", "--maps", "0", "--threads", "1")
+    assert main([*map(str, folders), "--out", str(tmp_path / "out"), *few]) == 0
+    (section,) = json.loads((tmp_path / "out" / "results.json").read_text())["sections"]
+    rows = {row["name"]: row["scores"]["corloc"]["values"] for row in section["localise"]["rows"]}
+    shown = section["detection"]["protocols"][0]["rows"]
+    assert shown["moco"]["corloc"]["values"] == dict(zip("01", rows["moco"], strict=True))
+    assert shown["approach1"]["corloc"]["values"] == {"1": rows["approach1"][0]}
+    assert shown["untrained"]["corloc"]["values"] == dict(zip("01", rows["untrained"], strict=True))
+    assert "CorLoc: of attention maps on 12 images (scenes)." in (tmp_path / "out" / "report.md").read_text()
 
 
 @pytest.mark.parametrize(

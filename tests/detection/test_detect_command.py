@@ -94,6 +94,7 @@ def test_the_table_and_what_is_written(runs: dict[str, str], capsys: Any) -> Non
     for run, name in ((a, "approach1"), (b, "moco")):
         line = json.loads((Path(run) / "evaluations.jsonl").read_text())
         assert line["command"] == "detect" and list(line["scores"]) == [name, "untrained", "supervised"]
+        assert line["settings"]["seeds"] == [0, 1]
     # The supervised network was kept, and everything is the same bit by bit.
     assert main(["detect", a, b, *FEW, *TAUGHT, "--seeds", "0", "1"]) == 0
     assert "training with labels" not in capsys.readouterr().out
@@ -122,6 +123,7 @@ def test_seeds_of_a_method_are_paired(runs: dict[str, str], capsys: Any) -> None
         ("supervised", 2),
     ]
     line = json.loads((Path(runs["c"]) / "evaluations.jsonl").read_text())
+    assert line["settings"]["seeds"] == [1]
     assert line["scores"]["moco"]["ap"] == together[0]["seeds"]["1"]["scores"]["ap"]
     assert main(["detect", runs["c"], *FEW, "--no-supervised", "--seeds", "1"]) == 0
     alone = results(stored(runs["c"]))
