@@ -63,6 +63,14 @@ class LoadedRun:
         config = self.setup.config
         return f"{config.model} {config.seed} {data_key(config)}"
 
+    @property
+    def architecture(self) -> str:
+        """The backbone's options, and the strides and channels of its stages."""
+        backbone = self.setup.method.encoder.backbone
+        options = ", ".join(f"{name} {value}" for name, value in self.setup.config.model.architecture.items())
+        strides, channels = (" ".join(map(str, numbers)) for numbers in (backbone.strides, backbone.channels))
+        return f"{options}, strides {strides}, channels {channels}"
+
     def untrained(self) -> Network:
         """The encoder before training, with BatchNorm statistics of the run's training images."""
         setup = self.setup
