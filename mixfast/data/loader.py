@@ -158,21 +158,14 @@ class Library:
                 f"the data set cannot be sent to worker processes ({type(error).__name__}: {error}). Define what it is "
                 "made of at the top level of a module, open files when they are first read, or use --data.workers 0."
             ) from error
-        before = set(multiprocessing.active_children())
-        # Workers, and the server that they are forked from, inherit what is blocked here: signals for the whole group
-        # reach this process alone, which finishes its step and saves.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        try:
-            resource_tracker.ensure_running()  # which unblocks some when it is started
-            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-            with warnings.catch_warnings(), nullcontext() if b"__main__" in sent else _main_left_alone():
-                warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more than cores: asked
-                loader = self._new_loader(pin)
-                iter(loader)
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        for worker in set(multiprocessing.active_children()) - before:
-            atexit.register(worker.kill)  # they would not obey the SIGTERM that Python sends at its end
+        with (
+            workers_that_obey(),
+            warnings.catch_warnings(),
+            nullcontext() if b"__main__" in sent else _main_left_alone(),
+        ):
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more than cores: asked
+            loader = self._new_loader(pin)
+            iter(loader)
         return loader
 
     def _new_loader(self, pin: bool) -> "DataLoader[Any]":
@@ -182,12 +175,32 @@ class Library:
             num_workers=self.workers,
             collate_fn=_as_it_is,
             pin_memory=pin,
-            worker_init_fn=_begin_worker,
+            worker_init_fn=begin_worker,
             multiprocessing_context="forkserver",
             generator=torch.Generator(),  # else the loader would draw from torch's own, which methods may use
             prefetch_factor=max(1, _room() // (self.workers * _TASK_BYTES)),
             persistent_workers=True,
         )
+
+
+@contextmanager
+def workers_that_obey() -> Iterator[None]:
+    """Workers of a loader that begin in the block leave signals to this process, and end with it.
+
+    Their loader takes `begin_worker` as its worker_init_fn.
+    """
+    before = set(multiprocessing.active_children())
+    # Workers, and the server that they are forked from, inherit what is blocked here: signals for the whole group
+    # reach this process alone, which finishes its step and saves.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        resource_tracker.ensure_running()  # which unblocks some when it is started
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    for worker in set(multiprocessing.active_children()) - before:
+        atexit.register(worker.kill)  # they would not obey the SIGTERM that Python sends at its end
 
 
 def _checked(found: Decoded) -> Decoded:
@@ -229,7 +242,7 @@ def _room() -> int:
     return min(_AHEAD_BYTES, shutil.disk_usage(shared).free // 2) if shared.is_dir() else _AHEAD_BYTES
 
 
-def _begin_worker(_: int) -> None:
+def begin_worker(_: int) -> None:
     """Leave signals to the process that trains, and end with it, however it ends."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mixfast.detection.average_precision import Truth
 from mixfast.detection.images import LabelledImages
 from mixfast.errors import DataError
 from mixfast.rng import Generators
@@ -58,18 +59,9 @@ class Album:
             DataError: an image is missing or unreadable.
         """
         entries = [self._decode(number) for number in index]
-        most = max([1, *(len(objects) for _, objects, _ in entries)])
-        shape = (len(entries), most)
-        boxes, areas, labels = torch.zeros(*shape, 4), torch.zeros(shape), torch.full(shape, -1)
-        ignored, crowd = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
-        number_of = {name: number for number, name in enumerate(self.class_names)}
-        for row, (_, objects, _) in enumerate(entries):
-            for slot, marked in enumerate(objects):
-                boxes[row, slot], labels[row, slot] = torch.tensor(marked.box), number_of[marked.name]
-                ignored[row, slot], crowd[row, slot] = marked.ignored, marked.crowd
-                areas[row, slot] = marked.area or 0.0
+        truth = truth_of([objects for _, objects, _ in entries], self.class_names)
         images, scale = torch.stack([image for image, _, _ in entries]), torch.tensor([s for _, _, s in entries])
-        return LabelledImages(images, boxes, labels, self.class_names, self.name, ignored, crowd, areas, scale)
+        return LabelledImages(images, class_names=self.class_names, name=self.name, scale=scale, **truth._asdict())
 
     def _decode(self, number: int) -> tuple[Tensor, list[Marked], float]:
         """An image [3, S, S], its usable objects in its pixels, and original pixels per pixel of area."""
@@ -83,15 +75,38 @@ class Album:
 
     def _placed(self, marked: Marked, width: int, height: int) -> Marked | None:
         """The object in pixels of the square, or None."""
-        x0, y0, x1, y1 = marked.box
-        if not (x1 > x0 and y1 > y0):
-            self.left_out["boxes left out, empty or inverted"] += 1
+        inside = usable(marked, width, height, self.left_out)
+        if inside is None:
             return None
-        cut = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
-        if not (cut[2] > cut[0] and cut[3] > cut[1]):
-            self.left_out["boxes left out, outside of their image"] += 1
-            return None
-        self.left_out["boxes cut at the edge of their image"] += cut != marked.box
-        area = (cut[2] - cut[0]) * (cut[3] - cut[1]) if marked.area is None else marked.area
+        x0, y0, x1, y1 = inside.box
         across, down = self.side / width, self.side / height
-        return marked._replace(box=(cut[0] * across, cut[1] * down, cut[2] * across, cut[3] * down), area=area)
+        return inside._replace(box=(x0 * across, y0 * down, x1 * across, y1 * down))
+
+
+def usable(marked: Marked, width: int, height: int, left_out: Counter[str]) -> Marked | None:
+    """The object with its area, and a box cut at the edge of its photograph; None if it has none. Both are counted."""
+    x0, y0, x1, y1 = marked.box
+    if not (x1 > x0 and y1 > y0):
+        left_out["boxes left out, empty or inverted"] += 1
+        return None
+    cut = (max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height)))
+    if not (cut[2] > cut[0] and cut[3] > cut[1]):
+        left_out["boxes left out, outside of their image"] += 1
+        return None
+    left_out["boxes cut at the edge of their image"] += cut != marked.box
+    area = (cut[2] - cut[0]) * (cut[3] - cut[1]) if marked.area is None else marked.area
+    return marked._replace(box=cut, area=area)
+
+
+def truth_of(objects: Sequence[Sequence[Marked]], class_names: Sequence[str]) -> Truth:
+    """The objects of N photographs as what detections are scored against, in the pixels of their boxes."""
+    shape = (len(objects), max([1, *map(len, objects)]))
+    boxes, areas, labels = torch.zeros(*shape, 4), torch.zeros(shape), torch.full(shape, -1)
+    ignored, crowd = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
+    number_of = {name: number for number, name in enumerate(class_names)}
+    for row, some in enumerate(objects):
+        for slot, marked in enumerate(some):
+            boxes[row, slot], labels[row, slot] = torch.tensor(marked.box), number_of[marked.name]
+            ignored[row, slot], crowd[row, slot] = marked.ignored, marked.crowd
+            areas[row, slot] = marked.area or 0.0
+    return Truth(boxes, labels, ignored, crowd, areas)

@@ -17,6 +17,7 @@ from mixfast.detection.supervised import SupervisedRecipe, fit_supervised
 from mixfast.detection.transfer import Outcome, Recipe, shape_of, transfer
 from mixfast.errors import ConfigError, NonFiniteError
 from mixfast.evaluate import detect_data, detect_page
+from mixfast.evaluate import recipe as recipe_command
 from mixfast.evaluate.detect_data import DetectionData
 from mixfast.evaluate.runs import (
     LoadedRun,
@@ -29,7 +30,7 @@ from mixfast.evaluate.runs import (
 )
 from mixfast.files import write_whole
 from mixfast.models.backbone import named_weights
-from mixfast.ranges import Count, Positive, Seed, Side
+from mixfast.ranges import Cores, Count, Positive, Seed, Side
 from mixfast.rng import Generators
 from mixfast.run.console import Console, duration
 from mixfast.scoring.maps import Network
@@ -53,13 +54,20 @@ class Detect(ScoringOptions):
     images: Count | None = None  # to train each detector on, at most; none: 400, quick: 200
     count: Count = 300  # images to score, at most
     steps: Count | None = None  # of 8 images; none: 400, quick: 150
-    lr: Positive = Recipe.lr  # AdamW's learning rate
+    lr: Positive | None = None  # learning rate; none: 1e-3, AdamW's, or the recipe's
     layers: tuple[Count, ...] = ()  # stages whose maps are used; none: one of each stride from 8 pixels on
     size: Side | None = None  # side of the images in pixels; none: 3 times the run's (scenes, canvas), 224 (voc, coco)
     splits: tuple[str, str] | None = None  # voc: lists in ImageSets/Main to train on and to score
     supervised: bool = True  # also train the first run's network with labels, once for each run; needs classes
     supervised_epochs: Count | None = None  # none: the run's
     out: Path | None = None  # folder of table and picture; none: evaluation/ of the first run
+    # a full training of the literature's in place of all that, on voc or coco: docs/detection.md
+    recipe: Literal["voc-c4-24k", "coco-fpn-1x", "coco-fpn-2x"] | None = None
+    dry_run: bool = False  # of a recipe: all its parts, but a few steps on small images
+    resume: bool = False  # continue a recipe that was stopped
+    accumulate: Count = 1  # parts of a recipe's batch that are computed one after the other
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # of a recipe; auto: bf16 on a GPU that has it
+    workers: Cores | None = None  # of a recipe, processes that decode; none: one a core on a GPU's machine, at most 8
 
 
 @dataclass
@@ -75,6 +83,10 @@ class Contestant:
 def detect(options: Detect) -> None:
     """Print the table; write it as JSON and Markdown with a picture, and keep each run's line."""
     need_torchvision()
+    recipe_command.check_options(options)
+    if options.recipe is not None:
+        recipe_command.train_recipe(options)
+        return
     recipe, images = settings(options)
     runs = load_runs(options)
     check_alike(runs)
@@ -112,26 +124,18 @@ def settings(options: Detect) -> tuple[Recipe, int]:
         raise ConfigError(f"--seeds must differ; got {' '.join(map(str, options.seeds))}.")
     if options.detector == "c4" and len(options.layers) > 1:
         raise ConfigError("--layers of c4 is one stage, the last but one; omit it.")
-    return Recipe(options.detector, options.finetune, options.layers, steps, lr=options.lr), images
+    return Recipe(options.detector, options.finetune, options.layers, steps, lr=options.lr or Recipe.lr), images
 
 
 def check_alike(runs: Sequence[LoadedRun]) -> None:
     """Raise a ConfigError that names the first run of another architecture or image size than the first one."""
     for run in runs[1:]:
-        for what, of in (("architecture", _architecture), ("image size", _image_size)):
+        for what, of in (("architecture", lambda run: run.architecture), ("image size", _image_size)):
             if of(run) != of(runs[0]):
                 raise ConfigError(
                     f"{run.checkpoint} has another {what} than {runs[0].checkpoint}: {of(run)}, not {of(runs[0])}. "
                     "Average precision compares networks of one architecture on one kind of image: evaluate them apart."
                 )
-
-
-def _architecture(run: LoadedRun) -> str:
-    backbone = run.setup.method.encoder.backbone
-    options = ", ".join(f"{name} {value}" for name, value in run.setup.config.model.architecture.items())
-    return (
-        f"{options}, strides {' '.join(map(str, backbone.strides))}, channels {' '.join(map(str, backbone.channels))}"
-    )
 
 
 def _image_size(run: LoadedRun) -> str:

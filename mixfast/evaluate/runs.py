@@ -82,6 +82,14 @@ class LoadedRun:
             initial_weights.reopen(self.folder.path).load_into(encoder.backbone)
         return encoder
 
+    @property
+    def architecture(self) -> str:
+        """The backbone's options, and the strides and channels of its stages."""
+        backbone = self.setup.method.encoder.backbone
+        options = ", ".join(f"{name} {value}" for name, value in self.setup.config.model.architecture.items())
+        strides, channels = (" ".join(map(str, numbers)) for numbers in (backbone.strides, backbone.channels))
+        return f"{options}, strides {strides}, channels {channels}"
+
     def untrained(self) -> Network:
         """The encoder before training, with BatchNorm statistics of the run's training images."""
         setup = self.setup

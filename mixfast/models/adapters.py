@@ -242,7 +242,7 @@ class Chain(Adapted):
         ends = [self.ends[layer - 1] for layer in layers]
         found: dict[str, Tensor] = {}
         x = images
-        for name in self.names:
+        for name in self.names[: max(map(self.names.index, ends)) + 1]:
             x = self.network.get_submodule(name)(x)
             if name in ends:
                 found[name] = x

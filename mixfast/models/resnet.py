@@ -111,7 +111,7 @@ class ResNet(Backbone):
         if self.maxpool is not None:
             x = self.maxpool(x)
         found = {}
-        for layer in range(1, len(self.channels) + 1):
+        for layer in range(1, max(layers) + 1):  # no further: statistics of later stages would move
             x = getattr(self, f"layer{layer}")(x)
             if layer in layers:
                 found[layer] = x

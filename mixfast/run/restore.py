@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixfast.config.options import RunConfig, differences, flatten
 from mixfast.errors import CheckpointError
@@ -99,23 +99,32 @@ def load_method(method: Method, state: dict[str, Any], path: Path) -> None:
     Raises:
         CheckpointError: of another architecture, or a tensor is not as it must be.
     """
-    wanted, found = method.state_dict(), state["method"]
-    missing, unexpected = [key for key in wanted if key not in found], [key for key in found if key not in wanted]
-    checkpoint.check_keys(missing, unexpected, path)
-    weights = {name for name, _ in method.named_parameters()}
-    for name, own in wanted.items():
-        if isinstance(own, Tensor):
-            dtypes = _KEY_DTYPES if name not in weights and own.dtype in _KEY_DTYPES else {own.dtype}
-            _check_like(found[name], own, dtypes, path, f"method.{name}")
-    check_finite({f"method.{name}": value for name, value in found.items() if isinstance(value, Tensor)}, path)
-    try:
-        method.load_state_dict(found)
-    except Exception as error:  # what a method from elsewhere makes of its own state
-        raise CheckpointError(f"{path} is of another architecture: {error}") from error
+    load_weights(method, state["method"], "method", path)
     for name, module in method.named_modules():
         if isinstance(module, Queues):
             pointer, size = int(module.pointer), len(module.get_buffer(module.names[0]))
             expect(0 <= pointer < size, path, f"method.{name}.pointer", f"in 0 ... {size - 1}", pointer)
+
+
+def load_weights(module: nn.Module, found: dict[str, Any], name: str, path: Path) -> None:
+    """Load weights and buffers that a checkpoint holds as `name`.
+
+    Raises:
+        CheckpointError: of another architecture, or a tensor is not as it must be.
+    """
+    wanted = module.state_dict()
+    missing, unexpected = [key for key in wanted if key not in found], [key for key in found if key not in wanted]
+    checkpoint.check_keys(missing, unexpected, path)
+    weights = {key for key, _ in module.named_parameters()}
+    for key, own in wanted.items():
+        if isinstance(own, Tensor):
+            dtypes = _KEY_DTYPES if key not in weights and own.dtype in _KEY_DTYPES else {own.dtype}
+            _check_like(found[key], own, dtypes, path, f"{name}.{key}")
+    check_finite({f"{name}.{key}": value for key, value in found.items() if isinstance(value, Tensor)}, path)
+    try:
+        module.load_state_dict(found)
+    except Exception as error:  # what a method from elsewhere makes of its own state
+        raise CheckpointError(f"{path} is of another architecture: {error}") from error
 
 
 def _check_like(found: object, own: Tensor, dtypes: set[torch.dtype], path: Path, name: str) -> None:

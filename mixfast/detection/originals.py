@@ -1,0 +1,134 @@
+"""Photographs at their own size, read from their files when a detector asks for them, and the order of a training."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mixfast.data.decoder import open_image
+from mixfast.detection.photographs import usable
+from mixfast.errors import DataError
+from mixfast.rng import Generators
+from mixfast.scoring.annotations import Marked, Photograph
+
+_AT_FULL_SCALE = 1 << 16  # pixels of a side: more than any file has
+Pick = tuple[int, bool]  # number of a photograph, and whether its mirror image is meant
+
+
+class Original(NamedTuple):
+    """A photograph whose size is known, with the objects that can be used, in its pixels."""
+
+    path: Path
+    width: int
+    height: int
+    objects: list[Marked]
+
+
+class Shot(NamedTuple):
+    """A photograph as torchvision's detectors take it; without content where it cannot be read."""
+
+    image: Tensor  # uint8 [3, H, W]
+    target: dict[str, Tensor]  # boxes float32 [n, 4], labels int64 [n] from 1; groups are no objects
+    error: str = ""
+
+
+def originals(photographs: Sequence[Photograph], left_out: Counter[str]) -> list[Original]:
+    """The photographs with their sizes, from the heads of the files; boxes that are left out or cut are counted.
+
+    Raises:
+        DataError: a file is missing or no image: now, not after hours of training.
+    """
+    found = []
+    for path, objects in photographs:
+        try:
+            with open_image(path, _AT_FULL_SCALE) as (_, _, (width, height)):
+                pass
+        except Exception as error:  # Pillow raises whatever a broken file leads it to
+            raise DataError(_unreadable(path, error)) from error
+        kept = [usable(marked, width, height, left_out) for marked in objects]
+        found.append(Original(path, width, height, [marked for marked in kept if marked is not None]))
+    return found
+
+
+def _unreadable(path: Path | str, error: Exception) -> str:
+    return f"{path} cannot be read as an image: {error}."
+
+
+class OriginalFiles(Dataset[Shot]):
+    """Decodes photographs; its items are `Pick`s. A rotation noted in a file is not applied, as boxes ignore it."""
+
+    def __init__(self, photographs: Sequence[Original], class_names: Sequence[str]):
+        """
+        Args:
+            photographs: N of them.
+            class_names: all that occur; the first becomes class 1.
+        """
+        number_of = {name: number for number, name in enumerate(class_names, 1)}
+        real = [[marked for marked in photograph.objects if not marked.crowd] for photograph in photographs]
+        every = [marked for objects in real for marked in objects]
+        self.paths = [str(photograph.path) for photograph in photographs]
+        # One tensor each, which workers share.
+        self._boxes = torch.tensor([marked.box for marked in every]).view(-1, 4)
+        self._labels = torch.tensor([number_of[marked.name] for marked in every], dtype=torch.int64)
+        self._ends = torch.tensor([len(objects) for objects in real]).cumsum(0)
+
+    def __getitem__(self, pick: Pick) -> Shot:
+        import numpy as np
+
+        number, mirrored = pick
+        last = int(self._ends[number])
+        first = int(self._ends[number - 1]) if number else 0
+        try:
+            with open_image(self.paths[number], _AT_FULL_SCALE) as (_, picture, _):
+                image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        except Exception as error:  # Pillow raises whatever a broken file leads it to
+            return Shot(torch.empty(0), {}, _unreadable(self.paths[number], error))
+        boxes = self._boxes[first:last].clone()
+        if mirrored:
+            image, boxes = image.flip(2), torch.stack(mirror(boxes, image.shape[2]), dim=1)
+        return Shot(image.contiguous(), {"boxes": boxes, "labels": self._labels[first:last]})
+
+
+def mirror(boxes: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The columns (x0, y0, x1, y1) of boxes [n, 4] in the mirror image of a photograph."""
+    x0, y0, x1, y1 = boxes.unbind(1)
+    return width - x1, y0, width - x0, y1
+
+
+def picks(
+    photographs: Sequence[Original], batch: int, flip: float, draws: Generators, name: str
+) -> Iterator[list[Pick]]:
+    """Endless batches of photographs that are all wider than high, or none of them, as in detectron2.
+
+    Less of a batch is then padding. What an epoch leaves over waits for the next.
+
+    Args:
+        photographs: to choose from; each comes once before one comes again.
+        batch: photographs of a batch.
+        flip: probability of the mirror image.
+        draws: give the order, by name.
+        name: of the streams.
+    """
+    waiting: dict[bool, list[Pick]] = {True: [], False: []}
+    while True:
+        order = torch.randperm(len(photographs), generator=draws[f"{name}/order"]).tolist()
+        mirrored = (torch.rand(len(photographs), generator=draws[f"{name}/flips"]) < flip).tolist()
+        for number, flipped in zip(order, mirrored, strict=True):
+            photograph = photographs[number]
+            alike = waiting[photograph.width > photograph.height]
+            alike.append((number, flipped))
+            if len(alike) == batch:
+                yield list(alike)
+                alike.clear()
+
+
+def fingerprint(photographs: Sequence[Original]) -> str:
+    """Changes with the names and sizes of photographs, and with their objects."""
+    facts = [(item.path.name, item.width, item.height, item.objects) for item in photographs]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

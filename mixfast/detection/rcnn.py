@@ -1,0 +1,220 @@
+"""Faster R-CNN as detectron2 builds it, from torchvision's parts. It imports torchvision: import it where it is used.
+
+c4    proposals and regions from the last map but one; the last stage and one more batch norm on every region
+fpn   pyramid of 256 channels with batch norm, one more map by max-pooling for proposals; two linear layers
+
+Torchvision's own classes differ in the loss of boxes (smooth L1), in RoIAlign (not aligned), and in first weights.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.ops import FeaturePyramidNetwork, roi_align
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+from mixfast.detection.body import Body, LastStage, last_stage
+from mixfast.detection.detectors import DETECTIONS, RATIOS
+from mixfast.detection.recipes import PublishedRecipe
+from mixfast.errors import ConfigError
+from mixfast.models import Backbone
+
+_C4_ANCHORS = (32, 64, 128, 256, 512)  # sides in pixels
+_FPN_ANCHORS = 8  # side over the stride of the map
+_FPN_FINEST = 4  # pixels per cell of the finest map of the pyramid
+_FPN_CHANNELS = 256
+_CANONICAL = (224, 4)  # a region of so many pixels is taken from the map of stride 2 to this power
+
+
+def faster_rcnn(
+    recipe: PublishedRecipe, backbone: Backbone, classes: int, mean: Sequence[float], std: Sequence[float]
+) -> GeneralizedRCNN:
+    """The detector of a recipe with fresh weights above the backbone, drawn from PyTorch's global generator.
+
+    Args:
+        recipe: says which.
+        backbone: becomes part of the detector; its batch norms no longer split a batch.
+        classes: without the background, which is class 0.
+        mean, std: of the channels, of images in [0, 1].
+
+    Raises:
+        ConfigError: the backbone lacks what the structure needs.
+    """
+    body, pool, head, features, anchors = (_c4 if recipe.detector == "c4" else _fpn)(recipe, backbone)
+    # Padded to the coarsest stride, for the generator of anchors divides the image's side by the map's.
+    coarsest = backbone.strides[body.layers[-1] - 1] * (2 if recipe.detector == "fpn" else 1)
+    (before, after), (before_test, after_test) = recipe.proposals, recipe.test_proposals
+    proposals = ProposalNetwork(
+        AnchorGenerator(anchors, (RATIOS,) * len(anchors)),
+        ProposalHead(body.out_channels, len(anchors[0]) * len(RATIOS)),
+        *(0.7, 0.3, recipe.anchors, 0.5),
+        {"training": before, "testing": before_test},
+        {"training": after, "testing": after_test},
+        0.7,
+    )
+    heads = RegionHeads(
+        *(pool, head, Predictor(features, classes + 1)),
+        *(0.5, 0.5, recipe.regions, 0.25),
+        None,
+        *(0.05, 0.5, DETECTIONS),
+    )
+    transform = GeneralizedRCNNTransform(recipe.sides, recipe.longest, list(mean), list(std), size_divisible=coarsest)
+    return GeneralizedRCNN(body, proposals, heads, transform)
+
+
+def pyramid_stages(backbone: Backbone) -> list[int]:
+    """The last stage of each stride from 4 pixels on: all of a ResNet with the stem for ImageNet."""
+    last = {stride: layer for layer, stride in enumerate(backbone.strides, 1) if stride >= _FPN_FINEST}
+    if not last:
+        raise ConfigError(
+            f"--recipe: a pyramid begins at {_FPN_FINEST} pixels per cell, and the network's stages have "
+            f"{', '.join(map(str, backbone.strides))}. Take a network with a coarser stem."
+        )
+    return [last[stride] for stride in sorted(last)]
+
+
+_Parts = tuple[Body, nn.Module, nn.Module, int, tuple[tuple[int, ...], ...]]
+
+
+def _c4(recipe: PublishedRecipe, backbone: Backbone) -> _Parts:
+    """Body, pooling, head, its channels, and the sides of anchors."""
+    if len(backbone.channels) < 2:
+        raise ConfigError(
+            f"--recipe {recipe.name} runs the last stage on regions of the one before; there is only one."
+        )
+    try:
+        stage = last_stage(backbone)
+    except ConfigError as error:
+        raise ConfigError(
+            f"--recipe {recipe.name} runs the last stage on every region, and {type(backbone).__name__} does not give "
+            "it as a module of its own. Take a pyramid's recipe, or a ResNet."
+        ) from error
+    channels, strides = backbone.channels, backbone.strides
+    body = Body(backbone, [len(channels) - 1], None, channels[-2], frozen=False)
+    side = 7 * strides[-1] // strides[-2]  # cells of a region: the last stage leaves 7 x 7
+    head = LastStage(stage, channels[-1], frozen=False)
+    return body, AlignedPool(strides[-2:-1], side), head, channels[-1], (_C4_ANCHORS,)
+
+
+def _fpn(recipe: PublishedRecipe, backbone: Backbone) -> _Parts:
+    """Body, pooling, head, its channels, and the sides of anchors."""
+    layers = pyramid_stages(backbone)
+    channels, strides = ([values[layer - 1] for layer in layers] for values in (backbone.channels, backbone.strides))
+    neck = FeaturePyramidNetwork(channels, _FPN_CHANNELS, LastLevelMaxPool(), nn.BatchNorm2d)
+    body = Body(backbone, layers, neck, _FPN_CHANNELS, frozen=False)
+    side = 7
+    head = TwoMLPHead(_FPN_CHANNELS * side**2, recipe.hidden)
+    for linear in (head.fc6, head.fc7):
+        nn.init.kaiming_uniform_(linear.weight, a=1)
+        nn.init.zeros_(linear.bias)
+    anchors = tuple((_FPN_ANCHORS * stride,) for stride in (*strides, 2 * strides[-1]))
+    return body, AlignedPool(strides, side), head, recipe.hidden, anchors
+
+
+class AlignedPool(nn.Module):
+    """RoIAlign whose samples lie where the region is, not half a cell off, from the map that fits the region's size.
+
+    He et al. 2017, with the half cell that detectron2 corrected; levels as Lin et al. 2017, equation 1.
+
+    Args:
+        strides: pixels per cell of the first maps, from fine to coarse; further maps are not used.
+        side: cells of a region.
+    """
+
+    def __init__(self, strides: Sequence[int], side: int):
+        super().__init__()
+        self.strides, self.side = list(strides), side
+
+    def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], _: Any) -> Tensor:
+        """[n, C, side, side] for the n boxes (x0, y0, x1, y1) of all images, in pixels."""
+        rows = [F.pad(some, (1, 0), value=float(image)) for image, some in enumerate(boxes)]
+        regions, used = torch.cat(rows), list(maps.values())[: len(self.strides)]
+        sizes = (regions[:, 3:] - regions[:, 1:3]).prod(1).sqrt()
+        power = (_CANONICAL[1] + (sizes / _CANONICAL[0] + 1e-8).log2()).floor()
+        steps = torch.tensor(self.strides[1:], device=power.device).log2()
+        levels = (power[:, None] >= steps).sum(1)
+        pooled = used[0].new_zeros(len(regions), used[0].shape[1], self.side, self.side)
+        for level, (features, stride) in enumerate(zip(used, self.strides, strict=True)):
+            here = (levels == level).nonzero().flatten()
+            # 0: as many samples as a cell of the region has cells of the map
+            cells = roi_align(features, regions[here], self.side, 1 / stride, 0, aligned=True)
+            pooled = pooled.index_copy(0, here, cells.to(pooled.dtype))
+        return pooled
+
+
+class ProposalHead(RPNHead):
+    """Its results are float32 also under autocast: boxes in bfloat16 would lie on a grid of several pixels."""
+
+    def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(maps)
+        return [part.float() for part in logits], [part.float() for part in deltas]
+
+
+class ProposalNetwork(RegionProposalNetwork):
+    """With an L1 loss; both losses are means over the anchors that are asked for, whether there are so many or not."""
+
+    def compute_loss(
+        self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], targets: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """(objectness, boxes): losses of the anchors of all images, [n, 1] and [n, 4]."""
+        right, wrong = (torch.cat(chosen).nonzero().flatten() for chosen in self.fg_bg_sampler(labels))
+        sampled, wanted = torch.cat([right, wrong]), self.fg_bg_sampler.batch_size_per_image * len(labels)
+        named = F.binary_cross_entropy_with_logits(
+            objectness.flatten()[sampled], torch.cat(labels)[sampled], reduction="sum"
+        )
+        placed = F.l1_loss(deltas[right], torch.cat(targets)[right], reduction="sum")
+        return named / wanted, placed / wanted
+
+
+class Predictor(FastRCNNPredictor):
+    """Class scores and a box for every class, in float32; the first weights are small."""
+
+    def __init__(self, features: int, classes: int):
+        super().__init__(features, classes)
+        for linear, std in ((self.cls_score, 0.01), (self.bbox_pred, 0.001)):
+            nn.init.normal_(linear.weight, std=std)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        logits, deltas = super().forward(features)
+        return logits.float(), deltas.float()
+
+
+class RegionHeads(RoIHeads):
+    """Boxes without masks, with an L1 loss."""
+
+    def forward(
+        self, maps: dict[str, Tensor], proposals: list[Tensor], shapes: Any, targets: Any = None
+    ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
+        """(detections of each image, {}), or in training ([], losses)."""
+        if self.training:
+            proposals, _, labels, boxes = self.select_training_samples(proposals, targets)
+        logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, proposals, shapes)))
+        if self.training:
+            losses = region_losses(logits, deltas, torch.cat(labels), torch.cat(boxes))
+            return [], dict(zip(("loss_classifier", "loss_box_reg"), losses, strict=True))
+        found = zip(*self.postprocess_detections(logits, deltas, proposals, shapes), strict=True)
+        return [{"boxes": boxes, "scores": scores, "labels": labels} for boxes, scores, labels in found], {}
+
+
+def region_losses(logits: Tensor, deltas: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy, and L1 of the boxes of the true classes, as means over all regions.
+
+    Args:
+        logits: [n, C + 1], of the background first.
+        deltas: [n, 4 (C + 1)].
+        labels: int64 [n], 0 for the background.
+        boxes: [n, 4], targets of deltas.
+    """
+    objects = labels.nonzero().flatten()
+    chosen = deltas.view(len(labels), -1, 4)[objects, labels[objects]]
+    placed = F.l1_loss(chosen, boxes[objects], reduction="sum") / max(1, len(labels))
+    return F.cross_entropy(logits, labels), placed

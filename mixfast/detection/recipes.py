@@ -1,0 +1,175 @@
+"""Recipes of the literature by which detectors are trained on a pre-trained network, and the figures they gave.
+
+What a recipe leaves open has detectron2's default. Rates, steps and sizes are those of one process with the whole
+batch; eight devices with two images each and synchronised batch norm compute the same.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+
+DATA_FORMS = {
+    "voc": "--data voc VOC2007 [VOC2012 ...]",
+    "coco": "--data coco IMAGES INSTANCES.json TEST_IMAGES TEST_INSTANCES.json",
+}
+
+
+class Figure(NamedTuple):
+    """A published result."""
+
+    network: str  # what the detector began with
+    scores: dict[str, float]  # percent, by metric
+    source: str
+
+
+@dataclass(frozen=True)
+class PublishedRecipe:
+    """A way to train Faster R-CNN. Every weight is trained, the first layers and the batch norms too."""
+
+    name: str
+    data: Literal["voc", "coco"]
+    detector: Literal["c4", "fpn"]
+    steps: int
+    drops: tuple[int, ...]  # steps after which the rate is a tenth
+    warm_up: int  # steps in which the rate rises from `warm_up_factor` of itself
+    sides: tuple[int, ...]  # pixels of the shortest side, drawn for every image; the last is the test's
+    # Regions of an image before and after those that overlap are dropped; of a pyramid, before: of each map.
+    proposals: tuple[int, int]  # in training
+    test_proposals: tuple[int, int]
+    images: tuple[int, int]  # photographs with objects that are trained on, and photographs that are scored
+    batch_size: int = 16
+    lr: float = 0.02
+    warm_up_factor: float = 1e-3
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    norm_decay: float = 0.0  # weight decay of batch norms
+    longest: int = 1333  # pixels of the longest side, at most; the shortest then gives way
+    flip: float = 0.5  # probability
+    precise_batches: int = 200  # training batches whose mean statistics the batch norms get before the test
+    anchors: int = 256  # of an image, on which the proposals are trained
+    regions: int = 512  # of an image, on which the head is trained
+    hidden: int = 1024  # outputs of each linear layer of a pyramid's head
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        share = min(1.0, step / self.warm_up)
+        rising = self.warm_up_factor * (1 - share) + share
+        return self.lr * rising * 0.1 ** sum(step >= drop for drop in self.drops)
+
+
+@dataclass(frozen=True)
+class VocC424k(PublishedRecipe):
+    """Faster R-CNN C4 on VOC07+12: 24,000 steps, scored on VOC07 test by the 11-point AP at ten thresholds.
+
+    Source: MoCo's detection/configs/pascal_voc_R_50_C4_24k_moco.yaml, Base-RCNN-C4-BN.yaml and train_net.py
+    (github.com/facebookresearch/moco), which DenseCL, PixPro, solo-learn and mmselfsup repeat; detectron2's defaults.
+    """
+
+    name: str = "voc-c4-24k"
+    data: Literal["voc", "coco"] = "voc"
+    detector: Literal["c4", "fpn"] = "c4"
+    steps: int = 24_000
+    drops: tuple[int, ...] = (18_000, 22_000)
+    warm_up: int = 100
+    sides: tuple[int, ...] = tuple(range(480, 801, 32))
+    proposals: tuple[int, int] = (12_000, 2000)
+    test_proposals: tuple[int, int] = (6000, 1000)
+    images: tuple[int, int] = (16_551, 4952)
+
+
+@dataclass(frozen=True)
+class CocoFpn1x(PublishedRecipe):
+    """Faster R-CNN FPN on COCO train2017: 90,000 steps, scored on val2017 by COCO's 101-point AP.
+
+    Batch norm in the backbone and in the pyramid alone, and a head of two linear layers: of the two variants in
+    circulation MoCo's own. Source: its authors in github.com/facebookresearch/moco/issues/34, and detectron2's
+    configs/Base-RCNN-FPN.yaml, COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml and defaults.
+    """
+
+    name: str = "coco-fpn-1x"
+    data: Literal["voc", "coco"] = "coco"
+    detector: Literal["c4", "fpn"] = "fpn"
+    steps: int = 90_000
+    drops: tuple[int, ...] = (60_000, 80_000)
+    warm_up: int = 1000
+    sides: tuple[int, ...] = tuple(range(640, 801, 32))
+    proposals: tuple[int, int] = (2000, 1000)
+    test_proposals: tuple[int, int] = (1000, 1000)
+    images: tuple[int, int] = (117_266, 5000)
+
+
+@dataclass(frozen=True)
+class CocoFpn2x(CocoFpn1x):
+    """`CocoFpn1x` with twice the steps.
+
+    Source: as there; detectron2's model zoo for the schedule, MoCo's coco_R_50_C4_2x.yaml for its steps.
+    """
+
+    name: str = "coco-fpn-2x"
+    steps: int = 180_000
+    drops: tuple[int, ...] = (120_000, 160_000)
+
+
+RECIPES: dict[str, PublishedRecipe] = {recipe.name: recipe for recipe in (VocC424k(), CocoFpn1x(), CocoFpn2x())}
+
+
+def dry(recipe: PublishedRecipe) -> PublishedRecipe:
+    """The recipe with all its parts and almost no work: to see that data, network and machine will do."""
+    return replace(
+        recipe,
+        **{"steps": 4, "drops": (2, 3), "warm_up": 2, "sides": (64, 80, 96), "longest": 160, "batch_size": 4},
+        **{
+            "proposals": (64, 32),
+            "test_proposals": (64, 32),
+            "precise_batches": 2,
+            "anchors": 32,
+            "regions": 16,
+            "hidden": 64,
+        },
+    )
+
+
+def parameter_groups(model: torch.nn.Module, recipe: PublishedRecipe) -> list[dict[str, object]]:
+    """The weights of batch norms and all others, with the decay of each."""
+    norms, others = [], []
+    for module in model.modules():
+        mine = norms if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) else others
+        mine += list(module.parameters(recurse=False))
+    decays = ((others, recipe.weight_decay), (norms, recipe.norm_decay))
+    return [{"params": weights, "weight_decay": decay} for weights, decay in decays if weights]
+
+
+def _voc(network: str, ap50: float, ap: float, ap75: float, source: str) -> Figure:
+    return Figure(network, {"voc07_ap50": ap50, "voc07_ap": ap, "voc07_ap75": ap75}, source)
+
+
+_MOCO, _PIXPRO, _SOCO = "MoCo's detection/README.md", "PixPro's README", "SoCo's paper"
+_TABLE_5B = "He et al. 2020, table 5b"
+
+# ResNet-50 in detectron2; pre-trained on ImageNet-1k unless it is random. COCO's are Mask R-CNN's boxes.
+FIGURES: dict[str, tuple[Figure, ...]] = {
+    "voc-c4-24k": (
+        _voc("random", 60.2, 33.8, 33.1, _PIXPRO),
+        _voc("supervised", 81.3, 53.5, 58.8, f"{_MOCO}, mean of 5"),
+        _voc("MoCo, 200 epochs", 81.5, 55.9, 62.6, f"{_MOCO}, mean of 5"),
+        _voc("MoCo v2, 200 epochs", 82.4, 57.0, 63.6, f"{_MOCO}, mean of 5"),
+        _voc("MoCo v2, 800 epochs", 82.5, 57.4, 64.0, f"{_MOCO}, mean of 5"),
+        _voc("InfoMin, 200 epochs", 82.7, 57.6, 64.6, _PIXPRO),
+        _voc("PixPro, 400 epochs", 83.8, 60.2, 67.7, _PIXPRO),
+        Figure("DenseCL, 200 epochs", {"voc07_ap": 58.7}, "DenseCL's README"),
+    ),
+    "coco-fpn-1x": (
+        Figure("random", {"ap": 31.0}, _SOCO),
+        Figure("random", {"ap": 32.8}, _PIXPRO),
+        Figure("supervised", {"ap": 38.9}, _SOCO),
+        Figure("supervised", {"ap": 39.7}, _PIXPRO),
+        Figure("MoCo v2, 800 epochs", {"ap": 40.4}, f"{_PIXPRO}; the variant with batch norm in every head"),
+        Figure("PixPro, 400 epochs", {"ap": 41.4}, f"{_PIXPRO}; the variant with batch norm in every head"),
+    ),
+    "coco-fpn-2x": (
+        Figure("random", {"ap": 36.7, "ap50": 56.7, "ap75": 40.0}, _TABLE_5B),
+        Figure("supervised", {"ap": 40.6, "ap50": 61.3, "ap75": 44.4}, _TABLE_5B),
+        Figure("MoCo, 200 epochs", {"ap": 40.8, "ap50": 61.6, "ap75": 44.7}, _TABLE_5B),
+    ),
+}

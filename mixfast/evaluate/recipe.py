@@ -1,0 +1,205 @@
+"""evaluate detect --recipe: a detector trained on a run's network by a recipe of the literature."""
+
+import dataclasses
+import hashlib
+import sys
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mixfast.detection import average_precision
+from mixfast.detection.average_precision import Detections, Truth
+from mixfast.detection.body import whole_batches
+from mixfast.detection.originals import Original, OriginalFiles, fingerprint, originals
+from mixfast.detection.photographs import truth_of
+from mixfast.detection.recipes import DATA_FORMS, RECIPES, PublishedRecipe, dry
+from mixfast.errors import ConfigError, DataError
+from mixfast.evaluate import recipe_page
+from mixfast.evaluate.detect_data import check_form, read_photographs
+from mixfast.evaluate.recipe_training import CHECKPOINTS, Training, precise_statistics, predict, train
+from mixfast.evaluate.runs import LoadedRun, evaluation_folder, load_runs, record_scores
+from mixfast.rng import Generators
+from mixfast.run import checkpoint, machine
+from mixfast.run.claim import Lock
+from mixfast.run.console import Console, duration
+from mixfast.run.reopen import MachineOptions
+from mixfast.run.signals import Stopped, StopRequest
+
+if TYPE_CHECKING:
+    from mixfast.evaluate.detect import Detect
+
+_OF_RECIPES = {"dry_run", "resume", "accumulate", "precision", "workers"}
+_OF_BOTH = {"runs", "recipe", "data", "seeds", "splits", "lr", "out"}
+_MOST_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class RecipeData:
+    """Photographs to train on and to score."""
+
+    train: list[Original]
+    test: list[Original]
+    class_names: list[str]
+    truth: Truth  # of `test`
+    split: str
+    left_out: dict[str, int]  # images, boxes and objects, by reason
+
+
+def check_options(options: "Detect") -> None:
+    """Raise a ConfigError for options that belong to recipes where there is none, or the other way round."""
+    both = _OF_BOTH | {item.name for item in dataclasses.fields(MachineOptions)}
+    given = [item.name for item in dataclasses.fields(options) if getattr(options, item.name) != item.default]
+    if options.recipe is None:
+        wrong = [name for name in given if name in _OF_RECIPES]
+        why = "belongs to --recipe, which is not given"
+    else:
+        wrong = [name for name in given if name not in _OF_RECIPES | both]
+        why = f"does not go with --recipe {options.recipe}, which says how to train and what to score"
+    if wrong:
+        raise ConfigError(f"--{wrong[0]} {why}. Omit it.")
+
+
+def train_recipe(options: "Detect") -> None:
+    """Train, score, print the report, and write it as JSON and Markdown beside the checkpoints.
+
+    Raises:
+        Stopped: a signal came; the training is saved.
+    """
+    published, recipe = chosen(options)
+    (run,) = load_runs(options)
+    data = load(options, recipe)
+    seed = options.seeds[0] if options.seeds else 0
+    name = f"recipe-{recipe.name}-seed{seed}{'-dry' * options.dry_run}"
+    folder = evaluation_folder([run], options.out) / name
+    folder.mkdir(exist_ok=True)
+    with Console() as console:
+        lock = Lock(folder, console.line)
+        try:
+            training = prepare(options, run, recipe, data, seed, folder)
+            begin(training, options.resume, console)
+            fit(training, console)
+            precise_statistics(training)
+            found = predict(training, OriginalFiles(data.test, data.class_names), console)
+        finally:
+            lock.release()
+    facts = recipe_page.facts(run, published, training, data, scores(recipe, data, found))
+    recipe_page.write(folder, facts)
+    if not options.dry_run:
+        record_scores(run, "detect-recipe", facts["settings"], {run.name: facts["scores"]})
+    print(recipe_page.markdown(facts))
+    print("\n".join(f"{kind:<9} {folder / file}" for kind, file in recipe_page.FILES.items()))
+
+
+def chosen(options: "Detect") -> tuple[PublishedRecipe, PublishedRecipe]:
+    """The recipe that is asked for: as it was published, and with the changes of the command line.
+
+    Raises:
+        ConfigError: values that do not fit the recipe.
+    """
+    machine.refuse_several_processes()
+    published = RECIPES[str(options.recipe)]
+    if len(options.runs) > 1 or len(options.seeds) > 1:
+        raise ConfigError("--recipe trains one detector: give one RUN, and one of --seeds at most.")
+    check_form(options.data)
+    if options.data[0] != published.data:
+        form = DATA_FORMS[published.data]
+        raise ConfigError(f"--recipe {published.name} is for {form}; got --data {options.data[0]}.")
+    if options.splits is not None and published.data != "voc":
+        raise ConfigError("--splits belongs to --data voc. Omit it.")
+    recipe = dry(published) if options.dry_run else published
+    if recipe.batch_size % options.accumulate:
+        raise ConfigError(f"--accumulate must divide the batch of {recipe.batch_size}; got {options.accumulate}.")
+    return published, replace(recipe, lr=options.lr or recipe.lr)
+
+
+def load(options: "Detect", recipe: PublishedRecipe) -> RecipeData:
+    """The photographs that `--data` names.
+
+    Raises:
+        DataError: files that are missing or unreadable, or nothing that can be used.
+    """
+    train, test, split = read_photographs(options.data, options.splits, recipe.images[1])
+    left_out: Counter[str] = Counter()
+    known, scored = originals(train, left_out), originals(test, left_out)
+    usable = [photograph for photograph in known if any(not marked.crowd for marked in photograph.objects)]
+    left_out["training images left out, without objects"] = len(known) - len(usable)
+    shown = {marked.name for photograph in usable for marked in photograph.objects if not marked.crowd}
+    for part, what in ((usable, "training"), (scored, "test")):
+        if not any(photograph.objects for photograph in part):
+            raise DataError(f"{options.data[-1]}: no {what} image has a box that can be used; {dict(+left_out)}.")
+    names = sorted(shown | {marked.name for photograph in scored for marked in photograph.objects})
+    truth = truth_of([photograph.objects for photograph in scored], names)
+    unknown = (truth.labels >= 0) & ~torch.tensor([*(name in shown for name in names), True])[truth.labels]
+    left_out["test objects that do not count, as no training image shows their class"] = int(unknown.sum())
+    truth = truth._replace(ignored=truth.ignored | unknown)
+    return RecipeData(usable, scored, names, truth, split, {what: n for what, n in left_out.items() if n})
+
+
+def prepare(
+    options: "Detect", run: LoadedRun, recipe: PublishedRecipe, data: RecipeData, seed: int, folder: Path
+) -> Training:
+    """The training at step 0."""
+    from mixfast.detection.rcnn import faster_rcnn
+
+    setup, device = run.setup, run.setup.device
+    backbone = whole_batches(run.trained.encoder.backbone)
+    settings = {
+        **{"recipe": recipe.name, "dry_run": options.dry_run, "seed": seed, "lr": recipe.lr},
+        **{"accumulate": options.accumulate, "precision": machine.pick_precision(options.precision, device)},
+        **{"network": _digest(backbone.state_dict()), "photographs": fingerprint(data.train)},
+    }
+    torch.manual_seed(int(torch.randint(2**62, (), generator=Generators(seed)["recipe/weights"])))
+    model = faster_rcnn(recipe, backbone, len(data.class_names), setup.splits.mean, setup.splits.std).to(device)
+    workers = options.workers
+    if workers is None:
+        workers = min(_MOST_WORKERS, machine.cpu_quota()) if device.type == "cuda" else 0
+    files = OriginalFiles(data.train, data.class_names)
+    return Training(recipe, model, data.train, files, folder, settings, device, workers)
+
+
+def _digest(weights: dict[str, Tensor]) -> str:
+    from safetensors.torch import save
+
+    whole = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    return hashlib.sha256(save(whole)).hexdigest()
+
+
+def begin(training: Training, resume: bool, console: Console) -> None:
+    """Continue from a checkpoint, or see that there is none."""
+    folder, recipe = training.folder, training.recipe
+    if resume:
+        training.load(console)
+        console.line(f"continuing {recipe.name} after step {training.step} of {recipe.steps}")
+        return
+    if any((folder / CHECKPOINTS / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
+        raise ConfigError(
+            f"{folder} holds a training by this recipe: continue it with --resume, or delete the folder, or choose "
+            "another --out, to begin anew."
+        )
+    training.metrics.truncate(0)
+    count, size = len(training.photographs), recipe.batch_size
+    console.line(f"training {recipe.name}: {recipe.steps} steps of {size} of {count} photographs on {training.device}")
+
+
+def fit(training: Training, console: Console) -> None:
+    """Train to the last step; a signal ends it in order."""
+    try:
+        with StopRequest() as stop, stop.between_steps():
+            train(training, stop, console)
+    except Stopped:
+        file = checkpoint.find(training.folder / CHECKPOINTS)
+        print(f"checkpoint: {file}\ncontinue with the same command and --resume", file=sys.stderr)
+        raise
+    console.line(f"trained in {duration(training.seconds)}; statistics of batch norm, and the test")
+
+
+def scores(recipe: PublishedRecipe, data: RecipeData, found: Detections) -> dict[str, Any]:
+    """In percent: the 11-point AP of VOC 2007, or COCO's, as the recipe's data has it."""
+    classes = len(data.class_names)
+    if recipe.data == "voc":
+        return average_precision.voc07_summary(average_precision.voc07(data.truth, found, classes))
+    return average_precision.summary(average_precision.coco(data.truth, found, classes))
