@@ -22,6 +22,7 @@ PUBLIC = (
     "mixfast.methods.bases",
     "mixfast.models",
     "mixfast.augment",
+    "mixfast.augment.geometry",
     "mixfast.mix",
     "mixfast.data",
     "mixfast.scoring",

@@ -27,7 +27,13 @@ PICTURES: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "simclr_unmix": (("", {"method.p_global": 0.0}),),
     "byol_unmix": (("", {"method.p_global": 0.0}),),
     "moco_cutmix": (("", {}), ("-other_view", {"method.partner": "other_view"})),
+    "aligned_mixture": (("", {}), ("-regions", {"method.p_mix": 0.0})),
     "one_branch": (("", {}), ("-batch_reverse", {"method.partner": "batch_reverse"})),
+}
+# What the boxes of a picture are, where they are not those of a mixture.
+BOXES = {
+    "aligned_mixture": "a box of the query is compared with the key's box of its colour, the patch's with that of the "
+    "last row, whose image the patch shows"
 }
 DATA = "--data.kind folder --data.path data/train --data.test_path data/test"
 ONE_PICTURE: tuple[tuple[str, dict[str, Any]], ...] = (("", {}),)
@@ -74,7 +80,8 @@ def pictures(name: str) -> list[str]:
     drawn = PICTURES.get(name, ONE_PICTURE)
     if not drawn:
         return []
-    text = ["Rows are four procedural scenes, columns the views of one step; boxes are red."]
+    boxes = BOXES.get(name, "boxes are red")
+    text = [textwrap.fill(f"Rows are four procedural scenes, columns the views of one step; {boxes}.", 120)]
     for ending, values in drawn:
         words = " ".join(f"--{key} {value:g}" if isinstance(value, float) else f"--{key} {value}"
                          for key, value in values.items())  # fmt: skip
@@ -118,6 +125,8 @@ def _values(kind: Any) -> list[str]:
     """What an option of a type may be, in words."""
     if typing.get_origin(kind) is Literal:
         return [f"`{value}`" for value in typing.get_args(kind)]
+    if typing.get_origin(kind) is tuple:
+        return [", ".join(text for part in typing.get_args(kind) for text in _values(part))]
     if parts := typing.get_args(kind):
         return [text for part in parts for text in _values(part)]
     return [{bool: "flag", int: "integer", float: "number", type(None): "none"}[kind]]

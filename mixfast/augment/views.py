@@ -5,6 +5,7 @@ no value returns to the host and no shape depends on data, so that a step can be
 """
 
 import math
+from collections.abc import Iterable
 from typing import Protocol
 
 import torch
@@ -17,10 +18,22 @@ from mixfast.ops.views.reference import standardised
 Channels = tuple[float, ...]
 
 
+CROP = 5  # the first columns of a view's parameters: top, left, height, width, flip
+
+
+class Views(list[Tensor]):
+    """A list of views of the same images, [B, 3, S, T] each, that knows where in the images they were cut out."""
+
+    def __init__(self, views: Iterable[Tensor], crops: Tensor):
+        """`crops` is float32 [V, B, 5]: top, left, height, width in pixels of the image, 1 where it is mirrored."""
+        super().__init__(views)
+        self.crops = crops
+
+
 class Augment(Protocol):
     """`augment(images, count=2)`: random, normalised float32 views [B, 3, S, T] of uint8 images [B, 3, H, W]."""
 
-    def __call__(self, images: Tensor, count: int = 2) -> list[Tensor]: ...
+    def __call__(self, images: Tensor, count: int = 2) -> Views: ...
 
 
 def augment(
@@ -33,7 +46,7 @@ def augment(
     *,
     size: int | tuple[int, int] | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
-) -> list[Tensor]:
+) -> Views:
     """`count` random views of every image in one call: the first by `cfg`, the others by its `second_view`.
 
     Args:
@@ -45,12 +58,12 @@ def augment(
         memory_format: memory format of the views.
 
     Returns:
-        `count` tensors float32 [B, 3, S, T], normalised.
+        `count` tensors float32 [B, 3, S, T], normalised, and where they were cut out.
     """
     _check(images)
     recipes = [cfg] + [second_view(cfg)] * (count - 1)
     parameters = draw_views(state, len(images), (images.shape[2], images.shape[3]), recipes)
-    return augment_views(
+    views = augment_views(
         images.contiguous(),
         parameters,
         size=size,
@@ -62,6 +75,7 @@ def augment(
         blur_reach=math.ceil(3 * cfg.blur_sigma[1]) if any(recipe.blur for recipe in recipes) else 0,
         memory_format=memory_format,
     )
+    return Views(views, parameters[..., :CROP])
 
 
 def normalise(images: Tensor, mean: Channels, std: Channels) -> Tensor:

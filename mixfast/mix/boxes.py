@@ -1,4 +1,6 @@
-"""Boxes of CutMix: where a patch is cut out and pasted."""
+"""Boxes: where CutMix cuts a patch out and pastes it; random boxes of an area, and within regions."""
+
+import math
 
 import torch
 from torch import Tensor
@@ -36,6 +38,37 @@ def boxes_around(centres: Tensor, lam0: Tensor, size: tuple[int, int]) -> tuple[
     (y0, y1), (x0, x1) = (_interval(extent, shrink, centres[:, axis]) for axis, extent in enumerate(size))
     lam = 1 - ((y1 - y0) * (x1 - x0)).float() / (size[0] * size[1])
     return torch.stack([x0, y0, x1, y1], dim=1), lam
+
+
+def boxes_of_area(
+    draws: int, size: tuple[int, int], area: tuple[float, float], ratio: tuple[float, float], generator: torch.Generator
+) -> Tensor:
+    """Random boxes wholly inside images of `size` (H, W): int64 [draws, 4] as (x0, y0, x1, y1).
+
+    The share of the image is uniform in `area`, width / height times H / W log-uniform in `ratio`, the place uniform.
+    A side is rounded to pixels; it has one at least, and leaves one over in an image of two or more.
+    """
+    u = torch.rand(4, draws, dtype=torch.float32, generator=generator, device=generator.device)
+    share = area[0] + (area[1] - area[0]) * u[0]
+    shape = (math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * u[1]).exp()
+    starts, ends = [], []
+    for extent, part, at in ((size[1], share * shape, u[2]), (size[0], share / shape, u[3])):
+        side = (extent * part.sqrt()).round().clamp(1, max(extent - 1, 1))
+        starts.append((at * (extent - side + 1)).floor().clamp(max=extent - side))
+        ends.append(starts[-1] + side)
+    return torch.stack([*starts, *ends], dim=1).long()
+
+
+def boxes_within(regions: Tensor, count: int, least: float, generator: torch.Generator) -> Tensor:
+    """`count` random boxes within each region: [B, count, 4] of regions [B, 4], as (x0, y0, x1, y1) in any unit.
+
+    Each side is uniform between `least` and 1 times the region's, the place uniform.
+    """
+    u = torch.rand(2, len(regions), count, 2, dtype=torch.float32, generator=generator, device=generator.device)
+    low, high = regions[:, None, :2], regions[:, None, 2:]
+    sides = (high - low) * (least + (1 - least) * u[0])
+    first = low + (high - low - sides) * u[1]
+    return torch.cat([first, first + sides], dim=-1)
 
 
 def _interval(extent: int, shrink: Tensor, centre: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mixfast.losses import unit
 from mixfast.models.split_bn import BatchNorm1d
-from mixfast.ops import masked_upsample_pool
+from mixfast.ops import masked_upsample_pool, region_weights
 from mixfast.spans import span
 
 Head = Literal["linear", "mlp", "mlp_bn", "mlp_bn2"]
@@ -58,3 +58,25 @@ def region_vectors(features: Tensor, boxes: Tensor, size: tuple[int, int], head:
     inside, outside = masked_upsample_pool(features, boxes, size)
     vectors = unit(head(torch.cat([inside, outside])))
     return vectors[: len(boxes)], vectors[len(boxes) :]
+
+
+@span("pooling")
+def box_vectors(features: Tensor, boxes: Tensor, size: tuple[int, int], head: nn.Module) -> Tensor:
+    """Unit vectors of M boxes of each image, as `region_vectors` makes those of the inside of a single one.
+
+    Args:
+        features: [B, C, h, w] map, which is read once for all boxes.
+        boxes: integer [B, M, 4], (x0, y0, x1, y1) in pixels of `size`, half-open. An empty one gives unit(head(0)).
+        size: (H, W) of the image.
+        head: C to D, affine.
+
+    Returns:
+        [B, M, D], float32, unit rows.
+    """
+    batch, count = boxes.shape[:2]
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    weights = region_weights(boxes.flatten(0, 1), size, tuple(features.shape[2:]), dtype=dtype)  # [B M, 2, h, w]
+    with torch.autocast(features.device.type, enabled=False):  # sums of 16-bit products would lose the weights' digits
+        cells = features.permute(0, 2, 3, 1).flatten(1, 2).to(dtype)  # [B, h w, C]
+        means = torch.bmm(weights[:, 0].reshape(batch, count, -1), cells).to(features.dtype)
+    return unit(head(means.flatten(0, 1))).view(batch, count, -1)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mixfast import methods
+from mixfast.augment import Views
 from mixfast.config.options import RunConfig
 from mixfast.data import Images, kind_of
 from mixfast.errors import OutOfMemoryError
@@ -60,13 +61,20 @@ def step_cost(config: RunConfig[Any], side: int) -> StepCost:
     for module in method.modules():
         if isinstance(module, Encoder):
             module.backbone.maps = counted(module.backbone.maps)  # type: ignore[method-assign]
-    views = method.views(images, lambda batch, count=2: [batch.float() / 255 for _ in range(count)], generators)
+    views = method.views(images, whole_images, generators)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         out = method.step(views, generators)
     held = {tensor.untyped_storage().data_ptr() for tensor in (*method.parameters(), *method.buffers())}
     activations = sum(size for address, size in saved.items() if address not in held)
     del out
     return StepCost(passes[True] // count, passes[False] // count, activations // count)
+
+
+def whole_images(images: Tensor, count: int = 2) -> Views:
+    """Views that are the images, without anything random."""
+    height, width = images.shape[2:]
+    crops = torch.tensor([0.0, 0.0, height, width, 0.0]).expand(count, len(images), 5)
+    return Views([images.float() / 255 for _ in range(count)], crops)
 
 
 def check_memory(config: RunConfig[Any], device: torch.device) -> None:

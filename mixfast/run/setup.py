@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mixfast import methods
-from mixfast.augment import Augment, AugmentConfig, augment, normalise
+from mixfast.augment import Augment, AugmentConfig, Views, augment, normalise
 from mixfast.config.options import RunConfig
 from mixfast.data import Images, Splits
 from mixfast.methods import Method
@@ -40,7 +40,7 @@ class Setup:
         given = (cfg, state, self.splits.mean, self.splits.std)
 
         @span("augment")
-        def views(images: Tensor, count: int = 2) -> list[Tensor]:
+        def views(images: Tensor, count: int = 2) -> Views:
             return augment(images, *given, count, memory_format=self.memory_format)
 
         return views

@@ -171,7 +171,7 @@ usage: python -m mixfast.train [preset] [modifier ...] [--method NAME] [--sectio
 Costs: encoder passes, `moco` = 1. Scores: published, ResNet-18 on CIFAR-10, but for demo.
 
 modifier              {modifiers}
-method                {methods}
+method                a preset that is not indented (those that are vary the one above), but demo
 your own              --method my_lab.method, --data.kind my_lab.data:factory,
                       --model.backbone my_lab.nets:factory (torchvision:NAME, timm:NAME)
 
@@ -193,10 +193,11 @@ What a step costs: python -m mixfast.profile. What this machine can run: python 
 def short_help() -> str:
     """What --help prints; it fits on a screen."""
     rows = [("preset", "cost", "expected score (kNN on z, %)")]
-    rows += [(name, preset.cost, preset.score) for name, preset in presets().items()]
+    own = {"demo", *methods.names()}
+    rows += [(name if name in own else f"  {name}", preset.cost, preset.score) for name, preset in presets().items()]
     names, costs, _ = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
     table = "\n".join(f"{name:<{names}}{cost:<{costs}}{score}" for name, cost, score in rows)
-    return HELP.format(presets=table, modifiers=_listed(modifiers_by_name()), methods=_listed(methods.names()))
+    return HELP.format(presets=table, modifiers=_listed(modifiers_by_name()))
 
 
 def _listed(words: Iterable[str]) -> str:

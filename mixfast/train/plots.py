@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 Records = list[dict[str, Any]]
 GAP = 2  # pixels between the pictures of a grid
+BOX_COLOURS = ("red", "blue", "cyan", "yellow", "magenta", "orange") * 8
 
 
 def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> "tuple[Figure, Any]":
@@ -113,7 +114,8 @@ def view_grid(
 
     Args:
         images: uint8 [B, 3, H, W].
-        views: what `Method.views` returned; 4-D entries are drawn, "boxes_NAME" are the boxes (x0, y0, x1, y1) of NAME.
+        views: what `Method.views` returned; 4-D entries are drawn, "boxes_NAME" [B, 4] or [B, M, 4] are the boxes
+            (x0, y0, x1, y1) of NAME: the first of an image in red, each of the others in a colour of its own.
         mean, std: of the normalisation, undone here.
     """
     scale, offset = (torch.tensor(values).view(1, 3, 1, 1) for values in (std, mean))
@@ -132,16 +134,17 @@ def view_grid(
             top, left = row * height, column * width
             sheet[:, top : top + height - GAP, left : left + width - GAP] = picture
             if (boxes := views.get(f"boxes_{name}")) is not None:
-                _draw_box(axis, boxes[row].tolist(), left, top)
+                for colour, box in zip(BOX_COLOURS, boxes[row].reshape(-1, 4).tolist(), strict=False):
+                    _draw_box(axis, box, left, top, colour)
     axis.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest")
     axis.axis("off")
     page.savefig(path)
 
 
-def _draw_box(axis: "Axes", box: list[int], left: int, top: int) -> None:
+def _draw_box(axis: "Axes", box: list[int], left: int, top: int, colour: str) -> None:
     from matplotlib.patches import Rectangle
 
     x0, y0, x1, y1 = box
     # imshow puts the centre of pixel (0, 0) at the origin.
     corner = (left + x0 - 0.5, top + y0 - 0.5)
-    axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor="red", linewidth=1, antialiased=False))
+    axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1, antialiased=False))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mixfast.augment import Augment
+from mixfast.augment import Augment, Views
 from mixfast.methods import Method
 from mixfast.models import ModelConfig, build_encoder
 from mixfast.rng import Generators
@@ -54,13 +54,18 @@ def double(
 
 
 def augmentation(generators: Generators, dtype: torch.dtype = torch.float32) -> Augment:
-    """A view is the image under noise."""
+    """A view is the whole image under noise."""
 
-    def augment(images: Tensor, count: int = 2) -> list[Tensor]:
+    def augment(images: Tensor, count: int = 2) -> Views:
         noise = torch.randn((count, *images.shape), generator=generators["augment"], dtype=dtype)
-        return list(images.to(dtype) / 128 - 1 + 0.5 * noise)
+        return Views(images.to(dtype) / 128 - 1 + 0.5 * noise, whole_crops(images, count))
 
     return augment
+
+
+def whole_crops(images: Tensor, count: int) -> Tensor:
+    """[count, B, 5] of views that show the whole of their images."""
+    return torch.tensor([0.0, 0.0, *images.shape[2:], 0.0]).expand(count, len(images), 5)
 
 
 def rows(vectors: Tensor) -> Rows:

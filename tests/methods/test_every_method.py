@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import importlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -223,14 +225,13 @@ class _NoWaiting(TorchDispatchMode):
 def test_no_call_of_a_training_step_waits_for_the_device(
     name: str, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = heads.masked_upsample_pool
-
-    def on_gpu(*args: Any) -> Any:
+    def on_gpu(real: Callable[..., Any], *args: Any, **options: Any) -> Any:
         with _disable_current_modes():  # on the CPU it checks the boxes' values; on a GPU it does not
-            return real(*args)
+            return real(*args, **options)
 
     method, generators = prepared(name, overrides)
-    monkeypatch.setattr(heads, "masked_upsample_pool", on_gpu)
+    for operation in ("masked_upsample_pool", "region_weights"):
+        monkeypatch.setattr(heads, operation, partial(on_gpu, getattr(heads, operation)))
     batch, augment = images(), augmentation(generators)
     with _NoWaiting():
         with pytest.raises(AssertionError, match="waits for the device"):

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mixfast.augment import Views
 from mixfast.losses import Term, infonce_sum
 from mixfast.methods import load
 from mixfast.models import Encoding
 from mixfast.rng import Generators
-from tests.methods.hand import MIXED, UNMIXED, has
+from tests.methods.hand import MIXED, UNMIXED, has, whole_crops
 
 COUNT = 16
 ANGLES = torch.arange(COUNT) * (2 * math.pi / COUNT)
@@ -58,8 +59,9 @@ def index_method(name: str, seed: int = 3, **options: Any) -> tuple[Any, Generat
         method.predictor = nn.Identity()
     images = torch.arange(COUNT, dtype=torch.uint8)[:, None, None, None].expand(COUNT, 3, 12, 12)
 
-    def augment(images: Tensor, count: int = 2) -> list[Tensor]:
-        return [CODES[images[:, 0, 0, 0].long()][:, :, None, None].expand(-1, 3, 12, 12)] * count
+    def augment(images: Tensor, count: int = 2) -> Views:
+        view = CODES[images[:, 0, 0, 0].long()][:, :, None, None].expand(-1, 3, 12, 12)
+        return Views([view] * count, whole_crops(images, count))
 
     return method, generators, method.views(images, augment, generators)
 
@@ -171,9 +173,10 @@ def test_approach1_regions_come_from_the_view_that_the_diagram_says(symmetric: b
     method = method_class(config, IndexEncoder, generators)
     identity(method.region_head), identity(method.key_region_head)
 
-    def augment(images: Tensor, count: int = 2) -> list[Tensor]:
+    def augment(images: Tensor, count: int = 2) -> Views:
         colours = [(1.0 + number, 0.0, 1.0) for number in range(count)]
-        return [torch.stack([torch.full((COUNT, 12, 12), v) for v in colour], dim=1) for colour in colours]
+        views = [torch.stack([torch.full((COUNT, 12, 12), v) for v in colour], dim=1) for colour in colours]
+        return Views(views, whole_crops(images, count))
 
     views = method.views(torch.zeros(COUNT, 3, 12, 12, dtype=torch.uint8), augment, generators)
     terms = {term.name: term for term in method.step(views, generators).terms}

@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from mixfast.mix import MixtureConfig, boxes_around, draw, place, sample_centres, sample_lam
+from mixfast.mix import (
+    MixtureConfig,
+    boxes_around,
+    boxes_of_area,
+    boxes_within,
+    draw,
+    place,
+    sample_centres,
+    sample_lam,
+)
 
 
 def boxes_of(
@@ -99,3 +108,31 @@ def test_same_generator_state_same_boxes() -> None:
 def test_lam0_is_uniform_for_alpha_1() -> None:
     rng = torch.Generator().manual_seed(6)
     assert torch.equal(sample_lam(5, rng), torch.rand(5, generator=torch.Generator().manual_seed(6)))
+
+
+@pytest.mark.parametrize("size", [(32, 32), (20, 48), (2, 3), (1, 1)], ids=str)
+def test_boxes_of_an_area_follow_the_rule_for_the_numbers_drawn(size: tuple[int, int]) -> None:
+    boxes = boxes_of_area(200, size, (0.1, 0.4), (0.5, 2.0), torch.Generator().manual_seed(3))
+    numbers = torch.rand(4, 200, generator=torch.Generator().manual_seed(3)).double().T.tolist()
+    for (x0, y0, x1, y1), (a, r, x, y) in zip(boxes.tolist(), numbers, strict=True):
+        share, ratio = 0.1 + 0.3 * a, 0.5 * 4**r
+        for extent, part, at, first, last in (
+            (size[1], share * ratio, x, x0, x1),
+            (size[0], share / ratio, y, y0, y1),
+        ):
+            side = min(max(round(extent * math.sqrt(part)), 1), max(extent - 1, 1))
+            assert last - first == side
+            assert first == min(math.floor(at * (extent - side + 1)), extent - side)
+
+
+def test_boxes_within_regions_follow_the_rule_for_the_numbers_drawn() -> None:
+    regions = torch.tensor([[0.0, 0.0, 8.0, 4.0], [3.5, -2.0, 4.5, 9.0]])
+    boxes = boxes_within(regions, 3, 0.25, torch.Generator().manual_seed(3))
+    assert boxes.shape == (2, 3, 4)
+    u = torch.rand(2, 2, 3, 2, generator=torch.Generator().manual_seed(3)).double()
+    for n, m, axis in [(n, m, axis) for n in range(2) for m in range(3) for axis in range(2)]:
+        low, high = regions[n, axis].item(), regions[n, 2 + axis].item()
+        side = (0.25 + 0.75 * u[0, n, m, axis].item()) * (high - low)
+        first = low + u[1, n, m, axis].item() * (high - low - side)
+        assert boxes[n, m, axis].item() == pytest.approx(first, abs=1e-5)
+        assert boxes[n, m, 2 + axis].item() == pytest.approx(first + side, abs=1e-5)

@@ -1,5 +1,6 @@
 """models.heads: region vectors against the definition: project the map, upsample it, take masked means."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -7,7 +8,7 @@ from torch import nn
 from mixfast.losses import unit
 from mixfast.mix import box_mask, boxes_around, sample_centres, sample_lam
 from mixfast.models import heads
-from mixfast.models.heads import region_vectors
+from mixfast.models.heads import box_vectors, region_vectors
 from mixfast.models.initialise import initialise_
 
 
@@ -53,3 +54,25 @@ def test_gradient_reaches_map_and_head(rng: torch.Generator) -> None:
     (inside[:, 0].sum() + outside[:, 1].sum()).backward()
     assert features.grad is not None and features.grad.any()
     assert head.weight.grad is not None and head.weight.grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_several_boxes_of_an_image_are_as_single_ones(rng: torch.Generator, dtype: torch.dtype) -> None:
+    features, _, _, head = setting(rng, dtype)
+    several = torch.stack([setting(rng, dtype)[1] for _ in range(3)], dim=1)  # [6, 3, 4]
+    features.requires_grad_()
+    vectors = box_vectors(features, several, (32, 24), head)
+    single = torch.stack([region_vectors(features, several[:, m], (32, 24), head)[0] for m in range(3)], dim=1)
+    assert vectors.dtype == single.dtype
+    tolerance = 1e-12 if dtype == torch.float64 else 1e-2  # a pooled number is rounded once to the map's dtype
+    torch.testing.assert_close(vectors, single, atol=tolerance, rtol=0)
+    ours, theirs = (torch.autograd.grad(rows[..., 0].sum(), features)[0] for rows in (vectors, single))
+    torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=tolerance)
+
+
+def test_autocast_pools_boxes_in_float32(rng: torch.Generator) -> None:
+    features, boxes, _, _ = setting(rng, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        pooled = box_vectors(features, boxes[:, None], (32, 24), nn.Identity())
+    wanted = region_vectors(features, boxes, (32, 24), nn.Identity())[0]
+    torch.testing.assert_close(pooled[:, 0], wanted, atol=1e-6, rtol=0)

@@ -98,10 +98,12 @@ def test_curves_are_drawn(tmp_path: Path) -> None:
             assert picture.width > 400 and len(picture.convert("L").getcolors() or []) > 10
 
 
-def test_grid_shows_views_at_their_place_with_boxes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("single", [True, False])
+def test_grid_shows_views_at_their_place_with_boxes(single: bool, tmp_path: Path) -> None:
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     green = torch.tensor([-1.0, 1.0, -1.0]).view(1, 3, 1, 1).expand(2, 3, 8, 8)  # normalised by mean 0.5, std 0.5
-    views = {"mixed": green, "boxes_mixed": torch.tensor([[2, 2, 6, 6]] * 2), "lam": torch.ones(2)}
+    boxes = torch.tensor([[[2, 2, 6, 6], [0, 0, 3, 3]]] * 2)  # two of each image
+    views = {"mixed": green, "boxes_mixed": boxes[:, 0] if single else boxes, "lam": torch.ones(2)}
     plots.view_grid(tmp_path / "views.png", images, views, (0.5,) * 3, (0.5,) * 3)
     with Image.open(tmp_path / "views.png") as picture:
         width, height = picture.size
@@ -110,3 +112,4 @@ def test_grid_shows_views_at_their_place_with_boxes(tmp_path: Path) -> None:
         assert pixels.getpixel((width // 4, height // 2 - 20)) == (0, 0, 0)  # the source
         assert pixels.getpixel((3 * width // 4, height // 4 + 8)) == (0, 255, 0)  # the view, inside its box
     assert colours.get((255, 0, 0), 0) > 50  # the boxes
+    assert (colours.get((0, 0, 255), 0) > 50) != single

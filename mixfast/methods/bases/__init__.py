@@ -3,7 +3,7 @@
 from mixfast.methods.bases.options import check_option, check_queue_size, keys_per_step
 from mixfast.methods.bases.queues import Queues, key_dtype
 from mixfast.methods.bases.recipes import LIGHTLY, WMSE
-from mixfast.methods.bases.regions import build_region_head, region_vectors
+from mixfast.methods.bases.regions import box_vectors, build_region_head, region_vectors
 from mixfast.methods.bases.symmetry import concatenated, directions
 from mixfast.models.ema import follower, update_ema_
 from mixfast.models.heads import build_head
@@ -14,6 +14,7 @@ __all__ = [
     "LIGHTLY",
     "WMSE",
     "Queues",
+    "box_vectors",
     "build_head",
     "build_region_head",
     "check_option",

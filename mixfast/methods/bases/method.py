@@ -72,7 +72,8 @@ class Method(nn.Module):
 
         `augment(images, count=2)` makes `count` random, normalised float32 views of each image in one call: the first
         by the recipe of the first view, the others by that of the second (the same unless options say otherwise).
-        Entries [B, 3, H, W] are what the report shows; boxes of a mixture "name" are int64 [B, 4] under "boxes_name".
+        `.crops` of the result says where in the images they are, for `mixfast.augment.geometry`. Entries [B, 3, H, W]
+        are what the report shows; boxes of an entry "name" are int64 [B, 4] or [B, M, 4] under "boxes_name".
         """
         raise NotImplementedError
 

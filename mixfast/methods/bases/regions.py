@@ -1,14 +1,14 @@
-"""Region vectors: the parts of a mixture inside and outside its box, through a linear head of their own."""
+"""Region vectors: boxes of an image, the inside and outside of a box, through a linear head of their own."""
 
 import torch
 from torch import nn
 
 from mixfast.methods.bases.options import check_option
 from mixfast.models import Encoder
-from mixfast.models.heads import region_vectors
+from mixfast.models.heads import box_vectors, region_vectors
 from mixfast.models.initialise import initialise_
 
-__all__ = ["build_region_head", "region_vectors"]
+__all__ = ["box_vectors", "build_region_head", "region_vectors"]
 
 
 def build_region_head(encoder: Encoder, layer: int | None, generator: torch.Generator) -> nn.Linear:
