@@ -53,8 +53,8 @@ class NTXentLoss(nn.Module):
 
     loss = NTXentLoss(...)(out0, out1) with out0, out1 [N, D] of any lengths: they are normalised here. With a bank out0
     are the queries and out1 the keys, which enter the bank after the loss if out0 requires a gradient. The N x K logits
-    never exist, and the bank is not copied. It is part of `state_dict()`, which lightly's is not: to load a file that
-    lightly's loss has written, pass strict=False.
+    never exist. The bank moves to the device of out0 and is not copied there. It is part of `state_dict()`, which
+    lightly's is not: to load a file that lightly's loss has written, pass strict=False.
 
     Args:
         temperature: tau, positive.
@@ -87,7 +87,7 @@ class NTXentLoss(nn.Module):
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
         if self.memory_bank is None:
             return nt_xent(out0, out1, temperature=self.temperature)
-        bank = self.memory_bank.bank
+        bank = self.memory_bank.to(out0.device).bank  # a criterion is rarely moved by hand
         facts = out0.device.type, out0.dtype, bank.dtype, _dispatch.constant_dim(out0.shape[-1])
         if out0.requires_grad and _dispatch.choose(infonce.NAME, "auto", *facts) == "reference":
             bank = bank.clone()  # which its backward pass reads, after the keys below have entered

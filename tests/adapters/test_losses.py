@@ -1,6 +1,7 @@
 """The losses under lightly's and solo-learn's names: the formulas written out in plain PyTorch, and the library itself
 where it is installed; all in float64."""
 
+import copy
 import importlib
 import warnings
 from collections.abc import Callable
@@ -84,6 +85,17 @@ def test_the_bank_stays_where_no_gradient_is_wanted(rng: torch.Generator) -> Non
     with torch.no_grad():
         loss(rows(rng, N), rows(rng, N))
     assert torch.equal(loss.state_dict()["memory_bank.bank"], before)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
+def test_the_bank_goes_where_the_rows_are(rng: torch.Generator) -> None:
+    here = NTXentLoss(memory_bank_size=(K, D))
+    there = copy.deepcopy(here)
+    for _ in range(5):
+        views = rows(rng, N).float(), rows(rng, N).float()
+        torch.testing.assert_close(there(*(view.cuda() for view in views)).cpu(), here(*views), rtol=1e-3, atol=1e-3)
+    assert there.memory_bank is not None and there.memory_bank.bank.is_cuda and there.memory_bank.bank_ptr.is_cuda
 
 
 def test_the_bank_is_saved(rng: torch.Generator) -> None:
