@@ -21,6 +21,7 @@ PUBLIC = (
     "mixfast.methods",
     "mixfast.methods.bases",
     "mixfast.models",
+    "mixfast.adapters",
     "mixfast.augment",
     "mixfast.augment.geometry",
     "mixfast.mix",

@@ -19,6 +19,7 @@ LAYERS = (
     ("mix",),
     ("data",),
     ("methods",),
+    ("adapters",),
     ("scoring",),
     ("detection",),
     ("config",),

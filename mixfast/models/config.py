@@ -12,7 +12,7 @@ from mixfast.models.encoder import Encoder
 from mixfast.models.heads import Head, build_head
 from mixfast.models.initialise import initialise_
 from mixfast.models.resnet import LAYOUTS, ResNet
-from mixfast.models.split_bn import split_batch_norms_
+from mixfast.models.split_bn import convert_split_bn
 from mixfast.ranges import Count, Range, Width, check_ranges
 
 RESNET = "resnet"  # the backbone of this package; these options are its own
@@ -71,8 +71,18 @@ def build_encoder(config: ModelConfig, generator: torch.Generator) -> Encoder:
         initialise_(backbone, generator, uniform=[] if config.stem == "imagenet" else [resnet.conv1])
     else:
         backbone = adapters.draw(config.backbone, generator)
-        split_batch_norms_(backbone, config.bn_splits, config.backbone)
+        if config.bn_splits > 1:
+            _split_norms(backbone, config)
     with torch.device(generator.device):
         head = build_head(config.head, backbone.out_channels, config.dim, config.hidden)
     initialise_(head, generator)
     return Encoder(backbone, head)
+
+
+def _split_norms(backbone: Backbone, config: ModelConfig) -> None:
+    try:
+        convert_split_bn(backbone, config.bn_splits, name=config.backbone)
+    except ConfigError as error:
+        raise ConfigError(
+            f"model.bn_splits {config.bn_splits}: {error} Give --model.bn_splits 1, for its norms as they are."
+        ) from error

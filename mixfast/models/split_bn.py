@@ -2,11 +2,15 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixfast.errors import ConfigError
 from mixfast.ops import split_batch_norm
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 def check_values(x: Tensor, num_splits: int = 1) -> None:
@@ -51,7 +55,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         if len(x) % self.num_splits:
             raise ConfigError(
                 f"SplitBatchNorm2d: a training batch must be a multiple of the {self.num_splits} splits; got {len(x)} "
-                "samples. Change train.batch_size, train.accumulate or model.bn_splits."
+                "samples. Change the batch (train.batch_size, train.accumulate) or the splits (model.bn_splits)."
             )
         assert self.momentum is not None and self.num_batches_tracked is not None
         mean, var = self.running_mean, self.running_var
@@ -64,37 +68,43 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         )
 
 
-def split_batch_norms_(module: nn.Module, num_splits: int, name: str) -> None:
-    """Replace the BatchNorm2d layers inside `module` by `SplitBatchNorm2d` ones with their weights and options.
+def convert_split_bn(module: Net, splits: int, *, name: str = "the module") -> Net:
+    """Make the BatchNorm2d layers of any network take their training statistics in `splits` groups of samples.
+
+    What MoCo needs on one device in place of SyncBatchNorm or several devices: keys of a shuffled batch then meet other
+    statistics than their queries. Group s holds samples s, s + S, s + 2 S ...; a training batch must be a multiple of
+    S. In eval mode nothing changes. The layers stay the same objects, with their parameters, buffers, options and
+    hooks, so optimisers and `state_dict()` notice nothing. Other layers, BatchNorm1d and 3d too, are left as they are.
 
     Args:
-        module: a network that is called `name` in messages.
-        num_splits: groups of samples with separate statistics; with 1 nothing is replaced.
+        module: changed in place; it may itself be a BatchNorm2d.
+        splits: S, at least 1; 1 gives ordinary batch norm, also to layers that were converted before.
+        name: what the module is called in messages.
+
+    Returns:
+        `module`.
 
     Raises:
-        ConfigError: there is no such layer, or one that does more or less than BatchNorm2d.
+        ConfigError: there is no BatchNorm2d, or one is of a class of its own (SyncBatchNorm, timm's BatchNormAct2d), or
+            has no weights or no momentum. Nothing is converted then.
     """
-    norms = {path: norm for path, norm in module.named_modules() if isinstance(norm, nn.BatchNorm2d)}
-    if num_splits == 1:
-        return
-    cure = "Give --model.bn_splits 1, for its norms as they are."
+    if splits < 1:
+        raise ConfigError(f"convert_split_bn: splits must be at least 1; got {splits}.")
+    kept = (nn.BatchNorm1d, nn.BatchNorm3d)
+    norms = {path: norm for path, norm in module.named_modules() if isinstance(norm, _BatchNorm)}
+    norms = {path: norm for path, norm in norms.items() if not isinstance(norm, kept)}
     if not norms:
-        raise ConfigError(
-            f"model.bn_splits {num_splits} splits the statistics of BatchNorm2d layers, and {name} has none. {cure}"
-        )
+        raise ConfigError(f"convert_split_bn splits the statistics of BatchNorm2d layers, and {name} has none.")
     for path, norm in norms.items():
         if type(norm) not in (nn.BatchNorm2d, SplitBatchNorm2d) or not norm.affine or norm.momentum is None:
             raise ConfigError(
-                f"model.bn_splits {num_splits} cannot split {path} of {name}, a {type(norm).__name__} that is no plain "
-                f"BatchNorm2d with weights and momentum. {cure}"
+                f"convert_split_bn cannot split {path or 'the whole'} of {name}, a {type(norm).__name__} that is no "
+                "plain BatchNorm2d with weights and momentum."
             )
-        split = SplitBatchNorm2d(norm.num_features, num_splits)
-        split.eps, split.momentum, split.track_running_stats = norm.eps, norm.momentum, norm.track_running_stats
-        split.weight, split.bias = norm.weight, norm.bias
-        for buffer in ("running_mean", "running_var", "num_batches_tracked"):
-            setattr(split, buffer, getattr(norm, buffer))
-        parent, _, child = path.rpartition(".")
-        setattr(module.get_submodule(parent), child, split)
+    for norm in norms.values():
+        norm.__class__ = SplitBatchNorm2d
+        cast(SplitBatchNorm2d, norm).num_splits = splits
+    return module
 
 
 @contextmanager

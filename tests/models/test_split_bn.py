@@ -1,9 +1,12 @@
 """models.split_bn: groups, statistics and gradients against loops over the groups in float64."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mixfast.adapters import convert_split_bn
 from mixfast.errors import ConfigError
 from mixfast.models.heads import build_head
 from mixfast.models.split_bn import SplitBatchNorm2d, frozen_statistics
@@ -162,3 +165,66 @@ def test_is_captured_whole_by_torch_compile(rng: torch.Generator, memory_format:
     upstream = torch.randn(x.shape, generator=rng)
     wanted, got = (torch.autograd.grad(y, [x, norm.weight, norm.bias], upstream) for y in (expected, actual))
     torch.testing.assert_close(got, wanted, atol=1e-5, rtol=1e-5)
+
+
+def network(rng: torch.Generator) -> nn.Module:
+    """A residual network with a norm that is called twice, and norms of other kinds."""
+    shared = nn.BatchNorm2d(4, eps=1e-3, momentum=0.3)
+    layers = nn.Conv2d(3, 4, 3), shared, nn.ReLU(), nn.Conv2d(4, 4, 3), shared, nn.Flatten(), nn.BatchNorm1d(4 * 16)
+    made = nn.Sequential(*layers).double()
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=rng))
+    return made
+
+
+def test_a_converted_network_in_training_equals_its_groups_one_by_one(rng: torch.Generator) -> None:
+    converted, plain = network(rng), nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).double()
+    plain.load_state_dict({key: value for key, value in converted.state_dict().items() if key in plain.state_dict()})
+    plain[1].eps, splits = 1e-3, 4
+    x = torch.randn(12, 3, 8, 8, generator=rng, dtype=torch.float64)
+    assert convert_split_bn(converted, splits) is converted
+    y = converted[:3](x)
+    for group in range(splits):
+        torch.testing.assert_close(y[group::splits], plain(x[group::splits]), atol=1e-12, rtol=1e-12)
+
+
+def test_conversion_leaves_everything_but_the_groups(rng: torch.Generator) -> None:
+    before = network(rng)
+    after = copy.deepcopy(before)
+    calls: list[nn.Module] = []
+    after[1].register_forward_hook(lambda module, *_: calls.append(module))
+    parameters = list(after.parameters())
+    convert_split_bn(after.eval(), 4)
+    assert all(ours is theirs for ours, theirs in zip(after.parameters(), parameters, strict=True))
+    assert list(after.state_dict()) == list(before.state_dict()) and after[1] is after[4] and not after[1].training
+    assert (after[1].eps, after[1].momentum, after[6].__class__) == (1e-3, 0.3, nn.BatchNorm1d)
+    x = torch.randn(5, 3, 8, 8, generator=rng, dtype=torch.float64)  # not a multiple of 4
+    assert torch.equal(after(x), before.eval()(x)) and len(calls) == 2
+    convert_split_bn(after, 1)  # ordinary batch norm again
+    assert torch.equal(after.train()(x), before.train()(x))
+
+
+def test_a_norm_alone_is_converted(rng: torch.Generator) -> None:
+    norm = nn.BatchNorm2d(3).double()
+    assert convert_split_bn(norm, 2) is norm
+    x = torch.randn(4, 3, 2, 2, generator=rng, dtype=torch.float64)
+    torch.testing.assert_close(norm(x), by_loops(SplitBatchNorm2d(3, 2).double(), x)[0], atol=1e-12, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("module", "splits", "message"),
+    [
+        (nn.Sequential(nn.BatchNorm2d(3)), 0, r"splits must be at least 1; got 0"),
+        (nn.Sequential(nn.BatchNorm1d(3)), 2, r"BatchNorm2d layers, and the module has none\."),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.SyncBatchNorm(3)), 2, r"cannot split 1 of the module, a SyncBatchNorm"),
+        (nn.SyncBatchNorm(3), 2, r"cannot split the whole of the module, a SyncBatchNorm"),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, affine=False)), 2, r"plain BatchNorm2d with weights"),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, momentum=None)), 2, r"with weights and momentum"),
+    ],
+)
+def test_what_cannot_be_converted_is_left_as_it_was(module: nn.Module, splits: int, message: str) -> None:
+    classes = [type(each) for each in module.modules()]
+    with pytest.raises(ConfigError, match=message):
+        convert_split_bn(module, splits)
+    assert [type(each) for each in module.modules()] == classes
