@@ -31,10 +31,9 @@ NEEDED = {
     r"^infonce::hopper_partials<": "HGMMA UTMALDG",
     r"^spread(_last)?<\w+, [248]>": "STG.E.128",
 }
-# Products on tensor cores, copies of a tensor's boxes, and stores of 16 bytes, as the machine code calls them.
-INSTRUCTIONS = tuple(
-    re.compile(rf"\b({names})\b") for names in (r"[HQ]?GMMA|[HI]MMA|UTC\w*MMA", "UTMALDG", r"STG\.E\.128")
-)
+# Products on tensor cores, and copies of a tensor's boxes, as the machine code calls them.
+INSTRUCTIONS = (re.compile(r"\b([HQ]?GMMA|[HI]MMA|UTC\w*MMA)\b"), re.compile(r"\b(UTMALDG)\b"))
+STORE = re.compile(r"\b(STG\.E\.128)\b")  # of 16 bytes; looked for in kernels that write maps
 # Kernels whose exponentials, all but those of the first step, belong between the wait for all wgmma but the last group
 # and the wait for that one. In the machine code's loop they are as many as before it.
 OVERLAPPED = r"^infonce::hopper_partials<.*true>"
@@ -109,7 +108,7 @@ def hidden(code: str) -> float:
 
 
 def instructions(cubin: Path) -> dict[str, tuple[str, float]]:
-    """The instructions of INSTRUCTIONS, and hidden(), of each kernel by its mangled name; {} without a disassembler."""
+    """Instructions, and hidden(), of each kernel by its mangled name; {} without a disassembler."""
     tool = program("nvdisasm")
     if tool is None:
         return {}
@@ -117,7 +116,8 @@ def instructions(cubin: Path) -> dict[str, tuple[str, float]]:
     parts = re.split(r"\.section\s+\.text\.(\w+)", text)
     found = {}
     for name, body in zip(parts[1::2], parts[2::2], strict=True):
-        found[name] = " ".join(hit[1] for each in INSTRUCTIONS if (hit := each.search(body))), hidden(body)
+        looked_for = (STORE,) if "spread" in name else INSTRUCTIONS
+        found[name] = " ".join(hit[1] for each in looked_for if (hit := each.search(body))), hidden(body)
     return found
 
 
@@ -152,7 +152,9 @@ def faults(name: str, architecture: int, result: Result) -> list[str]:
     if result.instruction is not None and needed not in result.instruction:
         found.append(f"no {needed}")
     if result.instruction is not None and re.search(OVERLAPPED, name) and result.hidden < 0.5:
-        found.append(f"only {result.hidden:.0%} of the exponentials beside products, 50% without those of the first step")
+        found.append(
+            f"only {result.hidden:.0%} of the exponentials beside products, 50% without those of the first step"
+        )
     return found
 
 
@@ -163,10 +165,11 @@ def table(results: dict[str, dict[int, Result]], architectures: list[int], versi
         "",
         f"Written by `scripts/cuda_report.py` with nvcc {version}, without a GPU: no time is measured.",
         "Cells: registers of a thread at its start, and where there are some the instructions of tensor cores, of the",
-        "copy engine, and stores of 16 bytes. No kernel spills registers or waits for each `wgmma`, `spread` stores 16",
-        "bytes at a time, and in `hopper_partials` with gradients all exponentials of a step stand between the wait for",
-        "the scores and that for the products; the script fails on one that does otherwise. All shared memory is given",
-        "at the launch, in sizes that the plans on the host (`csrc/*/*_plan.h`) bound and `tests/cuda` checks.",
+        "copy engine, and those by which `spread` stores 16 bytes. No kernel spills registers or waits for each `wgmma`,",
+        "`spread` stores 16 bytes at a time, and in `hopper_partials` with gradients the exponentials of a step stand",
+        "between the wait for the scores and that for the products; the script fails on one that does otherwise. All",
+        "shared memory is given at the launch, in sizes that the plans on the host (`csrc/*/*_plan.h`) bound and",
+        "`tests/cuda` checks.",
         "`hopper_partials` is built for sm_90a alone, where warps trade registers: 24 and 240.",
         "",
         "| Kernel | " + " | ".join(f"sm_{each}" for each in architectures) + " |",

@@ -95,6 +95,31 @@ def group(case: Case, dtype: torch.dtype, *, gradients: bool = True, sweep: bool
     )
 
 
+def training(case: Case) -> Group:
+    """What a step calls under autocast: rows in float32, which the operation casts, and queues of the cast's dtype."""
+    whole = group(case, torch.float16)
+
+    def draw(generator: torch.Generator) -> Inputs:
+        given = infonce.inputs(case, torch.float16, generator=generator)
+        return in_float32(given)._replace(queues=given.queues)
+
+    def under_autocast(peer: Peer) -> Peer:
+        def prepare(given: Inputs) -> Call:
+            call, kind = peer.prepare(given), given.queues[0].device.type
+
+            def run() -> Any:
+                with torch.autocast(kind, dtype=torch.bfloat16):
+                    return call()
+
+            return run
+
+        return replace(peer, prepare=prepare)
+
+    chosen = {name: peer for name, peer in whole.peers.items() if name.startswith("mixfast") or name == "eager"}
+    peers = {name: under_autocast(peer) for name, peer in chosen.items()}
+    return replace(whole, task=f"{whole.task} and float32 rows under autocast", draw=draw, peers=peers)
+
+
 def rivals(dtype: torch.dtype, run: Callable[..., Call], gradients: bool) -> dict[str, Peer]:
     kind = "memory-efficient" if dtype == torch.float32 else "flash"
     pick = 1 if gradients else 0
@@ -118,6 +143,7 @@ def step(smoke: bool) -> Iterator[Group]:
     yield group(small(LONG, smoke), torch.bfloat16, gradients=False).among(graph=True, cold=True)
     yield simclr(smoke).among(graph=True, cold=True)
     for case in (STEP, LONG):
+        yield training(small(case, smoke)).among(graph=True, cold=True)
         yield group(small(case, smoke), torch.float32).among(graph=True, cold=True)
 
 

@@ -28,8 +28,7 @@ inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
   const std::lock_guard<std::mutex> lock(guard);
   size_t& most = allowed[{kernel, device}];
   if (bytes <= most) return cudaSuccess;
-  const auto error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
+  const auto error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes));
   if (error == cudaSuccess) most = bytes;
   return error;
 }
