@@ -23,13 +23,22 @@ ROOT = Path(__file__).resolve().parent
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 MODE = os.environ.get("MIXFAST_CUDA", "auto").lower()
 ARCHS = os.environ.get("MIXFAST_CUDA_ARCHS", "80 86 89 90 100 120").split()  # and PTX of the last that nvcc knows
+OLDEST = "12.5"  # CUDA: it brought cudaGetDriverEntryPointByVersion, by which csrc/infonce/hopper.cu finds the driver
 FAILURES = (OSError, subprocess.CalledProcessError)
 
 
 def probe(nvcc: str) -> list[str]:
     """Compile a kernel, with the host compiler behind nvcc; return the GPU codes that this nvcc knows."""
+    major, minor = OLDEST.split(".")
+    lines = [
+        "#include <cuda_runtime.h>",
+        f"#if CUDART_VERSION < {major}0{minor}0",
+        f"#error mixfast needs CUDA {OLDEST} or newer",
+        "#endif",
+        "__global__ void k(float* x) { *x = 1; }",
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "probe.cu").write_text("#include <cuda_runtime.h>\n__global__ void k(float* x) { *x = 1; }\n")
+        Path(folder, "probe.cu").write_text("\n".join(lines) + "\n")
         compile_ = [nvcc, "-std=c++17", "-c", "probe.cu", "-o", "probe.o"]
         subprocess.run(compile_, cwd=folder, check=True, capture_output=True, text=True)
     listed = subprocess.run([nvcc, "--list-gpu-code"], check=True, capture_output=True, text=True)

@@ -4,8 +4,9 @@
     python scripts/cuda_report.py --only "^pool<" --arch 90          some of it, on the console
 
 Exits with 1 if a kernel spills registers, asks for more static shared memory than a block can have, multiplies
-matrices without tensor cores, or waits for each wgmma before the next one. Machine code is read where a disassembler is
-at hand: in the CUDA toolkit or in the package triton. Sources and flags are those of csrc/sources.txt.
+matrices without tensor cores, waits for each wgmma before the next one, computes exponentials while no product is under
+way, or writes maps less than 16 bytes at a time. Machine code is read where a disassembler is at hand: in the CUDA
+toolkit or in the package triton. Sources and flags are those of csrc/sources.txt.
 """
 
 import argparse
@@ -25,9 +26,18 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block can have
 OWN = {"cuda_sm_90a": 90}  # targets of csrc/sources.txt that are built for one architecture's own instructions
 # What the machine code of a kernel must have, by its name.
-NEEDED = {r"^infonce::partials<": "MMA", r"^infonce::hopper_partials<": "HGMMA UTMALDG"}
+NEEDED = {
+    r"^infonce::partials<": "MMA",
+    r"^infonce::hopper_partials<": "HGMMA UTMALDG",
+    r"^spread(_last)?<\w+, [248]>": "STG.E.128",
+}
 # Products on tensor cores, and copies of a tensor's boxes, as the machine code calls them.
 INSTRUCTIONS = (re.compile(r"\b([HQ]?GMMA|[HI]MMA|UTC\w*MMA)\b"), re.compile(r"\b(UTMALDG)\b"))
+STORE = re.compile(r"\b(STG\.E\.128)\b")  # of 16 bytes; looked for in kernels that write maps
+# Kernels whose exponentials, all but those of the first step, belong between the wait for all wgmma but the last group
+# and the wait for that one. In the machine code's loop they are as many as before it.
+OVERLAPPED = r"^infonce::hopper_partials<.*true>"
+WAITS = re.compile(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x(\d)|MUFU\.(EX2)")
 FLAGS = ("-O3", "-std=c++17", "-Icsrc", "-Xptxas", "-v", "-cubin")  # the first three as in CMakeLists.txt
 
 
@@ -37,6 +47,7 @@ class Result(NamedTuple):
     shared: int  # bytes of a block, without what a launch adds
     instruction: str | None  # None: nothing to read the machine code with
     serialized: bool = False  # asynchronous products of matrices, one after another
+    hidden: float = 0.0  # share of the exponentials that are computed while products are under way
 
 
 def program(name: str) -> str | None:
@@ -86,8 +97,18 @@ def serialized(log: str) -> set[str]:
     return set(re.findall(r"wgmma\.mma_async instructions are serialized.*?'(\w+)'", log))
 
 
-def instructions(cubin: Path) -> dict[str, str]:
-    """The instructions of INSTRUCTIONS in each kernel, by its mangled name; nothing without a disassembler."""
+def hidden(code: str) -> float:
+    """Share of a kernel's exponentials that stand between a wait for all wgmma but the last group and the next wait."""
+    under_way, between, total = False, 0, 0
+    for groups, exponential in WAITS.findall(code):
+        total += bool(exponential)
+        between += bool(exponential) and under_way
+        under_way = under_way if exponential else groups == "1"
+    return between / total if total else 0.0
+
+
+def instructions(cubin: Path) -> dict[str, tuple[str, float]]:
+    """Instructions, and hidden(), of each kernel by its mangled name; {} without a disassembler."""
     tool = program("nvdisasm")
     if tool is None:
         return {}
@@ -95,7 +116,8 @@ def instructions(cubin: Path) -> dict[str, str]:
     parts = re.split(r"\.section\s+\.text\.(\w+)", text)
     found = {}
     for name, body in zip(parts[1::2], parts[2::2], strict=True):
-        found[name] = " ".join(hit[1] for each in INSTRUCTIONS if (hit := each.search(body)))
+        looked_for = (STORE,) if "spread" in name else INSTRUCTIONS
+        found[name] = " ".join(hit[1] for each in looked_for if (hit := each.search(body))), hidden(body)
     return found
 
 
@@ -111,10 +133,11 @@ def compiled(nvcc: str, source: str, flags: list[str], own: int | None, architec
             raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")
         log = done.stderr + done.stdout
         said, found, slow = ptxas_says(log), instructions(cubin), serialized(log)
-    return {
-        name: Result(*said[mangled], found.get(mangled), mangled in slow)
-        for mangled, name in sorted(zip(said, short(list(said)), strict=True), key=lambda pair: pair[1])
-    }
+    results = {}
+    for mangled, name in sorted(zip(said, short(list(said)), strict=True), key=lambda pair: pair[1]):
+        instruction, share = found.get(mangled, (None, 0.0))
+        results[name] = Result(*said[mangled], instruction, mangled in slow, share)
+    return results
 
 
 def faults(name: str, architecture: int, result: Result) -> list[str]:
@@ -128,6 +151,10 @@ def faults(name: str, architecture: int, result: Result) -> list[str]:
     needed = next((needed for pattern, needed in NEEDED.items() if re.search(pattern, name)), "")
     if result.instruction is not None and needed not in result.instruction:
         found.append(f"no {needed}")
+    if result.instruction is not None and re.search(OVERLAPPED, name) and result.hidden < 0.5:
+        found.append(
+            f"only {result.hidden:.0%} of the exponentials beside products, 50% without those of the first step"
+        )
     return found
 
 
@@ -137,10 +164,13 @@ def table(results: dict[str, dict[int, Result]], architectures: list[int], versi
         "# CUDA kernels as compiled",
         "",
         f"Written by `scripts/cuda_report.py` with nvcc {version}, without a GPU: no time is measured.",
-        "Cells: registers of a thread at its start, and the instructions of tensor cores and of the copy engine where",
-        "there are some. No kernel spills registers or waits for each `wgmma`; the script fails on one that does. All",
-        "shared memory is given at the launch, in sizes that the plans on the host (`csrc/*/*_plan.h`) bound and",
-        "`tests/cuda` checks. `hopper_partials` is built for sm_90a alone, where warps trade registers: 24 and 240.",
+        "Cells: registers of a thread at its start, and where there are some the instructions of tensor cores, of",
+        "the copy engine, and those by which `spread` stores 16 bytes. The script fails on a kernel that spills",
+        "registers or waits for each `wgmma`, on a `spread` that stores less at a time, and on a `hopper_partials`",
+        "with gradients whose exponentials of a step do not stand between the wait for the scores and that for the",
+        "products. All shared memory is given at the launch, in sizes that the plans on the host",
+        "(`csrc/*/*_plan.h`) bound and `tests/cuda` checks. `hopper_partials` is built for sm_90a alone, where",
+        "warps trade registers: 24 and 240.",
         "",
         "| Kernel | " + " | ".join(f"sm_{each}" for each in architectures) + " |",
         "|---" * (len(architectures) + 1) + "|",

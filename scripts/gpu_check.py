@@ -1,10 +1,11 @@
-"""One call on a machine with a GPU: build, doctor, parity, sanitizer, profile, benchmarks, summary, all kept in OUT.
+"""Two calls on a machine with a GPU: build, every kernel, benchmarks, training, profile, sanitizers and tests.
 
 The sources are copied to build/gpu-check and everything happens there: nothing is installed, and modules of an editable
-install in the checkout are neither used nor touched. OUT gets environment.json, parts.json, tests.jsonl, profile/,
-benchmarks.jsonl, summary.md and check.log. A part that has finished for the same sources is not repeated, unless --part
-names it. Needs torch, setuptools, pybind11, cmake, ninja, nvcc and pytest with hypothesis, and mixfast's own
-requirements for the profile; --wheels brings what is missing.
+install in the checkout are neither used nor touched. The folder OUT gets environment.json, parts.json, tests.jsonl,
+profile/, training/, benchmarks.jsonl, summary.md and check.log, and OUT.tar.gz has all of them. A part that has
+finished for the same sources is not repeated, unless --part names it; of the others, what has had least time comes
+first. Needs torch, setuptools, pybind11, cmake, ninja, nvcc and pytest with hypothesis, and mixfast's own requirements
+(tyro and what it needs) for training and the profile; --wheels brings what is missing.
 
 Exit codes: 0 all is well, 1 something failed, 2 bad arguments, 3 nothing failed but parts are unfinished: call again.
 """
@@ -12,13 +13,14 @@ Exit codes: 0 all is well, 1 something failed, 2 bad arguments, 3 nothing failed
 import argparse
 import datetime
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gpu_parts
-from gpu_machine import RESERVE, Machine, Outcome, Work, commit
+from gpu_machine import CALLS, RESERVE, Machine, Outcome, Part, commit
 
 FINISHED = ("passed", "failed", "skipped")
 
@@ -39,8 +41,13 @@ class Parts:
     def finished(self, name: str) -> bool:
         return self.records.get(name, {}).get("status") in FINISHED
 
+    def seconds(self, name: str) -> float:
+        """That it has had so far."""
+        return float(self.records.get(name, {}).get("seconds", 0))
+
     def set(self, name: str, outcome: Outcome, seconds: float) -> None:
         when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        seconds += 0 if self.finished(name) else self.seconds(name)
         self.records[name] = {**outcome._asdict(), "seconds": round(seconds, 1), "date": when}
         self.path.write_text(json.dumps({"source": self.digest, "commit": commit(), "parts": self.records}, indent=1))
 
@@ -52,18 +59,32 @@ class Parts:
         return "\n".join(lines)
 
 
-def perform(machine: Machine, parts: Parts, work: dict[str, tuple[float, Work]], only: str) -> int:
-    """Runs the parts in order, within the time; `only` one, which is then repeated, and the build that it needs."""
-    for name, (least, do) in work.items():
+def plan(work: dict[str, Part]) -> str:
+    """Every part with its estimate and its limit, and what each call adds up to."""
+    lines = ["| call | part | estimate, s | limit, s |", "|---|---|---|---|"]
+    for call, seconds in CALLS.items():
+        parts = {name: part for name, part in work.items() if part.call in (0, call)}
+        lines += [f"| {call} | {name} | {part.estimate:.0f} | {part.limit:.0f} |" for name, part in parts.items()]
+        estimate, limit = (sum(part[field] for part in parts.values()) for field in (2, 3))
+        lines.append(f"| {call} | all, of {seconds:.0f} | {estimate:.0f} | {limit:.0f} |")
+    return "\n".join(lines)
+
+
+def perform(machine: Machine, parts: Parts, work: dict[str, Part], only: str) -> int:
+    """Runs the parts within the time; `only` one, which is then repeated, and the build that it needs."""
+    order = sorted(work, key=lambda name: (name != "build", name == "summary", parts.seconds(name)))
+    for name in order:
+        part = work[name]
         if (only and name not in (only, "build")) or (parts.finished(name) and name not in (only, "summary")):
             continue
-        if machine.left() < least + RESERVE:
+        left = machine.left() - RESERVE
+        if left < part.least:
             parts.set(name, Outcome("not reached", f"{machine.left():.0f} s were left"), 0.0)
             continue
         print(f"== {name}", flush=True)
         start = time.monotonic()
         try:
-            outcome = do(machine)
+            outcome = part.do(machine, left if machine.dry else min(left, part.limit))
         except Exception as error:
             outcome = Outcome("failed", f"{type(error).__name__}: {error}")
         parts.set(name, outcome, time.monotonic() - start)
@@ -83,14 +104,20 @@ def main() -> int:
         "--dry-run", action="store_true", help="what needs no GPU: plan, collected tests, tiny CPU runs"
     )
     parser.add_argument("--wheels", type=Path, help="folder of wheels that this machine lacks; unpacked, not installed")
-    parser.add_argument("--seconds", type=float, default=540.0, help="for everything (default: %(default)s)")
+    parser.add_argument(
+        "--images", type=Path, help="to train on: a folder with train/ and test/, or a tar archive of it"
+    )
+    parser.add_argument("--seconds", type=float, default=CALLS[1], help="for everything (default: %(default)s)")
     options = parser.parse_args()
-    machine = Machine(options.out, options.dry_run, options.seconds, options.wheels)
+    machine = Machine(options.out, options.dry_run, options.seconds, options.wheels, options.images)
     parts = Parts(machine)
     if parts.finished("build") and not gpu_parts.is_built(machine):
         del parts.records["build"]  # the evidence came from another machine
+    if machine.dry:
+        print(f"{plan(gpu_parts.PARTS)}\n", flush=True)
     code = perform(machine, parts, gpu_parts.PARTS, options.part)
-    print(f"{gpu_parts.report(machine)}\n{parts.table(list(gpu_parts.PARTS))}\n\nThe evidence is in {machine.out}.")
+    archive = shutil.make_archive(str(machine.out), "gztar", machine.out)
+    print(f"{gpu_parts.report(machine)}\n{parts.table(list(gpu_parts.PARTS))}\n\nThe evidence is in {archive}.")
     return code
 
 

@@ -33,8 +33,8 @@ class Done(NamedTuple):
 class Machine:
     """Where the parts run: the copy of the sources (dry: the checkout, where nothing is built), the limits, the log."""
 
-    def __init__(self, out: Path, dry: bool, seconds: float, wheels: Path | None) -> None:
-        self.out, self.dry = out.resolve(), dry
+    def __init__(self, out: Path, dry: bool, seconds: float, wheels: Path | None, images: Path | None) -> None:
+        self.out, self.dry, self.images = out.resolve(), dry, images and images.resolve()
         self.deadline = time.monotonic() + seconds
         self.work = ROOT / "build" / ("gpu-check-dry" if dry else "gpu-check")
         self.source = ROOT if dry else self.work / "source"
@@ -151,4 +151,14 @@ def commit() -> str:
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 
-Work = Callable[[Machine], Outcome]
+class Part(NamedTuple):
+    """What is done, and how it is planned; the seconds are for a machine with 16 cores."""
+
+    call: int  # of CALLS: the one that it is planned for; 0: each
+    least: float  # seconds below which it is not begun
+    estimate: float  # seconds that it is expected to take; never measured
+    limit: float  # seconds after which it is cut off, and goes on in the next call
+    do: Callable[[Machine, float], Outcome]  # gets the seconds that it has
+
+
+CALLS = {1: 570.0, 2: 200.0}  # seconds of the planned calls

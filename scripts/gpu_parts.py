@@ -1,15 +1,18 @@
 """What the parts of gpu_check.py do, with a GPU and, dry, without one."""
 
+import itertools
 import json
 import os
 import re
 import shutil
+import statistics
+import tarfile
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gpu_machine import RESERVE, Done, Machine, Outcome, Work
+from gpu_machine import RESERVE, Done, Machine, Outcome, Part
 
 TESTS = ("tests/ops", "tests/gpu")
 PYTEST = (
@@ -30,19 +33,31 @@ PROCESSES = 8  # beside each other on one GPU, if it has MEMORY for each
 MEMORY = 8 << 10  # MiB
 DEVICE_LOST = (70, 4)  # exit codes of the tests and of the benchmarks
 TRIES = 5  # of either, after an error that a GPU does not recover from
-TOOLS = ("memcheck", "racecheck", "initcheck")
-BACKENDS = ("cuda", "triton")
-LONGEST = 170.0  # seconds of the tests
-LONGEST_PROFILE = 120.0  # of the whole steps; the rest comes with the next call
+KERNELS = ("cuda", "hopper", "triton")  # as tests.gpu.every_kernel calls them
 SHOWN = 20  # failed tests
+TRAINED = [(preset, graph) for graph in ("on", "off") for preset in ("moco", "approach1")]
+RECIPE = ("--train.epochs", "10", "--train.compile", "off", "--eval.every", "10", "--eval.no-baselines")
+EVIDENCE = ("metrics.jsonl", "config.json", "env.json", "log.txt", "status.json")  # of a run's folder
 PROFILED = {  # shape: presets; torch.compile would take longer than the measurement
     "cifar": ("approach1", "moco", "approach2", "moco_unmix", "simclr", "byol"),
     "imagenet": ("approach1", "moco"),
 }
-TINY = ("--model.depth", "8", "--model.width", "8", "--train.batch_size", "16", "--seconds", "0")
+TINY = ("--model.depth", "8", "--model.width", "8", "--train.batch_size", "16")
+TINY_DATA = ("--data.kind", "scenes", "--data.scenes", "32", "--data.test_scenes", "20", "--data.size", "16")
+TINY_RUN = (
+    "--model.bn_splits",
+    "2",
+    "--method.queue_size",
+    "32",
+    "--train.epochs",
+    "2",
+    "--eval.k",
+    "5",
+    "--eval.no-baselines",
+)
 
 
-def build(machine: Machine) -> Outcome:
+def build(machine: Machine, seconds: float) -> Outcome:
     """The machine first: without torch or a GPU nothing else can work."""
     asked = machine.run(machine.python("-m", "benchmarks.gpu.machine"), 60)
     if asked.code != 0:
@@ -58,7 +73,7 @@ def build(machine: Machine) -> Outcome:
         return Outcome("passed", f"would run {words} python3 {' '.join(command[1:])}")
     if gpu is None:
         return Outcome("failed", "torch finds no GPU; --dry-run does what can be done without one")
-    done = machine.run(command, 200, **settings)
+    done = machine.run(command, seconds, **settings)
     if done.code != 0:
         return Outcome("failed", last_line(done) if done.code else "it took too long")
     return Outcome("passed", f"for sm_{arch} of {gpu['name']}")
@@ -68,8 +83,8 @@ def is_built(machine: Machine) -> bool:
     return machine.dry or any(machine.source.glob("_mixfast_cuda*.so"))
 
 
-def doctor(machine: Machine) -> Outcome:
-    done = machine.run(machine.python("-m", "mixfast.doctor"), 60)
+def doctor(machine: Machine, seconds: float) -> Outcome:
+    done = machine.run(machine.python("-m", "mixfast.doctor"), seconds)
     lines = [" ".join(line.split()) for line in done.text.splitlines()]
     wrong = [line for line in lines if re.match(r"\w+ (cuda|triton) (?!available)", line)]
     if done.code != 0 or (wrong and not machine.dry):
@@ -77,10 +92,10 @@ def doctor(machine: Machine) -> Outcome:
     return Outcome("passed", "cuda and triton are available" if not wrong else "; ".join(wrong))
 
 
-def parity(machine: Machine) -> Outcome:
+def parity(machine: Machine, seconds: float) -> Outcome:
     """The tests of the operations, in several processes; a process that a broken kernel ends is started again."""
     if machine.dry:
-        return collected(machine)
+        return collected(machine, seconds)
     known = machine.out / "tests.jsonl"
     gpu = json.loads((machine.out / "environment.json").read_text())["gpu"]
     count = max(1, min(PROCESSES, len(os.sched_getaffinity(0)) // 2, gpu["memory_mib"] // MEMORY))
@@ -88,7 +103,7 @@ def parity(machine: Machine) -> Outcome:
     for path in shards.values():
         path.unlink(missing_ok=True)
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))
-    end, pending, failed = time.monotonic() + LONGEST, list(shards), ""
+    end, pending, failed = time.monotonic() + seconds, list(shards), ""
     for _ in range(TRIES):
         words = [("--shard", each, "--results", str(shards[each]), "--known", str(known)) for each in pending]
         commands = [machine.python(*PYTEST, *TESTS, *each) for each in words]
@@ -103,12 +118,11 @@ def parity(machine: Machine) -> Outcome:
     return judged(outcomes(known), failed, complete=not pending and all(done.code is not None for done in results))
 
 
-def collected(machine: Machine) -> Outcome:
-    commands = [machine.python(*PYTEST, *TESTS, "--collect-only", "--shard", f"{number}/2") for number in (1, 2)]
-    results = machine.run_all(commands, 200, OMP_NUM_THREADS="1")
-    tests = [line for done in results for line in done.text.splitlines() if "::" in line]
-    if any(done.code != 0 for done in results) or not tests or len(set(tests)) < len(tests):
-        return Outcome("failed", f"{len(tests)} tests, {len(set(tests))} different; {last_line(results[0])}")
+def collected(machine: Machine, seconds: float) -> Outcome:
+    done = machine.run(machine.python(*PYTEST, *TESTS, "--collect-only"), seconds, OMP_NUM_THREADS="1")
+    tests = [line for line in done.text.splitlines() if "::" in line]
+    if done.code != 0 or not tests:
+        return Outcome("failed", f"{len(tests)} tests; {last_line(done)}")
     return Outcome("passed", f"{len(tests)} tests would run")
 
 
@@ -130,30 +144,48 @@ def judged(tests: dict[str, dict[str, Any]], failed: str, complete: bool) -> Out
     return Outcome("passed" if counts["passed"] else "failed", note or "no test ran")
 
 
-def sanitizer(machine: Machine) -> Outcome:
-    """Every kernel once without a sanitizer, which also fills Triton's cache, then under each of the three."""
+def kernels(machine: Machine, seconds: float) -> Outcome:
+    """Every kernel once, both of InfoNCE's main kernels in CUDA C++ too; this also fills Triton's cache."""
     script = ("-m", "tests.gpu.every_kernel")
     if machine.dry:
-        done = machine.run(machine.python(*script, "cpu"), 200, OMP_NUM_THREADS="1")
+        done = machine.run(machine.python(*script, "cpu"), seconds, OMP_NUM_THREADS="1")
         return Outcome("passed" if done.code == 0 else "failed", f"on the CPU: {last_line(done)}")
-    plain = machine.run_all([machine.python(*script, backend) for backend in BACKENDS], 90)
-    if any(done.code != 0 for done in plain):
-        return Outcome(
-            "failed", "; ".join(f"without a sanitizer: {last_line(done)}" for done in plain if done.code != 0)
-        )
+    results = machine.run_all([machine.python(*script, each) for each in KERNELS], seconds)
+    return agreed(dict(zip(KERNELS, results, strict=True)))
+
+
+def agreed(runs: dict[str, Done]) -> Outcome:
+    """Whether all passed; one that its limit stopped has shown no fault."""
+    codes = {done.code for done in runs.values()}
+    status = "failed" if codes - {0, None} else "cut off" if None in codes else "passed"
+    return Outcome(status, "; ".join(f"{name}: {verdict(done)}" for name, done in runs.items()))
+
+
+def memcheck(machine: Machine, seconds: float) -> Outcome:
+    return sanitized(machine, ("memcheck",), seconds)
+
+
+def races(machine: Machine, seconds: float) -> Outcome:
+    return sanitized(machine, ("racecheck", "initcheck"), seconds)
+
+
+def sanitized(machine: Machine, tools: tuple[str, ...], seconds: float) -> Outcome:
+    """Every kernel once under tools of compute-sanitizer."""
+    if machine.dry:
+        return Outcome("passed", f"would run {', '.join(tools)} on {', '.join(KERNELS)}")
     program = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path=toolkit())
     if program is None:
-        return Outcome("skipped", "there is no compute-sanitizer; without it every kernel agrees with the reference")
-    runs = [(tool, backend) for tool in TOOLS for backend in BACKENDS]
+        return Outcome("skipped", "there is no compute-sanitizer")
     options = ("--target-processes", "application-only", "--error-exitcode", "97")
-    commands = [[program, "--tool", tool, *options, *machine.python(*script, backend)] for tool, backend in runs]
-    results = machine.run_all(commands, 150, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    commands = {
+        f"{tool} {each}": [program, "--tool", tool, *options, *machine.python("-m", "tests.gpu.every_kernel", each)]
+        for tool in tools
+        for each in KERNELS
+    }
+    results = machine.run_all(list(commands.values()), seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     if all("Device not supported" in done.text for done in results):
         return Outcome("skipped", "compute-sanitizer does not support this device or its virtual machine")
-    notes = [f"{tool} {backend}: {verdict(done)}" for (tool, backend), done in zip(runs, results, strict=True)]
-    if any(done.code not in (0, None) for done in results):
-        return Outcome("failed", "; ".join(notes))
-    return Outcome("cut off" if any(done.code is None for done in results) else "passed", "; ".join(notes))
+    return agreed(dict(zip(commands, results, strict=True)))
 
 
 def toolkit() -> str:
@@ -166,18 +198,86 @@ def verdict(done: Done) -> str:
     return "stopped at its limit" if done.code is None else found[-1] if found else last_line(done)
 
 
-def profile(machine: Machine) -> Outcome:
-    """Whole steps by part, and beside those of others; a file for each, and what is there is not measured again."""
-    folder = machine.out / "profile"
-    if machine.dry:
-        done = machine.run(machine.python("-m", "mixfast.profile", *TINY, "--out", str(folder)), 120)
-        return Outcome("passed" if done.code == 0 else "failed", f"on the CPU: {ratios(folder.parent)}")
+def own_folder(machine: Machine, name: str) -> Path:
+    """A folder of OUT with results of these sources: those of others are removed."""
+    folder = machine.out / name
     source = folder / "source.txt"
     if not source.exists() or source.read_text() != machine.digest:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         source.write_text(machine.digest)
-    failed, missing, unfinished, end = [], set(), 0, time.monotonic() + LONGEST_PROFILE
+    return folder
+
+
+def training(machine: Machine, seconds: float) -> Outcome:
+    """Runs of ten epochs, as steps and as CUDA graphs; one that is cut off goes on from its checkpoint."""
+    folder, end, failed, unfinished = own_folder(machine, "training"), time.monotonic() + seconds, [], 0
+    images = image_folder(machine)
+    if images is None and not machine.dry:
+        return Outcome("skipped", "--images names no images")
+    data = TINY_DATA if machine.dry else ("--data.kind", "folder", "--data.path", str(images))
+    recipe = (*TINY, *TINY_RUN) if machine.dry else RECIPE
+    for preset, graph in [("moco", "off")] if machine.dry else TRAINED:
+        name = f"{preset}-graph-{graph}"
+        place = machine.work / f"training-{machine.digest}" / name
+        if (folder / name).exists():
+            continue
+        words = ("--resume", str(place))
+        if not any(place.glob("checkpoints/*")):
+            shutil.rmtree(place, ignore_errors=True)
+            words = (preset, *data, *recipe, "--train.graph", graph, "--out", str(place))
+        left = end - time.monotonic()
+        done = machine.run(machine.python("-m", "mixfast.train", *words), left) if left > 0 else None
+        if done is None or done.code is None:
+            unfinished += 1
+        elif done.code != 0:
+            failed.append(f"{name}: {last_line(done)}")
+        else:
+            (folder / name).mkdir()
+            for file in EVIDENCE:
+                shutil.copy(place / file, folder / name)
+            shutil.rmtree(place)
+    if failed and all("No module named" in each for each in failed):  # a requirement that --wheels would bring
+        return Outcome("skipped", "; ".join(failed))
+    status = "failed" if failed else "cut off" if unfinished else "passed"
+    return Outcome(status, "; ".join([*failed, f"{unfinished} unfinished", *map(" ".join, learnt(folder))]))
+
+
+def image_folder(machine: Machine) -> Path | None:
+    """The images to train on, unpacked if they came as an archive."""
+    if machine.images is None or machine.images.is_dir():
+        return machine.images
+    folder, begun = machine.work / "images", machine.work / "images-begun"
+    if not folder.exists():
+        shutil.rmtree(begun, ignore_errors=True)
+        with tarfile.open(machine.images) as archive:
+            archive.extractall(begun, filter="data")
+        begun.rename(folder)
+    return folder
+
+
+def learnt(folder: Path) -> list[tuple[str, ...]]:
+    """Run, seconds of an epoch, images per second, and kNN of each run that has ended."""
+    rows = []
+    for path in sorted(folder.glob("*/metrics.jsonl")):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        times = [0.0, *(record["time"] for record in records if record["kind"] == "epoch")]
+        epoch = statistics.median(after - before for before, after in itertools.pairwise(times))
+        rate = statistics.median(record["images_per_s"] for record in records if record["kind"] == "train")
+        score = [record["knn_z"] for record in records if record["kind"] == "eval"][-1]
+        rows.append((path.parent.name, f"{epoch:.2f} s/epoch", f"{rate:.0f} images/s", f"kNN {score:.1f}"))
+    return rows
+
+
+def profile(machine: Machine, seconds: float) -> Outcome:
+    """Whole steps by part, and beside those of others; a file for each, and what is there is not measured again."""
+    if machine.dry:
+        folder = machine.out / "profile"
+        words = (*TINY, "--seconds", "0", "--out", str(folder))
+        done = machine.run(machine.python("-m", "mixfast.profile", *words), seconds)
+        return Outcome("passed" if done.code == 0 else "failed", f"on the CPU: {ratios(folder.parent)}")
+    folder = own_folder(machine, "profile")
+    failed, missing, unfinished, end = [], set(), 0, time.monotonic() + seconds
     for file, command in steps(machine, folder).items():
         if (folder / file).exists():
             continue
@@ -194,13 +294,14 @@ def profile(machine: Machine) -> Outcome:
 
 
 def steps(machine: Machine, folder: Path) -> dict[str, list[str]]:
-    """The commands by the file that each writes."""
+    """The commands by the file that each writes; a profile with a graph measures the step call by call too."""
     found = {}
     for shape, preset in ((shape, preset) for shape, names in PROFILED.items() for preset in names):
-        words = (preset, "--shape", shape, "--seconds", "4", "--train.compile", "off")
+        words = (preset, "--shape", shape, "--seconds", "4", "--train.compile", "off", "--train.graph", "on")
         out = folder / f"{shape}-{preset}"
         found[f"{shape}-{preset}/profile.json"] = machine.python("-m", "mixfast.profile", *words, "--out", str(out))
-    plugin = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin")
+    # Its warning that no benchmark has run would hide the reason.
+    plugin = ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin")
     for shape, preset in ((shape, preset) for shape, names in PROFILED.items() for preset in names):
         file = f"train-step-{shape}-{preset}.json"
         test = f"benchmarks/test_train_step.py::test_train_step[{preset}-{shape}]"
@@ -215,16 +316,18 @@ def ratios(folder: Path) -> str:
     return "step / bare encoder: " + (", ".join(f"{name} {ratio:.2f}" for name, ratio in found) or "none")
 
 
-def benchmarks(machine: Machine) -> Outcome:
-    """All the time that is left; what does not fit comes with the next call."""
+def benchmarks(machine: Machine, seconds: float) -> Outcome:
+    """The most important groups come first; what does not fit comes with the next call."""
     command = ("-m", "benchmarks.gpu", "--out", str(machine.out))
     if machine.dry:
-        done = machine.run(machine.python(*command, "--smoke", "--seconds", "200"), 250, OMP_NUM_THREADS="1")
+        smoke = ("--smoke", "--seconds", f"{seconds:.0f}")
+        done = machine.run(machine.python(*command, *smoke), seconds, OMP_NUM_THREADS="1")
         rows = sum('"kind": "row"' in line for line in (machine.out / "benchmarks.jsonl").read_text().splitlines())
         return Outcome("passed" if done.code == 0 else "failed", f"{rows} rows on the CPU; {last_line(done)}")
+    end = time.monotonic() + seconds
     for _ in range(TRIES):
-        seconds = machine.left() - RESERVE - 20
-        done = machine.run(machine.python(*command, "--seconds", f"{seconds:.0f}"), seconds + 15)
+        left = end - time.monotonic()
+        done = machine.run(machine.python(*command, "--seconds", f"{left - 15:.0f}"), left)
         if done.code is None or (done.code >= 0 and done.code not in DEVICE_LOST):
             break
     if done.code == 0:
@@ -238,7 +341,7 @@ def last_line(done: Done) -> str:
     return re.sub(r"(?<!\w)/[\w.+-]+(?:/[\w.+-]+)+", "...", lines[-1])[:300] if lines else "it printed nothing"
 
 
-def summary(machine: Machine) -> Outcome:
+def summary(machine: Machine, seconds: float) -> Outcome:
     """summary.md: failures, then every table."""
     title = "# GPU check" + (", dry: nothing was measured" if machine.dry else "")
     (machine.out / "summary.md").write_text(f"{title}\n\n{failures(machine)}{tables(machine, '--all')}")
@@ -251,10 +354,12 @@ def report(machine: Machine) -> str:
 
 
 def tables(machine: Machine, *words: str) -> str:
+    runs = "".join(f"- {', '.join(row)}\n" for row in learnt(machine.out / "training"))
+    trained = f"Training, ten epochs each:\n\n{runs}\n" if runs else ""
     measured = machine.out / "benchmarks.jsonl"
     if not measured.exists():
-        return "No benchmark has run.\n"
-    return machine.run(machine.python("-m", "benchmarks.gpu.report", str(measured), *words), RESERVE).text
+        return f"{trained}No benchmark has run.\n"
+    return trained + machine.run(machine.python("-m", "benchmarks.gpu.report", str(measured), *words), RESERVE).text
 
 
 def failures(machine: Machine) -> str:
@@ -263,13 +368,16 @@ def failures(machine: Machine) -> str:
     return f"{len(failed)} tests failed:\n\n{names}\n" if failed else ""
 
 
-# In order, with the seconds below which a part is not begun.
-PARTS: dict[str, tuple[float, Work]] = {
-    "build": (30.0, build),
-    "doctor": (10.0, doctor),
-    "parity": (40.0, parity),
-    "sanitizer": (40.0, sanitizer),
-    "profile": (30.0, profile),
-    "benchmarks": (30.0, benchmarks),
-    "summary": (-RESERVE, summary),
+# In order of worth. The limits of a call's parts, and of the summary, which belongs to each, add up to what it has.
+PARTS = {
+    "build": Part(1, 30.0, 45.0, 120.0, build),
+    "doctor": Part(1, 5.0, 8.0, 15.0, doctor),
+    "kernels": Part(1, 20.0, 40.0, 70.0, kernels),
+    "benchmarks": Part(1, 40.0, 150.0, 150.0, benchmarks),
+    "training": Part(1, 30.0, 95.0, 100.0, training),
+    "profile": Part(1, 15.0, 30.0, 35.0, profile),
+    "memcheck": Part(1, 20.0, 40.0, 45.0, memcheck),
+    "parity": Part(2, 30.0, 90.0, 90.0, parity),
+    "races": Part(2, 30.0, 60.0, 75.0, races),
+    "summary": Part(0, -RESERVE, 5.0, RESERVE, summary),
 }

@@ -4,8 +4,9 @@
     python scripts/triton_report.py --only "merge" --arch 90        some of it, on the console
     python scripts/triton_report.py --only "merge" --out docs/triton-report.md     these lines of it anew
 
-Exits with 1 if a kernel spills registers, asks for more shared memory than a block can have, or multiplies matrices in
-16 bits without tensor cores. The constants and launch options are those of the backends themselves.
+Exits with 1 if a kernel spills registers, asks for more shared memory than a block can have, multiplies matrices in
+16 bits without tensor cores, or, where it only streams maps, stores less than 16 bytes at a time. The constants and
+launch options are those of the backends themselves.
 """
 
 import argparse
@@ -24,6 +25,8 @@ from triton_variants import Types, Variant, variants
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block can have
 # Matrix instructions, as PTX calls them. Triton uses mma.sync where a tile is too small for the others.
 INSTRUCTIONS = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
+STREAMS = re.compile("^spread ")  # variants that do little else than to write a map
+STORE = re.compile(r"\bst\.global\S*?(?:\.v(\d))?\.[bfsu](\d+)\b")  # of PTX: numbers, and bits of each
 
 
 class Result(NamedTuple):
@@ -31,6 +34,11 @@ class Result(NamedTuple):
     spilled: int  # bytes stored
     shared: int  # bytes of a block
     instruction: str
+    narrow: int = 0  # stores to global memory of less than 16 bytes
+
+
+def narrow_stores(ptx: str) -> int:
+    return sum(int(count or 1) * int(bits) < 128 for count, bits in STORE.findall(ptx))
 
 
 def source(variant: Variant) -> ASTSource:
@@ -62,7 +70,7 @@ def compiled(variant: Variant, architecture: int) -> Result:
         raise RuntimeError(f"{variant.name}: the assembler reported no registers:\n{text}")
     ptx = binary.asm["ptx"]
     instruction = next((name for name in INSTRUCTIONS if name in ptx), "")
-    return Result(int(registers[1]), int(spilled[1]), binary.metadata.shared, instruction)
+    return Result(int(registers[1]), int(spilled[1]), binary.metadata.shared, instruction, narrow_stores(ptx))
 
 
 def faults(variant: Variant, architecture: int, result: Result) -> list[str]:
@@ -73,6 +81,8 @@ def faults(variant: Variant, architecture: int, result: Result) -> list[str]:
         found.append(f"{result.shared} bytes of shared memory, {SHARED_LIMIT[architecture] << 10} at most")
     if variant.matrix and not result.instruction:
         found.append("no tensor cores")
+    if STREAMS.search(variant.name) and result.narrow:
+        found.append(f"{result.narrow} stores of less than 16 bytes")
     return found
 
 
@@ -94,7 +104,7 @@ def table(results: dict[str, dict[int, Result]], architectures: list[int], earli
         "",
         f"Written by `scripts/triton_report.py` with Triton {triton.__version__}, without a GPU: no time is measured.",
         "Cells: registers of a thread, KiB of shared memory of a block (limit in the head), matrix instruction.",
-        "No kernel spills registers; the script fails on one that does.",
+        "No kernel spills registers, and `spread` stores 16 bytes at a time; the script fails on one that does not.",
         "",
         head,
         "|---" * (len(architectures) + 1) + "|",

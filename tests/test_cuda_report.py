@@ -46,12 +46,27 @@ def test_what_counts_as_a_fault(report: ModuleType) -> None:
     ]
     assert report.faults(name, 90, report.Result(32, 0, 0, "")) == ["no MMA"]
     hopper = "infonce::hopper_partials<0, 128, true>"
-    assert report.faults(hopper, 90, report.Result(168, 0, 0, "HGMMA UTMALDG")) == []
-    assert report.faults(hopper, 90, report.Result(168, 0, 0, "HGMMA", True)) == [
+    assert report.faults(hopper, 90, report.Result(168, 0, 0, "HGMMA UTMALDG", hidden=0.5)) == []
+    assert report.faults(hopper, 90, report.Result(168, 0, 0, "HGMMA", True, 0.25)) == [
         "waits for each wgmma",
         "no HGMMA UTMALDG",
+        "only 25% of the exponentials beside products, 50% without those of the first step",
     ]
+    assert report.faults(hopper.replace("true", "false"), 90, report.Result(168, 0, 0, "HGMMA UTMALDG")) == []
+    for name in ("spread<float, 4>", "spread_last<__nv_bfloat16, 8>"):
+        assert report.faults(name, 90, report.Result(54, 0, 0, "STG.E.128")) == []
+        assert report.faults(name, 90, report.Result(54, 0, 0, "")) == ["no STG.E.128"]
+    assert report.faults("spread<float, 1>", 90, report.Result(30, 0, 0, "")) == []
     assert report.faults("pool<float, 1, 8>", 90, report.Result(32, 0, 0, "")) == []
+
+
+def test_order_of_exponentials_and_waits_is_read(report: ModuleType) -> None:
+    power = "  MUFU.EX2 R4, R4 ;\n"
+    last, all_of_them = "  WARPGROUP.DEPBAR.LE gsb0, 0x1 ;\n", "  WARPGROUP.DEPBAR.LE gsb0, 0x0 ;\n"
+    first_step = all_of_them + 2 * power
+    assert report.hidden(first_step + last + 2 * power + all_of_them) == 0.5
+    assert report.hidden(first_step + last + power + all_of_them + power) == 0.25
+    assert report.hidden(first_step + last + all_of_them + 2 * power) == report.hidden("") == 0
 
 
 def test_what_the_assembler_says_is_read(report: ModuleType) -> None:

@@ -1,10 +1,11 @@
-"""scripts/gpu_check.sh: the dry run, what it keeps and resumes, limits, and processes that a broken kernel ends."""
+"""scripts/gpu_check.sh: dry run, plan, what it keeps and resumes, limits, and processes that a broken kernel ends."""
 
 import importlib
 import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from types import ModuleType
 
@@ -27,33 +28,48 @@ def machine(check: ModuleType, tmp_path: Path) -> object:
     for folder in (made.out, made.work, made.source):
         folder.mkdir()
     made.dry, made.digest, made.log, made.environment = False, "abc", made.out / "check.log", dict(os.environ)
+    made.images = None
     made.deadline = check.time.monotonic() + 60
     return made
 
 
 @pytest.mark.slow
 def test_dry_run(tmp_path: Path) -> None:
-    command = ["bash", "scripts/gpu_check.sh", str(tmp_path), "--dry-run"]
+    out = tmp_path / "out"
+    command = ["bash", "scripts/gpu_check.sh", str(out), "--dry-run"]
     environment = {**os.environ, "PYTHON": sys.executable}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    rows = [line.split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")][1:]
-    assert [row[0] for row in rows] == [
-        *("| build", "| doctor", "| parity", "| sanitizer", "| profile", "| benchmarks", "| summary")
+    tables = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if line.startswith("| ")]
+    assert [row[-1] for row in tables if row[1].startswith("all, of")] == ["570", "200"]
+    rows = {row[0]: row for row in tables[tables.index(["part", "result", "seconds", "note"]) + 1 :]}
+    assert list(rows) == [
+        *("build", "doctor", "kernels", "benchmarks", "training", "profile", "memcheck", "parity", "races", "summary")
     ]
-    assert {row[1] for row in rows} == {"passed"}
-    assert int(rows[2][3].split()[0]) > 300  # tests would run
-    records = [json.loads(line) for line in (tmp_path / "benchmarks.jsonl").read_text().splitlines()]
+    assert {row[1] for row in rows.values()} == {"passed"}
+    assert int(rows["parity"][3].split()[0]) > 300  # tests would run
+    assert "moco-graph-off" in rows["training"][3] and "images/s kNN" in rows["training"][3]
+    records = [json.loads(line) for line in (out / "benchmarks.jsonl").read_text().splitlines()]
     measured = [record for record in records if record["kind"] == "row"]
     assert len(measured) > 150 and all(row["median_us"] > 0 for row in measured if not row.get("reason"))
-    assert json.loads((tmp_path / "environment.json").read_text())["source"]
+    assert json.loads((out / "environment.json").read_text())["source"]
+    with tarfile.open(tmp_path / "out.tar.gz") as archive:
+        kept = set(archive.getnames())
+    assert {"./parts.json", "./benchmarks.jsonl", "./training/moco-graph-off/metrics.jsonl", "./summary.md"} <= kept
+
+
+def test_the_limits_of_the_parts_fit_in_the_calls(check: ModuleType) -> None:
+    parts = check.gpu_parts.PARTS.values()
+    assert all(0 < part.estimate <= part.limit for part in parts)
+    for call, seconds in {1: 570, 2: 200}.items():
+        assert sum(part.limit for part in parts if part.call in (0, call)) <= seconds
 
 
 def test_finished_parts_are_kept_and_only_for_the_same_sources(check: ModuleType, machine: object) -> None:
     ran: list[str] = []
 
-    def work(name: str, status: str) -> tuple[float, object]:
-        return -check.RESERVE, lambda _: ran.append(name) or check.Outcome(status)
+    def work(name: str, status: str) -> object:
+        return check.Part(1, 0.0, 1.0, 1.0, lambda *_: ran.append(name) or check.Outcome(status))
 
     parts = {"build": work("build", "passed"), "parity": work("parity", "failed"), "late": work("late", "cut off")}
     assert check.perform(machine, check.Parts(machine), parts, "") == 1
@@ -65,9 +81,27 @@ def test_finished_parts_are_kept_and_only_for_the_same_sources(check: ModuleType
     assert ran[5:] == ["build"]
 
 
+def test_what_had_least_time_comes_first_within_its_limit(check: ModuleType, machine: object) -> None:
+    parts, given = check.Parts(machine), {}
+    for name, seconds in {"build": 5.0, "benchmarks": 150.0, "parity": 40.0, "summary": 1.0}.items():
+        parts.set(name, check.Outcome("cut off"), seconds)
+
+    def work(name: str, limit: float) -> object:
+        return check.Part(1, -check.RESERVE, 1.0, limit, lambda _, seconds: given.update({name: seconds}) or 1 / 0)
+
+    names = {"build": 7.0, "benchmarks": 8.0, "parity": 9.0, "races": 1e9, "summary": 3.0}
+    passed = check.Part(1, 0.0, 1.0, 7.0, lambda *_: check.Outcome("passed"))
+    work = {name: work(name, limit) for name, limit in names.items()} | {"build": passed}
+    assert check.perform(machine, parts, work, "") == 1
+    assert list(given) == ["races", "parity", "benchmarks", "summary"]
+    assert given["parity"] == 9 and 20 < given["races"] <= 60 - check.RESERVE
+    assert parts.records["parity"]["seconds"] == 40.0  # of both calls
+
+
 def test_parts_without_time_are_reported(check: ModuleType, machine: object) -> None:
     machine.deadline = check.time.monotonic() + 40
-    work = {"build": (30.0, lambda _: check.Outcome("passed")), "summary": (-check.RESERVE, lambda _: 1 / 0)}
+    build = check.Part(1, 30.0, 30.0, 30.0, lambda *_: check.Outcome("passed"))
+    work = {"build": build, "summary": check.Part(1, -check.RESERVE, 1.0, 1.0, lambda *_: 1 / 0)}
     parts = check.Parts(machine)
     assert check.perform(machine, parts, {"build": work["build"]}, "") == 3
     assert "| build | not reached | 0.0 | " in parts.table(["build"])
@@ -142,6 +176,16 @@ def test_notes_name_no_path_of_the_machine(check: ModuleType) -> None:
     assert parts.verdict(done(0, "== ERROR SUMMARY: 0 errors\nbye")) == "0 errors"
 
 
+def test_a_run_at_its_limit_is_cut_off_and_not_failed(check: ModuleType) -> None:
+    parts, done = importlib.import_module("gpu_parts"), importlib.import_module("gpu_machine").Done
+    whole, stopped, wrong = done(0, "5 checks, 0 wrong"), done(None, "begun"), done(1, "5 checks, 1 wrong")
+    assert parts.agreed({"cuda": whole, "hopper": whole}).status == "passed"
+    assert parts.agreed({"cuda": whole, "triton": stopped}) == (
+        *("cut off", "cuda: 5 checks, 0 wrong; triton: stopped at its limit"),
+    )
+    assert parts.agreed({"cuda": wrong, "triton": stopped}).status == "failed"
+
+
 def test_steps_are_measured_once_for_the_same_sources(check: ModuleType, machine: object) -> None:
     gpu_parts = importlib.import_module("gpu_parts")
     folder = machine.out / "profile"
@@ -159,7 +203,7 @@ file.write_text(json.dumps({"profiles": [{"ratio": 1.25}]}))
         return [sys.executable, "-c", code, produced if "json" in produced else f"{produced}/profile.json"]
 
     machine.python = python
-    outcome = gpu_parts.profile(machine)
+    outcome = gpu_parts.profile(machine, 50.0)
     assert outcome.status == "passed" and "cifar-moco 1.25" in outcome.note
     assert "somewhere" in outcome.note and "0 unfinished" in outcome.note
     written = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.json"))
@@ -167,6 +211,42 @@ file.write_text(json.dumps({"profiles": [{"ratio": 1.25}]}))
     kept = [name for name in presets if "byol" not in name]
     assert written == sorted([f"{name}/profile.json" for name in kept] + [f"train-step-{name}.json" for name in kept])
     (folder / "cifar-moco/profile.json").write_text(json.dumps({"profiles": [{"ratio": 2.0}]}))
-    assert "cifar-moco 2.00" in gpu_parts.profile(machine).note  # not measured again
+    assert "cifar-moco 2.00" in gpu_parts.profile(machine, 50.0).note  # not measured again
     machine.digest = "other"
-    assert "cifar-moco 1.25" in gpu_parts.profile(machine).note
+    assert "cifar-moco 1.25" in gpu_parts.profile(machine, 50.0).note
+
+
+def test_training_goes_on_from_its_checkpoint_and_is_kept(check: ModuleType, machine: object, tmp_path: Path) -> None:
+    gpu_parts = importlib.import_module("gpu_parts")
+    assert gpu_parts.training(machine, 50.0) == ("skipped", "--images names no images")
+    (tmp_path / "data/train").mkdir(parents=True)
+    with tarfile.open(tmp_path / "images.tar.xz", "w:xz") as archive:
+        archive.add(tmp_path / "data/train", "train")
+    machine.images = tmp_path / "images.tar.xz"
+    place = machine.work / f"training-{machine.digest}"
+    (place / "moco-graph-on/checkpoints").mkdir(parents=True)
+    (place / "moco-graph-on/checkpoints/last").touch()
+    asked: list[tuple[str, ...]] = []
+    epoch, train, scores = {"kind": "epoch"}, {"kind": "train", "images_per_s": 100.0}, {"kind": "eval", "knn_z": 41.25}
+    records = [{**train, "time": 4.0}, {**epoch, "time": 6.0}, {**epoch, "time": 8.0}, {**epoch, "time": 10.0}, scores]
+    code = """
+import pathlib, sys
+folder, names, text = pathlib.Path(sys.argv[1]), sys.argv[2].split(), sys.argv[3]
+folder.mkdir(parents=True, exist_ok=True)
+for name in names:
+    (folder / name).write_text(text)
+"""
+
+    def python(*words: str) -> list[str]:
+        asked.append(words)
+        text = "\n".join(map(json.dumps, records))
+        return [sys.executable, "-c", code, words[-1], " ".join(gpu_parts.EVIDENCE), text]
+
+    machine.python = python
+    outcome = gpu_parts.training(machine, 50.0)
+    assert outcome.status == "passed"
+    assert "moco-graph-on 2.00 s/epoch 100 images/s kNN 41.2" in outcome.note
+    assert asked[0][2:] == ("--resume", str(place / "moco-graph-on"))
+    assert asked[1][2] == "approach1" and str(machine.work / "images") in asked[1]
+    assert (machine.work / "images/train").is_dir() and len(asked) == 4 and not any(place.iterdir())
+    assert gpu_parts.training(machine, 50.0).status == "passed" and len(asked) == 4

@@ -234,6 +234,14 @@ def test_older_nvcc_gets_the_codes_it_knows(builder, tmp_path, monkeypatch) -> N
     assert builder.find_nvcc() == (nvcc, "80-real;86-real;90-real;90-virtual")
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc not found")
+def test_an_nvcc_that_is_too_old_is_refused(builder, monkeypatch, capsys) -> None:
+    monkeypatch.setenv("CUDACXX", str(shutil.which("nvcc")))
+    monkeypatch.setattr(builder, "OLDEST", "99.5")
+    assert builder.find_nvcc() == (None, "")
+    assert "mixfast needs CUDA 99.5 or newer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["cmake", "ninja"])
 def test_a_missing_program_is_named(name, builder, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # importing it fails

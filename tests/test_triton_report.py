@@ -49,6 +49,14 @@ def test_what_counts_as_a_fault(report: ModuleType) -> None:
         "101377 bytes of shared memory, 101376 at most"
     ]
     assert report.faults(variant, 90, report.Result(32, 0, 0, "")) == ["no tensor cores"]
+    ptx = (
+        "@%p1 st.global.v4.b32 [%rd1 + 0], { %r1, %r2, %r3, %r4 };\nst.global.L1::evict_first.v2.b64 [%rd2], { %rd3 };"
+    )
+    assert report.narrow_stores(ptx) == 0
+    narrow = report.narrow_stores(f"{ptx}\n@%p st.global.b16 [%rd1], {'{ %rs1 }'};\nst.global.v2.b32 [%rd1], %r1;")
+    streams = report.Variant("spread bf16 contiguous 7x7", None, {}, {}, {})
+    assert report.faults(streams, 90, report.Result(32, 0, 0, "", narrow)) == ["2 stores of less than 16 bytes"]
+    assert report.faults(variant._replace(matrix=False), 90, report.Result(32, 0, 0, "", narrow)) == []
 
 
 def test_variants_that_are_left_out_keep_their_lines(report: ModuleType) -> None:

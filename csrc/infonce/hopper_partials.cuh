@@ -121,6 +121,8 @@ __device__ inline void consume(Consumer<kFactors, kDim, kGrad>& consumer, const 
       consumer.start_products(shared.stage(i - 1));
       wgmma_wait<1>(consumer.scores);
       consumer.weigh(count - i * kKeys);
+      // Never taken, as no sum is negative, but not known before weigh() ends: ptxas would wait before it otherwise.
+      if (__ballot_sync(kAllLanes, consumer.sum[0] + consumer.sum[1] < -1) != 0) return;
       wgmma_wait<0>(consumer.weights, consumer.products);
       shared.let_go(i - 1);
       consumer.rescale();

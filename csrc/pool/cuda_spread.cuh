@@ -4,6 +4,7 @@
 //           time, and nothing else is read but the few weights and gradients
 #pragma once
 
+#include "common/ptx.cuh"
 #include "pool/cuda_plan.h"
 #include "pool/cuda_types.cuh"
 
@@ -29,9 +30,11 @@ __device__ const Sum<T>* weights_of_image(const SpreadCall<T>& call, int64_t ima
 // Writes the elements of a vector that lie in [0, size), counted from `to`; `at` is where the vector begins.
 template <class T, int V>
 __device__ void store_within(T* to, int64_t at, int64_t size, const Vector<T, V>& vector) {
-  if (at >= 0 && at + V <= size) {
-    *reinterpret_cast<Vector<T, V>*>(to + at) = vector;
-    return;
+  if constexpr (V * sizeof(T) == 16) {
+    if (at >= 0 && at + V <= size) {
+      store_16(to + at, vector);
+      return;
+    }
   }
   for (int v = 0; v < V; ++v) {
     if (at + v >= 0 && at + v < size) to[at + v] = vector.values[v];

@@ -40,7 +40,20 @@ def cuda_unavailable() -> str | None:
     """The same of the CUDA C++ backends."""
     if cuda is None:
         return cuda_error
-    return None if torch.cuda.is_available() else "torch finds no CUDA device"
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    found = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    if any(_runs_on(code, capability) for code in cuda.archs.split(",") for capability in found):
+        return None
+    here = " ".join(sorted({f"{major}{minor}" for major, minor in found}))
+    return f"it is built for {cuda.archs}; the GPUs here are {here} (MIXFAST_CUDA_ARCHS of the build, 80 at least)"
+
+
+def _runs_on(code: str, capability: tuple[int, int]) -> bool:
+    """Machine code ("80-real") on later GPUs of the same generation, PTX ("80-virtual") on all later ones."""
+    number, _, kind = code.partition("-")
+    major, minor = divmod(int(number), 10)
+    return capability >= (major, minor) and (kind == "virtual" or capability[0] == major)
 
 
 def cpu_place(available: list[int], instruction_set: int) -> tuple[int, int]:

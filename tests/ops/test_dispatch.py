@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import mixfast
-from mixfast.ops import _dispatch
+from mixfast.ops import _dispatch, _native
 
 
 def backend(reason: str | None = None, call: str | None = None, **attributes: Any) -> SimpleNamespace:
@@ -113,6 +113,30 @@ def test_every_operation_has_a_reference_and_says_why_others_are_missing() -> No
         assert reasons["reference"] is None
         assert list(reasons) == [name for name in _dispatch.FILES if name in reasons]
         assert all(reason is None or (isinstance(reason, str) and reason) for reason in reasons.values())
+
+
+@pytest.mark.parametrize(
+    ("archs", "capabilities", "runs"),
+    [
+        ("80-real,90-real", [(7, 5)], False),  # a T4
+        ("80-real,90-real", [(8, 0)], True),
+        ("80-real,90-real", [(8, 6)], True),  # machine code of the same generation
+        ("86-real", [(8, 0)], False),
+        ("80-real,90-real", [(12, 0)], False),
+        ("80-real,90-real,90-virtual", [(12, 0)], True),  # the driver compiles PTX
+        ("90-virtual", [(8, 9)], False),
+        ("90-real", [(7, 5), (9, 0)], True),
+    ],
+)
+def test_cuda_serves_the_gpus_that_it_is_built_for(
+    archs: str, capabilities: list[tuple[int, int]], runs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "cuda", SimpleNamespace(archs=archs))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+    reason = mixfast.backends()["multi_queue_infonce"]["cuda"]
+    assert reason is None if runs else f"it is built for {archs}; the GPUs here are" in str(reason)
 
 
 def test_environment_variable_reaches_an_operation(monkeypatch: pytest.MonkeyPatch) -> None:

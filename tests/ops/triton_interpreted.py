@@ -15,6 +15,7 @@ import mixfast
 from mixfast.ops.infonce import gpu_triton as infonce
 from mixfast.ops.infonce import multi_queue_infonce
 from mixfast.ops.pool import gpu_triton as pool
+from mixfast.ops.pool import gpu_triton_kernels as pool_kernels
 from mixfast.ops.pool import reference as pool_reference
 from tests.ops import infonce as infonce_tests
 from tests.ops import test_masked_upsample_pool as pool_tests
@@ -78,6 +79,17 @@ def test_boxes_are_clamped_as_on_a_gpu() -> None:
     weights = pool.weights(boxes, 6, 5, 2, 3, torch.float32)
     expected = pool_reference.weights(torch.tensor([[0, 1, 4, 6], [0, 0, 0, 0]]), 6, 5, 2, 3, torch.float32)
     torch.testing.assert_close(weights, expected)
+
+
+def test_cells_of_an_image_are_counted_in_64_bits(rng: torch.Generator) -> None:
+    """Two programs of an image of 2^32 + 64 elements, which 32 bits would take for one of 64."""
+    channels, positions, adjacent = (1 << 26) + 1, 64, 2048
+    upstream, weights = (torch.rand(2, size, generator=rng) for size in (2 * adjacent // positions, positions))
+    grad = torch.zeros(2 * adjacent)
+    constants = pool.spread_constants(8, 8, False, False)
+    assert constants["BLOCK_C"] * constants["BLOCK_P"] == adjacent
+    pool_kernels.spread[(2,)](*upstream, weights, grad, channels, **constants)
+    torch.testing.assert_close(grad, (upstream.T @ weights).flatten())
 
 
 def test_pool_derivatives_and_ready_weights(rng: torch.Generator) -> None:

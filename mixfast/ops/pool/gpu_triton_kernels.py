@@ -156,8 +156,10 @@ def spread(
     """grad[b, c, p] = grad_inside[b, c] weights[b, 0, p] + grad_outside[b, c] weights[b, 1, p]: a stream of writes.
 
     One program for BLOCK_C x BLOCK_P cells of an image if channels are last, else for as many adjacent ones: rows of
-    49 positions, say, have no alignment, but the image as a whole has.
+    49 positions, say, have no alignment, but the image as a whole has. It is bounded as a whole, too: from bounds of
+    channels and of positions the compiler would infer stores of single cells.
     """
+    size = tl.cast(channels, tl.int64) * POSITIONS  # of an image
     if CHANNELS_LAST:
         across = tl.cdiv(channels, BLOCK_C)
         blocks = across * tl.cdiv(POSITIONS, BLOCK_P)
@@ -165,11 +167,15 @@ def spread(
         c = block % across * BLOCK_C + tl.arange(0, BLOCK_C)[None, :]
         p = block // across * BLOCK_P + tl.arange(0, BLOCK_P)[:, None]
         cells = p.to(tl.int64) * channels + c
+        mask = (c < channels) & (p < POSITIONS)
     else:
-        blocks = tl.cdiv(channels * POSITIONS, BLOCK_C * BLOCK_P)
-        cells = tl.program_id(0) % blocks * (BLOCK_C * BLOCK_P) + tl.arange(0, BLOCK_C * BLOCK_P)
-        c = cells // POSITIONS
-        p = cells % POSITIONS
+        blocks = tl.cdiv(size, BLOCK_C * BLOCK_P).to(tl.int32)
+        first = (tl.program_id(0) % blocks).to(tl.int64) * (BLOCK_C * BLOCK_P)
+        behind = (first % POSITIONS).to(tl.int32) + tl.arange(0, BLOCK_C * BLOCK_P)
+        c = (first // POSITIONS).to(tl.int32) + behind // POSITIONS
+        p = behind % POSITIONS
+        cells = first + tl.arange(0, BLOCK_C * BLOCK_P)
+        mask = cells < size
     image = (tl.program_id(0) // blocks).to(tl.int64)
     weights += (image * 0 if SHARED else image) * 2 * POSITIONS
     g_in = tl.load(grad_inside + image * channels + c, c < channels, 0.0).to(tl.float32)
@@ -177,8 +183,7 @@ def spread(
     w_in = tl.load(weights + p, p < POSITIONS, 0.0)
     w_out = tl.load(weights + POSITIONS + p, p < POSITIONS, 0.0)
     value = g_in * w_in + g_out * w_out
-    mask = (c < channels) & (p < POSITIONS)
-    tl.store(grad + image * channels * POSITIONS + cells, value.to(grad.dtype.element_ty), mask)
+    tl.store(grad + image * size + cells, value.to(grad.dtype.element_ty), mask)
 
 
 @triton.jit

@@ -121,6 +121,13 @@ void cp_async_wait() {
   emulator::finish_copies(N);
 }
 
+template <class T>
+void store_16(void* global, const T& value, const std::source_location site = std::source_location::current()) {
+  static_assert(sizeof(T) == 16);
+  if (reinterpret_cast<uintptr_t>(global) % 16 != 0) emulator::fail("a misaligned address of 16 bytes", site);
+  std::memcpy(global, &value, 16);
+}
+
 inline float exp2_approx(float x) {
   const float y = std::exp2(x);
   return y < 0x1p-126f ? 0.0f : y;
