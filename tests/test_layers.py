@@ -23,6 +23,7 @@ LAYERS = (
     ("detection",),
     ("config",),
     ("run",),
+    ("formats",),
     ("export",),
     ("train",),
     ("evaluate",),

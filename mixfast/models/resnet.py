@@ -75,9 +75,9 @@ STEMS = {"cifar": (3, 1, False), "cifar_s2": (3, 2, False), "imagenet": (7, 2, T
 class ResNet(Backbone):
     """A residual network up to its last map; stages 2, 3, ... halve the map and double the channels.
 
-    Parameter names are torchvision's (conv1, bn1, layer1 ... ), so weights travel both ways; the children in the order
-    of their names (conv1, bn1, relu, maxpool, layer1 ... ) are the forward pass, as torchvision's IntermediateLayerGetter
-    takes for granted. Depth 18 at width 64 with the "cifar" stem maps [B, 3, 32, 32] to [B, 512, 4, 4].
+    Parameter names are torchvision's (conv1, bn1, layer1 ... ), so weights travel both ways. The forward pass is the
+    children one after the other (conv1, bn1, relu, maxpool, layer1 ... ): torchvision's IntermediateLayerGetter assumes
+    it. Depth 18 at width 64 with the "cifar" stem maps [B, 3, 32, 32] to [B, 512, 4, 4].
 
     Args:
         depth: a key of `LAYOUTS`.

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from mixfast.errors import ConfigError
 from mixfast.ops import split_batch_norm
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 def check_values(x: Tensor, num_splits: int = 1) -> None:
@@ -95,6 +98,19 @@ def split_batch_norms_(module: nn.Module, num_splits: int, name: str) -> None:
             setattr(split, buffer, getattr(norm, buffer))
         parent, _, child = path.rpartition(".")
         setattr(module.get_submodule(parent), child, split)
+
+
+def plain_batch_norms_(module: Module) -> Module:
+    """`module` with torch.nn.BatchNorm2d for each `SplitBatchNorm2d` inside it; weights and statistics stay."""
+    for path, norm in list(module.named_modules()):
+        if isinstance(norm, SplitBatchNorm2d):
+            plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+            plain.weight, plain.bias = norm.weight, norm.bias
+            for buffer in ("running_mean", "running_var", "num_batches_tracked"):
+                setattr(plain, buffer, getattr(norm, buffer))
+            parent, _, child = path.rpartition(".")
+            setattr(module.get_submodule(parent), child, plain)
+    return module
 
 
 @contextmanager
