@@ -26,12 +26,12 @@ def _preprocessor(source: Source) -> dict[str, object]:
 def maps(folder: Path, source: Source) -> list[Tensor]:
     """The maps of mmdet's network with the file's weights."""
     from mmdet.models.backbones import ResNet
+    from mmengine.runner import load_checkpoint
 
-    depth = layout_of(source, "mmdet", ["imagenet"]).depth
-    pretrained = {"type": "Pretrained", "checkpoint": str(folder / FILE)}
-    network = ResNet(depth, style="pytorch", init_cfg=pretrained)
-    network.init_weights()
-    return outputs_of(network.eval(), [f"layer{stage}" for stage in source.stages], source.images)
+    network = ResNet(layout_of(source, "mmdet", ["imagenet"]).depth, style="pytorch")
+    load_checkpoint(network, str(folder / FILE), map_location="cpu", strict=True)
+    network.eval()  # mmdet's returns nothing
+    return outputs_of(network, [f"layer{stage}" for stage in source.stages], source.images)
 
 
 def usage(source: Source) -> str:
