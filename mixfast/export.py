@@ -1,6 +1,6 @@
 """The trained backbone as a file that other programs read: safetensors with its library's parameter names.
 
-Training ends with it; python -m mixfast.export RUN [--out DIR] writes that of any checkpoint, of unfinished runs too.
+Training ends with it; python -m mixfast.export RUN [--to LIBRARY] writes that of any checkpoint of any run.
 """
 
 import hashlib
@@ -9,23 +9,24 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from torch import Tensor, nn
 
 import mixfast
+from mixfast import formats
 from mixfast.config.words import parse
-from mixfast.errors import CheckpointError, ConfigError, NonFiniteError
-from mixfast.files import write_whole
-from mixfast.models import Backbone, Encoder, adapters
+from mixfast.errors import CheckpointError, ConfigError
+from mixfast.formats.card import FILE as CARD
+from mixfast.formats.card import card
+from mixfast.formats.native import FACTS, WEIGHTS, call, checksum, load_backbone, own_factory, rebuilt, structure
+from mixfast.formats.snapshot import Snapshot
+from mixfast.models import Backbone, Encoder
 from mixfast.models.backbone import named_weights
-from mixfast.models.config import RESNET_OPTIONS, ModelConfig
-from mixfast.models.resnet import STEMS, ResNet
 from mixfast.run import command
-from mixfast.run.finite import not_finite
-from mixfast.run.folder import RunFolder, write_json
+from mixfast.run.folder import RunFolder
 from mixfast.run.reopen import MachineOptions, load_run
 from mixfast.run.setup import Setup
 from mixfast.run.state import Run
@@ -33,7 +34,6 @@ from mixfast.scoring.features import evaluation_mode
 
 __all__ = ["export", "load_backbone"]
 
-WEIGHTS, FACTS = "backbone.safetensors", "export.json"
 _KEYS = {  # by what makes the backbone: whose names the weights have
     "resnet": "torchvision.models.resnet, without fc; with a cifar stem also without maxpool, and conv1 is 3x3",
     "torchvision": "torchvision's, without the classifier",
@@ -46,7 +46,10 @@ class Export(MachineOptions):
     """Write the backbone of a run's checkpoint for other programs; the run need not be finished."""
 
     run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]  # folder of the run, or a checkpoint of it
-    out: Path | None = None  # folder of the two files; none: export/ of the run
+    # the library whose files are written; none: backbone.safetensors, for load_backbone and any reader of safetensors
+    to: Literal["torchvision", "timm", "detectron2", "mmdet", "onnx"] | None = None
+    encoder: Literal["query", "key"] = "query"  # the trained network, or its moving average
+    out: Path | None = None  # folder of the files; none: export/ of the run, in it key/ and the library's name
 
 
 def main(words: list[str] | None = None) -> int:
@@ -56,16 +59,17 @@ def main(words: list[str] | None = None) -> int:
 
 def export_named(words: list[str]) -> None:
     """Export what the words name, and print its path."""
-    path = export_checkpoint(parse(Export, words, "python -m mixfast.export"))
-    print(f"backbone  {path} (reload checked)")
+    export_checkpoint(parse(Export, words, "python -m mixfast.export"))
 
 
-def export_checkpoint(options: Export) -> Path:
-    """Export what a checkpoint holds; returns the path of the weights.
+def export_checkpoint(options: Export) -> None:
+    """Export what a checkpoint holds, and print the paths.
 
     Raises:
-        CheckpointError: no checkpoint, or a damaged one.
-        ConfigError: a checkpoint file is named, but no folder for what is not the run's last word.
+        CheckpointError: no checkpoint, or a damaged one; or a library computes other maps of its files.
+        ConfigError: a checkpoint file is named, but no folder for what is not the run's last word; the method has no
+            key encoder; or the library has no such network.
+        PlatformError: a package that writes the files is missing.
     """
     if options.out is None and options.run.is_file():
         raise ConfigError(f"give --out DIR for the checkpoint {options.run}: export/ of the run is of its newest one.")
@@ -74,11 +78,18 @@ def export_checkpoint(options: Export) -> Path:
     file, state, setup = load_run(options.run, options)
     setup.load_method(state, file)
     print(f"{file}: {setup.config.method_name}, epoch {state['epoch']}, step {state['step']}")
-    return _write(setup, options.out or RunFolder.open(options.run).export, state["epoch"])
+    folder = RunFolder.open(options.run)
+    parts = [*(["key"] if options.encoder == "key" else []), *([options.to] if options.to else [])]
+    out = options.out or folder.export.joinpath(*parts)
+    snapshot = Snapshot(setup, folder, state["epoch"], state["step"], options.encoder)
+    if options.to is None:
+        print(f"backbone  {_write(snapshot, out)} (reload checked)")
+    else:
+        print("\n".join(_write_for(options.to, snapshot, out)))
 
 
 def export(run: Run) -> Path:
-    """Write export/backbone.safetensors and export.json, load them again, and compare the maps of both networks.
+    """Write export/backbone.safetensors with export.json and README.md, load it, and compare both networks' maps.
 
     Returns:
         The path of the weights.
@@ -87,24 +98,42 @@ def export(run: Run) -> Path:
         CheckpointError: the file gives another network than the one in memory.
         NonFiniteError: a weight is NaN or infinite.
     """
-    return _write(run, run.folder.export, run.epoch)
+    return _write(Snapshot(run, run.folder, run.epoch, run.step, "query"), run.folder.export)
 
 
-def _write(setup: Setup, folder: Path, epoch: int) -> Path:
+def _write(snapshot: Snapshot, folder: Path) -> Path:
     from safetensors.torch import save
 
-    encoder, config = setup.method.encoder, setup.config
-    state = named_weights(encoder.backbone).state_dict()
-    if bad := not_finite(state):
-        raise NonFiniteError(f"the backbone is not exported: {', '.join(list(bad)[:5])} of it is not finite.")
-    weights = {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in state.items()}
-    folder.mkdir(parents=True, exist_ok=True)
+    setup = snapshot.setup
+    content = save(snapshot.weights(), metadata={"format": "pt"})  # one entry: two would have no fixed order
+    loading = call(setup.config.model.architecture, '"."')
+    page = _card(snapshot, {WEIGHTS: content}, f"import mixfast.export\n\nbackbone = {loading}", "mixfast")
+    described = json.dumps(facts(snapshot, hashlib.sha256(content).hexdigest()), indent=2) + "\n"
+    # save_file of safetensors would make a file that nobody else may read
+    formats.write({WEIGHTS: content, FACTS: described.encode(), CARD: page}, folder)
     path = folder / WEIGHTS
-    content = save(weights, metadata={"format": "pt"})  # one entry: two would have no fixed order
-    write_whole(path, content)  # save_file would make a file that nobody else may read
-    write_json(folder / FACTS, facts(setup, hashlib.sha256(content).hexdigest(), epoch))
-    verify(encoder, path, setup.normalise(setup.splits.test.images[:4]), _own_factory(config.model.architecture))
+    verify(snapshot.encoder, path, snapshot.images(), own_factory(setup.config.model.architecture))
     return path
+
+
+def _write_for(library: str, snapshot: Snapshot, folder: Path) -> list[str]:
+    """Write the files of --to; returns lines that say where, and what their library made of them."""
+    setup, target = snapshot.setup, formats.TARGETS[library]
+    architecture, splits = setup.config.model.architecture, setup.splits
+    backbone = rebuilt(architecture, folder, own_factory(architecture))
+    named_weights(backbone).load_state_dict(snapshot.weights())
+    images = snapshot.images()
+    compare(snapshot.encoder, backbone.eval(), images, folder)
+    source = formats.Source(backbone.cpu(), architecture, splits.mean, splits.std, images.cpu().contiguous())
+    files = target.files(source)
+    note = formats.checked(target, files, source)
+    formats.write({**files, CARD: _card(snapshot, files, target.usage(source), library)}, folder)
+    return [f"{library:<11} {folder / name}" for name in [*files, CARD]] + [note]
+
+
+def _card(snapshot: Snapshot, files: dict[str, bytes], usage: str, library: str) -> bytes:
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return card(snapshot, digests, usage, library).encode(errors="backslashreplace")
 
 
 def check_exportable(setup: Setup) -> None:
@@ -115,7 +144,7 @@ def check_exportable(setup: Setup) -> None:
     """
     model = setup.config.model
     with torch.random.fork_rng(devices=[]):
-        named = _rebuilt(model.architecture, Path(), _own_factory(model.architecture))
+        named = rebuilt(model.architecture, Path(), own_factory(model.architecture))
     here, there = (
         {name: getattr(value, "shape", type(value)) for name, value in named_weights(backbone).state_dict().items()}
         for backbone in (setup.method.encoder.backbone, named)
@@ -129,125 +158,41 @@ def check_exportable(setup: Setup) -> None:
         )
 
 
-def facts(setup: Setup, sha256: str, epoch: int) -> dict[str, Any]:
-    """What somebody needs to use the weights elsewhere."""
+def facts(snapshot: Snapshot, sha256: str) -> dict[str, Any]:
+    """What somebody needs to use the weights elsewhere; `checksum` is of all other entries."""
+    setup, backbone = snapshot.setup, snapshot.encoder.backbone
     model, splits = setup.config.model, setup.splits
     source = model.backbone.partition(":")[0]
-    return {
+    found = {
         "file": WEIGHTS,
         "mixfast": mixfast.__version__,
         "sha256": sha256,
         "architecture": model.architecture,
+        **structure(backbone),
         "keys": _KEYS.get(source, f"those of the module that {model.backbone} makes"),
-        "features": setup.method.encoder.backbone.out_channels,
+        "features": backbone.out_channels,
         "input": {"side": splits.train.images.shape[-1], "mean": list(splits.mean), "std": list(splits.std)},
         "input_note": "RGB in [0, 1], minus mean, over std",
-        "load": _call(model.architecture, "folder"),
+        "load": call(model.architecture, "folder"),
         "method": setup.config.method_name,
+        "encoder": snapshot.which,
         "data": splits.name,
-        "epochs": epoch,
+        "epochs": snapshot.epoch,
     }
+    return {**found, "checksum": checksum(found)}
 
 
-def load_backbone(folder: Path | str, factory: Callable[..., nn.Module] | None = None) -> Backbone:
-    """The exported network in evaluation mode, on the CPU.
-
-    Args:
-        folder: the export/ folder of a run.
-        factory: what made a backbone of one's own, as `model.backbone` named it. A folder names such code but is not
-            trusted to choose it: nothing is imported because a folder says so, but torchvision and timm.
-
-    Raises:
-        CheckpointError: a file is missing, the weights are not those that export.json describes, or they are of a
-            backbone of one's own and `factory` is not given.
-    """
-    from safetensors.torch import load
-
-    folder = Path(folder)
-    try:
-        described = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        content = (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{folder} is no export: {error}. Give the export/ folder of a finished run.") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / FACTS} cannot be read: {error}.") from error
-    architecture = _checked(described, folder)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != described["sha256"]:
-        raise CheckpointError(f"{folder / WEIGHTS} has sha256 {digest}, export.json says {described['sha256']!r:.80}.")
-    try:
-        weights = load(content)
-    except Exception as error:  # safetensors raises its own type, and others
-        raise CheckpointError(f"{folder / WEIGHTS} cannot be read: {error}.") from error
-    with torch.device("meta" if "backbone" not in architecture else "cpu"):  # nothing is allocated for absurd sizes
-        backbone = _rebuilt(architecture, folder, factory)
-    wanted = named_weights(backbone).state_dict()
-    if unlike := [name for name in {**wanted, **weights} if _form(wanted.get(name)) != _form(weights.get(name))]:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} is of another network than the one built here, as {FACTS} says: they differ in "
-            f"{len(unlike)} entries ({', '.join(unlike[:5])})."
-        )
-    if "backbone" not in architecture:
-        backbone = _rebuilt(architecture, folder, factory)
-    named_weights(backbone).load_state_dict(weights)
-    return backbone.eval()
-
-
-def _form(value: Tensor | None) -> object:
-    return None if value is None else (value.shape, value.dtype)
-
-
-def _checked(described: Any, folder: Path) -> dict[str, Any]:
-    """The architecture in what export.json holds; CheckpointError if it is none."""
-    architecture = described.get("architecture") if isinstance(described, dict) else None
-    try:
-        if not isinstance(architecture, dict) or "sha256" not in described:
-            raise ValueError("it must hold architecture and sha256")
-        if architecture.keys() not in ({"backbone"}, set(RESNET_OPTIONS)):
-            raise ValueError(f"architecture must have the keys {', '.join(RESNET_OPTIONS)}, or backbone alone")
-        default = ModelConfig(backbone="torchvision:resnet18") if "backbone" in architecture else ModelConfig()
-        if any(type(value) is not type(getattr(default, key)) for key, value in architecture.items()):
-            raise ValueError(f"architecture has a value of another type: {architecture!r:.100}")
-        if "stem" in architecture and architecture["stem"] not in STEMS:
-            raise ValueError(f"architecture.stem must be one of {', '.join(STEMS)}; got {architecture['stem']!r:.50}")
-        ModelConfig(**architecture)
-    except (ValueError, ConfigError) as error:
-        raise CheckpointError(f"{folder / FACTS} describes no backbone: {error}.") from error
-    return architecture
-
-
-def _rebuilt(architecture: dict[str, Any], folder: Path, factory: Callable[..., nn.Module] | None) -> Backbone:
-    """A network of that architecture, with ordinary batch norms."""
-    if "backbone" not in architecture:
-        return ResNet(**architecture, num_splits=1)
-    named = adapters.parse(architecture["backbone"])
-    if named.own and factory is None:
-        raise CheckpointError(
-            f"{folder} holds weights of a backbone that the function {named.name} of the module {named.source} makes. "
-            f"If you trust that module, import it and call {_call(architecture, repr(str(folder)))}."
-        )
-    return adapters.make(architecture["backbone"], factory)
-
-
-def _own_factory(architecture: dict[str, Any]) -> Callable[..., Any] | None:
-    """The factory of a backbone of the user's own; None of another."""
-    named = adapters.parse(architecture["backbone"]) if "backbone" in architecture else None
-    return adapters.imported(named) if named is not None and named.own else None
-
-
-def _call(architecture: dict[str, Any], folder: str) -> str:
-    """The words that load an export."""
-    named = adapters.parse(architecture["backbone"]) if "backbone" in architecture else None
-    factory = f", factory={named.source}.{named.name}" if named is not None and named.own else ""
-    return f"mixfast.export.load_backbone({folder}{factory})"
+def verify(encoder: Encoder, path: Path, images: Tensor, factory: Callable[..., nn.Module] | None = None) -> None:
+    """Raise a CheckpointError unless the exported file computes what `encoder` does on normalised images."""
+    compare(encoder, load_backbone(path.parent, factory), images, path)
 
 
 @torch.no_grad()
-def verify(encoder: Encoder, path: Path, images: Tensor, factory: Callable[..., nn.Module] | None = None) -> None:
-    """Raise a CheckpointError unless the exported file computes what `encoder` does on normalised images."""
+def compare(encoder: Encoder, backbone: Backbone, images: Tensor, path: Path) -> None:
+    """Raise a CheckpointError, of `path`, unless a reloaded backbone computes what `encoder` does on its device."""
     with evaluation_mode(encoder):
         here = encoder.backbone(images)
-    there = load_backbone(path.parent, factory).to(images.device)(images)
+    there = backbone.to(images.device)(images)
     worst = (here - there).abs().max().item()
     # The same weights through the same kernels; a GPU may still pick another algorithm.
     if not worst <= 1e-4 * here.abs().max().item():  # NaN is not

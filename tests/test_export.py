@@ -41,6 +41,19 @@ def test_reloaded_backbone_is_the_trained_one_bit_by_bit(run: Run) -> None:
     facts = json.loads((path.parent / "export.json").read_text())
     assert facts["architecture"] == {"depth": 8, "width": 8, "stem": "cifar_s2"} and facts["features"] == 32
     assert facts["input"]["side"] == 16 and facts["input"]["mean"] == list(run.splits.mean)
+    assert facts["stem"] == {"conv1": {"kernel": [3, 3], "stride": [2, 2], "padding": [1, 1]}, "maxpool": False}
+    assert (facts["channels"], facts["strides"]) == ([8, 16, 32], [2, 4, 8])
+
+
+def test_a_loaded_backbone_is_plain_and_ready_for_training(run: Run) -> None:
+    loaded = load_backbone(export(run).parent)
+    assert [name for name, _ in loaded.named_children()] == ["conv1", "bn1", "relu", "layer1", "layer2", "layer3"]
+    norms = [module for module in loaded.modules() if "Norm" in type(module).__name__]
+    assert {type(norm) for norm in norms} == {nn.BatchNorm2d} and len(norms) == 9  # 1 + 3 x 2 + 2 shortcuts
+    assert not loaded.training and all(parameter.requires_grad for parameter in loaded.parameters())
+    assert any(
+        type(module) is not nn.BatchNorm2d for module in run.method.modules() if isinstance(module, nn.BatchNorm2d)
+    )
 
 
 def test_same_run_gives_the_same_file(run: Run) -> None:
@@ -107,7 +120,7 @@ def test_files_have_the_mode_that_the_umask_leaves(run: Run) -> None:
     finally:
         os.umask(before)
     assert {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {
-        "backbone.safetensors": 0o640, "export.json": 0o640,
+        "backbone.safetensors": 0o640, "export.json": 0o640, "README.md": 0o640,
     }  # fmt: skip
 
 
@@ -154,33 +167,47 @@ def test_a_checkpoint_that_is_not_finite_is_neither_exported_nor_scored(run: Run
     assert not run.folder.export.exists()
 
 
-Damage = Callable[[Path, dict[str, Any]], object]
-DAMAGED: dict[str, Damage] = {
-    "empty": lambda folder, _: (folder / "export.json").write_text(""),
-    "no object": lambda folder, _: (folder / "export.json").write_text("[1]"),
-    "bytes": lambda folder, _: (folder / "export.json").write_bytes(b"\xff\xfe\x00"),
-    "no sha256": lambda _, facts: facts.pop("sha256"),
-    "sha256": lambda _, facts: facts.update(sha256=None),
-    "no architecture": lambda _, facts: facts.pop("architecture"),
-    "architecture": lambda _, facts: facts.update(architecture="resnet"),
-    "no depth": lambda _, facts: facts["architecture"].pop("depth"),
-    "another key": lambda _, facts: facts["architecture"].update(colour=1),
-    "depth": lambda _, facts: facts["architecture"].update(depth=19),
-    "another depth": lambda _, facts: facts["architecture"].update(depth=18),
-    "a type": lambda _, facts: facts["architecture"].update(width="8"),
-    "an absurd size": lambda _, facts: facts["architecture"].update(width=10**7),
-    "stem": lambda _, facts: facts["architecture"].update(stem="zzz"),
-    "backbone": lambda _, facts: facts.update(architecture={"backbone": "zzz"}),
-    "backbone of another type": lambda _, facts: facts.update(architecture={"backbone": 3}),
-    "own backbone": lambda _, facts: facts.update(architecture={"backbone": "os:getcwd"}),
-    "no weights": lambda folder, _: (folder / "backbone.safetensors").unlink(),
-    "a folder": lambda folder, _: (
+def sealed(facts: dict[str, Any]) -> str:
+    """The text of an export.json whose checksum is right: as somebody would write it who knows how."""
+    entries = {key: value for key, value in facts.items() if key != "checksum"}
+    digest = hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**entries, "checksum": digest})
+
+
+Change = Callable[[dict[str, Any]], object]
+CHANGED: dict[str, tuple[Change, str]] = {  # entries of a sealed export.json, and what is said of it
+    "no sha256": (lambda facts: facts.pop("sha256"), "must hold sha256 and checksum"),
+    "sha256": (lambda facts: facts.update(sha256=None), "export.json says None"),
+    "no architecture": (lambda facts: facts.pop("architecture"), "must hold architecture"),
+    "architecture": (lambda facts: facts.update(architecture="resnet"), "must hold architecture"),
+    "no depth": (lambda facts: facts["architecture"].pop("depth"), "architecture must have the keys depth, width"),
+    "another key": (lambda facts: facts["architecture"].update(colour=1), "architecture must have the keys"),
+    "depth": (lambda facts: facts["architecture"].update(depth=19), "model.depth must be one of"),
+    "another depth": (lambda facts: facts["architecture"].update(depth=18), "is of another network than the one built"),
+    "a type": (lambda facts: facts["architecture"].update(width="8"), "a value of another type"),
+    "an absurd size": (lambda facts: facts["architecture"].update(width=10**7), "model.width"),
+    "stem": (lambda facts: facts["architecture"].update(stem="zzz"), "architecture.stem must be one of"),
+    "another stride": (lambda facts: facts["architecture"].update(stem="cifar"), "says stem .*'stride': .2, 2"),
+    "conv1": (lambda facts: facts["stem"]["conv1"].update(stride=[1, 1]), "says stem .*has .*'stride': .2, 2"),
+    "maxpool": (lambda facts: facts["stem"].update(maxpool=True), "says stem .*'maxpool': True"),
+    "no stem": (lambda facts: facts.pop("stem"), "says stem None"),
+    "strides": (lambda facts: facts["strides"].reverse(), r"says strides \[8, 4, 2\]"),
+    "backbone": (lambda facts: facts.update(architecture={"backbone": "zzz"}), "model.backbone must be"),
+    "backbone of another type": (lambda facts: facts.update(architecture={"backbone": 3}), "a value of another type"),
+    "own backbone": (lambda facts: facts.update(architecture={"backbone": "os:getcwd"}), "the function getcwd of"),
+}
+DAMAGED: dict[str, Callable[[Path], object]] = {  # files
+    "empty": lambda folder: (folder / "export.json").write_text(""),
+    "no object": lambda folder: (folder / "export.json").write_text("[1]"),
+    "bytes": lambda folder: (folder / "export.json").write_bytes(b"\xff\xfe\x00"),
+    "no weights": lambda folder: (folder / "backbone.safetensors").unlink(),
+    "a folder": lambda folder: (
         (folder / "backbone.safetensors").unlink(),
         (folder / "backbone.safetensors").mkdir(),
     ),
-    "truncated": lambda folder, _: os.truncate(folder / "backbone.safetensors", 300),
+    "truncated": lambda folder: os.truncate(folder / "backbone.safetensors", 300),
 }
-SEALED: dict[str, Callable[[Path], object]] = {
+SEALED: dict[str, Callable[[Path], object]] = {  # weights whose hash export.json has
     "no safetensors": lambda path: path.write_bytes(b"x" * 50),
     "nothing": lambda path: path.write_bytes(b""),
     "header": lambda path: path.write_bytes((2**40).to_bytes(8, "little") + path.read_bytes()[8:]),
@@ -198,15 +225,31 @@ def test_every_damage_to_an_export_is_a_checkpoint_error(run: Run, tmp_path: Pat
         if name in SEALED:
             SEALED[name](folder / "backbone.safetensors")
             facts["sha256"] = hashlib.sha256((folder / "backbone.safetensors").read_bytes()).hexdigest()
-            (folder / "export.json").write_text(json.dumps(facts))
+            (folder / "export.json").write_text(sealed(facts))
         else:
-            before = json.dumps(facts)
-            DAMAGED[name](folder, facts)
-            if json.dumps(facts) != before:
-                (folder / "export.json").write_text(json.dumps(facts))
-        with pytest.raises(CheckpointError):
+            DAMAGED[name](folder)
+        with pytest.raises(CheckpointError, match=r"cannot be read|is no export|must hold|another network|has sha256"):
             load_backbone(folder)
             pytest.fail(name)
+
+
+def test_an_edited_description_is_noticed(run: Run) -> None:
+    """By its checksum; and where that was made anew, by what the network itself is."""
+    folder = export(run).parent
+    written = json.loads((folder / "export.json").read_text())
+    for name, (change, message) in CHANGED.items():
+        facts = json.loads(json.dumps(written))
+        change(facts)
+        (folder / "export.json").write_text(json.dumps(facts))
+        with pytest.raises(CheckpointError, match=r"has been edited|must hold sha256 and checksum"):
+            load_backbone(folder)
+            pytest.fail(name)
+        (folder / "export.json").write_text(sealed(facts))
+        with pytest.raises(CheckpointError, match=message):
+            load_backbone(folder)
+            pytest.fail(name)
+    (folder / "export.json").write_text(sealed(written))
+    load_backbone(folder)
 
 
 class Trunk(Backbone):

@@ -24,6 +24,7 @@ LAYERS = (
     ("detection",),
     ("config",),
     ("run",),
+    ("formats",),
     ("export",),
     ("train",),
     ("evaluate",),

@@ -23,7 +23,6 @@ from mixfast.scoring.baselines import calibrated
 from mixfast.scoring.maps import Network
 from mixfast.train import initial_weights
 
-RESULTS = "evaluations.jsonl"  # in the run folder: a line per evaluation
 SCHEMA = 1  # of a line
 
 
@@ -155,10 +154,10 @@ def need_labels(runs: Iterable[LoadedRun], what: str) -> None:
 
 
 def record_scores(run: LoadedRun, command: str, settings: dict[str, Any], scores: dict[str, Any]) -> None:
-    """Append a result to the run's `RESULTS`: a JSON object per line, `scores` by row and by metric."""
+    """Append a result to the run's evaluations.jsonl: a JSON object per line, `scores` by row and by metric."""
     facts = {"schema": SCHEMA, "command": command, "time": now(), "checkpoint": run.checkpoint.name}
     line = {**facts, "epoch": run.epoch, "step": run.step, "settings": settings, "scores": scores}
-    with open(run.folder.path / RESULTS, "a", encoding="utf-8") as file:
+    with open(run.folder.evaluations, "a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 
 

@@ -75,8 +75,9 @@ STEMS = {"cifar": (3, 1, False), "cifar_s2": (3, 2, False), "imagenet": (7, 2, T
 class ResNet(Backbone):
     """A residual network up to its last map; stages 2, 3, ... halve the map and double the channels.
 
-    Parameter names are torchvision's (conv1, bn1, layer1 ... ), so weights travel both ways. Depth 18 at width 64 with
-    the "cifar" stem maps [B, 3, 32, 32] to [B, 512, 4, 4].
+    Parameter names are torchvision's (conv1, bn1, layer1 ... ), so weights travel both ways. The forward pass is the
+    children one after the other (conv1, bn1, relu, maxpool, layer1 ... ): torchvision's IntermediateLayerGetter assumes
+    it. Depth 18 at width 64 with the "cifar" stem maps [B, 3, 32, 32] to [B, 512, 4, 4].
 
     Args:
         depth: a key of `LAYOUTS`.
@@ -91,6 +92,7 @@ class ResNet(Backbone):
         kernel, stride, max_pool = STEMS[stem]
         self.conv1 = nn.Conv2d(3, width, kernel, stride, kernel // 2, bias=False)
         self.bn1 = SplitBatchNorm2d(width, num_splits)
+        self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1) if max_pool else None
         in_channels, self.channels, self.strides = width, [], []
         total = stride * (2 if max_pool else 1)
@@ -107,7 +109,7 @@ class ResNet(Backbone):
             self.strides.append(total)
 
     def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        x = F.relu(self.bn1(self.conv1(images)))
+        x = self.relu(self.bn1(self.conv1(images)))
         if self.maxpool is not None:
             x = self.maxpool(x)
         found = {}

@@ -107,6 +107,19 @@ def convert_split_bn(module: Net, splits: int, *, name: str = "the module") -> N
     return module
 
 
+def plain_batch_norms_(module: Net) -> Net:
+    """`module` with torch.nn.BatchNorm2d for each `SplitBatchNorm2d` inside it; weights and statistics stay."""
+    for path, norm in list(module.named_modules()):
+        if isinstance(norm, SplitBatchNorm2d):
+            plain = nn.BatchNorm2d(norm.num_features, norm.eps, norm.momentum)
+            plain.weight, plain.bias = norm.weight, norm.bias
+            for buffer in ("running_mean", "running_var", "num_batches_tracked"):
+                setattr(plain, buffer, getattr(norm, buffer))
+            parent, _, child = path.rpartition(".")
+            setattr(module.get_submodule(parent), child, plain)
+    return module
+
+
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within the block, batch norms still use their batch's statistics but leave the running ones as they are."""

@@ -32,6 +32,7 @@ class RunFolder:
         self.log = path / "log.txt"
         self.report = path / "report.md"
         self.metrics = Metrics(path)
+        self.evaluations = path / "evaluations.jsonl"  # a line for each result of python -m mixfast.evaluate
 
     @classmethod
     def create_numbered(cls, parent: Path, name: str) -> "RunFolder":

@@ -97,6 +97,26 @@ class TensorBoard:
         self._writer.flush()
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a file with a JSON object on each line, oldest first; none if there is no file.
+
+    Raises:
+        CheckpointError: a line is no record; the message names it.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+            whole = isinstance(records[-1], dict)
+        except (ValueError, RecursionError):
+            whole = False
+        if not whole:
+            raise CheckpointError(f"{path}, line {number}: {line[:60]!r} is no record; mend or delete it.")
+    return records
+
+
 class Metrics:
     """metrics.jsonl and metrics.csv of a run folder."""
 
@@ -127,18 +147,7 @@ class Metrics:
         Raises:
             CheckpointError: a line is no record; the message names it.
         """
-        if not self.path.exists():
-            return []
-        records = []
-        for number, line in enumerate(self.path.read_bytes().splitlines(), 1):
-            try:
-                records.append(json.loads(line))
-                whole = isinstance(records[-1], dict)
-            except (ValueError, RecursionError):
-                whole = False
-            if not whole:
-                raise CheckpointError(f"{self.path}, line {number}: {line[:60]!r} is no record; mend or delete it.")
-        return records
+        return read_lines(self.path)
 
     def write_csv(self) -> None:
         """Write the records as a table, metrics.csv; a cell is empty where a record has no such field."""

@@ -1,11 +1,14 @@
 """models.resnet: shapes, sizes and agreement with torchvision."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 import torchvision
 
 from mixfast.models import ModelConfig, build_encoder
 from mixfast.models.resnet import ResNet
+from tests.tiny_run import assert_same
 
 
 def test_cifar_resnet18_has_the_published_size_and_map() -> None:
@@ -80,3 +83,26 @@ def test_encoding_commutes_with_reversal(rng: torch.Generator) -> None:
     with torch.no_grad():
         for forward, backward in zip(encoder(x), encoder(x.flip(0)), strict=True):
             torch.testing.assert_close(backward.flip(0), forward, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stem", ["cifar", "cifar_s2", "imagenet"])
+def test_torchvisions_feature_pyramid_sees_the_same_maps(stem: str, rng: torch.Generator) -> None:
+    """It runs the children one after the other, so an activation that is none would be lost."""
+    from torchvision.models._utils import IntermediateLayerGetter
+    from torchvision.models.detection.backbone_utils import BackboneWithFPN
+
+    network = ResNet(18, 16, stem, num_splits=1).eval()
+    layers = {f"layer{number}": str(number) for number in range(1, 5)}
+    pyramid = BackboneWithFPN(network, layers, network.channels, 8).eval()
+    x = torch.randn(2, 3, 64, 64, generator=rng)
+    with torch.no_grad():
+        maps = network.maps(x, [1, 2, 3, 4])
+        assert_same(list(IntermediateLayerGetter(network, layers)(x).values()), maps)
+        levels = pyramid.fpn(OrderedDict(zip(layers.values(), maps, strict=True)))
+        assert_same(dict(pyramid(x)), dict(levels))
+
+
+def test_the_first_activation_has_no_entry_in_the_state_dict() -> None:
+    network = ResNet(18, 16, "imagenet")
+    assert [name for name, _ in network.named_children()][:4] == ["conv1", "bn1", "relu", "maxpool"]
+    assert not [name for name in network.state_dict() if name.startswith(("relu", "maxpool"))]

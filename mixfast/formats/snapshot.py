@@ -1,0 +1,58 @@
+"""What is exported: a method's network as a checkpoint has it, and where that stands in its run."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mixfast.errors import ConfigError, NonFiniteError
+from mixfast.models import Encoder
+from mixfast.models.backbone import named_weights
+from mixfast.run.finite import not_finite
+from mixfast.run.folder import RunFolder
+from mixfast.run.setup import Setup
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One of a method's encoders after some steps."""
+
+    setup: Setup  # with the weights of that step
+    folder: RunFolder  # of the run
+    epoch: int
+    step: int
+    which: str  # query or key
+
+    @property
+    def encoder(self) -> Encoder:
+        """The network.
+
+        Raises:
+            ConfigError: the method has none of that name.
+        """
+        method = self.setup.method
+        if self.which == "query":
+            return method.encoder
+        followers = [child for child in method.children() if isinstance(child, Encoder) and child is not method.encoder]
+        if len(followers) != 1:
+            raise ConfigError(
+                f"--encoder key: method {self.setup.config.method_name} has {len(followers) or 'no'} encoders beside "
+                "the trained one, and it must be the only one; omit it."
+            )
+        return followers[0]
+
+    def weights(self) -> dict[str, Tensor]:
+        """The backbone's, contiguous and on the CPU.
+
+        Raises:
+            NonFiniteError: a weight is NaN or infinite.
+        """
+        state = named_weights(self.encoder.backbone).state_dict()
+        if bad := not_finite(state):
+            raise NonFiniteError(f"the backbone is not exported: {', '.join(list(bad)[:5])} of it is not finite.")
+        plain = torch.contiguous_format
+        return {name: value.detach().cpu().clone(memory_format=plain) for name, value in state.items()}
+
+    def images(self) -> Tensor:
+        """Four images [4, 3, S, S] as the encoder takes them, on its device: what maps are compared on."""
+        return self.setup.normalise(self.setup.splits.test.images[:4])
