@@ -23,6 +23,7 @@ IOUS = tuple(0.5 + (0.95 - 0.5) / 9 * step for step in range(10))  # the numbers
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, 1e10)}  # pixels of area
 MAX_DETECTIONS = 100  # of a class and image: COCO
 _CELLS = 1024  # classes of images that are matched at once
+_NUMBERS = 2**24  # detections times sets of images that are counted at once
 
 
 class Truth(NamedTuple):
@@ -44,40 +45,46 @@ class Detections(NamedTuple):
     areas: Tensor  # float [N, D] in pixels, for COCO's sizes
 
 
+class Matches(NamedTuple):
+    """What became of n detections in N images, by falling score, for A sizes of objects and T thresholds."""
+
+    image: Tensor  # int64 [n]
+    label: Tensor  # int64 [n]
+    right: Tensor  # bool [A, T, n]
+    counted: Tensor  # bool [A, T, n]: right or wrong; others are neither
+    objects: Tensor  # int64 [N, C, A]: that could be found
+    recalls: Tensor  # float64: at which precision is read
+
+
 def coco(truth: Truth, found: Detections, classes: int, max_detections: int = MAX_DETECTIONS) -> Tensor:
-    """COCO's AP by class, size and threshold.
+    """COCO's AP by class, size and threshold: float64 [C, 4, 10] in [0, 1]; arguments as in `coco_matches`.
+
+    Objects of all sizes, then `SIZES`; thresholds `IOUS`. NaN where a class has no object of a size.
+    """
+    return weighted(coco_matches(truth, found, classes, max_detections))[0]
+
+
+def coco_matches(truth: Truth, found: Detections, classes: int, max_detections: int = MAX_DETECTIONS) -> Matches:
+    """COCO's matches, for objects of all sizes and then of each of `SIZES`.
 
     Args:
         truth: of N images.
         found: in the same images.
         classes: C; labels are below it.
         max_detections: of each class and image, those with the highest scores.
-
-    Returns:
-        float64 [C, 4, 10] in [0, 1]: objects of all sizes, then `SIZES`; thresholds `IOUS`. NaN where a class has no
-        object of a size.
     """
     ranges = torch.tensor([(0.0, 1e10), *SIZES.values()], dtype=torch.float64)
-    objects = _flat(truth.labels, classes)
-    outside = _outside(truth.areas.double(), ranges)
-    left_out = (truth.ignored | truth.crowd) | outside  # [A, N, M]
-    counts = torch.stack([_count(truth.labels, ~part & (truth.labels >= 0), classes) for part in left_out], dim=1)
+    left_out = (truth.ignored | truth.crowd) | _outside(truth.areas.double(), ranges)  # [A, N, M]
     best = _flat(found.labels, classes, found.scores)
     best = _Flat(*(values[best.rank < max_detections] for values in best))
-    matched, ignored = _match(truth, found, objects, best, left_out)
+    matched, ignored = _match(truth, found, _flat(truth.labels, classes), best, left_out)
     far = _outside(found.areas.double(), ranges)[:, best.image, best.slot]  # [A, n]
     ignored |= ~matched & far[:, None]
-    labels, scores = best.cell % classes, found.scores[best.image, best.slot]
-    table = torch.full((classes, len(ranges), len(IOUS)), math.nan, dtype=torch.float64)
+    order = found.scores[best.image, best.slot].argsort(descending=True, stable=True)
+    right, counted = (matched & ~ignored)[..., order], ~ignored[..., order]
     recalls = torch.arange(101, dtype=torch.float64) * 0.01
-    for label in (counts[:, 0] > 0).nonzero().flatten().tolist():
-        mine = (labels == label).nonzero().flatten()
-        mine = mine[scores[mine].argsort(descending=True, stable=True)]
-        right, counted = matched[..., mine] & ~ignored[..., mine], ~ignored[..., mine]
-        present = counts[label]
-        area = _area(right, counted, present[:, None, None].clamp(min=1), recalls)
-        table[label] = torch.where(present[:, None] > 0, area, math.nan)
-    return table
+    objects = torch.stack([_count(truth.labels, ~part, classes) for part in left_out], dim=2)
+    return Matches(best.image[order], best.cell[order] % classes, right, counted, objects, recalls)
 
 
 def voc07(truth: Truth, found: Detections, classes: int) -> Tensor:
@@ -85,29 +92,68 @@ def voc07(truth: Truth, found: Detections, classes: int) -> Tensor:
 
     Boxes are half-open; their areas are those of VOC's inclusive pixels with its "+ 1". Scores are not rounded.
     """
-    counts = _count(truth.labels, (truth.labels >= 0) & ~truth.ignored, classes)
+    return weighted(voc07_matches(truth, found, classes))[0, :, 0]
+
+
+def voc07_matches(truth: Truth, found: Detections, classes: int) -> Matches:
+    """The matches of VOC 2007, for objects of all sizes; arguments as in `coco_matches`."""
     image, slot = (found.labels >= 0).nonzero(as_tuple=True)
     scores = found.scores[image, slot]
     order = scores.argsort(descending=True, stable=True)
     image, slot, labels = image[order], slot[order], found.labels[image[order], slot[order]]
     overlap = iou(found.boxes[image, slot].double()[:, None], truth.boxes[image].double())  # [n, M]
     overlap = torch.where(truth.labels[image] == labels[:, None], overlap, -1.0)
+    left_out = truth.ignored
     if overlap.shape[1] == 0:
         overlap = overlap.new_full((len(overlap), 1), -1.0)
-        truth = truth._replace(ignored=truth.ignored.new_zeros(len(truth.ignored), 1))
+        left_out = left_out.new_zeros(len(left_out), 1)
     covered, which = overlap.max(dim=1)
     hit = covered > torch.tensor(IOUS, dtype=torch.float64)[:, None]  # [T, n]
-    ignored = hit & truth.ignored[image, which]
+    ignored = hit & left_out[image, which]
     key = image * overlap.shape[1] + which  # of the object
     number = torch.arange(len(key)).expand_as(hit)
     first = torch.full((len(IOUS), len(found.labels) * overlap.shape[1]), len(key))
     first.scatter_reduce_(1, key.expand_as(hit), torch.where(hit, number, len(key)), "amin")
     right = hit & ~ignored & (first.gather(1, key.expand_as(hit)) == number)
-    table = torch.full((classes, len(IOUS)), math.nan, dtype=torch.float64)
     recalls = torch.arange(11, dtype=torch.float64) * 0.1
-    for label in (counts > 0).nonzero().flatten().tolist():
-        mine = labels == label
-        table[label] = _area(right[:, mine], ~ignored[:, mine], counts[label], recalls)
+    objects = _count(truth.labels, ~truth.ignored, classes)[..., None]
+    return Matches(image, labels, right[None], ~ignored[None], objects, recalls)
+
+
+def weighted(matches: Matches, weights: Tensor | None = None) -> Tensor:
+    """AP of sets of images in which image i is there weights[r, i] times, by class, size and threshold.
+
+    It is that of a list with copies of images side by side: boxes are matched within an image, so nothing is matched
+    again. (Detections of an image with equal class and score are taken together, copy by copy they would alternate.)
+
+    Args:
+        matches: of N images.
+        weights: float32 [R, N] of whole numbers; none: every image once.
+
+    Returns:
+        float64 [R, C, A, T] in [0, 1]; NaN where a set has no object.
+    """
+    images, classes, sizes = matches.objects.shape
+    weights = torch.ones(1, images) if weights is None else weights
+    if (count := max(1, _NUMBERS // max(1, len(matches.image)))) < len(weights):
+        return torch.cat([weighted(matches, part) for part in weights.split(count)])
+    present = (weights.double() @ matches.objects.double().flatten(1)).view(-1, classes, sizes)
+    columns = weights.T.contiguous()
+    table = torch.zeros(len(weights), classes, sizes, matches.right.shape[1], dtype=torch.float64)
+    table[present == 0] = math.nan
+    for label in matches.objects.sum(dim=(0, 2)).nonzero().flatten().tolist():
+        mine = (matches.label == label).nonzero().flatten()
+        times = columns[matches.image[mine]]  # [n, R]; sums of whole numbers are exact in float32, below 2^24
+        for size in range(sizes):
+            for threshold in range(table.shape[3]):
+                right, counted = (part[size, threshold, mine] for part in (matches.right, matches.counted))
+                # Recall grows at right detections, and precision falls between them: the others are only counted.
+                hits = times[right].cumsum(0)
+                before = torch.where(counted, right.cumsum(0) - right.long(), len(hits))  # right ones, or the last row
+                number = times.new_zeros(len(hits) + 1, len(weights)).index_add_(0, before, times).cumsum(0)[:-1]
+                objects = present[:, label, size]
+                area = _area(hits.double(), number.double(), objects.clamp(min=1), matches.recalls)
+                table[:, label, size, threshold] = torch.where(objects > 0, area, math.nan)
     return table
 
 
@@ -116,16 +162,20 @@ def summary(table: Tensor) -> dict[str, float]:
 
     Classes without objects do not count.
     """
-    every = table[:, 0]
-    scores = {"ap": every, "ap50": every[:, 0], "ap75": every[:, 5]}
-    scores |= {f"ap_{name}": table[:, number] for number, name in enumerate(SIZES, 1)}
-    return {name: 100 * values.nanmean().item() for name, values in scores.items()}
+    return {name: values.item() for name, values in percentages(table).items()}
 
 
 def voc07_summary(table: Tensor) -> dict[str, float]:
     """Percentages from `voc07`'s table: {"voc07_ap", "voc07_ap50", "voc07_ap75"}."""
-    scores = {"voc07_ap": table, "voc07_ap50": table[:, 0], "voc07_ap75": table[:, 5]}
-    return {name: 100 * values.nanmean().item() for name, values in scores.items()}
+    return {f"voc07_{name}": values.item() for name, values in percentages(table[:, None]).items()}
+
+
+def percentages(table: Tensor) -> dict[str, Tensor]:
+    """What `summary` says of each of several tables [..., C, A, T]: [...] by name; of A = 1 without the three sizes."""
+    every = table[..., 0, :]
+    scores = {"ap": every, "ap50": every[..., :1], "ap75": every[..., 5:6]}
+    scores |= {f"ap_{name}": values for name, values in zip(SIZES, table.unbind(-2)[1:], strict=False)}
+    return {name: 100 * values.nanmean(dim=(-2, -1)) for name, values in scores.items()}
 
 
 class _Flat(NamedTuple):
@@ -148,7 +198,9 @@ def _flat(labels: Tensor, classes: int, scores: Tensor | None = None) -> _Flat:
 
 
 def _count(labels: Tensor, which: Tensor, classes: int) -> Tensor:
-    return torch.bincount(labels[which], minlength=classes)
+    """int64 [N, C]: by image and class, the objects of labels [N, M] among `which`."""
+    image, slot = (which & (labels >= 0)).nonzero(as_tuple=True)
+    return torch.bincount(image * classes + labels[image, slot], minlength=len(labels) * classes).view(-1, classes)
 
 
 def _outside(areas: Tensor, ranges: Tensor) -> Tensor:
@@ -228,16 +280,16 @@ def _match_cells(overlap: Tensor, counts: Tensor, crowd: Tensor, left_out: Tenso
     return matched, ignored
 
 
-def _area(right: Tensor, counted: Tensor, objects: Tensor, recalls: Tensor) -> Tensor:
-    """float64 [...]: mean over `recalls` of the best precision at that recall or a higher one.
+def _area(hits: Tensor, number: Tensor, objects: Tensor, recalls: Tensor) -> Tensor:
+    """float64 [R]: mean over `recalls` of the best precision at that recall or a higher one; 0 for what is not reached.
 
     Args:
-        right, counted: bool [..., n], detections in the order of their scores; `right` ones count.
-        objects: number that could be found, broadcast with [..., n].
-        recalls: float64 [R].
+        hits, number: float64 [K, R]: right ones, and right and wrong ones, down to each right detection.
+        objects: float64 [R], that could be found.
+        recalls: float64, in order.
     """
-    hits, number = right.double().cumsum(-1), counted.double().cumsum(-1)
-    precision = (hits / number.clamp(min=1)).flip(-1).cummax(-1).values.flip(-1) if right.shape[-1] else hits
-    reached = torch.searchsorted((hits / objects).contiguous(), recalls.expand(*hits.shape[:-1], -1).contiguous())
-    best = torch.cat([precision, precision.new_zeros(*precision.shape[:-1], 1)], dim=-1).gather(-1, reached)
-    return best.mean(-1)
+    if len(hits) == 0:
+        return torch.zeros_like(objects)
+    best = (hits / number.clamp(min=1)).flip(0).cummax(0).values.flip(0)
+    reached = torch.searchsorted(recalls, hits / objects, right=True)  # how many of them
+    return (best * reached.diff(dim=0, prepend=torch.zeros_like(reached[:1]))).sum(0) / len(recalls)

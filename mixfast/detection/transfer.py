@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mixfast.detection import average_precision
-from mixfast.detection.average_precision import Detections
+from mixfast.detection.average_precision import Detections, Truth
 from mixfast.detection.body import Body, check_layers, pyramid_layers, stage_maps, whole_batches
 from mixfast.detection.detectors import DETECTIONS, Shape, anchors_of, build
 from mixfast.detection.images import LabelledImages
+from mixfast.detection.scores import scores
 from mixfast.errors import NonFiniteError
 from mixfast.models import Backbone
 from mixfast.rng import Generators
@@ -22,7 +22,6 @@ from mixfast.scoring.maps import Network
 _WARM_UP = 50  # steps, at most half of all
 _DROPS = (0.75, 0.92)  # shares of the steps after which the rate falls to a tenth
 _BATCH = 32  # images of a pass without gradients
-_SAME = 0.5  # IoU above which boxes of several classes are one box without a class
 KEPT = 2 << 30  # bytes of maps of a frozen network that are kept, at most; more are computed in every step
 Progress = Callable[[int, int], None]  # called with the steps done and the steps in all
 
@@ -48,6 +47,7 @@ class Outcome(NamedTuple):
     found: Detections  # in the test images
     losses: list[float]  # of every step
     seconds: float  # of training and scoring
+    truth: Truth  # what they were scored against
 
 
 def transfer(
@@ -82,7 +82,7 @@ def transfer(
         model = build(recipe.detector, backbone, shape, frozen=not recipe.finetune).to(device)
         losses = _fit(model, _Feed(model, network, train, recipe, flips=True), train, recipe, draws, progress)
     found = _predict(model.eval(), _Feed(model, network, test, recipe, flips=False), test)
-    return Outcome(scores(found, test), found, losses, time.monotonic() - begin)
+    return Outcome(scores(found, test), found, losses, time.monotonic() - begin, test.truth)
 
 
 def shape_of(backbone: Backbone, train: LabelledImages, recipe: Recipe) -> Shape:
@@ -93,27 +93,6 @@ def shape_of(backbone: Backbone, train: LabelledImages, recipe: Recipe) -> Shape
     check_layers(backbone, layers)
     boxes = train.boxes[(train.labels >= 0) & ~train.crowd]
     return Shape(layers, len(train.class_names), anchors_of(boxes, len(layers)))
-
-
-def scores(found: Detections, test: LabelledImages) -> dict[str, float]:
-    """In percent: COCO's AP, AP50, AP75 and by size, the same of boxes without their class, and VOC 2007's."""
-    classes, truth = len(test.class_names), test.truth
-    table = average_precision.summary(average_precision.coco(truth, found, classes))
-    located = truth._replace(labels=truth.labels.clamp(max=0))
-    unnamed = average_precision.summary(average_precision.coco(located, any_class(found), 1))
-    table |= {f"any_class_{name}": value for name, value in unnamed.items()}
-    return table | average_precision.voc07_summary(average_precision.voc07(truth, found, classes))
-
-
-def any_class(found: Detections) -> Detections:
-    """The detections as of a single class; of boxes of several classes in one place the one with the highest score."""
-    from torchvision.ops import batched_nms
-
-    image, slot = (found.labels >= 0).nonzero(as_tuple=True)
-    kept = batched_nms(found.boxes[image, slot], found.scores[image, slot], image, _SAME)
-    labels = torch.full_like(found.labels, -1)
-    labels[image[kept], slot[kept]] = 0
-    return found._replace(labels=labels)
 
 
 class _Feed:

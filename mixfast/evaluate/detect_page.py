@@ -2,18 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mixfast.detection.average_precision import Detections
 from mixfast.detection.images import LabelledImages
-from mixfast.detection.transfer import any_class
+from mixfast.detection.scores import any_class, scores_of_draws
 from mixfast.evaluate.pictures import GAP
 from mixfast.evaluate.runs import SCHEMA, LoadedRun, described, table
 from mixfast.run.folder import now, write_json
+from mixfast.scoring import bootstrap
 from mixfast.scoring.boxes import iou
 from mixfast.scoring.paired import difference, spread
 from mixfast.train.plots import figure
@@ -21,6 +24,7 @@ from mixfast.train.plots import figure
 if TYPE_CHECKING:
     from mixfast.evaluate.detect import Contestant
 
+_DRAWS = 300  # of the test images
 FILES = {"table": ".json", "report": ".md", "picture": ".png"}
 TITLES = {"ap": "AP", "ap50": "AP50", "ap75": "AP75", "any_class_ap": "any class AP"}
 _OF_DATA = {
@@ -30,7 +34,10 @@ _OF_DATA = {
 _NOTES = {
     "": "AP: COCO's, at 101 recalls, mean over the IoU thresholds .50 to .95 and the classes, in percent. Any class "
     "AP: the same of the boxes without their class: finding, not naming. ± over seeds. Differences are taken seed by "
-    "seed: the networks of a seed share images, order, and the detector's first weights; intervals are Student's t.",
+    "seed: the networks of a seed share images, order, and the detector's first weights. Their 95 % over seeds is "
+    "Student's t: what other seeds would change, on these test images. Their 95 % over images is of "
+    f"{_DRAWS} bootstrap draws of the test images, the same for all networks and seeds: what other test images would "
+    "change, with these detectors.",
     "voc": "VOC07: the 11-point AP of VOC 2007 at the same ten thresholds, which MoCo's tables call AP; never compare "
     "it with the 101-point AP.",
     "coco": "Small, medium, large: COCO's areas in pixels of the original images.",
@@ -39,7 +46,8 @@ _SHOWN = 6  # images in the picture
 COLOURS = {"right": "lime", "another class": "orange", "nothing there": "red"}
 
 
-class Result(NamedTuple):
+@dataclass
+class Result:
     """Scores of all rows, and how they were made."""
 
     settings: dict[str, Any]
@@ -51,6 +59,30 @@ class Result(NamedTuple):
     def titles(self) -> dict[str, str]:
         """The columns by metric."""
         return {**TITLES, **_OF_DATA.get(self.test.name, {})}
+
+    @cached_property
+    def gaps(self) -> dict[str, dict[str, dict[str, Any]]]:
+        """By metric and row: the mean difference to the first row, its standard error over the seeds, two intervals.
+
+        "low" and "high" are Student's t over the seeds, None with a single one. "images_low" and "images_high" are the
+        central 95 % of the means over draws of the test images, the same draws for all rows and seeds; None for a
+        single image, and where no draw has a score.
+        """
+        first, *others = self.rows
+        draws = bootstrap.resamples(len(self.test), number=_DRAWS if len(self.test) > 1 else 0)
+        base = self._of_draws(first, draws)
+        found: dict[str, dict[str, dict[str, Any]]] = {key: {} for key in self.titles}
+        for row in others:
+            drawn = self._of_draws(row, draws)
+            for key, rows in found.items():
+                rows[row.name] = _gap(_by_seed(row, key), _by_seed(first, key), drawn[key] - base[key])
+        return found
+
+    def _of_draws(self, row: "Contestant", draws: Tensor) -> dict[str, Tensor]:
+        """Means over the seeds, by metric and draw."""
+        classes, names = len(self.test.class_names), set(self.titles)
+        tables = [scores_of_draws(o.found, o.truth, classes, draws, names) for o in row.outcomes.values()]
+        return {key: torch.stack([table[key] for table in tables]).mean(dim=0) for key in names}
 
 
 def write(file: Path, runs: Sequence[LoadedRun], result: Result) -> None:
@@ -78,21 +110,18 @@ def recorded(row: "Contestant", seeds: Sequence[int], rows: "Sequence[Contestant
     return means
 
 
-def gaps(result: Result, key: str) -> dict[str, dict[str, Any]]:
-    """By row, its mean difference to the first row with standard error and interval, over the seeds."""
-    first, *others = result.rows
-    found = {}
-    for row in others:
-        ours, theirs = _by_seed(row, key), _by_seed(first, key)
-        gap, pairs = difference(ours, theirs), spread([ours[seed] - theirs[seed] for seed in ours])
-        assert gap is not None and pairs is not None
-        error = None if pairs.std is None else pairs.std / math.sqrt(pairs.n)
-        found[row.name] = {"mean": gap.mean, "standard_error": error, "low": gap.low, "high": gap.high}
-    return found
+def _gap(ours: dict[int, float], theirs: dict[int, float], drawn: Tensor) -> dict[str, Any]:
+    """A difference of two rows, from their scores by seed and the differences of their means by draw."""
+    gap, pairs = difference(ours, theirs), spread([ours[seed] - theirs[seed] for seed in ours])
+    assert gap is not None and pairs is not None
+    error = None if pairs.std is None else pairs.std / math.sqrt(pairs.n)
+    drawn = drawn[~drawn.isnan()]  # a draw may have no object of a size
+    low, high = bootstrap.interval(drawn) if len(drawn) else (None, None)
+    found = {"mean": gap.mean, "standard_error": error, "low": gap.low, "high": gap.high}
+    return {**found, "images_low": low, "images_high": high}
 
 
 def _facts(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
-    difference_of = {key: gaps(result, key) for key in result.titles}
     rows = []
     for row in result.rows:
         seeds = {
@@ -104,12 +133,16 @@ def _facts(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
             }
             for seed, outcome in row.outcomes.items()
         }
-        less = {key: found[row.name] for key, found in difference_of.items() if row.name in found}
+        less = {key: _written(gaps[row.name]) for key, gaps in result.gaps.items() if row.name in gaps}
         rows.append(
             {"name": row.name, "role": row.role, "networks": _networks(row), "seeds": seeds, "above_first": less}
         )
     about = {"schema": SCHEMA, "command": "detect", "time": now(), "settings": result.settings}
     return {**about, "runs": described(runs), "rows": rows}
+
+
+def _written(gap: dict[str, float | None]) -> dict[str, float | None]:
+    return {key: None if value is None else _number(value) for key, value in gap.items()}
 
 
 def _networks(row: "Contestant") -> int:
@@ -126,15 +159,24 @@ def _cells(result: Result) -> dict[str, dict[str, str]]:
             assert found is not None
             rows[row.name][title] = f"{found.mean:.1f}" + ("" if found.std is None else f" ± {found.std:.1f}")
         rows[row.name]["AP by seed"] = " ".join(f"{value:.1f}" for value in _by_seed(row, "ap").values())
-    for name, gap in gaps(result, "ap").items():
-        rows[name][f"AP minus {result.rows[0].name}"] = _gap(gap)
+    for name, gap in result.gaps["ap"].items():
+        rows[name][f"AP minus {result.rows[0].name}"] = f"{gap['mean']:+.1f}"
+        rows[name] |= {title: _interval(gap, prefix) for prefix, title in _INTERVALS.items() if _interval(gap, prefix)}
     return rows
 
 
-def _gap(gap: dict[str, Any]) -> str:
-    if gap["low"] is None:
-        return f"{gap['mean']:+.1f}"
-    return f"{gap['mean']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})"
+_INTERVALS = {"": "95 % over seeds", "images_": "95 % over images"}  # by prefix of the keys in `Result.gaps`
+
+
+def _interval(gap: dict[str, Any], prefix: str) -> str:
+    low, high = gap[f"{prefix}low"], gap[f"{prefix}high"]
+    return "" if low is None else f"{low:+.1f} to {high:+.1f}"
+
+
+def _difference(gap: dict[str, Any]) -> str:
+    """In a cell: +1.2 (seeds -0.3 to +2.7, images +0.4 to +2.0)."""
+    known = [f"{title.split()[-1]} {text}" for prefix, title in _INTERVALS.items() if (text := _interval(gap, prefix))]
+    return f"{gap['mean']:+.1f}" + (f" ({', '.join(known)})" if known else "")
 
 
 def heading(result: Result) -> str:
@@ -180,9 +222,8 @@ def markdown(result: Result, stem: str) -> str:
     lines += ["", f"## Differences to {result.rows[0].name}", ""]
     titles = result.titles
     lines += [f"| | {' | '.join(titles.values())} |", "|---" * (len(titles) + 1) + "|"]
-    found = {key: gaps(result, key) for key in titles}
     for row in result.rows[1:]:
-        lines.append(f"| {row.name} | {' | '.join(_gap(found[key][row.name]) for key in titles)} |")
+        lines.append(f"| {row.name} | {' | '.join(_difference(result.gaps[key][row.name]) for key in titles)} |")
     meaning = [_NOTES[key] for key in ("", result.test.name) if key in _NOTES]
     picture = f"![predictions]({stem}{FILES['picture']})"
     return "\n".join([*lines, "", *meaning, "", "## Predictions", "", picture, "", _LEGEND, ""])

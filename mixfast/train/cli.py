@@ -68,7 +68,7 @@ def parse(words: list[str]) -> Invocation:
     out, resume, init = (home_expanded(Path(command[key])) if key in command else None for key in paths)
     if resume:
         if names or {"--out", "--method", "--overwrite", "--init"} & set(command):
-            raise ConfigError("--resume takes preset, method and folder from the run, and what it began with; omit them.")
+            raise ConfigError("--resume takes preset, method and folder from the run; --init is not needed; omit them.")
         named = {value for word in words for value in (word, word.partition("=")[2], word.partition(":")[0])}
         saved, preset, origins = RunFolder.open(resume).read_config(named)
         config, given = override(saved, options)

@@ -15,9 +15,13 @@ from mixfast.detection.average_precision import (
     Detections,
     Truth,
     coco,
+    coco_matches,
+    percentages,
     summary,
     voc07,
+    voc07_matches,
     voc07_summary,
+    weighted,
 )
 
 CLASSES = 4
@@ -161,6 +165,28 @@ def test_equals_plain_loops(difficult: bool, rng: torch.Generator) -> None:
     old = voc07(truth, found, CLASSES)
     expected = [[loop_ap(truth, found, label, t, True) for t in IOUS] for label in range(CLASSES)]
     torch.testing.assert_close(old, torch.tensor(expected, dtype=torch.float64), rtol=0, atol=1e-12, equal_nan=True)
+
+
+def test_a_draw_of_images_is_scored_as_the_list_with_copies(rng: torch.Generator) -> None:
+    """Ties between images are frequent here, within an image there are none."""
+    truth, found = random_case(rng, images=15)
+    found = found._replace(scores=found.scores + 1e-3 * torch.arange(found.scores.shape[1]))
+    draws = torch.stack([torch.bincount(torch.randint(15, (15,), generator=rng), minlength=15) for _ in range(3)])
+    draws[2] = torch.nn.functional.one_hot(torch.tensor(3), 15) * 15  # one image, 15 times
+    tables = weighted(coco_matches(truth, found, CLASSES), draws.float())
+    old = weighted(voc07_matches(truth, found, CLASSES), draws.float())
+    for number, draw in enumerate(draws):
+        copies = torch.arange(15).repeat_interleave(draw)
+        real, guessed = Truth(*(part[copies] for part in truth)), Detections(*(part[copies] for part in found))
+        listed = coco(real, guessed, CLASSES)
+        torch.testing.assert_close(tables[number], listed, rtol=0, atol=1e-12, equal_nan=True)
+        listed_old = voc07(real, guessed, CLASSES)
+        torch.testing.assert_close(old[number, :, 0], listed_old, rtol=0, atol=1e-12, equal_nan=True)
+        for label in range(CLASSES):
+            expected = loop_ap(real, guessed, label, IOUS[2], False, "medium")
+            assert tables[number, label, 2, 2].item() == pytest.approx(expected, abs=1e-12, nan_ok=True)
+        for name, value in summary(listed).items():
+            assert percentages(tables)[name][number].item() == pytest.approx(value, abs=1e-9, nan_ok=True)
 
 
 def by_hand() -> tuple[Truth, Detections]:

@@ -87,6 +87,8 @@ def test_the_table_and_what_is_written(runs: dict[str, str], capsys: Any) -> Non
     pairs = [theirs - ours for ours, theirs in zip(*scores, strict=True)]
     assert gap["mean"] == pytest.approx(sum(pairs) / 2) and gap["low"] <= gap["mean"] <= gap["high"]
     assert gap["standard_error"] == pytest.approx(abs(pairs[0] - pairs[1]) / 2)
+    assert gap["images_low"] <= gap["mean"] <= gap["images_high"] and gap["images_low"] < gap["images_high"]
+    assert "95 % over seeds   95 % over images" in printed and "bootstrap draws of the test images" in printed
     assert not first[0]["above_first"] and content["settings"]["test_images"] == 6
     page = (Path(a) / "evaluation" / f"{NAME}.md").read_text()
     assert "| supervised |" in page and "## Differences to approach1" in page and f"({NAME}.png)" in page
@@ -109,7 +111,11 @@ def test_the_table_and_what_is_written(runs: dict[str, str], capsys: Any) -> Non
         assert results(stored(a)) == first
     assert main(["detect", a, *FEW, "--supervised-epochs", "2", "--seeds", "0"]) == 0  # another one
     printed = capsys.readouterr().out
-    assert "training with labels: 2 epochs" in printed and "±" not in printed.split("AP50")[1].split("\nAP:")[0]
+    numbers = printed.split("any class AP")[1].split("\nAP:")[0]
+    assert "training with labels: 2 epochs" in printed and "±" not in numbers
+    assert "95 % over images" in numbers and "over seeds" not in numbers  # with one seed the only interval there is
+    gap = stored(a)["rows"][1]["above_first"]["any_class_ap"]
+    assert gap["low"] is None and gap["images_low"] <= gap["mean"] <= gap["images_high"]
 
 
 def test_seeds_of_a_method_are_paired(runs: dict[str, str], capsys: Any) -> None:

@@ -14,7 +14,8 @@ from mixfast.detection.body import Body, check_layers, last_stage, pyramid_layer
 from mixfast.detection.canvases import scene_canvases
 from mixfast.detection.detectors import DETECTORS, Shape, anchors_of, build
 from mixfast.detection.images import LabelledImages
-from mixfast.detection.transfer import Recipe, any_class, transfer
+from mixfast.detection.scores import any_class
+from mixfast.detection.transfer import Recipe, transfer
 from mixfast.errors import ConfigError, NonFiniteError
 from mixfast.models import Backbone, ModelConfig, build_encoder
 from mixfast.models.adapters import make

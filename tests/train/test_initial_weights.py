@@ -76,7 +76,7 @@ def test_same_seed_and_weights_give_the_same_bits_also_without_the_file(
     origin.unlink()
     assert train_in_child(["--resume", str(out)], log, send=(signal.SIGTERM,), at_step=5, where="step") == 143
     assert main(["--resume", str(out), "--init", str(first)]) == 2
-    assert "and what it began with; omit them" in capsys.readouterr().err
+    assert "--init is not needed; omit them" in capsys.readouterr().err
     assert main(["--resume", str(out)]) == 0
     assert "54 of the 54 keys" in capsys.readouterr().out
     mine, theirs = last_state(out), last_state(second)
