@@ -24,8 +24,8 @@ LAYERS = (
     ("config",),
     ("run",),
     ("export",),
-    ("train",),
     ("evaluate",),
+    ("train",),
     ("compare",),
     ("profile", "doctor", "__main__"),
 )
