@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mixfast.evaluate.pictures import figure
 from mixfast.profile import output
-from mixfast.train.plots import figure
 
 ROOT = Path(__file__).parents[1]
 RESULTS, DOCUMENT, PICTURES = ROOT / "benchmarks/results", ROOT / "docs/profile.md", ROOT / "docs/pictures/profile"

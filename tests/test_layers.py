@@ -26,8 +26,8 @@ LAYERS = (
     ("run",),
     ("formats",),
     ("export",),
-    ("train",),
     ("evaluate",),
+    ("train",),
     ("compare",),
     ("profile", "doctor", "__main__"),
 )

@@ -5,8 +5,9 @@ from typing import Any
 
 from mixfast.compare.gather import Group, Member, Section
 from mixfast.compare.statistics import KEYS, baselines, ranked
+from mixfast.evaluate.pictures import figure
 from mixfast.run.monitor import chance_loss
-from mixfast.train.plots import figure, term_names
+from mixfast.train.plots import term_names
 
 _COLUMNS = 4  # of panels
 _STYLES = ("-", "--", ":")  # after ten groups the colours repeat with the next style

@@ -69,7 +69,7 @@ class EvalConfig:
     bank: Index = 0  # training images among which neighbours are looked for, class-balanced; 0: all
     temperature: Positive = 0.1
     batch_size: Count = 512  # images per forward pass
-    baselines: bool = True  # score raw pixels and the untrained network before training
+    baselines: bool = True  # score raw pixels and the untrained network; the demo ends with detection beside it
     diagnostics: bool = True  # also collapse, alignment, uniformity, and the top-1 accuracy of loss terms
 
 

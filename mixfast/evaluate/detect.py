@@ -87,27 +87,39 @@ def detect(options: Detect) -> None:
     if options.recipe is not None:
         recipe_command.train_recipe(options)
         return
-    recipe, images = settings(options)
+    settings(options)  # what is wrong with it is said before anything is loaded
     runs = load_runs(options)
+    with Console() as console:
+        result = evaluate(options, runs, console)
+    how = "finetune" if options.finetune else "frozen"
+    few = "" if options.images is None else f"-{options.images}"
+    file = evaluation_folder(runs, options.out) / f"detect-{result.test.name}-{options.detector}-{how}{few}.json"
+    detect_page.write(file, runs, result)
+    keep(runs, result)
+    print(detect_page.words(result))
+    print("\n".join(f"{kind:<9} {file.with_suffix(end)}" for kind, end in detect_page.FILES.items()))
+
+
+def evaluate(options: Detect, runs: Sequence[LoadedRun], console: Console) -> detect_page.Result:
+    """Train and score the detectors of the runs and their baselines; only a supervised network is written."""
+    recipe, images = settings(options)
     check_alike(runs)
     data = detect_data.load(options.data, runs[0], images, options.count, options.size, options.splits)
     seeds = seeds_of(options.seeds, runs)
-    with Console() as console:
-        rows = contestants(options, runs, seeds, console)
-        unknown = contest(rows, data, recipe, seeds, console)
+    rows = contestants(options, runs, seeds, console)
+    unknown = contest(rows, data, recipe, seeds, console)
     facts = {**describe(options, runs[0], data, recipe, seeds), "objects_of_unknown_classes": unknown}
-    result = detect_page.Result(facts, rows, seeds, data.test)
-    how = "finetune" if options.finetune else "frozen"
-    few = "" if options.images is None else f"-{options.images}"
-    file = evaluation_folder(runs, options.out) / f"detect-{data.test.name}-{options.detector}-{how}{few}.json"
-    detect_page.write(file, runs, result)
-    for row, group in zip(rows, grouped(runs).values(), strict=False):  # runs are the first rows
+    return detect_page.Result(facts, rows, seeds, data.test)
+
+
+def keep(runs: Sequence[LoadedRun], result: detect_page.Result) -> None:
+    """Append each run's own scores to the lines in its folder."""
+    for row, group in zip(result.rows, grouped(runs).values(), strict=False):  # runs are the first rows
         for run in group:
-            own = [run.setup.config.seed] if len(group) > 1 else seeds
-            if set(own) <= set(seeds):
-                record_scores(run, "detect", {**facts, "seeds": own}, detect_page.recorded(row, own, rows))
-    print(detect_page.words(result))
-    print("\n".join(f"{kind:<9} {file.with_suffix(end)}" for kind, end in detect_page.FILES.items()))
+            own = [run.setup.config.seed] if len(group) > 1 else list(result.seeds)
+            if set(own) <= set(result.seeds):
+                scores = detect_page.recorded(row, own, result.rows)
+                record_scores(run, "detect", {**result.settings, "seeds": own}, scores)
 
 
 def settings(options: Detect) -> tuple[Recipe, int]:

@@ -13,13 +13,12 @@ from torch import Tensor
 from mixfast.detection.average_precision import Detections
 from mixfast.detection.images import LabelledImages
 from mixfast.detection.scores import any_class, scores_of_draws
-from mixfast.evaluate.pictures import GAP
+from mixfast.evaluate.pictures import GAP, figure
 from mixfast.evaluate.runs import SCHEMA, LoadedRun, described, table
 from mixfast.run.folder import now, write_json
 from mixfast.scoring import bootstrap
 from mixfast.scoring.boxes import iou
 from mixfast.scoring.paired import difference, spread
-from mixfast.train.plots import figure
 
 if TYPE_CHECKING:
     from mixfast.evaluate.detect import Contestant

@@ -65,13 +65,18 @@ def localise(options: Localise) -> None:
     file = folder / f"localise-{result.test.name}{several}.json"
     write_json(file, facts(runs, result))
     draw(file.with_suffix(".png"), result)
+    keep(runs, result)
+    print(words(result))
+    print(f"table     {file}\npicture   {file.with_suffix('.png')}")
+
+
+def keep(runs: Sequence[LoadedRun], result: Result) -> None:
+    """Append each run's own scores to the lines in its folder."""
     for row, group in zip(result.rows, grouped(runs).values(), strict=False):  # runs are the first rows
         baselines = {other.name: result.scores[other.name] for other in result.rows if other.role != "run"}
         for run, outcome in zip(group, row.outcomes, strict=True):
             own = {row.name: protocol.summarise([outcome], result.draws)}
             record_scores(run, "localise", result.settings, {**own, **baselines})
-    print(words(result))
-    print(f"table     {file}\npicture   {file.with_suffix('.png')}")
 
 
 def evaluate(options: Localise, runs: Sequence[LoadedRun]) -> Result:

@@ -1,16 +1,29 @@
-"""Pictures that the evaluations draw: grids of images and maps, clouds of embeddings."""
+"""Pictures that the evaluations draw: grids of images and maps, clouds of embeddings.
+
+matplotlib without its global state, drawn to files only.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from mixfast.train.plots import figure
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 GAP = 2  # cells of the grid are this many pixels of the images apart
 _POINTS = 5000  # of a cloud, at most
+
+
+def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> "tuple[Figure, Any]":
+    """A figure of the given size in inches, and its axes."""
+    from matplotlib.figure import Figure
+
+    page = Figure(figsize=(width, height), dpi=110, layout="constrained")
+    return page, page.subplots(rows, columns, squeeze=False)
 
 
 @dataclass(frozen=True)

@@ -97,15 +97,22 @@ class LoadedRun:
         return Network(encoder, setup.normalise)
 
 
-def load_runs(options: ScoringOptions, changes: dict[str, Any] | None = None) -> list[LoadedRun]:
+def load_runs(
+    options: ScoringOptions, changes: dict[str, Any] | None = None, loaded: dict[str, Splits] | None = None
+) -> list[LoadedRun]:
     """The runs that `options` names, with names; data that several runs share is loaded once.
+
+    Args:
+        options: of the command.
+        changes: values of other configuration keys.
+        loaded: data sets that are there already, by `data_key`.
 
     Raises:
         ConfigError: no run is given.
     """
     if not options.runs:
         raise ConfigError("give at least one RUN: the folder of a run, or one of its checkpoints.")
-    shared: dict[str, Splits] = {}
+    shared = dict(loaded or {})
     runs = [_load(path, options, changes or {}, shared) for path in options.runs]
     for run, name in zip(runs, group_names([run.setup.config for run in runs]), strict=True):
         run.name = name

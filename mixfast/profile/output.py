@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mixfast.config.options import RunConfig
+from mixfast.evaluate.pictures import figure
 from mixfast.models.encoder import KEY, QUERY
 from mixfast.profile.measure import BACKWARD, ORDER, Parts, Timing, data_sizes
 from mixfast.run.state import Run
-from mixfast.train.plots import figure
 
 Record = dict[str, Any]
 GOALS = {"cpu": 0.05, "cuda": 0.15}  # what a step may cost beyond its bare encoder passes

@@ -33,7 +33,7 @@ from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.state import Run, build
 from mixfast.run.streams import reason, steady_streams
 from mixfast.run.torch_state import fresh_torch_state
-from mixfast.train import cli, initial_weights, report
+from mixfast.train import cli, initial_weights, report, transfer
 from mixfast.train.initial_weights import InitialWeights, Origin
 
 
@@ -45,6 +45,7 @@ class Attempt:
     claim: Claim | None = None
     resumed: bool = False
     begun: bool = False  # whether training has; a start that fails before leaves everything as it was
+    finished: bool = False  # whether training has, and its report is written; what the networks are worth may follow
 
 
 @fresh_torch_state()
@@ -57,7 +58,8 @@ def main(words: list[str] | None = None) -> int:
     attempt, method = Attempt(Console()), ""
 
     def at_once(number: int) -> None:
-        text = f"stopped by {signal.Signals(number).name} at once; what came after the last checkpoint is lost"
+        lost = "" if attempt.finished else "; what came after the last checkpoint is lost"
+        text = f"stopped by {signal.Signals(number).name} at once{lost}"
         finish(attempt, "stopped", Failure(128 + number, text, ""))
 
     with steady_streams("log.txt has every line"), StopRequest(at_once) as stop:
@@ -71,6 +73,7 @@ def main(words: list[str] | None = None) -> int:
             stop.leave()
             end = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
             what = f"by {end}; the state is saved" if attempt.begun else f"before training began ({end})"
+            what = f"by {end}" if attempt.finished else what
             return finish(attempt, "stopped", Failure(end.exit_code, f"stopped {what}", ""))
         except Exception as error:
             stop.leave()
@@ -109,6 +112,11 @@ def finish(attempt: Attempt, state: str, failure: Failure, details: str = "") ->
     """
     print(failure.lines + failure.text, file=sys.stderr)
     if attempt.claim is None:
+        return failure.exit_code
+    if attempt.finished:
+        attempt.console.log(details + failure.text)
+        again = f"python -m mixfast.train --resume {shlex.quote(str(attempt.claim.folder.path))}"
+        print(f"the run is finished; what its report lacks is made by: {again}", file=sys.stderr)
         return failure.exit_code
     claim, folder, stopped = attempt.claim, attempt.claim.folder, state == "stopped"
     code_failed = failure.exit_code in (1, USER_CODE)
@@ -207,9 +215,12 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
             if name != config.method_name:
                 companions[name] = train_beside(run, name)
         console.line("\n" + report.write(run, preset, invocation.origins, companions))
+        folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
+        attempt.finished = True
+        if transfer.wanted(run, preset, companions):
+            console.line("\n" + transfer.add(run, companions))
     console.line(f"\nreport    {folder.report}\nbackbone  {folder.export / 'backbone.safetensors'} (reload checked)")
     stop.leave()
-    folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
 
 
 def warn_of_preset(config: RunConfig[Any], preset: str, console: Console) -> None:

@@ -1,4 +1,4 @@
-"""The pictures of a run folder. matplotlib without its global state, drawn to files only."""
+"""The pictures of a run folder."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,21 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mixfast.evaluate.pictures import GAP, figure
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 Records = list[dict[str, Any]]
-GAP = 2  # pixels between the pictures of a grid
 BOX_COLOURS = ("red", "blue", "cyan", "yellow", "magenta", "orange") * 8
-
-
-def figure(width: float, height: float, rows: int = 1, columns: int = 1) -> "tuple[Figure, Any]":
-    """A figure of the given size in inches, and its axes."""
-    from matplotlib.figure import Figure
-
-    page = Figure(figsize=(width, height), dpi=110, layout="constrained")
-    return page, page.subplots(rows, columns, squeeze=False)
 
 
 def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> None:

@@ -1,0 +1,195 @@
+"""The end of the first run: detection, localisation and maps of its networks beside kNN, and what was gained and lost.
+
+The sizes keep the first run within three minutes on two cores; docs/detection.md has the longer protocol.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from mixfast.config.presets import DEFAULT
+from mixfast.detection.detectors import need_torchvision
+from mixfast.errors import PlatformError
+from mixfast.evaluate import detect, detect_page, localise, maps
+from mixfast.evaluate.contestants import Localise
+from mixfast.evaluate.detect import Detect
+from mixfast.evaluate.runs import LoadedRun, ScoringOptions, load_runs
+from mixfast.files import write_whole
+from mixfast.run.folder import RunFolder, write_json
+from mixfast.run.records import result
+from mixfast.run.reopen import data_key
+from mixfast.run.state import Run
+from mixfast.scoring import protocol
+from mixfast.scoring.paired import difference, spread
+
+FOLDER = "transfer"  # in the run's folder
+IMAGES, STEPS, TESTED = 100, 80, 150  # canvases to train a detector on, its steps of 8, canvases to score it on
+SEEDS = (0, 1, 2)  # of the detectors
+LOCALISED, CHOSEN_ON = 300, 100  # scenes on which maps are scored; others, on which map and threshold are chosen
+_DRAWN = 6  # test images whose maps are drawn
+_UNTRAINED, _EDGES = "untrained", "edges"  # rows beside the methods
+
+_PAGE = """## What the networks are worth for detection
+
+{table}
+
+{sentences}
+
+In brackets behind a difference: its 95 % interval. kNN on h: as above. {detection}CorLoc: percent of {localised} \
+scenes in which the box around the largest part of an attention map meets the object with an IoU of 0.5 or more, in \
+brackets 95 % of bootstrap draws of the scenes; "edges" is the same of a map of edges, without a network. All networks \
+come from one seed of pre-training, so no interval holds the variation of the pre-training itself. With longer \
+training, and beside a network trained with labels: \
+`python -m mixfast.evaluate detect {runs}`.
+"""
+_DETECTION = """AP: COCO's, of torchvision's FCOS on the frozen network, trained for {steps} steps of 8 on {images} \
+canvases with several objects and scored on {tested} others; any class AP: of the boxes without their class, finding \
+and not naming. ± over {seeds} seeds of the detector, which all networks share. """
+
+
+class Gap(NamedTuple):
+    """A score of one network minus that of another, with its 95 % interval if there is one."""
+
+    score: str
+    mean: float
+    low: float | None
+    high: float | None
+
+
+class Worth(NamedTuple):
+    """What was measured, by row: the methods, and "untrained"."""
+
+    knn: dict[str, float]  # on h
+    located: localise.Result
+    detected: detect_page.Result | None  # None: torchvision is missing
+    missing: str  # what to do about it
+
+
+def wanted(run: Run, preset: str, companions: dict[str, RunFolder]) -> bool:
+    """Whether a run ends with this: the first run, on its scenes, with baselines and with a method beside its own."""
+    config = run.config
+    return preset == DEFAULT and config.data.kind == "scenes" and config.eval.baselines and bool(companions)
+
+
+def add(run: Run, companions: dict[str, RunFolder]) -> str:
+    """Measure, draw, and add the section to the report; returns table and sentences as plain text.
+
+    An exception or a stop leaves the report as it was.
+    """
+    run.console.line("\nwhat the networks are worth for detection: attention maps, then detectors on frozen features")
+    worth, runs = measure(run, companions)
+    rows, said = table_rows(worth), sentences(worth, [row.name for row in runs])
+    pictures = [("predictions", "detect.png")] if worth.detected else []
+    pictures += [("attention maps", "maps.png"), ("maps and the boxes that CorLoc scores", "localise.png")]
+    page = _page(worth, rows, said, runs, [f"![{title}]({FOLDER}/{name})" for title, name in pictures])
+    text = run.folder.report.read_text(encoding="utf-8", errors="backslashreplace")
+    write_whole(run.folder.report, f"{text}\n{page}".encode(errors="backslashreplace"))
+    return "\n".join([_aligned(rows), "", *said])
+
+
+def measure(run: Run, companions: dict[str, RunFolder]) -> tuple[Worth, list[LoadedRun]]:
+    """Score and draw the run's network, those beside it and the untrained one; numbers also go to the runs' lines."""
+    folder, config = run.folder.path / FOLDER, run.config
+    folder.mkdir(exist_ok=True)
+    paths = (run.folder.path, *(other.path for other in companions.values()))
+    own_code = (config.method_name, *companions, config.model.backbone.partition(":")[0])  # this process runs it
+    options = ScoringOptions(paths, device=config.train.device, threads=config.train.threads, trust=own_code)
+    runs = load_runs(options, loaded={data_key(config): run.splits})
+    located = localise.evaluate(Localise(paths, data="scenes", count=LOCALISED, validation=CHOSEN_ON), runs)
+    write_json(folder / "localise.json", localise.facts(runs, located))
+    localise.draw(folder / "localise.png", located)
+    localise.keep(runs, located)
+    networks = [(one.name, one.trained, one) for one in runs]
+    shown = [*networks, (_UNTRAINED, runs[0].untrained(), runs[0])]
+    maps.draw(folder / "maps.png", maps.Maps(paths, count=_DRAWN), runs[0], shown)
+    knn = {other["name"]: other["knn_h"] for other in run.folder.metrics.read() if other["kind"] == "baseline"}
+    last = {one.name: result(one.name, one.folder.metrics.read()).last for one in runs}
+    knn |= {name: scores["knn_h"] for name, scores in last.items()}
+    try:
+        need_torchvision()
+    except PlatformError as error:
+        missing = f"AP is missing: {error} Then: python -m mixfast.train --resume {run.folder.path}"
+        return Worth(knn, located, None, missing), runs
+    detectors = Detect(paths, images=IMAGES, steps=STEPS, count=TESTED, seeds=SEEDS, supervised=False)
+    detected = detect.evaluate(detectors, runs, run.console)
+    detect_page.write(folder / "detect.json", runs, detected)
+    detect.keep(runs, detected)
+    return Worth(knn, located, detected, ""), runs
+
+
+def _detectors(worth: Worth, row: str, key: str) -> dict[int, float]:
+    """A score of a row's detectors by seed."""
+    rows = worth.detected.rows if worth.detected else []
+    return {seed: outcome.scores[key] for one in rows if one.name == row for seed, outcome in one.outcomes.items()}
+
+
+def table_rows(worth: Worth) -> list[list[str]]:
+    """The cells of the table, its head first: the untrained network, then the methods."""
+    scores = {"AP": "ap", "any class AP": "any_class_ap"} if worth.detected else {}
+    rows = [["", "kNN on h", *scores, "CorLoc"]]
+    names = [row.name for row in worth.located.rows if row.role == "run"]
+    for name in (_EDGES, _UNTRAINED, *names):
+        cells = [f"{worth.knn[name]:.1f}" if name in worth.knn else "-"]
+        for key in scores.values():
+            row = spread(list(_detectors(worth, name, key).values()))
+            cells.append("-" if row is None else f"{row.mean:.1f}" + ("" if row.std is None else f" ± {row.std:.1f}"))
+        corloc = worth.located.scores[name]["corloc"]
+        rows.append([name, *cells, f"{corloc['mean']:.1f} ({corloc['low']:.0f}-{corloc['high']:.0f})"])
+    return rows
+
+
+def gaps(worth: Worth, name: str, rival: str) -> list[Gap]:
+    """The scores of a row minus those of another."""
+    found = [Gap("kNN on h", worth.knn[name] - worth.knn[rival], None, None)]
+    for title, key in (("AP", "ap"), ("any class AP", "any_class_ap")):
+        if gap := difference(_detectors(worth, name, key), _detectors(worth, rival, key)):
+            found.append(Gap(title, gap.mean, gap.low, gap.high))
+    outcomes = {row.name: row.outcomes for row in worth.located.rows}
+    margin = protocol.margin(outcomes[name], outcomes[rival], worth.located.draws, "corloc")
+    return [*found, Gap("CorLoc", margin["mean"], margin["low"], margin["high"])]
+
+
+def sentences(worth: Worth, names: list[str]) -> list[str]:
+    """What the first of some rows gains and loses against the others and the untrained network; whoever wins."""
+    first, *others = names
+    rivals = {other: f"{other} at equal encoder cost" for other in others} | {_UNTRAINED: "the untrained network"}
+    said = [f"Against {shown}, {first} {verdict(gaps(worth, first, rival))}." for rival, shown in rivals.items()]
+    return [*said, *([worth.missing] if worth.missing else [])]
+
+
+def verdict(found: Iterable[Gap]) -> str:
+    """ "gains CorLoc +3.0 (+1.0 to +5.0); loses ...; ...": a difference counts if its interval leaves 0 out."""
+    kinds: dict[str, list[str]] = {"gains": [], "loses": [], "shows no clear difference in": []}
+    for gap in found:
+        low, high = (gap.mean if bound is None else bound for bound in (gap.low, gap.high))
+        kind = "gains" if low > 0 else "loses" if high < 0 else "shows no clear difference in"
+        interval = "no interval" if gap.low is None else f"{gap.low:+.1f} to {gap.high:+.1f}"
+        kinds[kind].append(f"{gap.score} {gap.mean:+.1f} ({interval})")
+    return "; ".join(f"{kind} {', '.join(scores)}" for kind, scores in kinds.items() if scores)
+
+
+def _page(worth: Worth, rows: list[list[str]], said: list[str], runs: list[LoadedRun], pictures: list[str]) -> str:
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    about = _DETECTION.format(images=IMAGES, steps=STEPS, tested=TESTED, seeds=len(SEEDS))
+    page = _PAGE.format(
+        table="\n".join("| " + " | ".join(cells) + " |" for cells in lines),
+        sentences="\n".join(f"- {line}" for line in said),
+        detection=about if worth.detected else "",
+        localised=worth.located.settings["images"],
+        runs=" ".join(str(_place(one.folder.path)) for one in runs),
+    )
+    return "\n\n".join([page.rstrip(), *pictures]) + "\n"
+
+
+def _place(path: Path) -> str:
+    """A run's folder as its owner sees it from beside it."""
+    return "/".join(path.parts[-3:]) if path.parent.name == "compare" else path.name
+
+
+def _aligned(rows: list[list[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *cells in rows:
+        padded = (f"   {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+        lines.append(f"{first:<{widths[0]}}" + "".join(padded))
+    return "\n".join(lines)
