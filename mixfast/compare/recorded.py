@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mixfast.compare.gather import Member, Section
-from mixfast.evaluate.runs import RESULTS, read_scores
+from mixfast.evaluate.runs import read_scores
 
 METRICS = ("ap", "ap50", "any_class_ap")
 BASELINES = ("untrained", "supervised")
@@ -83,7 +83,7 @@ def _lines(run: Member, notes: list[str]) -> list[dict[str, Any]]:
         "damaged, or without a setting or an AP": damaged + len(final) - len(whole),
         f"of another epoch than {run.config.train.epochs}": len(found) - len(final),
     }
-    notes += [f"`{run.label}`: lines of {RESULTS} left out, {why}: {n}." for why, n in reasons.items() if n]
+    notes += [f"`{run.label}`: lines of {run.folder.evaluations.name} left out, {why}: {n}." for why, n in reasons.items() if n]
     return whole
 
 

@@ -174,7 +174,7 @@ def read_scores(folder: RunFolder) -> tuple[list[dict[str, Any]], int]:
     Raises:
         CheckpointError: there is such a file and it cannot be read.
     """
-    path = folder.path / RESULTS
+    path = folder.evaluations
     try:
         text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
