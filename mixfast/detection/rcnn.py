@@ -1,7 +1,7 @@
 """Faster R-CNN as detectron2 builds it, from torchvision's parts. It imports torchvision: import it where it is used.
 
 c4    proposals and regions from the last map but one; the last stage and one more batch norm on every region
-fpn   pyramid of 256 channels with batch norm, one more map by max-pooling for proposals; two linear layers
+fpn   pyramid with batch norm, one more map by max-pooling for proposals; two linear layers
 
 Torchvision's own classes differ in the loss of boxes (smooth L1), in RoIAlign (not aligned), and in first weights.
 """
@@ -30,7 +30,6 @@ from mixfast.models import Backbone
 _C4_ANCHORS = (32, 64, 128, 256, 512)  # sides in pixels
 _FPN_ANCHORS = 8  # side over the stride of the map
 _FPN_FINEST = 4  # pixels per cell of the finest map of the pyramid
-_FPN_CHANNELS = 256
 _CANONICAL = (224, 4)  # a region of so many pixels is taken from the map of stride 2 to this power
 
 
@@ -108,10 +107,10 @@ def _fpn(recipe: PublishedRecipe, backbone: Backbone) -> _Parts:
     """Body, pooling, head, its channels, and the sides of anchors."""
     layers = pyramid_stages(backbone)
     channels, strides = ([values[layer - 1] for layer in layers] for values in (backbone.channels, backbone.strides))
-    neck = FeaturePyramidNetwork(channels, _FPN_CHANNELS, LastLevelMaxPool(), nn.BatchNorm2d)
-    body = Body(backbone, layers, neck, _FPN_CHANNELS, frozen=False)
+    neck = FeaturePyramidNetwork(channels, recipe.channels, LastLevelMaxPool(), nn.BatchNorm2d)
+    body = Body(backbone, layers, neck, recipe.channels, frozen=False)
     side = 7
-    head = TwoMLPHead(_FPN_CHANNELS * side**2, recipe.hidden)
+    head = TwoMLPHead(recipe.channels * side**2, recipe.hidden)
     for linear in (head.fc6, head.fc7):
         nn.init.kaiming_uniform_(linear.weight, a=1)
         nn.init.zeros_(linear.bias)

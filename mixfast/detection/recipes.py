@@ -49,7 +49,8 @@ class PublishedRecipe:
     precise_batches: int = 200  # training batches whose mean statistics the batch norms get before the test
     anchors: int = 256  # of an image, on which the proposals are trained
     regions: int = 512  # of an image, on which the head is trained
-    hidden: int = 1024  # outputs of each linear layer of a pyramid's head
+    channels: int = 256  # of a pyramid
+    hidden: int = 1024  # outputs of each linear layer of its head
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""

@@ -107,7 +107,9 @@ class Training:
         """
         file, state = checkpoint.load_newest(self.folder / CHECKPOINTS, console.line)
         for name, kind in _FIELDS.items():
-            restore.expect(type(state.get(name)) is kind, file, name, f"a {kind.__name__}", state.get(name))
+            entry = state.get(name)
+            same = isinstance(entry, dict) if kind is dict else type(entry) is kind
+            restore.expect(same, file, name, f"a {kind.__name__}", entry)
         old = state["settings"]
         if unlike := [key for key in self.settings if old.get(key) != self.settings[key]]:
             lines = [f"{key}: saved {old.get(key)}, now {self.settings[key]}" for key in unlike]
