@@ -83,7 +83,8 @@ def _lines(run: Member, notes: list[str]) -> list[dict[str, Any]]:
         "damaged, or without a setting or an AP": damaged + len(final) - len(whole),
         f"of another epoch than {run.config.train.epochs}": len(found) - len(final),
     }
-    notes += [f"`{run.label}`: lines of {run.folder.evaluations.name} left out, {why}: {n}." for why, n in reasons.items() if n]
+    file = run.folder.evaluations.name
+    notes += [f"`{run.label}`: lines of {file} left out, {why}: {n}." for why, n in reasons.items() if n]
     return whole
 
 
