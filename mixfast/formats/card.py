@@ -69,8 +69,9 @@ mixfast, the code that made these weights, is under the MIT licence. The licence
 def _data(setup: Setup) -> str:
     """The data set by its name: of a folder, the last two parts of its path."""
     path = setup.config.data.path
-    named = setup.splits.name == "folder" and path
-    return "/".join(Path(path).parts[-2:]).strip("/") if named else setup.splits.name
+    if setup.splits.name == "folder" and path is not None:
+        return "/".join(Path(path).parts[-2:]).strip("/")
+    return setup.splits.name
 
 
 def _header(subject: Snapshot, title: str, library: str) -> str:
@@ -143,10 +144,10 @@ def _scores(subject: Snapshot) -> str:
     """A table of every score of these weights with its protocol."""
     if subject.which != "query":
         return "None: evaluations are of the query encoder."
-    rows = []
+    rows: list[tuple[str, str, dict[str, Any]]] = []
     if record := _trained_score(subject):
-        scores = {key: record[key] for key in ("knn_h", "knn_z") if key in record}
-        rows.append((f"in training: {_protocol(subject.setup)} (h), and on the head's output (z)", "", scores))
+        kept: dict[str, Any] = {key: record[key] for key in ("knn_h", "knn_z") if key in record}
+        rows.append((f"in training: {_protocol(subject.setup)} (h), and on the head's output (z)", "", kept))
     latest: dict[str, dict[str, dict[str, Any]]] = {}
     for number, line in enumerate(read_lines(subject.folder.evaluations), 1):
         if (line.get("epoch"), line.get("step")) != (subject.epoch, subject.step):
