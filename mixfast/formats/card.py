@@ -15,6 +15,7 @@ from mixfast.run.records import read
 from mixfast.run.setup import Setup
 
 FILE = "README.md"
+_LISTED = 8  # values of a setting that are written out
 
 
 def card(subject: Snapshot, digests: Mapping[str, str], usage: str, library: str) -> str:
@@ -159,7 +160,7 @@ def _scores(subject: Snapshot) -> str:
             raise CheckpointError(
                 f"{subject.folder.evaluations}, line {number}: settings and scores must be objects; mend or delete it."
             )
-        words = ", ".join(f"{key} {json.dumps(_last_part(value))}" for key, value in settings.items())
+        words = ", ".join(f"{key} {json.dumps(_short(value))}" for key, value in settings.items())
         latest[f"evaluate {line.get('command')}: {words}"] = scores
     rows += [(protocol, name, values) for protocol, scores in latest.items() for name, values in scores.items()]
     if not rows:
@@ -170,16 +171,18 @@ def _scores(subject: Snapshot) -> str:
     return "\n".join(lines)
 
 
-def _last_part(value: Any) -> Any:
-    """A setting; of a path of this machine, its last part."""
+def _short(value: Any) -> Any:
+    """A setting; of a path of this machine its last part, of a long list its length."""
     if isinstance(value, list):
-        return [_last_part(item) for item in value]
+        return [_short(item) for item in value] if len(value) <= _LISTED else f"{len(value)} of them"
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def _values(scores: Mapping[str, Any]) -> str:
+    """Scores in words; of one with an interval, the mean."""
+    means = {key: value.get("mean") if isinstance(value, dict) else value for key, value in scores.items()}
     return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, int | float) else f"{key} {value}" for key, value in scores.items()
+        f"{key} {value:.4g}" if isinstance(value, int | float) else f"{key} {value}" for key, value in means.items()
     )
 
 
