@@ -15,6 +15,7 @@ from mixfast.run.records import read
 from mixfast.run.setup import Setup
 
 FILE = "README.md"
+_LISTED = 8  # values of a setting that are written out
 
 
 def card(subject: Snapshot, digests: Mapping[str, str], usage: str, library: str) -> str:
@@ -69,8 +70,9 @@ mixfast, the code that made these weights, is under the MIT licence. The licence
 def _data(setup: Setup) -> str:
     """The data set by its name: of a folder, the last two parts of its path."""
     path = setup.config.data.path
-    named = setup.splits.name == "folder" and path
-    return "/".join(Path(path).parts[-2:]).strip("/") if named else setup.splits.name
+    if setup.splits.name == "folder" and path is not None:
+        return "/".join(Path(path).parts[-2:]).strip("/")
+    return setup.splits.name
 
 
 def _header(subject: Snapshot, title: str, library: str) -> str:
@@ -143,10 +145,10 @@ def _scores(subject: Snapshot) -> str:
     """A table of every score of these weights with its protocol."""
     if subject.which != "query":
         return "None: evaluations are of the query encoder."
-    rows = []
+    rows: list[tuple[str, str, dict[str, Any]]] = []
     if record := _trained_score(subject):
-        scores = {key: record[key] for key in ("knn_h", "knn_z") if key in record}
-        rows.append((f"in training: {_protocol(subject.setup)} (h), and on the head's output (z)", "", scores))
+        kept: dict[str, Any] = {key: record[key] for key in ("knn_h", "knn_z") if key in record}
+        rows.append((f"in training: {_protocol(subject.setup)} (h), and on the head's output (z)", "", kept))
     latest: dict[str, dict[str, dict[str, Any]]] = {}
     for number, line in enumerate(read_lines(subject.folder.evaluations), 1):
         if (line.get("epoch"), line.get("step")) != (subject.epoch, subject.step):
@@ -158,7 +160,7 @@ def _scores(subject: Snapshot) -> str:
             raise CheckpointError(
                 f"{subject.folder.evaluations}, line {number}: settings and scores must be objects; mend or delete it."
             )
-        words = ", ".join(f"{key} {json.dumps(_last_part(value))}" for key, value in settings.items())
+        words = ", ".join(f"{key} {json.dumps(_short(value))}" for key, value in settings.items())
         latest[f"evaluate {line.get('command')}: {words}"] = scores
     rows += [(protocol, name, values) for protocol, scores in latest.items() for name, values in scores.items()]
     if not rows:
@@ -169,16 +171,18 @@ def _scores(subject: Snapshot) -> str:
     return "\n".join(lines)
 
 
-def _last_part(value: Any) -> Any:
-    """A setting; of a path of this machine, its last part."""
+def _short(value: Any) -> Any:
+    """A setting; of a path of this machine its last part, of a long list its length."""
     if isinstance(value, list):
-        return [_last_part(item) for item in value]
+        return [_short(item) for item in value] if len(value) <= _LISTED else f"{len(value)} of them"
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def _values(scores: Mapping[str, Any]) -> str:
+    """Scores in words; of one with an interval, the mean."""
+    means = {key: value.get("mean") if isinstance(value, dict) else value for key, value in scores.items()}
     return ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, int | float) else f"{key} {value}" for key, value in scores.items()
+        f"{key} {value:.4g}" if isinstance(value, int | float) else f"{key} {value}" for key, value in means.items()
     )
 
 

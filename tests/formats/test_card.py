@@ -82,6 +82,22 @@ def test_scores_stand_with_their_protocol_and_are_of_these_weights(finished: Pat
     assert "model-index" not in card
 
 
+def test_long_settings_paths_and_intervals_are_short(finished: Path, tmp_path: Path) -> None:
+    path = finished / "evaluations.jsonl"
+    before = path.read_text()
+    line = json.loads(before)
+    line |= {"command": "localise", "settings": {"images": list(range(30)), "data": ["voc", "/disk/of/mine/VOC2007"]}}
+    line["scores"] = {"moco": {"corloc": {"mean": 41.25, "low": 30.0}, "energy": None}}
+    try:
+        path.write_text(before + json.dumps(line) + "\n")
+        with process_settings_kept():
+            assert export([str(finished), "--threads", "1", "--out", str(tmp_path)]) == 0
+    finally:
+        path.write_text(before)
+    row = '| evaluate localise: images "30 of them", data ["voc", "VOC2007"] | moco | corloc 41.25, energy None |'
+    assert row in (tmp_path / "README.md").read_text()
+
+
 def test_a_damaged_record_is_named(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = finished / "evaluations.jsonl"
     before = path.read_text()

@@ -11,7 +11,7 @@ import torch
 from tests.formats.conftest import PAGE, Written
 from tests.formats.names import recorded
 
-RECIPES = dict(re.findall(r"## (.*)\n\n```python\n(.*?)```", PAGE, re.DOTALL))
+RECIPES = dict(re.findall(r"## ([^\n]*)\n\n```python\n(.*?)```", PAGE, re.DOTALL))
 
 
 def run(title: str, written: Written, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
