@@ -25,7 +25,7 @@ LAYERS = (
     ("config",),
     ("run",),
     ("formats",),
-    ("export",),
+    ("export", "initial_weights"),
     ("evaluate",),
     ("train",),
     ("compare",),

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from mixfast import initial_weights
 from mixfast.config.options import FREE_ON_RESUME, RunConfig, flatten
 from mixfast.data import Splits
 from mixfast.errors import CheckpointError, ConfigError
@@ -21,7 +22,6 @@ from mixfast.run.reopen import MachineOptions, data_key, load_run
 from mixfast.run.setup import Setup
 from mixfast.scoring.baselines import calibrated
 from mixfast.scoring.maps import Network
-from mixfast.train import initial_weights
 
 SCHEMA = 1  # of a line
 

@@ -14,12 +14,14 @@ from typing import Any
 import torch
 
 import mixfast
+from mixfast import initial_weights
 from mixfast.config.options import RunConfig, replace
 from mixfast.config.presets import DEFAULT, switch_method
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
 from mixfast.errors import OutOfMemoryError
 from mixfast.export import check_exportable, export
+from mixfast.initial_weights import InitialWeights, Origin
 from mixfast.run import checkpoint, machine, monitor
 from mixfast.run.budget import check_memory, explain_out_of_memory, step_cost
 from mixfast.run.claim import Claim, Lock
@@ -33,8 +35,7 @@ from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.state import Run, build
 from mixfast.run.streams import reason, steady_streams
 from mixfast.run.torch_state import fresh_torch_state
-from mixfast.train import cli, initial_weights, report, transfer
-from mixfast.train.initial_weights import InitialWeights, Origin
+from mixfast.train import cli, report, transfer
 
 
 @dataclass

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from mixfast.config.options import flatten
+from mixfast.initial_weights import Origin
 from mixfast.rng import Generators
 from mixfast.run.console import duration
 from mixfast.run.folder import RunFolder
@@ -13,7 +14,6 @@ from mixfast.run.records import Records, Result, result, time_by_part
 from mixfast.run.sanity import queue_steps, warnings
 from mixfast.run.state import Run
 from mixfast.train import plots
-from mixfast.train.initial_weights import Origin
 
 
 def table(results: list[Result], baselines: Records) -> str:

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from mixfast import initial_weights
 from mixfast.errors import CheckpointError
 from mixfast.evaluate.__main__ import main as evaluate
 from mixfast.evaluate.runs import ScoringOptions, load_runs
 from mixfast.models import ModelConfig, build_encoder
-from mixfast.train import initial_weights
 from mixfast.train.__main__ import main
 from tests.tiny_run import assert_same, last_state, process_settings_kept, records, train_in_child, words
 

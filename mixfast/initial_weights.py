@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from mixfast.errors import CheckpointError
-from mixfast.export import FACTS as EXPORT_FACTS
-from mixfast.export import load_backbone
 from mixfast.files import write_whole
+from mixfast.formats import native
 from mixfast.models import ModelConfig, adapters, build_encoder
 from mixfast.models.backbone import Adapted, Backbone, named_weights
 from mixfast.models.config import RESNET, RESNET_OPTIONS
@@ -152,8 +151,8 @@ class _Source(NamedTuple):
 
 
 def _open(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Source:
-    beside = path.with_name(EXPORT_FACTS)
-    if (path / EXPORT_FACTS).is_file():
+    beside = path.with_name(native.FACTS)
+    if (path / native.FACTS).is_file():
         return _export(path, model)
     if path.suffix == ".safetensors" and path.is_file() and _names(beside, path.name):
         return _export(path.parent, model)
@@ -207,16 +206,11 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _export(folder: Path, model: ModelConfig) -> _Source:
-    try:
-        described = json.loads((folder / EXPORT_FACTS).read_text(encoding="utf-8"))
-        architecture, file = described["architecture"], described["file"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise CheckpointError(f"{folder / EXPORT_FACTS} cannot be read ({error!r}).") from error
-    _check_architecture(architecture, model)
+    _check_architecture(native.read(folder).facts.get("architecture"), model)
     named = adapters.parse(model.backbone) if model.backbone != RESNET else None
     factory: Callable[..., Any] | None = adapters.imported(named) if named is not None and named.own else None
-    weights: dict[str, Tensor] = named_weights(load_backbone(folder, factory)).state_dict()
-    return _Source(folder / file, weights, "", foreign=False)
+    weights: dict[str, Tensor] = named_weights(native.load_backbone(folder, factory)).state_dict()
+    return _Source(folder / native.WEIGHTS, weights, "", foreign=False)
 
 
 def _run(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Source:
