@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -159,7 +160,7 @@ def read(
         generator=torch.Generator(),  # else the loader would draw from torch's own
     )
     try:
-        with workers_that_obey():
+        with workers_that_obey() if workers else nullcontext():
             arriving = iter(loader)
         for shots in arriving:
             for shot in shots:
