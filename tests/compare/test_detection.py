@@ -107,7 +107,7 @@ def test_rank_correlations_with_ties() -> None:
 def test_protocols_are_never_mixed_up(runs: dict[str, Path], tmp_path: Path) -> None:
     detected(runs["moco0"], [0], 30.0)
     detected(runs["moco1"], [0, 1, 2], 31.0)  # the mean over seeds of the detector
-    detected(runs["approach10"], [0], 20.0, steps=150, data="voc /home/somebody/VOC2007")
+    detected(runs["approach10"], [0], 20.0, steps=150, data="voc /data/somebody/VOC2007")
     detected(runs["simclr0"], [0], 25.0, torch="3", left_out={"boxes": 1})  # which makes no other protocol
     detected(runs["simclr1"], [1], 26.0, lr=0.002)
     text, section = report(runs, tmp_path / "out")
