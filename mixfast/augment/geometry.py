@@ -9,30 +9,27 @@ stays on the device; leading dimensions broadcast.
 import torch
 from torch import Tensor
 
+from mixfast.ops.views.reference import constant
+
 __all__ = ["areas", "crop_boxes", "intersection", "to_image", "to_view", "whole_pixels"]
 
 
 def crop_boxes(crops: Tensor) -> Tensor:
     """The box of the image that each view shows."""
-    top, left, height, width, _ = crops.unbind(-1)
-    return torch.stack([left, top, left + width, top + height], dim=-1)
+    start = crops[..., :2].flip(-1)
+    return torch.cat([start, start + crops[..., 2:4].flip(-1)], dim=-1)
 
 
 def to_image(boxes: Tensor, crops: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes of views as boxes of their images."""
-    x0, y0, x1, y1 = _mirrored(boxes, crops, size).unbind(-1)
-    top, left, height, width, _ = crops.unbind(-1)
-    rows, columns = height / size[0], width / size[1]  # pixels of the image in a pixel of the view
-    return torch.stack([left + x0 * columns, top + y0 * rows, left + x1 * columns, top + y1 * rows], dim=-1)
+    origin, step = _frame(crops, size)
+    return _ordered(origin + step * boxes.unflatten(-1, (2, 2)))
 
 
 def to_view(boxes: Tensor, crops: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes of images as boxes of their views, beyond whose borders they may reach."""
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    top, left, height, width, _ = crops.unbind(-1)
-    rows, columns = size[0] / height, size[1] / width
-    moved = [(x0 - left) * columns, (y0 - top) * rows, (x1 - left) * columns, (y1 - top) * rows]
-    return _mirrored(torch.stack(moved, dim=-1), crops, size)
+    origin, step = _frame(crops, size)
+    return _ordered((boxes.unflatten(-1, (2, 2)) - origin) / step)
 
 
 def intersection(first: Tensor, second: Tensor) -> Tensor:
@@ -48,13 +45,22 @@ def areas(boxes: Tensor) -> Tensor:
 
 def whole_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     """Boxes with borders rounded to whole numbers, int64, within the view and of one pixel at least."""
-    x0, y0, x1, y1 = boxes.round().unbind(-1)
-    x0, y0 = x0.clamp(0, size[1] - 1), y0.clamp(0, size[0] - 1)
-    x1, y1 = torch.maximum(x1, x0 + 1).clamp(max=size[1]), torch.maximum(y1, y0 + 1).clamp(max=size[0])
-    return torch.stack([x0, y0, x1, y1], dim=-1).long()
+    ends = constant((float(size[1]), float(size[0])), boxes.device)
+    low, high = boxes.round().split(2, dim=-1)
+    low = torch.minimum(low.clamp(min=0), ends - 1)
+    return torch.cat([low, torch.minimum(torch.maximum(high, low + 1), ends)], dim=-1).long()
 
 
-def _mirrored(boxes: Tensor, crops: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes of views mirrored left and right where the crop says so."""
-    x0, y0, x1, y1 = boxes.unbind(-1)
-    return torch.where(crops[..., 4:] != 0, torch.stack([size[1] - x1, y0, size[1] - x0, y1], dim=-1), boxes)
+def _frame(crops: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(x, y) [..., 1, 2] of a view's corner (0, 0) in its image, and of a step by one pixel of the view: to the left
+    where it is mirrored."""
+    extent = crops[..., 2:4].flip(-1)
+    mirrored = crops[..., 4:] * constant((1.0, 0.0), crops.device)
+    origin = crops[..., :2].flip(-1) + mirrored * extent
+    step = (1 - 2 * mirrored) * extent / constant((float(size[1]), float(size[0])), crops.device)
+    return origin[..., None, :], step[..., None, :]
+
+
+def _ordered(corners: Tensor) -> Tensor:
+    """Boxes [..., 4] of two opposite corners [..., 2, 2]."""
+    return torch.cat([corners.amin(dim=-2), corners.amax(dim=-2)], dim=-1)

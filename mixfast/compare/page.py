@@ -38,9 +38,10 @@ are used evenly. Effective rank: directions that h uses. Alignment: squared dist
 image, lower is closer; uniformity: lower is more even. Queue age: steps after which a key is \
 overwritten."""
 _ACCURACIES = """Measured on one batch of {batch} training images, so in steps of {step:.2g} %. Top-1 accuracy: the \
-share of queries that are more similar to their positive than to every key of the queue; then the same with *another \
-image's* positive. The second should be at chance level, 1 / (keys + 1); above it, positives are recognised by what \
-a batch has in common, such as its box, and not by the image."""
+share of queries that are more similar to their positive than to every key of the queue. With fresh patches: the same \
+once every pasted patch shows a view that no other vector shares; far below the first, terms are solved by the colours \
+and the crop of a patch that both sides show. With *another image's* positive: should be at chance level, 1 / (keys + \
+1); above it, positives are recognised by what a batch has in common, such as its box, and not by the image."""
 _LOCALISATION = """Percent of {images} images ({data}); map and threshold are chosen on {validation} others. ± over \
 seeds; in brackets 95 % of bootstrap draws of the images. Oracle: threshold chosen on the images \
 that are scored, an upper bound."""

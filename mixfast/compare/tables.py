@@ -104,7 +104,7 @@ def diagnostics(section: Section) -> str:
 
 
 def accuracies(section: Section) -> str:
-    """Top-1 accuracy of terms with queues, also with another image's positives; "" without such terms."""
+    """Top-1 accuracy of terms with queues, also with fresh patches and with another image's positives; "" without."""
     body = []
     for group in section.groups:
         records = [record for run in group.finished if (record := run.last("diagnostics"))]
@@ -113,12 +113,12 @@ def accuracies(section: Section) -> str:
         among = candidates(group.config)
         chance = f"{100 / among:.3f}" if among else "-"
         for term in terms:
-            shares = [[100 * value for value in _last(group, f"{kind}_{term}")] for kind in ("top1", "top1_other")]
-            cells = [cell(shares[0]), cell(shares[1], ".2f"), chance]
+            kinds = ("top1", "top1_fresh", "top1_other")
+            found, fresh, other = ([100 * value for value in _last(group, f"{kind}_{term}")] for kind in kinds)
+            cells = [cell(found), cell(fresh), cell(other, ".2f"), chance]
             body.append([f"`{group.name}`", term.replace("_", " "), *cells])
-    return (
-        markdown(["", "term", "top-1, %", "with another image's positive, %", "chance level, %"], body) if body else ""
-    )
+    head = ["", "term", "top-1, %", "with fresh patches, %", "with another image's positive, %", "chance level, %"]
+    return markdown(head, body) if body else ""
 
 
 def options(section: Section) -> str:

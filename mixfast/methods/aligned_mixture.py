@@ -117,18 +117,18 @@ class AlignedMixture(Method):
         """Unmixed views with boxes [B, M, 4] of the same places, and the weight [B, M] of each."""
         x1, x2 = both
         size = (x1.shape[2], x1.shape[3])
-        crops = both.crops[:, :, None]  # [2, B, 1, 5]
         first, second = crop_boxes(both.crops)
         shared = intersection(first, second)
         sides, largest = shared[:, 2:] - shared[:, :2], torch.maximum(both.crops[0, :, 2:4], both.crops[1, :, 2:4])
         overlaps = (sides >= LEAST_OVERLAP * largest.flip(1)).all(dim=1, keepdim=True)  # crops have their height first
         shared = torch.where(overlaps, shared, second)  # a box of the key alone is a negative as good as others
         boxes = boxes_within(shared, self.config.boxes, self.config.min_side, generator)
+        in_query, in_key = whole_pixels(to_view(boxes, both.crops[:, :, None], size), size)
         return {
             "query": x1,
-            "boxes_query": whole_pixels(to_view(boxes, crops[0], size), size),
+            "boxes_query": in_query,
             "key": x2,
-            "boxes_key": whole_pixels(to_view(boxes, crops[1], size), size),
+            "boxes_key": in_key,
             "weight_region": overlaps.float().expand(-1, self.config.boxes),
             "lam": x1.new_ones(len(x1), dtype=torch.float32),
         }
@@ -139,14 +139,14 @@ class AlignedMixture(Method):
         """What changes with patches of the last images in the first queries; a patch is one more box of its image."""
         x1, boxes, weight, lam = (views[name] for name in ("query", "boxes_query", "weight_region", "lam"))
         batch, count, size = len(x1), len(third[0]), (x1.shape[2], x1.shape[3])
-        cut, crops, key_crops = third[0].flip(0), third.crops[0].flip(0), both.crops[1].flip(0)[:count]
+        cut, crops, key_crops = third[0].flip(0), third.crops[0].flip(0), both.crops[1, -count:].flip(0)
         patches = boxes_of_area(count, size, self.config.area, PATCH_RATIO, generator)  # [count, 4]
         x1M = mix_views(x1[:count], cut, patches, lam[:count])
         outside = 1 - areas(patches.float()) / (size[0] * size[1])
         covered = areas(intersection(boxes[:count].float(), patches[:, None].float())) / areas(boxes[:count].float())
         cut_out = to_image(patches.float(), crops, size)
         shown = intersection(cut_out, crop_boxes(key_crops))
-        in_query, in_key = (whole_pixels(to_view(shown, where, size), size) for where in (crops, key_crops))
+        in_query, in_key = whole_pixels(to_view(shown, torch.stack([crops, key_crops]), size), size)
         none = boxes.new_zeros(batch - count, 4)
         return {
             "query": torch.cat([x1M, x1[count:]]),

@@ -31,7 +31,12 @@ No code of this method was published. Where the paper leaves a choice, the defau
     mixed_key   equation 3 has the clean key, the figures compare mixture with mixture
     mixture     cutmix; saliency centres each box on its own donor (the paper's future work); none pastes nothing and
                 keeps boxes, regions and weights. mixup has no regions and is refused
-    symmetric, box_per_sample, region_layer    ours
+    symmetric, box_per_sample, region_layer, patch    ours
+
+The patch of a query shows pixels of the view from which the keys are made, and the other way round. Terms can then be
+solved by the colours and the crop that both sides share, which is no knowledge of the image: the diagnostics
+`top1_fresh` of a run say how often a positive is still found once the patches show views that no other vector shares.
+With `patch fresh` the training's patches do.
 
 The printed equation 7 has the local term twice and no global one; the text has the loss above. The paper reports one
 run, without spread.
@@ -75,6 +80,7 @@ class Approach1Config(MixtureConfig):
     queue_size: Count = 4096  # past keys in each queue
     ema: Share = 0.99  # share of the key networks that survives one step
     symmetric: bool = False  # add the loss with the views' roles exchanged; doubles the cost
+    patch: Literal["other_view", "fresh"] = "other_view"  # the patch shows the other view, or a third and fourth one
     box_mode: Literal["independent", "shared"] = "independent"  # the key's box has its own centre, or is the query's
     lam: Literal["ratio", "mean"] | Share = "ratio"  # share outside the query's box, mean of both boxes', or a constant
     mixed_key: Literal["clean", "mixed"] = "clean"  # key of the mixed term: the clean view, or its mixture
@@ -105,19 +111,21 @@ class Approach1(Method):
         update_ema_(self.key_region_head, self.region_head, self.config.ema)
 
     def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
-        x1, x2 = augment(images)
+        fresh = self.config.patch == "fresh"
+        x1, x2, *others = augment(images, 4 if fresh else 2)
+        patch1, patch2 = others if fresh else (x2, x1)
         drawn = draw(len(images), generators["mix"], self.config)
-        box1, outside1 = place(x2, drawn.lam0, generators["mix"], self.config)
+        box1, outside1 = place(patch1, drawn.lam0, generators["mix"], self.config)
         box2, outside2 = box1, outside1
         if self.config.box_mode == "independent":
-            box2, outside2 = place(x1, drawn.lam0, generators["mix"], self.config)
+            box2, outside2 = place(patch2, drawn.lam0, generators["mix"], self.config)
         return {
             "query": x1,
-            "query_mixed": paste_in(x1, x2, box1, outside1, drawn.mixed).images,
+            "query_mixed": paste_in(x1, patch1, box1, outside1, drawn.mixed).images,
             "boxes_query_mixed": box1,
             "lam_query_mixed": outside1,
             "key": x2,
-            "key_mixed": paste_in(x2, x1, box2, outside2, drawn.mixed).images,
+            "key_mixed": paste_in(x2, patch2, box2, outside2, drawn.mixed).images,
             "boxes_key_mixed": box2,
             "lam_key_mixed": outside2,
         }

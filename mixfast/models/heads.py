@@ -75,7 +75,8 @@ def box_vectors(features: Tensor, boxes: Tensor, size: tuple[int, int], head: nn
     """
     batch, count = boxes.shape[:2]
     dtype = torch.promote_types(features.dtype, torch.float32)
-    weights = region_weights(boxes.flatten(0, 1), size, tuple(features.shape[2:]), dtype=dtype)  # [B M, 2, h, w]
+    map_size = (features.shape[2], features.shape[3])
+    weights = region_weights(boxes.flatten(0, 1), size, map_size, dtype=dtype)  # [B M, 2, h, w]
     with torch.autocast(features.device.type, enabled=False):  # sums of 16-bit products would lose the weights' digits
         cells = features.permute(0, 2, 3, 1).flatten(1, 2).to(dtype)  # [B, h w, C]
         means = torch.bmm(weights[:, 0].reshape(batch, count, -1), cells).to(features.dtype)

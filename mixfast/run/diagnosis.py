@@ -1,9 +1,12 @@
 """The diagnostics of a run at an evaluation, and what is worth a warning."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from mixfast.losses import unit
+from mixfast.mix import paste
 from mixfast.models.split_bn import frozen_statistics
 from mixfast.rng import Generators
 from mixfast.run.setup import Setup
@@ -22,7 +25,9 @@ def diagnose(setup: Setup) -> dict[str, float]:
     each. For a method with queues, from one batch of training images seen as in training: top1_TERM, the share of
     queries that are more similar to their positive than to all K keys of the term's queue; top1_other_TERM, the same
     with *another image's* positive, at chance level 1 / (K + 1) unless a batch has something in common, such as its
-    box; queue_age, the steps after which a key is overwritten.
+    box; queue_age, the steps after which a key is overwritten. For a method that pastes patches (`with_fresh_patches`),
+    top1_fresh_TERM: top1 with every patch from a view of its image that shows nowhere else. If it is far below top1,
+    terms are solved by colours and crops that a patch shares with the other side, and not by the image.
     """
     draws = Generators(setup.config.seed, setup.device)  # its own generators: the same views at every evaluation
     images, size = setup.splits.test.images[:IMAGES].to(setup.device), setup.config.eval.batch_size
@@ -48,7 +53,8 @@ def diagnose(setup: Setup) -> dict[str, float]:
 def _positives(setup: Setup, draws: Generators) -> dict[str, Tensor]:
     """Top-1 accuracies and age of the queues, from a step on the first training images; {} without queues."""
     rows = setup.config.train.batch_size // setup.config.train.accumulate
-    views = setup.views(setup.train_images[:rows], draws)
+    images, boxes = setup.train_images[:rows], draws["mix"].get_state()
+    views = setup.views(images, draws)
     with frozen_statistics(setup.method), setup.autocast():
         step = setup.method.step(views, draws)
     if not step.terms:
@@ -56,10 +62,30 @@ def _positives(setup: Setup, draws: Generators) -> dict[str, Tensor]:
     queues = setup.method.negatives()
     steps = [len(queues[name]) / (len(keys) * setup.config.train.accumulate) for name, keys in step.carry.items()]
     numbers = {"queue_age": torch.tensor(max(steps), device=setup.device)}
-    for name, shift in (("top1", 0), ("top1_other", diagnostics.OTHER_IMAGE)):
-        shares = diagnostics.top1_accuracy(step.terms, queues, shift)
+    kinds = [("top1", step.terms, 0), ("top1_other", step.terms, diagnostics.OTHER_IMAGE)]
+    draws["mix"].set_state(boxes)  # the same boxes in other views
+    if fresh := with_fresh_patches(views, setup.views(images, draws), setup.config.method):
+        with frozen_statistics(setup.method), setup.autocast():
+            kinds.append(("top1_fresh", setup.method.step(fresh, draws).terms, 0))
+    for name, terms, shift in kinds:
+        shares = diagnostics.top1_accuracy(terms, queues, shift)
         numbers |= {f"{name}_{term}": share for term, share in shares.items()}
     return numbers
+
+
+def with_fresh_patches(views: dict[str, Tensor], others: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """`views` whose mixtures show within their boxes what those of `others` show, made of other views with equal boxes.
+
+    {} where there is nothing of the kind: no boxes [B, 4] of mixtures, or ones that the option `mixture` leaves empty
+    or places by the patch.
+    """
+    if getattr(config, "mixture", "cutmix") != "cutmix":
+        return {}
+    boxes = {name: views.get(f"boxes_{name}") for name in views}
+    fresh = {
+        name: paste(views[name], others[name], box) for name, box in boxes.items() if box is not None and box.ndim == 2
+    }
+    return views | fresh if fresh else {}
 
 
 def warning(numbers: dict[str, float]) -> str | None:

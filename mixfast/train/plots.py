@@ -71,7 +71,7 @@ def diagnostics(path: Path, runs: dict[str, Records]) -> None:
         panels = (("effective_rank_h",), ("alignment", "uniformity"), _accuracies(found))
         for axis, keys in zip(row, panels, strict=True):
             for key in keys:
-                style = "--x" if key.startswith("top1_other_") else "-o"
+                style = "--x" if key.startswith("top1_other_") else ":o" if key.startswith("top1_fresh_") else "-o"
                 axis.plot(epochs, [record[key] for record in found], style, ms=4, label=key.replace("_", " "))
             axis.set(title=name, xlabel="epoch")
             if keys:

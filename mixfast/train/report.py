@@ -112,7 +112,9 @@ _DIAGNOSTICS = """## Diagnostics
 Effective rank: directions that h uses, 1 if it has collapsed. Alignment: squared distance of two views of a test \
 image, lower is closer; uniformity: lower is more even. top1: share of queries that are more similar to their positive \
 than to all keys of the queue. top1 other: the same with *another image's* positive; above its chance level, 1 / (keys \
-+ 1), positives are recognised by what a batch has in common, such as its box, and not by the image.
++ 1), positives are recognised by what a batch has in common, such as its box, and not by the image. top1 fresh, of a \
+method that pastes patches: the same as top1 with patches from views that no other vector shares; far below top1, \
+positives are found by the colours and the crop of a patch that both sides show.
 
 """
 

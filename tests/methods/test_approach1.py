@@ -21,6 +21,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"lam": "mean"},
     {"lam": 0.375},
     {"mixed_key": "mixed"},
+    {"patch": "fresh"},
     {"region_layer": 2},
     {"symmetric": True},
     {"mixture": "none", "symmetric": True},

@@ -165,11 +165,14 @@ def test_paired_reverse_terms_equal_their_forward_terms() -> None:
         assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.parametrize(("patch", "query_patch", "key_patch"), [("other_view", 2, 1), ("fresh", 3, 4)])
 @pytest.mark.parametrize("symmetric", [False, True])
-def test_approach1_regions_come_from_the_view_that_the_diagram_says(symmetric: bool) -> None:
-    """Views of one image differ in colour: qG view 1, qL view 2, kG view 2, kL view 1."""
+def test_approach1_regions_come_from_the_view_that_the_diagram_says(
+    symmetric: bool, patch: str, query_patch: int, key_patch: int
+) -> None:
+    """Views of one image differ in colour: qG view 1, kG view 2; qL view 2 and kL view 1, or a third and a fourth."""
     method_class, generators = load("approach1"), Generators(3)
-    config = method_class.Config(queue_size=4 * COUNT, symmetric=symmetric)
+    config = method_class.Config(queue_size=4 * COUNT, symmetric=symmetric, patch=patch)
     method = method_class(config, IndexEncoder, generators)
     identity(method.region_head), identity(method.key_region_head)
 
@@ -186,5 +189,5 @@ def test_approach1_regions_come_from_the_view_that_the_diagram_says(symmetric: b
         "q": terms["original"].query, "k": terms["original"].positive,
     }  # fmt: skip
     assert {name: round(content(v)[0, 0].item(), 4) for name, v in shade.items()} == {
-        "qG": 1, "qL": 2, "kG": 2, "kL": 1, "q": 1, "k": 2,
+        "qG": 1, "qL": query_patch, "kG": 2, "kL": key_patch, "q": 1, "k": 2,
     }  # fmt: skip
