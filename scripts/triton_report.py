@@ -106,7 +106,7 @@ def table(results: dict[str, dict[int, Result]], architectures: list[int], earli
         "",
         f"Written by `scripts/triton_report.py` with Triton {written_with}, without a GPU: no time is measured.",
         "Cells: registers of a thread, KiB of shared memory of a block (limit in the head), matrix instruction.",
-        "No kernel spills registers, and `spread` stores 16 bytes at a time; the script fails on one that does not.",
+        "No kernel spills registers, and `spread` stores 16 bytes at a time: else the script fails.",
         "",
         head,
         "|---" * (len(architectures) + 1) + "|",
