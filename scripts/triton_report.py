@@ -89,10 +89,12 @@ def faults(variant: Variant, architecture: int, result: Result) -> list[str]:
 def table(results: dict[str, dict[int, Result]], architectures: list[int], earlier: str = "") -> str:
     """Markdown: a line for each variant, a column for each architecture.
 
-    What is not in `results` keeps its line of an earlier table, if that had the same columns.
+    What is not in `results` keeps its line of an earlier table, if that had the same columns, and versions of Triton.
     """
     head = "| Kernel | " + " | ".join(f"sm_{each}, {SHARED_LIMIT[each]} KiB" for each in architectures) + " |"
     rows = {line.split("|")[1].strip(): line for line in earlier.splitlines() if head in earlier and line[:2] == "| "}
+    versions = re.findall(r"[\d.]+(?=, )", earlier.partition("with Triton ")[2].partition("without")[0]) if rows else []
+    written_with = ", ".join(dict.fromkeys([*versions, triton.__version__]))
     for name, row in results.items():
         cells = []
         for each in architectures:
@@ -102,9 +104,9 @@ def table(results: dict[str, dict[int, Result]], architectures: list[int], earli
     lines = [
         "# Triton kernels as compiled",
         "",
-        f"Written by `scripts/triton_report.py` with Triton {triton.__version__}, without a GPU: no time is measured.",
+        f"Written by `scripts/triton_report.py` with Triton {written_with}, without a GPU: no time is measured.",
         "Cells: registers of a thread, KiB of shared memory of a block (limit in the head), matrix instruction.",
-        "No kernel spills registers, and `spread` stores 16 bytes at a time; the script fails on one that does not.",
+        "No kernel spills registers, and `spread` stores 16 bytes at a time: else the script fails.",
         "",
         head,
         "|---" * (len(architectures) + 1) + "|",

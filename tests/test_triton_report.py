@@ -65,6 +65,10 @@ def test_variants_that_are_left_out_keep_their_lines(report: ModuleType) -> None
     earlier = report.table({second: {90: old}, first: {90: old}}, [90])
     lines = report.table({first: {90: new}}, [90], earlier).splitlines()
     assert lines[-2:] == [f"| {first} | 64, 1 |", f"| {second} | 40, 2 wgmma |"]
+    version = report.triton.__version__
+    older = earlier.replace(f"with Triton {version}, ", "with Triton 1.2.3, 4.5.6, ")
+    for before, named in ((earlier, version), (older, f"1.2.3, 4.5.6, {version}")):
+        assert f"with Triton {named}, without a GPU" in report.table({first: {90: new}}, [90], before)
     assert report.table({first: {80: new}}, [80], earlier).splitlines()[-2:] == ["|---|---|", f"| {first} | 64, 1 |"]
 
 
