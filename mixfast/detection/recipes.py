@@ -119,22 +119,26 @@ def dry(recipe: PublishedRecipe) -> PublishedRecipe:
     """The recipe with all its parts and almost no work: to see that data, network and machine will do."""
     return replace(
         recipe,
-        **{"steps": 4, "drops": (2, 3), "warm_up": 2, "sides": (64, 80, 96), "longest": 160, "batch_size": 4},
-        **{
-            "proposals": (64, 32),
-            "test_proposals": (64, 32),
-            "precise_batches": 2,
-            "anchors": 32,
-            "regions": 16,
-            "channels": 32,
-            "hidden": 64,
-        },
+        steps=4,
+        drops=(2, 3),
+        warm_up=2,
+        sides=(64, 80, 96),
+        longest=160,
+        batch_size=4,
+        proposals=(64, 32),
+        test_proposals=(64, 32),
+        precise_batches=2,
+        anchors=32,
+        regions=16,
+        channels=32,
+        hidden=64,
     )
 
 
 def parameter_groups(model: torch.nn.Module, recipe: PublishedRecipe) -> list[dict[str, object]]:
     """The weights of batch norms and all others, with the decay of each."""
-    norms, others = [], []
+    norms: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     for module in model.modules():
         mine = norms if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) else others
         mine += list(module.parameters(recurse=False))
