@@ -130,6 +130,7 @@ def dry(recipe: PublishedRecipe) -> PublishedRecipe:
         precise_batches=2,
         anchors=32,
         regions=16,
+        channels=32,
         hidden=64,
     )
 
