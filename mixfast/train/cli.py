@@ -173,8 +173,7 @@ method                a preset that is not indented (those that are vary the one
 your own              --method my_lab.method, --data.kind my_lab.data:factory,
                       --model.backbone my_lab.nets:factory (torchvision:NAME, timm:NAME)
 
---out DIR             run folder (default runs/<preset>-NNNN); an existing one is refused
---overwrite           replace an existing run folder
+--out DIR             run folder (default runs/<preset>-NNNN); --overwrite replaces an existing one
 --resume RUN          continue a run bit for bit; --trust MODULE: code near it that it may import
 --traceback, --version show where an error came from; print the version
 --help-all            every --section.key of a preset or --method with its meaning and default
