@@ -181,8 +181,7 @@ your own              --method my_lab.method, --data.kind my_lab.data:factory,
 --traceback, --version show where an error came from; print the version
 --help-all            every --section.key of a preset or --method with its meaning and default
 
-examples
-  python -m mixfast.train
+examples (without a preset: demo)
   python -m mixfast.train moco --data.path DIR --data.download --train.epochs 200
   python -m mixfast.train --method approach2 --data.kind folder --data.path my_images/
 
