@@ -6,7 +6,9 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from mixfast.errors import ConfigError
+from mixfast.models.synced import synced_batch_norm
 from mixfast.ops import split_batch_norm
+from mixfast.world import current
 
 
 def check_values(x: Tensor, num_splits: int = 1) -> None:
@@ -25,6 +27,8 @@ class BatchNorm1d(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             check_values(x)
+            if current().size > 1:
+                return synced_batch_norm(self, x, current())
         return super().forward(x)
 
 
@@ -36,7 +40,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     batch. State-dict keys and sizes are BatchNorm2d's.
 
     Input [B, C, H, W], B a multiple of `num_splits` while training; the output has the input's memory format.
-    Parameters and buffers are float32, or float64 for float64 input. With one split it is PyTorch's own layer.
+    Parameters and buffers are float32, or float64 for float64 input. With one split it is PyTorch's own layer. Of
+    several processes each has a share of the groups; a group of all samples is that of all processes.
     """
 
     def __init__(self, num_features: int, num_splits: int):
@@ -44,13 +49,17 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         self.num_splits = num_splits
 
     def forward(self, x: Tensor) -> Tensor:
+        here = current()
+        splits = self.num_splits if self.num_splits == 1 else self.num_splits // here.size  # in this process
         if self.training:
-            check_values(x, self.num_splits)
+            check_values(x, splits)
+            if self.num_splits == 1 and here.size > 1:
+                return synced_batch_norm(self, x, here)
         if not self.training or self.num_splits == 1:
             return super().forward(x)
-        if len(x) % self.num_splits:
+        if len(x) % splits:
             raise ConfigError(
-                f"SplitBatchNorm2d: a training batch must be a multiple of the {self.num_splits} splits; got {len(x)} "
+                f"SplitBatchNorm2d: a training batch must be a multiple of the {splits} splits; got {len(x)} "
                 "samples. Change train.batch_size, train.accumulate or model.bn_splits."
             )
         assert self.momentum is not None and self.num_batches_tracked is not None
@@ -60,7 +69,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         else:
             self.num_batches_tracked.add_(1)
         return split_batch_norm(
-            *(x, self.weight, self.bias, mean, var), num_splits=self.num_splits, momentum=self.momentum, eps=self.eps
+            *(x, self.weight, self.bias, mean, var), num_splits=splits, momentum=self.momentum, eps=self.eps
         )
 
 
@@ -69,16 +78,19 @@ def split_batch_norms_(module: nn.Module, num_splits: int, name: str) -> None:
 
     Args:
         module: a network that is called `name` in messages.
-        num_splits: groups of samples with separate statistics; with 1 nothing is replaced.
+        num_splits: groups of samples with separate statistics; with 1 nothing is replaced, unless there are several
+            processes, whose statistics are to be one.
 
     Raises:
         ConfigError: there is no such layer, or one that does more or less than BatchNorm2d.
     """
     norms = {path: norm for path, norm in module.named_modules() if isinstance(norm, nn.BatchNorm2d)}
-    if num_splits == 1:
+    if num_splits == 1 and current().size == 1:
         return
     cure = "Give --model.bn_splits 1, for its norms as they are."
-    if not norms:
+    if num_splits == 1:
+        cure = "Train it with one process."
+    elif not norms:
         raise ConfigError(
             f"model.bn_splits {num_splits} splits the statistics of BatchNorm2d layers, and {name} has none. {cure}"
         )
