@@ -275,7 +275,7 @@ def current() -> World:
 def alone() -> Iterator[None]:
     """Within the block this process acts as one that trains by itself."""
     global _current
-    kept, _current = _current, World(alone=True)
+    kept, _current = _current, World(local_size=_current.local_size, alone=True)
     try:
         yield
     finally:

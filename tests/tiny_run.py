@@ -126,7 +126,13 @@ def train_in_child(
 
 
 def train_in_children(
-    arguments: list[str], output: Path, size: int, send: Sequence[int] = (), at_step: int = 0, struck: int = 0
+    arguments: list[str],
+    output: Path,
+    size: int,
+    send: Sequence[int] = (),
+    at_step: int = 0,
+    struck: int = 0,
+    **environment: str,
 ) -> list[int]:
     """Exit codes of the training command in `size` processes that train together, as torchrun would start them.
 
@@ -134,11 +140,12 @@ def train_in_children(
         arguments: of the command line.
         output: file that takes stdout and stderr of all.
         send: signals that the process `struck` sends itself once it has done the optimiser step `at_step`.
+        environment: what else torchrun would say.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    meeting |= {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    meeting |= {**environment, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     children = [
         _started(
             *(arguments, output, send if rank == struck else (), at_step, "step", -1),

@@ -1,6 +1,7 @@
 """Command line: python -m mixfast.train [preset] [--section.key value]. `--help` shows the rest."""
 
 import multiprocessing
+import os
 import shlex
 import signal
 import sys
@@ -18,7 +19,7 @@ from mixfast.config.options import RunConfig, replace
 from mixfast.config.presets import DEFAULT, switch_method
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
-from mixfast.errors import DataError, OutOfMemoryError
+from mixfast.errors import ConfigError, DataError, OutOfMemoryError
 from mixfast.export import check_exportable, export
 from mixfast.run import checkpoint, machine, monitor
 from mixfast.run.budget import check_memory, explain_out_of_memory, step_cost
@@ -65,7 +66,7 @@ def main(words: list[str] | None = None) -> int:
         try:
             machine.join_processes()
             current().compare({"command line": words, "Python": sys.version, **versions()}, advice="Start all alike.")
-            invocation = current().in_turn(lambda: cli.parse(words))
+            invocation = current().in_turn(lambda: parse(words))
             method = invocation.config.method_name
             launch(invocation, attempt, stop)
             return 0
@@ -94,6 +95,21 @@ def main(words: list[str] | None = None) -> int:
 def versions() -> dict[str, str]:
     """Of what computes, by name."""
     return {"mixfast": mixfast.__version__, "torch": torch.__version__}
+
+
+def parse(words: list[str]) -> cli.Invocation:
+    """The command line; of a run that torchrun starts again (--max-restarts), what continues it.
+
+    Raises:
+        ConfigError: also where torchrun may start a run again that has no folder to be found in.
+    """
+    invocation = cli.parse(words)
+    limit, count = (int(os.environ.get(f"TORCHELASTIC_{name}", 0)) for name in ("MAX_RESTARTS", "RESTART_COUNT"))
+    if limit and not (invocation.out or invocation.resume):
+        raise ConfigError("--max-restarts of torchrun needs --out DIR, where a run that ended is looked for.")
+    if count and invocation.out and (invocation.out / "config.json").is_file():
+        return cli.parse(["--resume", str(invocation.out)])
+    return invocation
 
 
 def show_help(words: list[str], switches: set[str]) -> None:

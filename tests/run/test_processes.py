@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ FOUR: dict[str, Any] = {"model__bn_splits": 4}
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out, log = tmp_path_factory.mktemp("finished") / "run", tmp_path_factory.mktemp("log") / "log"
-    assert train_in_children(words(out, **FOUR), log, 2) == [0, 0], log.read_text()
-    text = log.read_text()
+    """By torchrun itself."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "mixfast.train", *words(out, **FOUR)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = done.stdout
     for line in ("in each of 2 processes", " epoch       lr", "approach1            3", "report    "):
         assert text.count(line) == 1, text
     return out
@@ -28,7 +34,7 @@ def test_one_folder_as_of_one_process(finished: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     assert train_in_child(words(alone, **FOUR), tmp_path / "log") == 0
     assert [path.name for path in finished.parent.iterdir()] == ["run"]
-    assert {path.name for path in finished.iterdir()} == {path.name for path in alone.iterdir()}
+    assert {path.name for path in finished.iterdir()} - {"plots"} == {path.name for path in alone.iterdir()}
     left, right = records(finished), records(alone)
     assert [list(record) for record in left] == [list(record) for record in right]
     for record, other in zip(left[:3], right[:3], strict=True):  # the baselines, and the first step
@@ -51,13 +57,15 @@ def test_signals_to_one_process_stop_both(finished: Path, tmp_path: Path) -> Non
     assert records(out) == records(finished)
 
 
-def test_a_killed_process_ends_the_other(tmp_path: Path) -> None:
+def test_a_killed_process_ends_the_other_and_torchrun_starts_both_again(finished: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     assert train_in_children(words(out, **FOUR), log, 2, [signal.SIGKILL], 5, struck=1) == [7, KILLED], log.read_text()
     assert "process 0 of 2 has lost another, which has ended or does not answer" in log.read_text()
     assert last_state(out)["step"] == 4
-    assert train_in_child(["--resume", str(out)], log) == 0, log.read_text()
-    assert last_state(out)["step"] == 12
+    again = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_MAX_RESTARTS": "3"}
+    assert train_in_children(words(out, **FOUR), log, 2, **again) == [0, 0], log.read_text()
+    assert_same(last_state(out), last_state(finished))
+    assert records(out) == records(finished)
 
 
 @pytest.mark.parametrize(
