@@ -225,7 +225,7 @@ def memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def room(device: torch.device) -> dict[str, int]:
+def room(device: torch.device) -> dict[str, Any]:
     """What `data.load` asks of the machine: cores for decoding, and the memory of a GPU."""
     return {
         "cores": max(1, cpu_quota() // current().local_size),
