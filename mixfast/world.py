@@ -109,6 +109,33 @@ class World:
         found: Tensor = _Everyone.apply(rows, self)  # type: ignore[no-untyped-call]
         return found
 
+    def permuted(self, rows: Tensor, order: Tensor) -> Tensor:
+        """The own rows [B / size, ...] of the global batch in another order, without gradient.
+
+        Only rows that move are sent. The host must know how many go where: it waits for `order`.
+
+        Args:
+            rows: [B / size, ...], the own rows of the batch as it is.
+            order: int64 [B], the same in all processes: row n of the new batch is row order[n].
+        """
+        host, count = order.cpu(), len(order)
+        owned = self._own_and_all(count, host.device)[1].view(self.size, -1)
+        owner, place = torch.empty_like(host), torch.empty_like(host)
+        owner[owned] = torch.arange(self.size)[:, None].expand_as(owned)
+        place[owned] = torch.arange(owned.shape[1]).expand_as(owned)
+        wanted = host[owned]  # by process, the rows that it will have
+        leaving = [place[some[owner[some] == self.rank]] for some in wanted]
+        coming = [(owner[wanted[self.rank]] == rank).nonzero().flatten() for rank in range(self.size)]
+        sent = rows.detach()[torch.cat(leaving).to(rows.device)].contiguous()
+        received, found = torch.empty_like(sent), torch.empty_like(sent)
+        with named(self):
+            torch.distributed.all_to_all_single(
+                *(_bytes(received).view(len(rows), -1), _bytes(sent).view(len(rows), -1)),
+                *([len(some) for some in coming], [len(some) for some in leaving]),
+            )
+        found[torch.cat(coming).to(rows.device)] = received
+        return found
+
     def _gathered(self, local: Tensor) -> Tensor:
         """[size, *local.shape]"""
         found = local.new_empty(self.size, *local.shape)

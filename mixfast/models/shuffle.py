@@ -25,10 +25,9 @@ def encode_shuffled(
     order = torch.rand(count, dtype=torch.float32, generator=generator, device=generator.device).argsort()
     back = order.argsort()
     if here.size > 1:
-        rows = here.rows(count, order.device)
         layout = torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else None
-        away = here.ordered(images)[order[rows]].contiguous(memory_format=layout or torch.contiguous_format)
-        return Returning(encoder(away, layer), back[rows], here)
+        away = here.permuted(images, order).contiguous(memory_format=layout or torch.contiguous_format)
+        return Returning(encoder(away, layer), back, here)
     z, h, features = encoder(images[order], layer)
     return Encoding(z[back], h[back], features[back])
 
@@ -40,13 +39,13 @@ class Returning:
         """
         Args:
             away: what this process has encoded.
-            back: int64 [B / size], where in the shuffled batch the own rows are.
+            back: int64 [B], where in the shuffled batch each row is.
             world: the processes.
         """
         self._away, self._back, self._world = away, back, world
 
     def _home(self, values: Tensor) -> Tensor:
-        return self._world.ordered(values)[self._back]
+        return self._world.permuted(values, self._back)
 
     @cached_property
     def z(self) -> Tensor:
