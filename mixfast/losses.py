@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mixfast.ops import multi_queue_infonce, nt_xent
 from mixfast.spans import span
+from mixfast.world import World, current
 
 __all__ = ["PairTerm", "Term", "infonce_sum", "minus_cosine", "nt_xent_sum", "unit"]
 
@@ -78,12 +79,15 @@ class PairTerm:
 def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of NT-Xent terms, each a mean over its 2 B anchors (`mixfast.nt_xent`).
 
+    With several processes, all of them compute the loss of the global batch, from the rows of all.
+
     Returns:
         (loss, parts): a scalar, and by term the detached mean over anchors *before* weighting, to be compared with
         the chance level, ln(2 B - 1).
     """
     losses, parts = [], {}
-    for term in terms:
+    here = current()
+    for term in terms if here.size == 1 else [_global(term, here) for term in terms]:
         rows = nt_xent(
             term.first, term.second, temperature=temperature, excluded=term.excluded, reduction="none"
         )  # [2 B]
@@ -93,6 +97,19 @@ def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, 
         losses.append(_weighted_mean(rows, weight))
         parts[term.name] = rows.detach().mean()
     return torch.stack(losses).sum(), parts
+
+
+def _global(term: PairTerm, here: World) -> PairTerm:
+    """The term with the rows of all processes, in the order of the global batch."""
+    count = len(term.first)
+    weight, excluded = term.weight, term.excluded
+    if isinstance(weight, Tensor) and weight.ndim == 1:
+        weight = here.ordered(weight)
+    if excluded is not None:
+        rows = here.rows(here.size * count, excluded.device)
+        places = torch.cat([rows, rows + here.size * count])  # of the own rows among all rows of both views
+        excluded = here.ordered(torch.where(excluded < 0, -1, places[excluded]), count)
+    return PairTerm(term.name, here.everyone(term.first), here.everyone(term.second), weight, excluded)
 
 
 def _weighted_mean(rows: Tensor, weight: Tensor | float) -> Tensor:

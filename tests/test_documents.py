@@ -33,6 +33,7 @@ ELSEWHERE = {
     "python -m benchmarks.scaling": "tests/profile/test_profile_page.py",
     "bash scripts/gpu_check.sh runs/gpu": "needs a GPU",
     "bash scripts/gpu_check.sh runs/dry --dry-run": "tests/test_gpu_check.py",
+    "torchrun --standalone --nproc-per-node 2 -m mixfast.train": "tests/run/test_processes.py, with a smaller run",
     "pip install .": "tests/test_install.py",
     "pip install setuptools wheel pybind11 cmake ninja": "the test extra",
     'pip install --no-build-isolation -e ".[dev]"': "tests/test_install.py",

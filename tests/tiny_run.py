@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -121,14 +122,62 @@ def train_in_child(
             that is called for the first time; "/a/path": as "step", and a file there takes the rest of the disk.
         file_bytes: that a file may have in the child; -1: no limit.
     """
-    child = _CHILDREN.Process(target=_child, args=(arguments, str(output), tuple(send), at_step, where, file_bytes))
+    return _ended(_started(arguments, output, send, at_step, where, file_bytes, {}))
+
+
+def train_in_children(
+    arguments: list[str],
+    output: Path,
+    size: int,
+    send: Sequence[int] = (),
+    at_step: int = 0,
+    struck: int = 0,
+    **environment: str,
+) -> list[int]:
+    """Exit codes of the training command in `size` processes that train together, as torchrun would start them.
+
+    Args:
+        arguments: of the command line.
+        output: file that takes stdout and stderr of all.
+        send: signals that the process `struck` sends itself once it has done the optimiser step `at_step`.
+        environment: what else torchrun would say.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    meeting |= {**environment, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    children = [
+        _started(
+            *(arguments, output, send if rank == struck else (), at_step, "step", -1),
+            {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(size)
+    ]
+    return [_ended(child) for child in children]
+
+
+def _started(*arguments: Any) -> Any:
+    child = _CHILDREN.Process(target=_child, args=arguments)
     child.start()
-    child.join(60)
+    return child
+
+
+def _ended(child: Any) -> int:
+    child.join(200)
     assert child.exitcode is not None, "the child did not end"
-    return child.exitcode
+    return int(child.exitcode)
 
 
-def _child(arguments: list[str], output: str, send: tuple[int, ...], at_step: int, where: str, file_bytes: int) -> None:
+def _child(
+    arguments: list[str],
+    output: Path,
+    send: Sequence[int],
+    at_step: int,
+    where: str,
+    file_bytes: int,
+    environment: dict[str, str],
+) -> None:
+    os.environ.update(environment)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

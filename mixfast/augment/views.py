@@ -14,6 +14,7 @@ from torch import Tensor
 from mixfast.augment.config import AugmentConfig, second_view
 from mixfast.ops import augment_views, draw_views
 from mixfast.ops.views.reference import standardised
+from mixfast.world import current
 
 Channels = tuple[float, ...]
 
@@ -50,7 +51,7 @@ def augment(
     """`count` random views of every image in one call: the first by `cfg`, the others by its `second_view`.
 
     Args:
-        images: uint8 [B, 3, H, W], RGB.
+        images: uint8 [B, 3, H, W], RGB; the rows of this process (`mixfast.world`).
         cfg: the recipe.
         state: int64 [2] on the images' device, as `mixfast.rng.Generators.counter` keeps it; its draw moves on by one.
         mean, std: of the three channels, of pixels in [0, 1].
@@ -62,7 +63,9 @@ def augment(
     """
     _check(images)
     recipes = [cfg] + [second_view(cfg)] * (count - 1)
-    parameters = draw_views(state, len(images), (images.shape[2], images.shape[3]), recipes)
+    here = current()
+    parameters = draw_views(state, here.size * len(images), (images.shape[2], images.shape[3]), recipes)
+    parameters = here.own(parameters, dim=1)
     views = augment_views(
         images.contiguous(),
         parameters,

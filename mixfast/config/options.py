@@ -18,6 +18,7 @@ from mixfast.data.config import DataConfig
 from mixfast.errors import ConfigError
 from mixfast.models.config import ModelConfig
 from mixfast.ranges import Cores, Count, Index, NotNegative, Positive, Seed, Share
+from mixfast.world import current, groups_of
 
 MethodConfig = TypeVar("MethodConfig")
 
@@ -241,11 +242,19 @@ def validate(config: RunConfig[Any]) -> None:
 
 def _batch_problems(config: RunConfig[Any]) -> list[str]:
     batch, micro, splits = config.train.batch_size, config.train.accumulate, config.model.bn_splits
-    if batch % (micro * splits) == 0:
+    size = current().size
+    groups = groups_of(splits, size)
+    if size > 1 and groups % (2 * size):
+        return [
+            f"--model.bn_splits must be 1, or a multiple of 2 for each of the {size} processes, since each has whole "
+            f"groups in pairs; got {splits}, nearest: {nearest_multiple(splits, 2 * size)}"
+        ]
+    if batch % (micro * groups) == 0:
         return []
+    share = f"--model.bn_splits {splits}" if groups == splits else f"2 for each of the {size} processes"
     return [
-        f"--train.batch_size must be a multiple of --train.accumulate {micro} times --model.bn_splits {splits}; "
-        f"got {batch}, nearest: {nearest_multiple(batch, micro * splits)}"
+        f"--train.batch_size must be a multiple of --train.accumulate {micro} times {share}; "
+        f"got {batch}, nearest: {nearest_multiple(batch, micro * groups)}"
     ]
 
 

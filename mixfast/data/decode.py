@@ -19,6 +19,7 @@ from mixfast.data.decoder import decode_file, reason
 from mixfast.data.loader import Library
 from mixfast.data.scan import Listing, shown
 from mixfast.errors import DataError
+from mixfast.world import current
 
 _FILES_PER_TASK = 64
 _SMALL_FILE = 16 * 1024  # bytes; below, Python's own work outweighs the decoding
@@ -198,10 +199,12 @@ def progress(title: str, total: int, say: Say) -> Iterator[Callable[[int], None]
 
 def fits_in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> bool:
     """Whether `count` images are to be decoded at once: as the option says, else if they take at most half of what the
-    host still has and of what the device has."""
+    host still has, shared by the processes that train there, and of what the device has."""
     if cfg.in_memory != "auto":
         return cfg.in_memory == "yes"
-    limits = [limit for limit in (available_bytes(), device_bytes) if limit is not None]
+    host = available_bytes()
+    limits = [host / current().local_size] if host is not None else []
+    limits += [device_bytes] if device_bytes is not None else []
     return count * 3 * cfg.size**2 <= min(limits, default=math.inf) / 2
 
 

@@ -25,6 +25,7 @@ def load(
     *,
     cores: int | None = None,
     device_bytes: int | None = None,
+    statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
 ) -> Splits:
     """Training and test images as uint8 tensors on the CPU, or as files, and the numbers that normalise them.
 
@@ -34,6 +35,7 @@ def load(
         say: prints what was found, in a line, and lines about what is slow, incomplete or probably not meant.
         cores: that may decode; None: those that this process may run on.
         device_bytes: memory of the training device, if it is not the host's.
+        statistics: means and deviations of the channels where another process has measured them.
 
     Raises:
         DataError: data missing, empty, unreadable or too large for the memory.
@@ -58,7 +60,7 @@ def load(
         train, test, name, published = load_vision(cfg)
     train, test = _limited(train, cfg.limit), _limited(test, cfg.test_limit)
     describe(name, train, test, passed, say)
-    mean, std = published or _statistics(train, cfg.kind, say)
+    mean, std = published or statistics or _statistics(train, cfg.kind, say)
     return Splits(train, test, mean, std, cfg.kind)
 
 

@@ -16,12 +16,13 @@ class Batches:
     continues with the very next batch, whether that lies inside an epoch or not.
     """
 
-    def __init__(self, images: Images, batch_size: int, generator: torch.Generator):
+    def __init__(self, images: Images, batch_size: int, generator: torch.Generator, rows: Tensor | None = None):
         """
         Args:
             images: [N, ...], on any device, or in files.
             batch_size: at most N; the last N mod batch_size images of each permutation are left out.
             generator: draws the permutations, on its own device; use one for nothing else.
+            rows: int64, the places of a batch that are read here, where other processes read the rest; None: all.
         """
         if not 1 <= batch_size <= len(images):
             raise ValueError(
@@ -34,13 +35,14 @@ class Batches:
         self._next = 0  # batch of the current epoch
         self._order: Tensor | None = None  # of the current epoch; None between epochs
         self._home = images.device if isinstance(images, Tensor) else "cpu"  # files are looked up by the host
+        self._rows = slice(None) if rows is None else rows.to(self._home)
 
     def __len__(self) -> int:
         """Batches in an epoch."""
         return len(self.images) // self.batch_size
 
     def epoch(self) -> Iterator[Tensor]:
-        """Yield the batches [batch_size, ...] that the current epoch still has, then stop."""
+        """Yield the batches [batch_size, ...], or their `rows`, that the current epoch still has, then stop."""
         return self._counted(read(self.images, self._rest()))
 
     def epoch_indices(self) -> Iterator[Tensor]:
@@ -53,7 +55,7 @@ class Batches:
             order = torch.randperm(len(self.images), generator=self.generator, device=self.generator.device)
             self._order = order.to(self._home)
         starts = range(self._next * self.batch_size, len(self) * self.batch_size, self.batch_size)
-        return [self._order[start : start + self.batch_size] for start in starts]
+        return [self._order[start : start + self.batch_size][self._rows] for start in starts]
 
     def _counted(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
         for batch in batches:

@@ -17,6 +17,7 @@ from mixfast.evaluate.localise import localise
 from mixfast.evaluate.maps import Maps, maps
 from mixfast.evaluate.replay import Replay, replay
 from mixfast.run.command import run
+from mixfast.run.machine import refuse_several_processes
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
     "knn": (Knn, knn),
@@ -47,6 +48,7 @@ def evaluate(words: list[str]) -> None:
     chosen = same(words[0], COMMANDS)
     if chosen is None:
         raise unknown("command", words[0], COMMANDS)
+    refuse_several_processes()
     kind, command = COMMANDS[chosen]
     command(parse(kind, words[1:], f"python -m mixfast.evaluate {chosen}"))
 

@@ -21,6 +21,7 @@ from mixfast.mix.boxes import boxes_around, sample_centres, sample_lam
 from mixfast.mix.saliency import peaks
 from mixfast.ops import mix_views
 from mixfast.ranges import Positive, check_ranges
+from mixfast.world import current
 
 # Share of the steps that kind "saliency" mixes, as in SaliencyMix; the others stay unmixed.
 SALIENCY_SHARE = 0.5
@@ -81,7 +82,9 @@ def mix(
 
 def draw(batch: int, generator: torch.Generator, config: MixtureConfig) -> Draw:
     """Draw lam0 and whether this step mixes regions, for `batch` images; several mixtures of a step share both."""
-    lam0 = sample_lam(batch if config.box_per_sample else 1, generator, config.alpha)
+    here = current()
+    lam0 = sample_lam(here.size * batch if config.box_per_sample else 1, generator, config.alpha)
+    lam0 = here.own(lam0) if config.box_per_sample else lam0
     if config.mixture == "saliency":
         return Draw(lam0, _chance(SALIENCY_SHARE, generator))
     return Draw(lam0, torch.full((1,), config.mixture == "cutmix", device=generator.device))
@@ -93,7 +96,13 @@ def place(donor: Tensor, lam0: Tensor, generator: torch.Generator, config: Mixtu
     Their centres are uniform pixels, or with kind "saliency" the donor's most salient pixels.
     """
     size = (donor.shape[2], donor.shape[3])
-    centres = peaks(donor) if config.mixture == "saliency" else sample_centres(len(lam0), size, generator)
+    here = current()
+    if config.mixture == "saliency":
+        centres = peaks(donor)
+    elif config.box_per_sample:
+        centres = here.own(sample_centres(here.size * len(donor), size, generator))
+    else:
+        centres = sample_centres(1, size, generator)
     boxes, outside = boxes_around(centres, lam0, size)
     return boxes.expand(len(donor), 4), outside.expand(len(donor))
 

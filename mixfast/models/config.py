@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import torch
+from torch import nn
 
 from mixfast.errors import ConfigError
 from mixfast.models import adapters
@@ -14,6 +15,7 @@ from mixfast.models.initialise import initialise_
 from mixfast.models.resnet import LAYOUTS, ResNet
 from mixfast.models.split_bn import convert_split_bn
 from mixfast.ranges import Count, Range, Width, check_ranges
+from mixfast.world import current
 
 RESNET = "resnet"  # the backbone of this package; these options are its own
 RESNET_OPTIONS = ("depth", "width", "stem")
@@ -71,8 +73,7 @@ def build_encoder(config: ModelConfig, generator: torch.Generator) -> Encoder:
         initialise_(backbone, generator, uniform=[] if config.stem == "imagenet" else [resnet.conv1])
     else:
         backbone = adapters.draw(config.backbone, generator)
-        if config.bn_splits > 1:
-            _split_norms(backbone, config)
+        _split_norms(backbone, config)
     with torch.device(generator.device):
         head = build_head(config.head, backbone.out_channels, config.dim, config.hidden)
     initialise_(head, generator)
@@ -80,9 +81,12 @@ def build_encoder(config: ModelConfig, generator: torch.Generator) -> Encoder:
 
 
 def _split_norms(backbone: Backbone, config: ModelConfig) -> None:
+    """With several processes the norms of one group are replaced too: their statistics are those of all processes."""
+    shared = current().size > 1 and any(isinstance(norm, nn.BatchNorm2d) for norm in backbone.modules())
+    if config.bn_splits == 1 and not shared:
+        return
+    cure = "Train it with one process." if config.bn_splits == 1 else "Give --model.bn_splits 1, for its norms as they are."
     try:
         convert_split_bn(backbone, config.bn_splits, name=config.backbone)
     except ConfigError as error:
-        raise ConfigError(
-            f"model.bn_splits {config.bn_splits}: {error} Give --model.bn_splits 1, for its norms as they are."
-        ) from error
+        raise ConfigError(f"model.bn_splits {config.bn_splits}: {error} {cure}") from error

@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mixfast.errors import ConfigError
+from mixfast.models.synced import synced_batch_norm
 from mixfast.ops import split_batch_norm
+from mixfast.world import current
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -29,6 +31,8 @@ class BatchNorm1d(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             check_values(x)
+            if current().size > 1:
+                return synced_batch_norm(self, x, current())
         return super().forward(x)
 
 
@@ -40,7 +44,8 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     batch. State-dict keys and sizes are BatchNorm2d's.
 
     Input [B, C, H, W], B a multiple of `num_splits` while training; the output has the input's memory format.
-    Parameters and buffers are float32, or float64 for float64 input. With one split it is PyTorch's own layer.
+    Parameters and buffers are float32, or float64 for float64 input. With one split it is PyTorch's own layer. Of
+    several processes each has a share of the groups; a group of all samples is that of all processes.
     """
 
     def __init__(self, num_features: int, num_splits: int):
@@ -48,13 +53,17 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         self.num_splits = num_splits
 
     def forward(self, x: Tensor) -> Tensor:
+        here = current()
+        splits = self.num_splits if self.num_splits == 1 else self.num_splits // here.size  # in this process
         if self.training:
-            check_values(x, self.num_splits)
+            check_values(x, splits)
+            if self.num_splits == 1 and here.size > 1:
+                return synced_batch_norm(self, x, here)
         if not self.training or self.num_splits == 1:
             return super().forward(x)
-        if len(x) % self.num_splits:
+        if len(x) % splits:
             raise ConfigError(
-                f"SplitBatchNorm2d: a training batch must be a multiple of the {self.num_splits} splits; got {len(x)} "
+                f"SplitBatchNorm2d: a training batch must be a multiple of the {splits} splits; got {len(x)} "
                 "samples. Change the batch (train.batch_size, train.accumulate) or the splits (model.bn_splits)."
             )
         assert self.momentum is not None and self.num_batches_tracked is not None
@@ -64,7 +73,7 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         else:
             self.num_batches_tracked.add_(1)
         return split_batch_norm(
-            *(x, self.weight, self.bias, mean, var), num_splits=self.num_splits, momentum=self.momentum, eps=self.eps
+            *(x, self.weight, self.bias, mean, var), num_splits=splits, momentum=self.momentum, eps=self.eps
         )
 
 

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from mixfast.run.streams import reason
+from mixfast.world import current
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -15,7 +16,10 @@ QUIET_SECONDS = 30.0  # a record inside an epoch gets a line of its own only aft
 
 
 class Console:
-    """Lines to stdout and to log.txt; `with console:` shows the progress bar where stdout is a terminal."""
+    """Lines to stdout and to log.txt; `with console:` shows the progress bar where stdout is a terminal.
+
+    Of several processes the first speaks for all.
+    """
 
     def __init__(self, log_path: Path | None = None):
         self.log_path: Path | None = None
@@ -36,6 +40,8 @@ class Console:
     def line(self, text: str = "") -> None:
         """Print one or more lines, and append them to log.txt."""
         self._last_line = time.monotonic()
+        if current().rank:
+            return
         if self._progress:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
@@ -60,7 +66,7 @@ class Console:
         return self._progress is None and time.monotonic() - self._last_line > QUIET_SECONDS
 
     def __enter__(self) -> "Console":
-        if sys.stdout.isatty():
+        if sys.stdout.isatty() and current().rank == 0:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description} {task.percentage:3.0f} %"), BarColumn(16), TimeRemainingColumn())

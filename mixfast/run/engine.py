@@ -3,13 +3,15 @@
 import time
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mixfast.run.finite import not_finite
 from mixfast.run.monitor import end_epoch, record
 from mixfast.run.optim import learning_rate, set_learning_rate
+from mixfast.run.signals import Stopped
 from mixfast.run.state import Run
 from mixfast.spans import span
+from mixfast.world import current
 
 
 def train(run: Run) -> None:
@@ -22,19 +24,37 @@ def train(run: Run) -> None:
     epochs = run.config.train.epochs
     while True:
         run.check_finite()
-        end_epoch(run)
+        evaluate(run)
         if checkpoint_due(run):
             run.save()
         if run.epoch == epochs:
+            (run.stop.number,) = current().largest(run.stop.number)  # all end alike
             return
         train_epoch(run)
         run.epoch += 1
 
 
+def evaluate(run: Run) -> None:
+    """`end_epoch` by the first process, while the others wait."""
+
+    def work() -> int:
+        try:
+            end_epoch(run)
+        except Stopped as stopped:
+            if current().alone:
+                return stopped.number
+            raise
+        return 0
+
+    if stopped := current().first(work):
+        run.obey(stopped)
+    run.evaluated = run.epoch
+
+
 def train_epoch(run: Run) -> None:
     """Train for the rest of the current epoch."""
     run.clock.skip()
-    for images in run.batches.epoch():  # uint8 [B, 3, H, W], already on the device
+    for images in run.batches.epoch():  # uint8 [B, 3, H, W], this process's rows, on the device
         run.clock.lap("data")
         log_now = (run.step + 1) % run.config.train.log_every == 0 or (run.step + 1) % len(run.batches) == 0
         train_step(run, images, check=log_now)
@@ -49,7 +69,7 @@ def train_step(run: Run, images: Tensor, check: bool) -> None:
     set_learning_rate(run.optimizer, run.rate)
     run.meter.add(optimiser_step(run, images, check=check))
     run.step += 1
-    run.images += len(images)
+    run.images += current().size * len(images)
 
 
 class Before:
@@ -70,6 +90,8 @@ def optimiser_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
     before = Before(run) if check else None
     run.progress.fill_(run.step / run.steps)
     means, carry = run.graphed_or_eager(gradients, images)
+    if current().size > 1:
+        carry = share(run, means, carry)
     if before:
         check_finite(run, means, images, before)
     run.graphed_or_eager(update, carry)
@@ -100,6 +122,27 @@ def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
     return means, {name: torch.cat([carry[name] for carry in carries]) for name in carries[0]}
 
 
+def share(run: Run, means: dict[str, Tensor], carry: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Average gradients, running statistics and `means` over the processes; returns the carry of all of them.
+
+    One exchange after the backward pass. DistributedDataParallel would overlap the two, but it broadcasts queues,
+    renames what a checkpoint holds, and takes neither statistics nor several passes of an encoder in a step.
+    """
+    norms = [norm for norm in run.method.modules() if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)]
+    statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
+    slopes = [weight.grad for weight in run.method.parameters() if weight.grad is not None]
+    current().mean_([*slopes, *statistics, *means.values()])
+    run.clock.lap("average")
+    shared = {name: current().ordered(rows, own_block(run)) for name, rows in carry.items()}
+    run.clock.lap("queue")
+    return shared
+
+
+def own_block(run: Run) -> int:
+    """Rows of a micro-batch that this process has."""
+    return run.config.train.batch_size // run.config.train.accumulate // current().size
+
+
 def update(run: Run, carry: dict[str, Tensor]) -> None:
     """The second half of a step: move the weights, then hand `carry` to the method, whose queues move."""
     run.optimizer.step()
@@ -121,8 +164,9 @@ def check_finite(run: Run, values: dict[str, Tensor], images: Tensor, before: Be
         return
     before.restore_statistics(run)
     earlier = run.not_finite()
+    images = current().ordered(images, own_block(run))
     state = {} if earlier else {**run.state_dict(), "generators": before.generators, "images": images.cpu()}
-    raise run.diverged({**bad, **earlier}, state)
+    current().fail(run.diverged({**bad, **earlier}, state))
 
 
 def checkpoint_due(run: Run) -> bool:
@@ -132,9 +176,11 @@ def checkpoint_due(run: Run) -> bool:
 
 
 def pause(run: Run) -> None:
-    """Between two steps: obey a signal, or save because the last checkpoint is old."""
-    run.obey_signal()
+    """Between two steps: obey a signal, or save because the last checkpoint is old; in all processes alike."""
     limit = run.config.train.checkpoint_seconds
-    if limit and time.monotonic() - run.saved_at > limit:
+    old = bool(limit) and time.monotonic() - run.saved_at > limit
+    number, old_somewhere = current().largest(run.stop.number, old)
+    run.obey(number)
+    if old_somewhere:
         run.save()
         run.clock.lap("checkpoint")

@@ -12,22 +12,37 @@ from typing import Any
 import torch
 
 import mixfast
+from mixfast import world
 from mixfast.errors import ConfigError, PlatformError
 from mixfast.ops import _dispatch
+from mixfast.world import current
 
+_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PROCESS_COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
-def refuse_several_processes() -> None:
-    """Raise a ConfigError if this process is one of several that torchrun, srun or mpirun started for one training."""
+def join_processes() -> None:
+    """Meet the other processes if torchrun has started several.
+
+    Raises:
+        ConfigError: something else has started several. PlatformError: they cannot be reached.
+    """
+    if not all(os.environ.get(name) for name in _TORCHRUN):
+        refuse_several_processes("training takes one process, or several that torchrun starts")
+    elif int(os.environ["WORLD_SIZE"]) > 1:
+        world.join(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+
+
+def refuse_several_processes(what: str = "this command takes one process and one device") -> None:
+    """Raise a ConfigError if this process is one of several that torchrun, srun or mpirun started for one command."""
     for name in _PROCESS_COUNTS:
         count = os.environ.get(name, "")
         if name.startswith("SLURM") and ("SLURM_PROCID" not in os.environ or not count):
             continue
         if count.isdigit() and int(count) > 1:
             raise ConfigError(
-                f"{name} is {count}: training takes one process and one device, and each of the {count} would train "
-                "the same run again. Start it without torchrun, srun or mpirun, or with one task."
+                f"{name} is {count}: {what}, and each of the {count} would do the same work again. Start it without "
+                "srun or mpirun, or with one task (docs/distributed.md)."
             )
         if name == "SLURM_STEP_NUM_TASKS":
             return  # of this step; SLURM_NTASKS counts the whole job's
@@ -50,6 +65,29 @@ def pick_device(wanted: str, option: str = "--train.device") -> torch.device:
             f"Use {option} cpu, or install a build of torch for your GPU and driver (https://pytorch.org)."
         )
     return torch.device(wanted)
+
+
+def pick_own_device(wanted: str) -> torch.device:
+    """The device that --train.device names; of several processes on a machine each has the GPU of its number.
+
+    Raises:
+        ConfigError: several processes are to share a device. PlatformError: this machine has no such device.
+    """
+    here = current()
+    device = pick_device(wanted, "--train.device")
+    if here.size == 1 or device.type == "cpu":
+        return device
+    if device.index is not None:
+        raise ConfigError(
+            f"--train.device {wanted}: each of the {here.size} processes takes a GPU of its own. Leave it at auto, and "
+            "choose GPUs by CUDA_VISIBLE_DEVICES."
+        )
+    if here.local_rank >= (count := torch.cuda.device_count()):
+        raise PlatformError(
+            f"process {here.rank} is number {here.local_rank} on its machine, which has {count} GPUs: give torchrun "
+            f"--nproc-per-node {count}."
+        )
+    return torch.device("cuda", here.local_rank)
 
 
 def cpu_quota() -> int:
@@ -139,6 +177,8 @@ def pick_compile(wanted: str, device: torch.device) -> tuple[bool, str]:
     Raises:
         PlatformError: they are to, and this machine has no C++ compiler.
     """
+    if wanted == "on" and current().size > 1:
+        raise ConfigError("--train.compile on: not with several processes, where it is not tested. Leave it at auto.")
     if wanted != "auto":
         compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")  # which torch.compile takes
         if wanted == "on" and not shutil.which(compiler):
@@ -160,6 +200,8 @@ def pick_graph(wanted: str, device: torch.device) -> tuple[bool, str]:
     """
     if wanted == "on" and device.type != "cuda":
         raise ConfigError(f"--train.graph on: CUDA graphs need a GPU, and this run is on {device}. Leave it at auto.")
+    if wanted == "on" and current().size > 1:
+        raise ConfigError("--train.graph on: not with several processes, where it is not tested. Leave it at auto.")
     if wanted != "auto":
         return wanted == "on", f"graph {wanted} (as asked)"
     if device.type != "cuda":
@@ -183,9 +225,12 @@ def memory_bytes(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def room(device: torch.device) -> dict[str, int]:
+def room(device: torch.device) -> dict[str, Any]:
     """What `data.load` asks of the machine: cores for decoding, and the memory of a GPU."""
-    return {"cores": cpu_quota(), **({"device_bytes": memory_bytes(device)} if device.type == "cuda" else {})}
+    return {
+        "cores": max(1, cpu_quota() // current().local_size),
+        **({"device_bytes": memory_bytes(device)} if device.type == "cuda" else {}),
+    }
 
 
 def environment(device: torch.device, **facts: Any) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from mixfast.scoring.baselines import calibrated, pixels
 from mixfast.scoring.features import extract
 from mixfast.scoring.knn import knn_score, knn_scores
 from mixfast.spans import span
+from mixfast.world import current
 
 HEADER = f"{'':<16} epoch       lr     loss   knn_z   knn_h    img/s  data wait     left"
 
@@ -100,7 +101,8 @@ def record(run: Run) -> None:
         **{f"time_{name}": seconds for name, seconds in parts.items()},
     }
     run.images = 0
-    run.folder.metrics.write(run.last)
+    if current().rank == 0:
+        run.folder.metrics.write(run.last)
     rate, wait, left = _speed(run)
     note = f"loss {mean_term(means):.3f}   {rate} img/s   data wait {wait}"
     run.task.update(run.step, note)

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from mixfast.world import current
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE = 5.0  # seconds in which a second SIGTERM or SIGHUP adds nothing: schedulers and terminals send several
 
@@ -20,6 +22,7 @@ class Stopped(BaseException):
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
+        self.number = number
         self.exit_code = 128 + number
 
 
@@ -83,7 +86,8 @@ class StopRequest:
             self.number, self._asked = number, now
             if not self._deferred:
                 raise Stopped(number)
-            _print(b"\nstopping after this step (Ctrl-C: at once)\n")
+            if current().rank == 0:
+                _print(b"\nstopping after this step (Ctrl-C: at once)\n")
         elif number == signal.SIGINT or now - self._asked > GRACE:
             try:
                 self._before_exit(number)

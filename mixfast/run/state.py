@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mixfast.config.options import RunConfig, check_batch, flatten
 from mixfast.data import Batches, Splits
-from mixfast.errors import CheckpointError, NonFiniteError
+from mixfast.errors import CheckpointError, NonFiniteError, PlatformError
 from mixfast.models import Encoder
 from mixfast.run import checkpoint, machine, records, restore
 from mixfast.run.clock import Clock
@@ -23,6 +23,7 @@ from mixfast.run.log import Meter
 from mixfast.run.optim import build_optimizer, load_optimizer, optimizer_state
 from mixfast.run.setup import Setup, set_up
 from mixfast.run.signals import Stopped, StopRequest
+from mixfast.world import check_sums, current
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -92,7 +93,7 @@ class Run(Setup):
     def check_finite(self) -> None:
         """Raise NonFiniteError, with a note for `evaluate replay`, unless everything is finite."""
         if bad := self.not_finite():
-            raise self.diverged(bad, {})
+            current().fail(self.diverged(bad, {}))
 
     def diverged(self, bad: dict[str, float], state: dict[str, Any]) -> NonFiniteError:
         """The error of a run that has met a NaN or an infinity, after nonfinite.pt is written.
@@ -103,7 +104,7 @@ class Run(Setup):
         """
         path = self.folder.path / "nonfinite.pt"
         terms = [f"{name} = {number}" for name, number in bad.items()]
-        checkpoint.write(path, {"terms": terms, "step": self.step, **state})
+        current().first(lambda: checkpoint.write(path, {"terms": terms, "step": self.step, **state}))
         if state:
             kept = f"The weights have not moved; batch and state are in {path}."
         else:
@@ -124,14 +125,34 @@ class Run(Setup):
             NonFiniteError: a tensor holds a NaN or an infinity; nothing is written over the last checkpoint.
         """
         self.check_finite()
+        self.check_equal()
         self.saved_at, self.saved_step = time.monotonic(), self.step
-        return checkpoint.save(self.folder.checkpoints, self.state_dict())
+        return current().first(lambda: checkpoint.save(self.folder.checkpoints, self.state_dict()))
+
+    def check_equal(self) -> None:
+        """Raise a PlatformError unless weights, statistics and queues are the same bits in all processes."""
+        if current().size > 1:
+            tensors = {f"method.{name}": value for name, value in tensors_of(self.method.state_dict()).items()}
+            advice = (
+                f"At step {self.step} all processes should hold the same bits; the checkpoint of step "
+                f"{self.saved_step} stays the newest. A method must draw from `generators` only, for the global batch, "
+                "and keep no statistics of its own rows."
+            )
+            current().compare(check_sums(tensors), PlatformError, advice)
+
+    def obey(self, number: int) -> None:
+        """Save and raise Stopped if a signal of that number asked for it; 0: none has.
+
+        While the others wait for this process, it only raises: all of them save together.
+        """
+        if number:
+            if not current().alone:
+                self.save()
+            raise Stopped(number)
 
     def obey_signal(self) -> None:
-        """Save and raise Stopped if a signal asked for it."""
-        if self.stop:
-            self.save()
-            raise Stopped(self.stop.number)
+        """`obey` the signals of this process."""
+        self.obey(self.stop.number)
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint, or from the newest of a folder; metrics written after it are forgotten.
@@ -144,9 +165,10 @@ class Run(Setup):
         if (held := self.folder.metrics.position()) < state["metrics_bytes"]:
             lost = f"{held} of the {state['metrics_bytes']} bytes that it had at the checkpoint"
             self.console.line(f"warning: {self.folder.metrics.path} has {lost}; its curves will have a gap.")
-        self.folder.metrics.truncate(state["metrics_bytes"])
+        if current().rank == 0:
+            self.folder.metrics.truncate(state["metrics_bytes"])
         records.read(self.folder.metrics)  # what is damaged is said now, not by the report after the training
-        if not path.is_file():
+        if not path.is_file() and current().rank == 0:
             checkpoint.set_aside(file)
 
     def restore(self, state: dict[str, Any], path: Path) -> None:
@@ -184,6 +206,8 @@ def build(
     initial: Mapping[str, Tensor] | None = None,
 ) -> Run:
     """A fresh run, at step 0; every random number from here on follows from `config.seed`. `initial` as in `set_up`."""
+    here = current()
+    here.arrange(config.model.bn_splits)
     setup = set_up(config, splits, device, initial)
     method, generators, batch = setup.method, setup.generators, config.train.batch_size
     compiled, why_compiled = machine.pick_compile(config.train.compile, device)
@@ -197,7 +221,9 @@ def build(
         console=console,
         stop=stop,
         optimizer=build_optimizer(config.optim, method.parameters()),
-        batches=Batches(setup.train_images, batch, generators["order"]),
+        batches=Batches(
+            setup.train_images, batch, generators["order"], here.batch_rows(batch, config.train.accumulate)
+        ),
         progress=torch.zeros((), dtype=torch.float64, device=device),
         graph=StepGraph(method.parameters(), CudaRecorder(device, generators.streams)) if graphed else None,
         choices=[why_compiled, why_graphed],

@@ -1,6 +1,7 @@
 """Command line: python -m mixfast.train [preset] [--section.key value]. `--help` shows the rest."""
 
 import multiprocessing
+import os
 import shlex
 import signal
 import sys
@@ -19,7 +20,7 @@ from mixfast.config.options import RunConfig, replace
 from mixfast.config.presets import DEFAULT, switch_method
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
-from mixfast.errors import OutOfMemoryError
+from mixfast.errors import ConfigError, DataError, OutOfMemoryError
 from mixfast.export import check_exportable, export
 from mixfast.initial_weights import InitialWeights, Origin
 from mixfast.run import checkpoint, machine, monitor
@@ -36,6 +37,7 @@ from mixfast.run.state import Run, build
 from mixfast.run.streams import reason, steady_streams
 from mixfast.run.torch_state import fresh_torch_state
 from mixfast.train import cli, report, transfer
+from mixfast.world import Elsewhere, alone, current, leave
 
 
 @dataclass
@@ -47,6 +49,7 @@ class Attempt:
     resumed: bool = False
     begun: bool = False  # whether training has; a start that fails before leaves everything as it was
     finished: bool = False  # whether training has, and its report is written; what the networks are worth may follow
+    done: bool = False  # to the end
 
 
 @fresh_torch_state()
@@ -65,11 +68,15 @@ def main(words: list[str] | None = None) -> int:
 
     with steady_streams("log.txt has every line"), StopRequest(at_once) as stop:
         try:
-            machine.refuse_several_processes()
-            invocation = cli.parse(words)
+            machine.join_processes()
+            current().compare({"command line": words, "Python": sys.version, **versions()}, advice="Start all alike.")
+            invocation = current().in_turn(lambda: parse(words))
             method = invocation.config.method_name
             launch(invocation, attempt, stop)
             return 0
+        except Elsewhere as error:
+            stop.leave()
+            return error.exit_code
         except (Stopped, KeyboardInterrupt) as error:
             stop.leave()
             end = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
@@ -87,6 +94,27 @@ def main(words: list[str] | None = None) -> int:
         finally:
             if attempt.claim:
                 attempt.claim.release()
+            leave(in_order=attempt.done)
+
+
+def versions() -> dict[str, str]:
+    """Of what computes, by name."""
+    return {"mixfast": mixfast.__version__, "torch": torch.__version__}
+
+
+def parse(words: list[str]) -> cli.Invocation:
+    """The command line; of a run that torchrun starts again (--max-restarts), what continues it.
+
+    Raises:
+        ConfigError: also where torchrun may start a run again that has no folder to be found in.
+    """
+    invocation = cli.parse(words)
+    limit, count = (int(os.environ.get(f"TORCHELASTIC_{name}", 0)) for name in ("MAX_RESTARTS", "RESTART_COUNT"))
+    if limit and not (invocation.out or invocation.resume):
+        raise ConfigError("--max-restarts of torchrun needs --out DIR, where a run that ended is looked for.")
+    if count and invocation.out and (invocation.out / "config.json").is_file():
+        return cli.parse(["--resume", str(invocation.out)])
+    return invocation
 
 
 def show_help(words: list[str], switches: set[str]) -> None:
@@ -111,7 +139,10 @@ def finish(attempt: Attempt, state: str, failure: Failure, details: str = "") ->
         failure: what is printed.
         details: the whole traceback, for the log.
     """
-    print(failure.lines + failure.text, file=sys.stderr)
+    if current().rank == 0:
+        print(failure.lines + failure.text, file=sys.stderr)
+    elif state == "failed":
+        print(f"{failure.lines}process {current().rank}: {failure.text}", file=sys.stderr)
     if attempt.claim is None:
         return failure.exit_code
     if attempt.finished:
@@ -163,69 +194,78 @@ def name_the_way_back(folder: RunFolder) -> None:
 
 def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> None:
     """Train what the command line asks for, and what it is compared with; write the report."""
-    config, preset, console = invocation.config, invocation.preset, attempt.console
-    device = check_machine(config)
-    check_memory(config, device)
+    config, preset, console, here = invocation.config, invocation.preset, attempt.console, current()
+    device = here.in_turn(lambda: check_machine(config))
     start = invocation.checkpoint()
-    initial = first_weights(invocation, start, console)
+    initial = here.in_turn(lambda: first_weights(invocation, start, console))
     config = replace(config, {"init": initial.origin.title}) if initial else config
     threads, keeps_memory = machine.set_threads(config.train.threads), machine.keep_freed_memory()
     machine.set_determinism(config.train.deterministic)
     facts = {"keeps_freed_memory": keeps_memory, "jpeg_decoder": "torchvision" if has_torchvision() else "Pillow"}
     attempt.resumed = invocation.resume is not None
-    claim = attempt.claim = invocation.claim_folder(console.line)
-    folder = claim.folder
 
-    def open_files() -> None:
+    def claim() -> Path:
+        attempt.claim = invocation.claim_folder(console.line)
+        return attempt.claim.folder.path
+
+    path = here.first(claim)
+    folder = attempt.claim.folder if attempt.claim else RunFolder(path)
+
+    def open_files(claim: Claim) -> None:
         claim.begin()
         folder.write_command(["python", "-m", "mixfast.train", *invocation.words])
         folder.write_config(config, preset, invocation.origins)
         if initial:
             initial.write(folder.path)
-        write_json(folder.path / "env.json", machine.environment(device, **facts))
+        write_json(folder.path / "env.json", machine.environment(device, processes=here.size, **facts))
         folder.write_status("running")
         console.open_log(folder.log)
 
     def begin() -> None:
         attempt.begun = True
-        if not claim.fresh:
-            open_files()
+        if attempt.claim and not attempt.claim.fresh:
+            open_files(attempt.claim)
             if start is None:
                 folder.metrics.truncate(0)
 
-    if claim.fresh:
-        open_files()
-    console.line(
-        f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({threads} threads)   "
-        f"kernels: {machine.kernels(device)}   seed {config.seed}"
-    )
-    console.line(
-        f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
-        f"{config.train.epochs} epochs   folder {folder.path}"
-    )
+    if attempt.claim and attempt.claim.fresh:
+        open_files(attempt.claim)
+    announce(config, preset, console, f"{device} ({threads} threads)", machine.kernels(device), folder)
     if attempt.resumed and start is None:
         console.line("it was stopped before its first checkpoint: training begins with step 1")
     if config.init:
         console.line(f"begun with {config.init}: {initial.origin if initial else Origin.of_run(folder.path)}")
-    warn_of_preset(config, preset, console)
-    splits = load(config.data, config.seed, console.line, **machine.room(device))
+    splits = load_everywhere(config, console, device)
     with console:
         run = train_one(config, splits, folder, console, stop, device, start, begin, initial)
         companions = {}
         for name in config.compare:
             if name != config.method_name:
                 companions[name] = train_beside(run, name)
-        console.line("\n" + report.write(run, preset, invocation.origins, companions))
-        folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
+        console.line("\n" + here.first(lambda: report.write(run, preset, invocation.origins, companions)))
+        if here.rank == 0:
+            folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
         attempt.finished = True
         if transfer.wanted(run, preset, companions):
-            console.line("\n" + transfer.add(run, companions))
+            console.line("\n" + here.first(lambda: transfer.add(run, companions)))
     console.line(f"\nreport    {folder.report}\nbackbone  {folder.export / 'backbone.safetensors'} (reload checked)")
     stop.leave()
+    attempt.done = True
 
 
-def warn_of_preset(config: RunConfig[Any], preset: str, console: Console) -> None:
-    """Say so where the first run's sizes are used for other data than its own."""
+def announce(
+    config: RunConfig[Any], preset: str, console: Console, where: str, kernels: str, folder: RunFolder
+) -> None:
+    """Print the lines that say what is trained, and on what."""
+    size = current().size
+    console.line(
+        f"mixfast {mixfast.__version__}   torch {torch.__version__}   {where}"
+        f"{f' in each of {size} processes' if size > 1 else ''}   kernels: {kernels}   seed {config.seed}"
+    )
+    console.line(
+        f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
+        f"{config.train.epochs} epochs   folder {folder.path}"
+    )
     if preset == DEFAULT and config.data.kind != "scenes":
         console.line(
             f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
@@ -242,13 +282,29 @@ def first_weights(invocation: cli.Invocation, start: Path | None, console: Conso
     return None
 
 
+def load_everywhere(config: RunConfig[Any], console: Console, device: torch.device) -> Splits:
+    """The images; the first process makes caches and measures, before the others load."""
+    here, room, loaded = current(), machine.room(device), list[Splits]()
+
+    def load_first() -> tuple[tuple[float, ...], tuple[float, ...]]:
+        loaded.append(load(config.data, config.seed, console.line, **room))
+        return loaded[0].mean, loaded[0].std
+
+    statistics = here.first(load_first)
+    splits = loaded[0] if loaded else load(config.data, config.seed, console.line, **room, statistics=statistics)
+    if here.size > 1:
+        here.compare({"the data set": splits.fingerprint}, DataError, "Let all processes see the same images.")
+    return splits
+
+
 def check_machine(config: RunConfig[Any]) -> torch.device:
     """The device to train on; raises a UserError if this machine lacks it or another thing that the run asks for."""
-    device = machine.pick_device(config.train.device)
+    device = machine.pick_own_device(config.train.device)
     machine.pick_compile(config.train.compile, device)
     machine.pick_graph(config.train.graph, device)
     if config.train.tensorboard:
         summary_writer()
+    check_memory(config, device)
     return device
 
 
@@ -268,18 +324,23 @@ def train_one(
     Without `start` the backbone begins with `initial`, or with drawn weights.
     `begin` is called when all that can be refused has been tried; before it, nothing is written for a run to continue.
     """
+    here = current()
     run = build(config, splits, folder, console, stop, device, initial.weights if initial else None)
     check_exportable(run)
-    views = None if start else report.first_views(run)
+    views = None
+    if start is None and here.rank == 0:
+        with alone():
+            views = report.first_views(run)
     console.line("   ".join(run.choices))
     if start:
-        run.load(start)
+        here.in_turn(lambda: run.load(start))
+    here.compare({"the step to begin at": run.step})
     begin()
     if start:
         console.line(f"continuing {config.method_name} after step {run.step} of {run.steps} (epoch {run.epoch})")
     if views:
         report.draw_views(run, *views)
-    if config.train.tensorboard:
+    if config.train.tensorboard and here.rank == 0:
         folder.metrics.mirror = TensorBoard(folder.path / "tensorboard", run.step)
     monitor.introduce(run)
     try:
@@ -292,7 +353,7 @@ def train_one(
             explain_out_of_memory(config, run.method, run.batches.images, machine.memory_bytes(device), run.clock.part)
         ) from error
     run.graph = None  # its memory is wanted by what is trained beside this run
-    export(run)
+    here.first(lambda: export(run))
     run.task.close()
     return run
 
@@ -306,22 +367,26 @@ def train_beside(run: Run, name: str) -> RunFolder:
     every = max(1, round(config.eval.every * ratio)) if config.eval.every else 0
     other = replace(other, {"train.epochs": epochs, "eval.every": every, "eval.baselines": False, "compare": ()})
     path = run.folder.path / "compare" / name
-    path.mkdir(parents=True, exist_ok=True)
-    folder, lock = RunFolder(path), Lock(path, run.console.line)
-    folder.write_config(other, "compare", {"train.epochs": f"equal encoder cost with {config.method_name}"})
+    folder, lock = RunFolder(path), None
+    if current().rank == 0:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = Lock(path, run.console.line)
+        folder.write_config(other, "compare", {"train.epochs": f"equal encoder cost with {config.method_name}"})
     run.console.line(
         f"\ncomparison: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
         f"{config.method_name})"
     )
-    start = path if folder.has_checkpoint() else None
+    start = path if current().first(folder.has_checkpoint) else None
     initial = initial_weights.reopen(run.folder.path) if config.init and start is None else None
-    if initial:
+    if initial and lock:
         initial.write(path)
     try:
         train_one(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None, initial)
-        folder.write_status("finished", exit_code=0)
+        if lock:
+            folder.write_status("finished", exit_code=0)
     finally:
-        lock.release()
+        if lock:
+            lock.release()
     return folder
 
 

@@ -1,0 +1,146 @@
+"""Processes that train tiny runs together, in float64."""
+
+import multiprocessing
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mixfast import world
+from mixfast.run import checkpoint
+from mixfast.run.engine import train_step
+from mixfast.run.state import Run
+from tests.tiny_run import open_tiny
+
+Case = tuple[str, dict[str, Any]]  # a method, and options other than COMMON's
+
+_CHILDREN = multiprocessing.get_context("forkserver")
+COMMON: dict[str, Any] = {"train__batch_size": 16, "model__bn_splits": 8, "data__size": 16, "method__queue_size": 64}
+
+
+def open_double(out: Path, method: str, **changes: Any) -> Run:
+    """A tiny run whose networks, queues and views are float64."""
+    if not method.startswith(("moco", "approach", "one_branch")):
+        changes = {key: value for key, value in changes.items() if key != "method__queue_size"}
+    run = open_tiny(out, method, **changes)
+    run.evaluated = 0  # as far as a checkpoint wants to know
+    run.method.double()
+    make = type(run).views
+
+    def views(images: torch.Tensor, *args: Any) -> dict[str, torch.Tensor]:
+        found = make(run, images, *args)
+        return {key: value.double() if value.is_floating_point() else value for key, value in found.items()}
+
+    run.views = views  # type: ignore[method-assign]
+    return run
+
+
+def steps(run: Run, count: int) -> list[dict[str, float]]:
+    """Train for some steps; returns the loss and its terms of each."""
+    found: list[dict[str, float]] = []
+    while True:
+        for images in run.batches.epoch():
+            before = run.meter.state_dict()["sums"]
+            train_step(run, images, check=len(found) == 0)
+            after = run.meter.state_dict()["sums"]
+            found.append({name: float(total - before.get(name, 0.0)) for name, total in after.items()})
+            if len(found) == count:
+                return found
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """What a checkpoint holds that does not depend on time."""
+    return {key: value for key, value in run.state_dict().items() if key not in ("seconds", "metrics_bytes")}
+
+
+def trained(cases: dict[str, Case], out: Path) -> dict[str, Any]:
+    """By case: the values of three steps, and the state after the last. out/CASE/first.pt has that after the first."""
+    found = {}
+    for name, (method, changes) in cases.items():
+        run = open_double(out / name, method, **{**COMMON, **changes})
+        values, path = steps(run, 1), out / name / "first.pt"
+        world.current().first(partial(checkpoint.write, path, run.state_dict()))
+        found[name] = {"values": values + steps(run, 2), "state": state_of(run)}
+    return found
+
+
+def continued(case: Case, out: Path, path: Path) -> dict[str, Any]:
+    """The values of two steps after the checkpoint `path`, and the state after them."""
+    method, changes = case
+    run = open_double(out, method, **{**COMMON, **changes})
+    run.restore(checkpoint.load(path), path)
+    return {"values": steps(run, 2), "state": state_of(run)}
+
+
+def compared() -> str:
+    """What is said where the processes were not started alike."""
+    try:
+        world.current().compare({"command line": ["moco"], "torch": world.current().rank}, advice="Start all alike.")
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def touched(case: Case, out: Path) -> str:
+    """What is said where the processes' queues are not the same; "" where they are."""
+    method, changes = case
+    run = open_double(out, method, **{**COMMON, **changes})
+    run.check_equal()
+    run.method.negatives()["whole"][3, 1] += world.current().rank
+    try:
+        run.check_equal()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def _member(work: Any, rank: int, size: int, out: Path, arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    world.join(rank, size, init_method=f"file://{out}/meeting")
+    try:
+        torch.save(work(*arguments, out), out / f"rank{rank}.pt")
+        world.leave(in_order=True)
+    except BaseException:
+        (out / f"error{rank}.txt").write_text(traceback.format_exc())
+        raise
+
+
+def together(work: Any, size: int, out: Path, *arguments: Any) -> list[Any]:
+    """What `work(*arguments, out)` returns in each of `size` processes that have met."""
+    out.mkdir(parents=True, exist_ok=True)
+    members = [
+        _CHILDREN.Process(target=_member, args=(work, rank, size, out, arguments), daemon=True) for rank in range(size)
+    ]
+    for member in members:
+        member.start()
+    for member in members:
+        member.join(600)
+    errors = "\n".join(path.read_text() for path in sorted(out.glob("error*.txt")))
+    assert [member.exitcode for member in members] == [0] * size, errors
+    return [torch.load(out / f"rank{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+def largest_difference(left: Any, right: Any, name: str = "") -> tuple[float, str]:
+    """The largest difference of two nested states, and where it is; whole numbers, texts and bytes must be equal."""
+    if isinstance(left, torch.Tensor):
+        assert left.shape == right.shape and left.dtype == right.dtype, name
+        if left.is_floating_point():
+            return float((left - right).abs().max()) if left.numel() else 0.0, name
+        assert torch.equal(left, right), name
+        return 0.0, name
+    if isinstance(left, dict):
+        assert list(left) == list(right), name
+        pairs = [largest_difference(left[key], right[key], f"{name}.{key}") for key in left]
+        return max(pairs, default=(0.0, name))
+    if isinstance(left, list | tuple):
+        assert len(left) == len(right), name
+        pairs = [
+            largest_difference(*pair, f"{name}[{number}]") for number, pair in enumerate(zip(left, right, strict=True))
+        ]
+        return max(pairs, default=(0.0, name))
+    if isinstance(left, float):
+        return abs(left - right), name
+    assert left == right, name
+    return 0.0, name
