@@ -61,6 +61,11 @@ class World:
     def _own_and_all(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """The rows of this process, and those of all, process after process."""
         if (count, device) not in self._rows:
+            if count % self.groups:
+                raise ConfigError(
+                    f"{self.size} processes: {count} rows cannot be dealt out in whole batch-norm groups. They must be "
+                    f"a multiple of {self.groups}: change train.batch_size, or the method's option that chooses them."
+                )
             groups = torch.arange(self.groups)
             owner = torch.minimum(groups, self.groups - 1 - groups) % self.size
             table = torch.arange(count).view(-1, self.groups)

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.slow
 SAME = 1e-12  # sums in another order, after three steps
 SYNCED = {"model__bn_splits": 1}
 CASES: dict[str, Case] = {
+    "aligned_mixture": ("aligned_mixture", {"method__p_mix": 0.5, "train__batch_size": 32, "train__accumulate": 2}),
     "moco": ("moco", {"method__symmetric": (), "train__accumulate": 2}),
     "moco_cutmix": ("moco_cutmix", {"method__mixture": "saliency", **SYNCED}),
     "moco_unmix": ("moco_unmix", {"method__box_per_sample": (), "method__symmetric": ()}),

@@ -168,6 +168,13 @@ def _ended(child: Any) -> int:
     return int(child.exitcode)
 
 
+def _write_to(output: Path) -> None:
+    """Append stdout and stderr of this process to a file."""
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(log, stream)
+
+
 def _child(
     arguments: list[str],
     output: Path,
@@ -179,15 +186,12 @@ def _child(
 ) -> None:
     os.environ.update(environment)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
-    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for stream in (1, 2):
-        os.dup2(log, stream)
+    _write_to(output)
     from mixfast.run import checkpoint, engine
     from mixfast.train import report
     from mixfast.train.__main__ import main
 
     report.draw = report.draw_views = lambda *_: None  # pictures are tested elsewhere and take longer than the run
-
     torch.set_num_threads(1)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the server that forks it is deaf if it was started for workers
     multiprocessing.set_forkserver_preload(["mixfast.train.__main__"])  # for the workers of the child

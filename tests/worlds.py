@@ -22,7 +22,7 @@ COMMON: dict[str, Any] = {"train__batch_size": 16, "model__bn_splits": 8, "data_
 
 def open_double(out: Path, method: str, **changes: Any) -> Run:
     """A tiny run whose networks, queues and views are float64."""
-    if not method.startswith(("moco", "approach", "one_branch")):
+    if not method.startswith(("aligned", "moco", "approach", "one_branch")):
         changes = {key: value for key, value in changes.items() if key != "method__queue_size"}
     run = open_tiny(out, method, **changes)
     run.evaluated = 0  # as far as a checkpoint wants to know

@@ -208,7 +208,11 @@ def _path(root: Path, size: int, form: str, cfg: DataConfig, say: Say) -> Path |
 
 def _make_room(path: Path, need: int, say: Say) -> bool:
     """Delete cache files until `need` bytes at `path` are within SHARE; False if that is more than all of it."""
-    found = [(file.stat(), file) for file in path.parent.iterdir() if _OURS.fullmatch(file.name) and file != path]
+    found = []
+    for file in path.parent.iterdir():
+        if _OURS.fullmatch(file.name) and file != path:
+            with contextlib.suppress(FileNotFoundError):  # what another process writes gets its name at any moment
+                found.append((file.stat(), file))
     limit = SHARE * (shutil.disk_usage(path.parent).free + sum(status.st_size for status, _ in found))
     if need > limit:
         say(

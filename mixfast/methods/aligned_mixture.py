@@ -64,6 +64,7 @@ from mixfast.models import Encoder
 from mixfast.ops import mix_views
 from mixfast.ranges import Count, InnerShare, Positive, Share, check_ranges
 from mixfast.rng import Generators
+from mixfast.world import current
 
 PATCH_RATIO = (2 / 3, 3 / 2)  # width / height of a patch, in units of the view's
 LEAST_OVERLAP = 1 / 8  # of a view's sides: below it, boxes weigh 0
@@ -109,7 +110,9 @@ class AlignedMixture(Method):
         both = augment(images)
         views = self.shared_boxes(both, generators["mix"])
         if self.config.p_mix:
-            count = max(1, round(self.config.p_mix * len(images)))
+            here = current()
+            whole = max(1, round(self.config.p_mix * here.size * len(images)))
+            count = whole if here.size == 1 else len(here.rows(whole))
             views |= self.patched(views, both, augment(images[-count:], 1), generators["mix"])
         return views
 

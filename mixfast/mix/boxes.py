@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from mixfast.world import current
+
 
 def sample_lam(draws: int, generator: torch.Generator, alpha: float = 1.0) -> Tensor:
     """lam0, float32 [draws] from Beta(alpha, alpha): the share of the base image before a box is clipped."""
@@ -48,7 +50,9 @@ def boxes_of_area(
     The share of the image is uniform in `area`, width / height times H / W log-uniform in `ratio`, the place uniform.
     A side is rounded to pixels; it has one at least, and leaves one over in an image of two or more.
     """
-    u = torch.rand(4, draws, dtype=torch.float32, generator=generator, device=generator.device)
+    here = current()
+    u = torch.rand(4, here.size * draws, dtype=torch.float32, generator=generator, device=generator.device)
+    u = here.own(u, dim=1)
     share = area[0] + (area[1] - area[0]) * u[0]
     shape = (math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * u[1]).exp()
     starts, ends = [], []
@@ -64,7 +68,9 @@ def boxes_within(regions: Tensor, count: int, least: float, generator: torch.Gen
 
     Each side is uniform between `least` and 1 times the region's, the place uniform.
     """
-    u = torch.rand(2, len(regions), count, 2, dtype=torch.float32, generator=generator, device=generator.device)
+    here = current()
+    shape = (2, here.size * len(regions), count, 2)
+    u = here.own(torch.rand(shape, dtype=torch.float32, generator=generator, device=generator.device), dim=1)
     low, high = regions[:, None, :2], regions[:, None, 2:]
     sides = (high - low) * (least + (1 - least) * u[0])
     first = low + (high - low - sides) * u[1]

@@ -85,7 +85,8 @@ def _split_norms(backbone: Backbone, config: ModelConfig) -> None:
     shared = current().size > 1 and any(isinstance(norm, nn.BatchNorm2d) for norm in backbone.modules())
     if config.bn_splits == 1 and not shared:
         return
-    cure = "Train it with one process." if config.bn_splits == 1 else "Give --model.bn_splits 1, for its norms as they are."
+    cure = "Give --model.bn_splits 1, for its norms as they are."
+    cure = "Train it with one process." if config.bn_splits == 1 else cure
     try:
         convert_split_bn(backbone, config.bn_splits, name=config.backbone)
     except ConfigError as error:

@@ -24,7 +24,7 @@ def test_names_are_the_files() -> None:
 def test_a_method_is_one_page_with_few_options(name: str) -> None:
     """No method inherits from another: what it does stands in its own file."""
     assert load(name).__bases__ == (Method,)
-    assert len(dataclasses.fields(load(name).Config)) < 12
+    assert len(dataclasses.fields(load(name).Config)) <= 12
 
 
 def test_unknown_name_is_met_with_the_nearest() -> None:
