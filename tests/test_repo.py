@@ -162,8 +162,9 @@ def use(rows: Tensor, reduction: str) -> None:
 
 @pytest.mark.slow
 def test_types(tmp_path: Path) -> None:
-    """The package, what README.md shows, and each reduction, by mypy --strict, in one run of it."""
-    codes = [*re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL), USE]
+    """The package, what the first pages show, and each reduction, by mypy --strict, in one run of it."""
+    pages = [(ROOT / name).read_text() for name in ("README.md", "docs/operations.md")]
+    codes = [*(code for page in pages for code in re.findall(r"```python\n(.*?)```", page, re.DOTALL)), USE]
     for number, code in enumerate(codes):
         (tmp_path / f"written_{number}.py").write_text(code)
     command = [sys.executable, "-m", "mypy", "mixfast", str(tmp_path)]

@@ -201,6 +201,13 @@ def remarks(result: Result) -> list[str]:
     if unknown:
         counts = ", ".join(f"{n} with seed {seed}" for seed, n in unknown.items())
         lines.append(f"test objects that do not count, as no training image shows their class: {counts}")
+    for row in result.rows:
+        for seed, outcome in row.outcomes.items():
+            if outcome.scores["any_class_ap50"] == 0:
+                lines.append(
+                    f"{row.name}, seed {seed}: the detector has found no object; its loss has ended at "
+                    f"{outcome.losses[-1]:.3g}. That is a training that failed, and it counts in means and intervals."
+                )
     return lines
 
 

@@ -10,7 +10,7 @@ from mixfast.detection.images import LabelledImages, canvases
 from mixfast.detection.scores import scores
 from mixfast.detection.transfer import Outcome
 from mixfast.evaluate.detect import Contestant
-from mixfast.evaluate.detect_page import Result
+from mixfast.evaluate.detect_page import Result, remarks
 
 pytest.importorskip("torchvision")
 HALF = 100 * 51 / 101  # AP where one of two objects is found, and nothing wrong
@@ -72,3 +72,11 @@ def test_draws_without_an_object_of_a_size_do_not_count() -> None:
     large_gap, medium_gap = (gaps[name]["second"] for name in ("ap_large", "ap_medium"))
     assert large_gap["images_low"] == large_gap["images_high"] == large_gap["mean"] == pytest.approx(-100)
     assert math.isnan(medium_gap["mean"]) and medium_gap["images_low"] is None
+
+
+def test_a_detector_that_finds_nothing_is_said() -> None:
+    test = one_object_each(2)
+    rows = [contestant("first", test, {0: (0,), 1: ()}), contestant("second", test, {0: (1,), 1: (0, 1)})]
+    settings = {"split": "", "left_out": {}, "objects_of_unknown_classes": {}}
+    (line,) = remarks(Result(settings, rows, [0, 1], test))
+    assert line.startswith("first, seed 1: the detector has found no object; its loss has ended at 1.")
