@@ -169,8 +169,7 @@ def test_corloc_of_this_comparison_stands_beside_detection(runs: Path, tmp_path:
 )
 def test_untrained_networks_that_score_alike_are_one_row(second: float, names: list[str]) -> None:
     runs: Any = [
-        SimpleNamespace(name=name, setup=SimpleNamespace(config=SimpleNamespace(model=model)))
-        for name, model in (("a", "linear"), ("b", "mlp"), ("c", "linear"))
+        SimpleNamespace(name=name, start=model) for name, model in (("a", "linear"), ("b", "mlp"), ("c", "linear"))
     ]
     rows = [SimpleNamespace(name=name, role="untrained") for name in ("first", "second")]
     result: Any = SimpleNamespace(rows=rows, scores={"first": {"corloc": 1.0}, "second": {"corloc": second}})
