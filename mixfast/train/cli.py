@@ -178,10 +178,10 @@ your own              --method my_lab.method, --data.kind my_lab.data:factory,
 --out DIR             run folder (default runs/<preset>-NNNN); --overwrite replaces an existing one
 --init PATH           begin with the backbone of a run, an export, or a file of weights (.pth)
 --resume RUN          continue a run bit for bit; --trust MODULE: code near it that it may import
---traceback, --version show where an error came from; print the version
---help-all            every --section.key of a preset or --method with its meaning and default
+--help-all            every option of a preset or --method; --traceback of an error; --version
 
-examples (without a preset: demo)
+examples
+  python -m mixfast.train
   python -m mixfast.train moco --data.path DIR --data.download --train.epochs 200
   python -m mixfast.train --method approach2 --data.kind folder --data.path my_images/
 
