@@ -1,6 +1,6 @@
 """The end of the first run: detection, localisation and maps of its networks beside kNN, and what was gained and lost.
 
-The sizes keep the first run within three minutes on two cores; docs/detection.md has the longer protocol.
+The sizes keep this part within a minute of one core; docs/detection.md has the longer protocol.
 """
 
 from collections.abc import Iterable
