@@ -160,7 +160,7 @@ def _open(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Sour
         return _run(path, model, backbone, say)
     if not path.is_file():
         raise CheckpointError("there is no such file or folder.")
-    content = _content(path)
+    content = file_content(path)
     if isinstance(content, dict) and {"format", "config", "method"} <= content.keys():
         return _run(path, model, backbone, say)
     for key in ("state_dict", "model"):
@@ -181,8 +181,12 @@ def _names(export_facts: Path, file: str) -> bool:
         return False
 
 
-def _content(path: Path) -> Any:
-    """What a file holds; no code of it is run."""
+def file_content(path: Path, called: str = "it") -> Any:
+    """What a .safetensors file, or one of torch.save, holds; no code of it is run.
+
+    Raises:
+        CheckpointError: it cannot be read; `called` is what the message calls it.
+    """
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -194,8 +198,8 @@ def _content(path: Path) -> Any:
     except Exception as error:  # the readers raise many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise CheckpointError(
-            f"it cannot be read as weights ({reason}). Only tensors and plain values are read, never code. If you "
-            "trust a file with more in it, write its state dict alone: "
+            f"{called} cannot be read as weights ({reason}). Only tensors and plain values are read, never code. If "
+            "you trust a file with more in it, write its state dict alone: "
             'torch.save(torch.load(FILE, weights_only=False)["state_dict"], NEW).'
         ) from error
 

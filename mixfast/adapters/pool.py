@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mixfast.models.heads import weighted_means
 from mixfast.ops import region_weights
 
 
@@ -44,10 +45,9 @@ def pool_boxes(
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     weights = region_weights(_whole(rows).flatten(0, 1), image_size, (height, width), dtype=dtype)  # [B M, 2, h, w]
     weights = weights.view(batch, -1, height * width)  # [B, 2 M, h w]
-    with torch.autocast(features.device.type, enabled=False):
-        pooled = torch.bmm(weights, features.to(dtype).flatten(2).transpose(1, 2)).to(features.dtype)
-        sides = pooled.view(batch, -1, 2, channels)  # [B, M, 2, C]
-        if not isinstance(boxes, Tensor):
+    sides = weighted_means(features, weights).view(batch, -1, 2, channels)  # [B, M, 2, C]
+    if not isinstance(boxes, Tensor):
+        with torch.autocast(features.device.type, enabled=False):  # under which cat does not take float16 on a CPU
             sides = torch.cat([image[: len(own)] for image, own in zip(sides, boxes, strict=True)])
     inside, outside = sides.unbind(-2)
     return inside, outside

@@ -89,12 +89,11 @@ def localisation_numbers(runs: Sequence[LoadedRun], result: Result) -> dict[str,
 
 def corloc(runs: Sequence[LoadedRun], result: Result) -> dict[str, dict[int, float]]:
     """CorLoc by row and seed of the run; of several untrained networks, that of the first."""
-    first = str(runs[0].setup.config.model)
     untrained = next(row.name for row in result.rows if row.role == "untrained")
     seeds: dict[str, dict[int, None]] = {"untrained": {}}  # in the order of the values
     for run in runs:
         seeds.setdefault(run.name, {})[run.setup.config.seed] = None
-        if str(run.setup.config.model) == first:
+        if run.start == runs[0].start:
             seeds["untrained"][run.setup.config.seed] = None
     return {
         row: dict(zip(own, result.scores[untrained if row == "untrained" else row]["corloc"]["values"], strict=True))

@@ -20,9 +20,7 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 def cell(values: Iterable[float], form: str = ".1f") -> str:
     """ "71.3", "70.1 ± 1.2" for several, "-" for none."""
     row = spread(list(values))
-    if row is None:
-        return "-"
-    return f"{row.mean:{form}}" + ("" if row.std is None else f" ± {row.std:{form}}")
+    return "-" if row is None else row.words(form)
 
 
 def _scores(group: Group | None) -> list[str]:

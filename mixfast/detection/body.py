@@ -20,8 +20,8 @@ _LEAST_CELLS = 7  # of a side of a map that is used
 class Body(nn.Module):
     """Maps of some stages of `backbone` as torchvision's detectors take them; a neck, if there is one, sees all.
 
-    The maps are `backbone.maps`' own: torchvision's IntermediateLayerGetter would lose activations that are no child
-    modules. Where `stored` is set, it takes the place of the stages' maps in the next pass.
+    The maps are `backbone.maps`' own: torchvision's IntermediateLayerGetter would lose activations of other networks
+    that are no child modules. Where `stored` is set, it takes the place of the stages' maps in the next pass.
 
     Args:
         backbone: its batch norms no longer split a batch.

@@ -9,7 +9,7 @@ c4           Faster R-CNN, the last stage    the stage before it       Ren et al
 Classes count from 1 inside: torchvision's detectors take 0 for the background, and the number of classes with it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,6 +51,21 @@ def anchors_of(boxes: Tensor, maps: int) -> tuple[tuple[float, ...], ...]:
     sides = (boxes[:, 2:] - boxes[:, :2]).double().prod(1).sqrt()
     shares = (torch.arange(3 * maps, dtype=torch.float64) + 0.5) / (3 * maps)
     return tuple(map(tuple, sides.quantile(shares).view(maps, 3).tolist()))
+
+
+def stacked(found: Iterable[dict[str, Tensor]], images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What torchvision's detectors find, image after image, as tensors on the CPU with `DETECTIONS` places an image.
+
+    Returns:
+        (boxes, labels, scores): [N, D, 4]; [N, D] from 0, -1 for no detection; [N, D].
+    """
+    boxes, scores = torch.zeros(images, DETECTIONS, 4), torch.zeros(images, DETECTIONS)
+    labels = torch.full((images, DETECTIONS), -1)
+    for number, image in enumerate(found):
+        count = len(image["scores"])
+        boxes[number, :count], scores[number, :count] = image["boxes"].cpu(), image["scores"].cpu()
+        labels[number, :count] = image["labels"].cpu() - 1
+    return boxes, labels, scores
 
 
 def build(kind: str, backbone: Backbone, shape: Shape, frozen: bool) -> nn.Module:

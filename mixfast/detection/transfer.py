@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mixfast.detection.average_precision import Detections, Truth
 from mixfast.detection.body import Body, check_layers, pyramid_layers, stage_maps, whole_batches
-from mixfast.detection.detectors import DETECTIONS, Shape, anchors_of, build
+from mixfast.detection.detectors import Shape, anchors_of, build, stacked
 from mixfast.detection.images import LabelledImages
 from mixfast.detection.scores import scores
 from mixfast.errors import NonFiniteError
@@ -178,11 +178,5 @@ def _fit(
 
 @torch.no_grad()
 def _predict(model: nn.Module, feed: _Feed, data: LabelledImages) -> Detections:
-    boxes = torch.zeros(len(data), DETECTIONS, 4)
-    labels, scores = torch.full((len(data), DETECTIONS), -1), torch.zeros(len(data), DETECTIONS)
-    for index in torch.arange(len(data)).split(_BATCH):
-        for number, image in zip(index.tolist(), model(feed(index)), strict=True):
-            count = len(image["scores"])
-            boxes[number, :count], scores[number, :count] = image["boxes"].cpu(), image["scores"].cpu()
-            labels[number, :count] = image["labels"].cpu() - 1
-    return data.detections(boxes, labels, scores)
+    batches = torch.arange(len(data)).split(_BATCH)
+    return data.detections(*stacked((image for index in batches for image in model(feed(index))), len(data)))

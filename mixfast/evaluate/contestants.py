@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.evaluate.maps import probe_weights
 from mixfast.evaluate.objects import ObjectData
 from mixfast.evaluate.runs import LoadedRun, grouped, load_runs, scoring_options
+from mixfast.initial_weights import file_content
 from mixfast.models.backbone import named_weights
 from mixfast.ranges import Count, NotNegative
 from mixfast.run import checkpoint
@@ -105,13 +106,11 @@ def _supervised(options: Localise, path: Path, like: LoadedRun, validation: Obje
     return _maker(options, like, Network(encoder, like.setup.normalise), validation, head=False)
 
 
-def _weights(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return content.get("state_dict", content)
-    except Exception as error:  # the readers raise many types
-        raise CheckpointError(f"--supervised {path} cannot be read as weights: {error}") from error
+def _weights(path: Path) -> dict[str, Tensor]:
+    content = file_content(path, f"--supervised {path}")
+    if not isinstance(content, dict):
+        kind = type(content).__name__
+        raise CheckpointError(
+            f"--supervised {path} cannot be read as weights: it holds no tensors by name but a {kind}."
+        )
+    return content.get("state_dict", content)

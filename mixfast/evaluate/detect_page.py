@@ -156,7 +156,7 @@ def _cells(result: Result) -> dict[str, dict[str, str]]:
         for key, title in result.titles.items():
             found = spread(list(_by_seed(row, key).values()))
             assert found is not None
-            rows[row.name][title] = f"{found.mean:.1f}" + ("" if found.std is None else f" ± {found.std:.1f}")
+            rows[row.name][title] = found.words()
         rows[row.name]["AP by seed"] = " ".join(f"{value:.1f}" for value in _by_seed(row, "ap").values())
     for name, gap in result.gaps["ap"].items():
         rows[name][f"AP minus {result.rows[0].name}"] = f"{gap['mean']:+.1f}"

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from mixfast.data.loader import begin_worker, workers_that_obey
 from mixfast.detection.average_precision import Detections
-from mixfast.detection.detectors import DETECTIONS
+from mixfast.detection.detectors import stacked
 from mixfast.detection.originals import Original, OriginalFiles, Pick, Shot, picks
 from mixfast.detection.recipes import PublishedRecipe, parameter_groups
 from mixfast.errors import CheckpointError, DataError, NonFiniteError
@@ -26,6 +26,7 @@ from mixfast.run.log import Metrics
 from mixfast.run.optim import load_optimizer, optimizer_state, set_learning_rate
 from mixfast.run.setup import autocast
 from mixfast.run.signals import Stopped, StopRequest
+from mixfast.run.torch_state import torch_generators
 
 LOG_EVERY = 20  # steps between two lines of metrics.jsonl
 CHECKPOINT_SECONDS = 600.0  # of training between two checkpoints
@@ -92,7 +93,7 @@ class Training:
             "seconds": self.seconds,
             "model": self.model.state_dict(),
             "optimizer": optimizer_state(self.optimizer),
-            "torch_generators": _generators(self.device),
+            "torch_generators": torch_generators(self.device),
             "metrics_bytes": self.metrics.position(),
         }
         if bad := not_finite(tensors_of({key: state[key] for key in ("model", "optimizer")})):
@@ -131,14 +132,6 @@ class Training:
             f"recipe {self.recipe.name}, step {self.step} of {self.recipe.steps}: {what}. Give a smaller --lr than "
             f"{self.recipe.lr:g} and another --out, or look whether the run's weights are finite."
         )
-
-
-def _generators(device: torch.device) -> dict[str, Tensor]:
-    """Of torch's own, from which torchvision draws sizes of images and samples of regions."""
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states
 
 
 def read(
@@ -246,19 +239,18 @@ def precise_statistics(training: Training) -> None:
 def predict(training: Training, files: OriginalFiles, console: Console) -> Detections:
     """What the detector finds in photographs, each alone and so without another's padding; boxes in their pixels."""
     count = len(files.paths)
-    boxes, scores = torch.zeros(count, DETECTIONS, 4), torch.zeros(count, DETECTIONS)
-    labels = torch.full((count, DETECTIONS), -1)
     training.model.eval()
     task = console.task("test", count)
     alone = ([(number, False)] for number in range(count))
-    for number, shots in enumerate(read(files, alone, training.workers, training.device)):
-        with autocast(training.device, training.settings["precision"]):
-            (found,) = training.model(training.images(shots))
-        some = len(found["scores"])
-        boxes[number, :some], scores[number, :some] = found["boxes"].cpu(), found["scores"].cpu()
-        labels[number, :some] = found["labels"].cpu() - 1
-        task.update(number + 1, "")
-        if console.silent_for_long():
-            console.line(f"  test image {number + 1} of {count}")
+
+    def found() -> Iterator[dict[str, Tensor]]:
+        for number, shots in enumerate(read(files, alone, training.workers, training.device), 1):
+            with autocast(training.device, training.settings["precision"]):
+                yield from training.model(training.images(shots))
+            task.update(number, "")
+            if console.silent_for_long():
+                console.line(f"  test image {number} of {count}")
+
+    boxes, labels, scores = stacked(found(), count)
     task.close()
     return Detections(boxes, labels, scores, (boxes[..., 2:] - boxes[..., :2]).prod(-1))

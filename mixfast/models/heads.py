@@ -77,7 +77,19 @@ def box_vectors(features: Tensor, boxes: Tensor, size: tuple[int, int], head: nn
     dtype = torch.promote_types(features.dtype, torch.float32)
     map_size = (features.shape[2], features.shape[3])
     weights = region_weights(boxes.flatten(0, 1), size, map_size, dtype=dtype)  # [B M, 2, h, w]
-    with torch.autocast(features.device.type, enabled=False):  # sums of 16-bit products would lose the weights' digits
-        cells = features.permute(0, 2, 3, 1).flatten(1, 2).to(dtype)  # [B, h w, C]
-        means = torch.bmm(weights[:, 0].reshape(batch, count, -1), cells).to(features.dtype)
+    means = weighted_means(features, weights[:, 0].reshape(batch, count, -1))
     return unit(head(means.flatten(0, 1))).view(batch, count, -1)
+
+
+def weighted_means(features: Tensor, weights: Tensor) -> Tensor:
+    """Means of each map by several sets of weights, by one product that reads the map once.
+
+    Args:
+        features: [B, C, h, w] map.
+        weights: [B, R, h w], float32 or float64, in which the sums are taken.
+
+    Returns:
+        [B, R, C] in the dtype of features.
+    """
+    with torch.autocast(features.device.type, enabled=False):  # sums of 16-bit products would lose the weights' digits
+        return torch.bmm(weights, features.flatten(2).transpose(1, 2).to(weights.dtype)).to(features.dtype)

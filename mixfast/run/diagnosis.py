@@ -25,7 +25,7 @@ def diagnose(setup: Setup) -> dict[str, float]:
     each. For a method with queues, from one batch of training images seen as in training: top1_TERM, the share of
     queries that are more similar to their positive than to all K keys of the term's queue; top1_other_TERM, the same
     with *another image's* positive, at chance level 1 / (K + 1) unless a batch has something in common, such as its
-    box; queue_age, the steps after which a key is overwritten. For a method that pastes patches (`with_fresh_patches`),
+    box; queue_age, the steps after which a key is overwritten. For a method that pastes patches (`patched_views`),
     top1_fresh_TERM: top1 with every patch from a view of its image that shows nowhere else. If it is far below top1,
     terms are solved by colours and crops that a patch shares with the other side, and not by the image.
     """
@@ -63,29 +63,28 @@ def _positives(setup: Setup, draws: Generators) -> dict[str, Tensor]:
     steps = [len(queues[name]) / (len(keys) * setup.config.train.accumulate) for name, keys in step.carry.items()]
     numbers = {"queue_age": torch.tensor(max(steps), device=setup.device)}
     kinds = [("top1", step.terms, 0), ("top1_other", step.terms, diagnostics.OTHER_IMAGE)]
-    draws["mix"].set_state(boxes)  # the same boxes in other views
-    if fresh := with_fresh_patches(views, setup.views(images, draws), setup.config.method):
+    if patched := patched_views(views, setup.config.method):
+        draws["mix"].set_state(boxes)  # the same boxes in other views
+        others = setup.views(images, draws)
+        fresh = {name: paste(views[name], others[name], box) for name, box in patched.items()}
         with frozen_statistics(setup.method), setup.autocast():
-            kinds.append(("top1_fresh", setup.method.step(fresh, draws).terms, 0))
+            kinds.append(("top1_fresh", setup.method.step(views | fresh, draws).terms, 0))
     for name, terms, shift in kinds:
         shares = diagnostics.top1_accuracy(terms, queues, shift)
         numbers |= {f"{name}_{term}": share for term, share in shares.items()}
     return numbers
 
 
-def with_fresh_patches(views: dict[str, Tensor], others: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
-    """`views` whose mixtures show within their boxes what those of `others` show, made of other views with equal boxes.
+def patched_views(views: dict[str, Tensor], config: Any) -> dict[str, Tensor]:
+    """The boxes [B, 4] of the mixtures among `views` by their names; other views with equal boxes have other patches.
 
-    {} where there is nothing of the kind: no boxes [B, 4] of mixtures, or ones that the option `mixture` leaves empty
-    or places by the patch.
+    {} where there is nothing of the kind: no such boxes, or ones that the option `mixture` leaves empty or places by
+    the patch.
     """
     if getattr(config, "mixture", "cutmix") != "cutmix":
         return {}
     boxes = {name: views.get(f"boxes_{name}") for name in views}
-    fresh = {
-        name: paste(views[name], others[name], box) for name, box in boxes.items() if box is not None and box.ndim == 2
-    }
-    return views | fresh if fresh else {}
+    return {name: box for name, box in boxes.items() if box is not None and box.ndim == 2}
 
 
 def warning(numbers: dict[str, float]) -> str | None:

@@ -23,6 +23,7 @@ from mixfast.run.log import Meter
 from mixfast.run.optim import build_optimizer, load_optimizer, optimizer_state
 from mixfast.run.setup import Setup, set_up
 from mixfast.run.signals import Stopped, StopRequest
+from mixfast.run.torch_state import torch_generators
 from mixfast.world import check_sums, current
 
 Argument = TypeVar("Argument")
@@ -79,7 +80,7 @@ class Run(Setup):
             "method": self.method.state_dict(),
             "optimizer": optimizer_state(self.optimizer),
             "generators": self.generators.state_dict(),
-            "torch_generators": _torch_generators(self.device),
+            "torch_generators": torch_generators(self.device),
             "batches": self.batches.state_dict(),
             "meter": self.meter.state_dict(),
             "metrics_bytes": self.folder.metrics.position(),
@@ -230,10 +231,3 @@ def build(
         clock=Clock(device),
         task=console.task(config.method_name, config.train.epochs * (len(splits.train) // batch)),
     )
-
-
-def _torch_generators(device: torch.device) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    return states

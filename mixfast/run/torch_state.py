@@ -1,9 +1,18 @@
-"""torch's global state while a command runs: as a new process has it, and afterwards as the caller had it."""
+"""torch's global state: of its generators, for a checkpoint; while a command runs, as a new process has it."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
+from torch import Tensor
+
+
+def torch_generators(device: torch.device) -> dict[str, Tensor]:
+    """The states of torch's own generators, from which torchvision and a method from elsewhere may draw."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from mixfast.errors import PlatformError
 from mixfast.evaluate import detect, detect_page, localise, maps
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.detect import Detect
-from mixfast.evaluate.runs import LoadedRun, ScoringOptions, load_runs
+from mixfast.evaluate.runs import LoadedRun, ScoringOptions, load_runs, table
 from mixfast.files import write_whole
 from mixfast.run.folder import RunFolder, write_json
 from mixfast.run.records import result
@@ -84,7 +84,9 @@ def add(run: Run, companions: dict[str, RunFolder]) -> str:
     page = _page(worth, rows, said, runs, [f"![{title}]({FOLDER}/{name})" for title, name in pictures])
     text = run.folder.report.read_text(encoding="utf-8", errors="backslashreplace")
     write_whole(run.folder.report, f"{text}\n{page}".encode(errors="backslashreplace"))
-    return "\n".join([_aligned(rows), "", *said])
+    (_, *columns), *body = rows
+    shown = table({name: dict(zip(columns, cells, strict=True)) for name, *cells in body})
+    return "\n".join([shown, "", *said])
 
 
 def measure(run: Run, companions: dict[str, RunFolder]) -> tuple[Worth, list[LoadedRun]]:
@@ -132,7 +134,7 @@ def table_rows(worth: Worth) -> list[list[str]]:
         cells = [f"{worth.knn[name]:.1f}" if name in worth.knn else "-"]
         for key in scores.values():
             row = spread(list(_detectors(worth, name, key).values()))
-            cells.append("-" if row is None else f"{row.mean:.1f}" + ("" if row.std is None else f" ± {row.std:.1f}"))
+            cells.append("-" if row is None else row.words())
         corloc = worth.located.scores[name]["corloc"]
         rows.append([name, *cells, f"{corloc['mean']:.1f} ({corloc['low']:.0f}-{corloc['high']:.0f})"])
     return rows
@@ -184,12 +186,3 @@ def _page(worth: Worth, rows: list[list[str]], said: list[str], runs: list[Loade
 def _place(path: Path) -> str:
     """A run's folder as its owner sees it from beside it."""
     return "/".join(path.parts[-3:]) if path.parent.name == "compare" else path.name
-
-
-def _aligned(rows: list[list[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *cells in rows:
-        padded = (f"   {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
-        lines.append(f"{first:<{widths[0]}}" + "".join(padded))
-    return "\n".join(lines)

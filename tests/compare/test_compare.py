@@ -176,6 +176,20 @@ def test_untrained_networks_that_score_alike_are_one_row(second: float, names: l
     assert attention.untrained_names(runs, result) == dict(zip(("first", "second"), names, strict=True))
 
 
+def test_corloc_of_the_first_of_several_untrained_networks() -> None:
+    """Runs of one architecture that began with other weights have untrained networks of their own."""
+    runs: Any = [
+        SimpleNamespace(name=name, start=start, setup=SimpleNamespace(config=SimpleNamespace(seed=seed)))
+        for name, start, seed in (("a", "drawn", 0), ("a", "drawn", 1), ("b", "file", 0))
+    ]
+    rows = [
+        SimpleNamespace(name=name, role=role) for name, role in (("a", "run"), ("b", "run"), ("old 1", "untrained"))
+    ]
+    scores = {"a": [1.0, 2.0], "b": [3.0], "old 1": [4.0, 5.0]}
+    result: Any = SimpleNamespace(rows=rows, scores={name: {"corloc": {"values": v}} for name, v in scores.items()})
+    assert attention.corloc(runs, result) == {"untrained": {0: 4.0, 1: 5.0}, "a": {0: 1.0, 1: 2.0}, "b": {0: 3.0}}
+
+
 def test_unfinished_and_unlabelled_runs_are_said_to_be(runs: Path, tmp_path: Path) -> None:
     one, other = copied(runs, tmp_path, "a0", "b0")
     lines = (one / "metrics.jsonl").read_text().splitlines(keepends=True)
