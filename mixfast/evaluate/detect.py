@@ -37,6 +37,7 @@ from mixfast.scoring.maps import Network
 
 SUPERVISED = "supervised.safetensors"  # in evaluation/ of a run: its architecture trained with labels
 _SEEDS = (0, 1, 2)
+SIZES = {False: (400, 400, 300), True: (100, 80, 150)}  # --quick or not: training images, steps, scored images
 _SUPERVISED_BATCH = 256  # images, at most
 
 
@@ -50,10 +51,10 @@ class Detect(ScoringOptions):
     finetune: bool = False  # also train the network below the detector
     # of images, detector and order; none: those of the runs if a method has several, else 0 1 2
     seeds: tuple[Seed, ...] = ()
-    quick: bool = False  # 150 steps on 200 images
-    images: Count | None = None  # to train each detector on, at most; none: 400, quick: 200
-    count: Count = 300  # images to score, at most
-    steps: Count | None = None  # of 8 images; none: 400, quick: 150
+    quick: bool = False  # 80 steps on 100 images, and 150 to score: the table at the end of the first run
+    images: Count | None = None  # to train each detector on, at most; none: 400, quick: 100
+    count: Count | None = None  # images to score, at most; none: 300, quick: 150
+    steps: Count | None = None  # of 8 images; none: 400, quick: 80
     lr: Positive | None = None  # learning rate; none: 1e-3, AdamW's, or the recipe's
     layers: tuple[Count, ...] = ()  # stages whose maps are used; none: one of each stride from 8 pixels on
     size: Side | None = None  # side of the images in pixels; none: 3 times the run's (scenes, canvas), 224 (voc, coco)
@@ -102,9 +103,9 @@ def detect(options: Detect) -> None:
 
 def evaluate(options: Detect, runs: Sequence[LoadedRun], console: Console) -> detect_page.Result:
     """Train and score the detectors of the runs and their baselines; only a supervised network is written."""
-    recipe, images = settings(options)
+    recipe, images, count = settings(options)
     check_alike(runs)
-    data = detect_data.load(options.data, runs[0], images, options.count, options.size, options.splits)
+    data = detect_data.load(options.data, runs[0], images, count, options.size, options.splits)
     seeds = seeds_of(options.seeds, runs)
     rows = contestants(options, runs, seeds, console)
     unknown = contest(rows, data, recipe, seeds, console)
@@ -122,21 +123,20 @@ def keep(runs: Sequence[LoadedRun], result: detect_page.Result) -> None:
                 record_scores(run, "detect", {**result.settings, "seeds": own}, scores)
 
 
-def settings(options: Detect) -> tuple[Recipe, int]:
-    """How detectors are trained, and on how many images.
+def settings(options: Detect) -> tuple[Recipe, int, int]:
+    """How detectors are trained, on how many images, and how many are scored.
 
     Raises:
         ConfigError: values that do not fit each other.
     """
-    steps, images = (150, 200) if options.quick else (Recipe.steps, 400)
-    steps, images = (
-        default if value is None else value for default, value in ((steps, options.steps), (images, options.images))
-    )
+    asked = (options.images, options.steps, options.count)
+    sizes = zip(asked, SIZES[options.quick], strict=True)
+    images, steps, count = (size if value is None else value for value, size in sizes)
     if len(set(options.seeds)) < len(options.seeds):
         raise ConfigError(f"--seeds must differ; got {' '.join(map(str, options.seeds))}.")
     if options.detector == "c4" and len(options.layers) > 1:
         raise ConfigError("--layers of c4 is one stage, the last but one; omit it.")
-    return Recipe(options.detector, options.finetune, options.layers, steps, lr=options.lr or Recipe.lr), images
+    return Recipe(options.detector, options.finetune, options.layers, steps, lr=options.lr or Recipe.lr), images, count
 
 
 def check_alike(runs: Sequence[LoadedRun]) -> None:

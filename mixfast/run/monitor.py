@@ -38,7 +38,7 @@ def mean_term(means: dict[str, float]) -> float:
 
 
 def introduce(run: Run) -> None:
-    """Print the lines above the table: what the loss is, whether there will be scores, and the columns."""
+    """Print what the loss is, and whether there will be scores."""
     config, console = run.config, run.console
     if (chance := chance_loss(config)) is not None:
         console.line(
@@ -54,7 +54,6 @@ def introduce(run: Run) -> None:
         console.line("kNN is off: not every image has a class.")
     for text in warnings(config, run.splits):
         console.line(f"warning: {text}")
-    console.line(HEADER)
 
 
 def scorable(setup: Setup) -> bool:

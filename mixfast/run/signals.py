@@ -71,6 +71,10 @@ class StopRequest:
             self._deferred = False
         self.obey()
 
+    def ask(self, number: int) -> None:
+        """What a signal inside `between_steps` does, unless one came before."""
+        self.number = self.number or number
+
     def leave(self) -> None:
         """From here on a signal changes nothing any more: the process is on its way out."""
         self._deferred = True

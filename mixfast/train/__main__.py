@@ -6,7 +6,6 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,27 +16,25 @@ import torch
 import mixfast
 from mixfast import initial_weights
 from mixfast.config.options import RunConfig, replace
-from mixfast.config.presets import DEFAULT, switch_method
+from mixfast.config.presets import DEFAULT
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
-from mixfast.errors import ConfigError, DataError, OutOfMemoryError
-from mixfast.export import check_exportable, export
+from mixfast.errors import ConfigError, DataError
 from mixfast.initial_weights import InitialWeights, Origin
-from mixfast.run import checkpoint, machine, monitor
-from mixfast.run.budget import check_memory, explain_out_of_memory, step_cost
-from mixfast.run.claim import Claim, Lock
+from mixfast.run import checkpoint, machine
+from mixfast.run.budget import check_memory
+from mixfast.run.claim import Claim
 from mixfast.run.command import VERSION
 from mixfast.run.console import Console
-from mixfast.run.engine import train
-from mixfast.run.failure import USER_CODE, Failure, explain, is_out_of_memory, run_command
+from mixfast.run.failure import USER_CODE, Failure, explain, run_command
 from mixfast.run.folder import RunFolder, write_json
-from mixfast.run.log import TensorBoard, summary_writer
+from mixfast.run.log import summary_writer
 from mixfast.run.signals import Stopped, StopRequest
-from mixfast.run.state import Run, build
 from mixfast.run.streams import reason, steady_streams
 from mixfast.run.torch_state import fresh_torch_state
 from mixfast.train import cli, report, transfer
-from mixfast.world import Elsewhere, alone, current, leave
+from mixfast.train.trainings import prepare, train_all
+from mixfast.world import Elsewhere, current, leave
 
 
 @dataclass
@@ -237,11 +234,8 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
         console.line(f"begun with {config.init}: {initial.origin if initial else Origin.of_run(folder.path)}")
     splits = load_everywhere(config, console, device)
     with console:
-        run = train_one(config, splits, folder, console, stop, device, start, begin, initial)
-        companions = {}
-        for name in config.compare:
-            if name != config.method_name:
-                companions[name] = train_beside(run, name)
+        run = prepare(config, splits, folder, console, stop, device, start, begin, initial)
+        companions = train_all(run)
         console.line("\n" + here.first(lambda: report.write(run, preset, invocation.origins, companions)))
         if here.rank == 0:
             folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
@@ -306,88 +300,6 @@ def check_machine(config: RunConfig[Any]) -> torch.device:
         summary_writer()
     check_memory(config, device)
     return device
-
-
-def train_one(
-    config: RunConfig[Any],
-    splits: Splits,
-    folder: RunFolder,
-    console: Console,
-    stop: StopRequest,
-    device: torch.device,
-    start: Path | None,
-    begin: Callable[[], None],
-    initial: InitialWeights | None,
-) -> Run:
-    """Train one method, from the checkpoint or folder `start` if there is one; export its backbone.
-
-    Without `start` the backbone begins with `initial`, or with drawn weights.
-    `begin` is called when all that can be refused has been tried; before it, nothing is written for a run to continue.
-    """
-    here = current()
-    run = build(config, splits, folder, console, stop, device, initial.weights if initial else None)
-    check_exportable(run)
-    views = None
-    if start is None and here.rank == 0:
-        with alone():
-            views = report.first_views(run)
-    console.line("   ".join(run.choices))
-    if start:
-        here.in_turn(lambda: run.load(start))
-    here.compare({"the step to begin at": run.step})
-    begin()
-    if start:
-        console.line(f"continuing {config.method_name} after step {run.step} of {run.steps} (epoch {run.epoch})")
-    if views:
-        report.draw_views(run, *views)
-    if config.train.tensorboard and here.rank == 0:
-        folder.metrics.mirror = TensorBoard(folder.path / "tensorboard", run.step)
-    monitor.introduce(run)
-    try:
-        with stop.between_steps():
-            train(run)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemoryError(
-            explain_out_of_memory(config, run.method, run.batches.images, machine.memory_bytes(device), run.clock.part)
-        ) from error
-    run.graph = None  # its memory is wanted by what is trained beside this run
-    here.first(lambda: export(run))
-    run.task.close()
-    return run
-
-
-def train_beside(run: Run, name: str) -> RunFolder:
-    """Train another method on the same data in a folder inside the run's, for as many epochs as cost the same."""
-    config, side = run.config, run.splits.train.images.shape[-1]
-    other = switch_method(config, name)
-    ratio = step_cost(config, side).encoder / step_cost(other, side).encoder
-    epochs = max(1, round(config.train.epochs * ratio))
-    every = max(1, round(config.eval.every * ratio)) if config.eval.every else 0
-    other = replace(other, {"train.epochs": epochs, "eval.every": every, "eval.baselines": False, "compare": ()})
-    path = run.folder.path / "compare" / name
-    folder, lock = RunFolder(path), None
-    if current().rank == 0:
-        path.mkdir(parents=True, exist_ok=True)
-        lock = Lock(path, run.console.line)
-        folder.write_config(other, "compare", {"train.epochs": f"equal encoder cost with {config.method_name}"})
-    run.console.line(
-        f"\ncomparison: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
-        f"{config.method_name})"
-    )
-    start = path if current().first(folder.has_checkpoint) else None
-    initial = initial_weights.reopen(run.folder.path) if config.init and start is None else None
-    if initial and lock:
-        initial.write(path)
-    try:
-        train_one(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None, initial)
-        if lock:
-            folder.write_status("finished", exit_code=0)
-    finally:
-        if lock:
-            lock.release()
-    return folder
 
 
 if __name__ == "__main__":

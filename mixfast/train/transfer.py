@@ -23,7 +23,6 @@ from mixfast.scoring import protocol
 from mixfast.scoring.paired import difference, spread
 
 FOLDER = "transfer"  # in the run's folder
-IMAGES, STEPS, TESTED = 100, 80, 150  # canvases to train a detector on, its steps of 8, canvases to score it on
 SEEDS = (0, 1, 2)  # of the detectors
 LOCALISED, CHOSEN_ON = 300, 100  # scenes on which maps are scored; others, on which map and threshold are chosen
 _DRAWN = 6  # test images whose maps are drawn
@@ -42,9 +41,9 @@ come from one seed of pre-training, so no interval holds the variation of the pr
 training, and beside a network trained with labels: \
 `python -m mixfast.evaluate detect {runs}`.
 """
-_DETECTION = """AP: COCO's, of torchvision's FCOS on the frozen network, trained for {steps} steps of 8 on {images} \
-canvases with several objects and scored on {tested} others; any class AP: of the boxes without their class, finding \
-and not naming. ± over {seeds} seeds of the detector, which all networks share. """
+_DETECTION = """AP: COCO's, of torchvision's FCOS on the frozen network, trained for {steps} steps of {batch_size} on \
+{training_images} canvases with several objects and scored on {test_images} others; any class AP: of the boxes without \
+their class, finding and not naming. ± over {seeds} seeds of the detector, which all networks share. """
 
 
 class Gap(NamedTuple):
@@ -112,7 +111,7 @@ def measure(run: Run, companions: dict[str, RunFolder]) -> tuple[Worth, list[Loa
     except PlatformError as error:
         missing = f"AP is missing: {error} Then: python -m mixfast.train --resume {run.folder.path}"
         return Worth(knn, located, None, missing), runs
-    detectors = Detect(paths, images=IMAGES, steps=STEPS, count=TESTED, seeds=SEEDS, supervised=False)
+    detectors = Detect(paths, quick=True, seeds=SEEDS, supervised=False)
     detected = detect.evaluate(detectors, runs, run.console)
     detect_page.write(folder / "detect.json", runs, detected)
     detect.keep(runs, detected)
@@ -172,11 +171,11 @@ def verdict(found: Iterable[Gap]) -> str:
 
 def _page(worth: Worth, rows: list[list[str]], said: list[str], runs: list[LoadedRun], pictures: list[str]) -> str:
     lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
-    about = _DETECTION.format(images=IMAGES, steps=STEPS, tested=TESTED, seeds=len(SEEDS))
+    sizes = worth.detected.settings if worth.detected else {}
     page = _PAGE.format(
         table="\n".join("| " + " | ".join(cells) + " |" for cells in lines),
         sentences="\n".join(f"- {line}" for line in said),
-        detection=about if worth.detected else "",
+        detection=_DETECTION.format(**sizes, seeds=len(SEEDS)) if worth.detected else "",
         localised=worth.located.settings["images"],
         runs=" ".join(str(_place(one.folder.path)) for one in runs),
     )

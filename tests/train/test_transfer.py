@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from mixfast.evaluate.detect import SIZES as SIZES_OF_DETECTION
 from mixfast.train import transfer
 from mixfast.train.__main__ import main
 from mixfast.train.transfer import Gap, verdict
 from tests.tiny_run import records, words
 
 pytestmark = pytest.mark.slow
-SIZES = {"IMAGES": 8, "STEPS": 2, "TESTED": 6, "LOCALISED": 12, "CHOSEN_ON": 8, "SEEDS": (0, 1)}
+SIZES = {"LOCALISED": 12, "CHOSEN_ON": 8, "SEEDS": (0, 1)}
 TITLE = "## What the networks are worth for detection"
 
 
@@ -27,6 +28,7 @@ def small(command_settings: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SIZES.items():
             patch.setattr(transfer, name, value)
+        patch.setitem(SIZES_OF_DETECTION, True, (8, 2, 6))
         for draw in ("draw", "draw_views"):  # the pictures of the training
             patch.setattr(f"mixfast.train.report.{draw}", lambda *_: None)
         yield

@@ -1,0 +1,173 @@
+"""The training of a run and of the methods that it is compared with, on a CPU side by side where that is faster."""
+
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mixfast import initial_weights, methods
+from mixfast.config.options import RunConfig, replace
+from mixfast.config.presets import switch_method
+from mixfast.data import Splits
+from mixfast.errors import OutOfMemoryError
+from mixfast.export import check_exportable, export
+from mixfast.initial_weights import InitialWeights
+from mixfast.models.config import RESNET
+from mixfast.run import machine, monitor
+from mixfast.run.budget import explain_out_of_memory, step_cost
+from mixfast.run.claim import Lock
+from mixfast.run.console import Console
+from mixfast.run.engine import train
+from mixfast.run.failure import is_out_of_memory
+from mixfast.run.folder import RunFolder
+from mixfast.run.log import TensorBoard
+from mixfast.run.signals import StopRequest
+from mixfast.run.state import Run, build
+from mixfast.train import report
+from mixfast.world import alone, current
+
+SMALL_STEP = 2**30  # bytes of activations of a batch; several threads hardly speed up what is much smaller
+
+
+def prepare(
+    config: RunConfig[Any],
+    splits: Splits,
+    folder: RunFolder,
+    console: Console,
+    stop: StopRequest,
+    device: torch.device,
+    start: Path | None,
+    begin: Callable[[], None],
+    initial: InitialWeights | None,
+) -> Run:
+    """A run that is ready to train, from the checkpoint or folder `start` if there is one.
+
+    Without `start` the backbone begins with `initial`, or with drawn weights.
+    `begin` is called when all that can be refused has been tried; before it, nothing is written for a run to continue.
+    """
+    here = current()
+    run = build(config, splits, folder, console, stop, device, initial.weights if initial else None)
+    check_exportable(run)
+    views = None
+    if start is None and here.rank == 0:
+        with alone():
+            views = report.first_views(run)
+    console.line("   ".join(run.choices))
+    if start:
+        here.in_turn(lambda: run.load(start))
+    here.compare({"the step to begin at": run.step})
+    begin()
+    if start:
+        console.line(f"continuing {config.method_name} after step {run.step} of {run.steps} (epoch {run.epoch})")
+    if views:
+        report.draw_views(run, *views)
+    if config.train.tensorboard and here.rank == 0:
+        folder.metrics.mirror = TensorBoard(folder.path / "tensorboard", run.step)
+    monitor.introduce(run)
+    return run
+
+
+def train_all(run: Run) -> dict[str, RunFolder]:
+    """Train a prepared run and the methods of --compare, and export them; the folders of the latter by method."""
+    first, *others = dict.fromkeys([run.config.method_name, *run.config.compare])
+    together = bool(others) and gains_by_company(run, others)
+    folders = {}
+    for names in [[first, *others]] if together else [[name] for name in (first, *others)]:
+        with ExitStack() as stack:
+            runs = [run if name == first else stack.enter_context(beside(run, name)) for name in names]
+            run.console.line(monitor.HEADER)
+            complete(runs)
+            folders.update({one.config.method_name: one.folder for one in runs if one is not run})
+    return folders
+
+
+def gains_by_company(run: Run, others: Sequence[str]) -> bool:
+    """Whether several methods train faster side by side, a share of the threads each, than one after the other.
+
+    Only what draws from generators of its own alone is trained so: it ends in the bits that it has by itself.
+    """
+    config, side = run.config, run.splits.train.images.shape[-1]
+    ours = {config.method_name, *others} <= set(methods.names()) and config.model.backbone == RESNET
+    in_memory = isinstance(run.train_images, Tensor) and not machine.pick_compile(config.train.compile, run.device)[0]
+    if run.device.type != "cpu" or current().size > 1 or torch.get_num_threads() == 1 or not (ours and in_memory):
+        return False
+    configs = [config, *(switch_method(config, name) for name in others)]
+    images = config.train.batch_size // config.train.accumulate
+    return all(step_cost(each, side).saved_bytes * images < SMALL_STEP for each in configs)
+
+
+@contextmanager
+def beside(run: Run, name: str) -> Iterator[Run]:
+    """Another method on the same data, ready to train in a folder inside the run's for as many epochs as cost the same.
+
+    The folder counts as finished when the block ends.
+    """
+    config, side = run.config, run.splits.train.images.shape[-1]
+    other = switch_method(config, name)
+    ratio = step_cost(config, side).encoder / step_cost(other, side).encoder
+    epochs = max(1, round(config.train.epochs * ratio))
+    every = max(1, round(config.eval.every * ratio)) if config.eval.every else 0
+    other = replace(other, {"train.epochs": epochs, "eval.every": every, "eval.baselines": False, "compare": ()})
+    path = run.folder.path / "compare" / name
+    folder, lock = RunFolder(path), None
+    if current().rank == 0:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = Lock(path, run.console.line)
+        folder.write_config(other, "compare", {"train.epochs": f"equal encoder cost with {config.method_name}"})
+    run.console.line(
+        f"\ncomparison: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
+        f"{config.method_name})"
+    )
+    start = path if current().first(folder.has_checkpoint) else None
+    initial = initial_weights.reopen(run.folder.path) if config.init and start is None else None
+    if initial and lock:
+        initial.write(path)
+    try:
+        yield prepare(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None, initial)
+        if lock:
+            folder.write_status("finished", exit_code=0)
+    finally:
+        if lock:
+            lock.release()
+
+
+def complete(runs: Sequence[Run]) -> None:
+    """Train runs to their ends and export their backbones; of several, each has a thread and a share of torch's.
+
+    An error in one of them stops the others in order, as a signal does.
+    """
+    stop = runs[0].stop
+    with stop.between_steps():
+        if len(runs) == 1:
+            complete_one(runs[0])
+            return
+        threads = torch.get_num_threads()
+        torch.set_num_threads(max(1, threads // len(runs)))
+        try:
+            with ThreadPoolExecutor(len(runs)) as pool:
+                for ended in as_completed([pool.submit(complete_one, run) for run in runs]):
+                    if error := ended.exception():
+                        stop.ask(signal.SIGTERM)
+                        raise error
+        finally:
+            torch.set_num_threads(threads)
+
+
+def complete_one(run: Run) -> None:
+    """Train a run to its end, and export its backbone."""
+    try:
+        train(run)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        memory = machine.memory_bytes(run.device)
+        explained = explain_out_of_memory(run.config, run.method, run.batches.images, memory, run.clock.part)
+        raise OutOfMemoryError(explained) from error
+    run.graph = None  # its memory is wanted by what is trained beside this run
+    current().first(lambda: export(run))
+    run.task.close()
