@@ -51,7 +51,7 @@ class Detect(ScoringOptions):
     finetune: bool = False  # also train the network below the detector
     # of images, detector and order; none: those of the runs if a method has several, else 0 1 2
     seeds: tuple[Seed, ...] = ()
-    quick: bool = False  # 80 steps on 100 images, and 150 to score: the table at the end of the first run
+    quick: bool = False  # smaller numbers: the table at the end of the first run
     images: Count | None = None  # to train each detector on, at most; none: 400, quick: 100
     count: Count | None = None  # images to score, at most; none: 300, quick: 150
     steps: Count | None = None  # of 8 images; none: 400, quick: 80

@@ -113,12 +113,12 @@ def test_command_line_sets_values_and_their_origins() -> None:
     assert found.origins["data.kind"] == "preset approach2"
 
 
-@pytest.mark.parametrize("words", [[], ["--compare", "moco"], ["demo"]], ids=str)
+@pytest.mark.parametrize("words", [[], ["--compare", "moco", "approach1"], ["demo"]], ids=str)
 def test_no_word_means_the_first_run(words: list[str]) -> None:
     found = cli.parse(words)
     assert found.preset == "demo" and found.config == build("demo", [], None)[0]
-    assert found.config.method_name == "approach1" and found.config.data.kind == "scenes"
-    assert found.config.compare == ("moco",)
+    assert found.config.method_name == "aligned_mixture" and found.config.data.kind == "scenes"
+    assert found.config.compare == ("moco", "approach1")
 
 
 @pytest.mark.parametrize("method", methods.names())
