@@ -25,6 +25,7 @@ CASES: dict[str, Case] = {
     "approach2": ("approach2", {"method__mixture": "saliency", "method__reverse_regions": "literal"}),
     "approach2_reference": ("approach2_reference", {"optim__name": "lars"}),
     "one_branch": ("one_branch", {"method__partner": "batch_reverse", "augment__blur": 0.5}),
+    "one_pass": ("one_pass", {"method__p_mix": 1.0}),
     "regioncl": ("regioncl", {}),
     "simclr": ("simclr", {"model__head": "mlp_bn2", "method__joint_head": (), **SYNCED}),
     "simclr_unmix": (
