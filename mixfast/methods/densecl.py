@@ -141,4 +141,4 @@ def matches(first: Tensor, second: Tensor) -> Tensor:
 
 METHOD = DenseCL
 PRESETS: dict[str, dict[str, object]] = {"densecl": {}}
-HELP = {"densecl": ("1x", "none published; cells of the maps, matched by their features")}
+HELP = {"densecl": ("1x", "none published; cells of the maps, matched by features")}

@@ -123,4 +123,4 @@ class RegionCL(Method):
 
 METHOD = RegionCL
 PRESETS: dict[str, dict[str, object]] = {"regioncl": {}}
-HELP = {"regioncl": ("1x", "none published; patches of others, both regions meet whole keys")}
+HELP = {"regioncl": ("1x", "none published; patches of others, both meet whole keys")}
