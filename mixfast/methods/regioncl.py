@@ -28,7 +28,8 @@ What differs from the paper and its code:
               squares of 3/7 and 5/7 by default
     recipe    temperature, queue, moving average and a linear head are those of the method `moco` here; there MoCo v2's
 
-The sum of the weights is 2, as there. Derived from the paper; where it is silent, from what its code does.
+The sum of the weights is 2, as there. The loss is written from the paper's description; sizes of boxes, weights and the
+negative without gradient are those of its code.
 """
 
 from collections.abc import Callable
