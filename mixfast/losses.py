@@ -23,6 +23,7 @@ class Term:
     positive: Tensor  # [N, D] unit rows; row n is the positive of query n
     queue: str  # name of the queue that holds the negatives
     weight: Tensor | float = 1.0  # number or scalar tensor, or [N]: applied to each row before the mean over rows
+    negative: Tensor | None = None  # [N, D] unit rows: row n is one more negative of query n, beside the queue's
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -37,6 +38,8 @@ def infonce_sum(
     """Weighted sum of InfoNCE terms, all through one call of the operation, so that a queue is read once.
 
     loss = sum_t mean_n w_tn * -log( e^{q.k/T} / (e^{q.k/T} + sum_j e^{q.queue_j/T}) )
+
+    A term's `negative` adds e^{q.negative/T} to the denominator.
 
     Args:
         terms: at least one; all with the same D and names all different; N may differ (dense beside global).
@@ -59,9 +62,18 @@ def infonce_sum(
         temperature=temperature,
         reduction="none",
     )
+    losses = [_with_negative(term, rows, temperature) for term, rows in zip(terms, losses, strict=True)]
     weighted = [_weighted_mean(rows, term.weight) for term, rows in zip(terms, losses, strict=True)]
     parts = {term.name: rows.detach().mean() for term, rows in zip(terms, losses, strict=True)}
     return torch.stack(weighted).sum(), parts
+
+
+def _with_negative(term: Term, rows: Tensor, temperature: float) -> Tensor:
+    """The losses [N] of a term, ln(denominator) - q.k/T, with its own negative in the denominator."""
+    if term.negative is None:
+        return rows
+    above = (term.query * (term.negative - term.positive)).sum(dim=1) / temperature
+    return torch.logaddexp(rows, above.to(rows.dtype))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ PICTURES: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "byol_unmix": (("", {"method.p_global": 0.0}),),
     "moco_cutmix": (("", {}), ("-other_view", {"method.partner": "other_view"})),
     "aligned_mixture": (("", {}), ("-regions", {"method.p_mix": 0.0})),
+    "one_pass": (("", {"method.p_mix": 1.0}),),
     "one_branch": (("", {}), ("-batch_reverse", {"method.partner": "batch_reverse"})),
 }
 # What the boxes of a picture are, where they are not those of a mixture.

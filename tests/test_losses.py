@@ -22,16 +22,18 @@ def infonce_row(query: Tensor, positive: Tensor, queue: Tensor, temperature: flo
 
 def test_infonce_sum_equals_loops_for_all_kinds_of_weights(rng: torch.Generator) -> None:
     queues = {"a": rows(rng, 7), "b": rows(rng, 3)}
-    q, k = [rows(rng, 4) for _ in range(3)], [rows(rng, 4) for _ in range(3)]
+    q, k, own = [rows(rng, 4) for _ in range(4)], [rows(rng, 4) for _ in range(4)], rows(rng, 4)
     weight = torch.tensor([0.1, 0.2, 0.3, 0.9], dtype=torch.float64)
     terms = [
         Term("plain", q[0], k[0], "b"),
         Term("number", q[1], k[1], "a", 0.25),
         Term("per_row", q[2], k[2], "b", weight),
+        Term("own_negative", q[3], k[3], "b", negative=own),
     ]
     loss, parts = infonce_sum(terms, queues, temperature=0.3)
-    by_row = [[infonce_row(t.query[n], t.positive[n], queues[t.queue], 0.3) for n in range(4)] for t in terms]
-    weights = [[1.0] * 4, [0.25] * 4, weight.tolist()]
+    by_row = [[infonce_row(t.query[n], t.positive[n], queues[t.queue], 0.3) for n in range(4)] for t in terms[:3]]
+    by_row += [[infonce_row(q[3][n], k[3][n], torch.cat([queues["b"], own[n : n + 1]]), 0.3) for n in range(4)]]
+    weights = [[1.0] * 4, [0.25] * 4, weight.tolist(), [1.0] * 4]
     expected = sum(sum(w * r for w, r in zip(ws, rs, strict=True)) / 4 for ws, rs in zip(weights, by_row, strict=True))
     assert loss.item() == pytest.approx(expected, rel=1e-12)
     assert {name: value.item() for name, value in parts.items()} == pytest.approx(

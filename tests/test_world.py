@@ -17,6 +17,7 @@ SAME = 1e-12  # sums in another order, after three steps
 SYNCED = {"model__bn_splits": 1}
 CASES: dict[str, Case] = {
     "aligned_mixture": ("aligned_mixture", {"method__p_mix": 0.5, "train__batch_size": 32, "train__accumulate": 2}),
+    "densecl": ("densecl", {"train__accumulate": 2}),
     "moco": ("moco", {"method__symmetric": (), "train__accumulate": 2}),
     "moco_cutmix": ("moco_cutmix", {"method__mixture": "saliency", **SYNCED}),
     "moco_unmix": ("moco_unmix", {"method__box_per_sample": (), "method__symmetric": ()}),
@@ -24,6 +25,8 @@ CASES: dict[str, Case] = {
     "approach2": ("approach2", {"method__mixture": "saliency", "method__reverse_regions": "literal"}),
     "approach2_reference": ("approach2_reference", {"optim__name": "lars"}),
     "one_branch": ("one_branch", {"method__partner": "batch_reverse", "augment__blur": 0.5}),
+    "one_pass": ("one_pass", {"method__p_mix": 1.0}),
+    "regioncl": ("regioncl", {}),
     "simclr": ("simclr", {"model__head": "mlp_bn2", "method__joint_head": (), **SYNCED}),
     "simclr_unmix": (
         "simclr_unmix",

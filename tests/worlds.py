@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from mixfast import world
+from mixfast import methods, world
 from mixfast.run import checkpoint
 from mixfast.run.engine import train_step
 from mixfast.run.state import Run
+from tests.methods.hand import has
 from tests.tiny_run import open_tiny
 
 Case = tuple[str, dict[str, Any]]  # a method, and options other than COMMON's
@@ -22,7 +23,7 @@ COMMON: dict[str, Any] = {"train__batch_size": 16, "model__bn_splits": 8, "data_
 
 def open_double(out: Path, method: str, **changes: Any) -> Run:
     """A tiny run whose networks, queues and views are float64."""
-    if not method.startswith(("aligned", "moco", "approach", "one_branch")):
+    if not has(methods.load(method), "queue_size"):
         changes = {key: value for key, value in changes.items() if key != "method__queue_size"}
     run = open_tiny(out, method, **changes)
     run.evaluated = 0  # as far as a checkpoint wants to know

@@ -119,6 +119,11 @@ class Group:
         return step_cost(config, side).encoder / step_cost(plain, side).encoder
 
     @property
+    def steps(self) -> int:
+        """Optimiser steps of a finished run; 0 if there is none."""
+        return max((record["step"] for run in self.finished for record in run.records), default=0)
+
+    @property
     def total_cost(self) -> float:
         """Encoder passes of a whole run, in epochs of plain MoCo."""
         return self.cost * self.config.train.epochs
@@ -143,12 +148,15 @@ class Section:
         return self.groups[0].config
 
     def table_1_groups(self) -> dict[str, Group]:
-        """By recipe of the paper's table, the group that stands in its row: the nearest to the method's defaults."""
+        """By recipe of the paper's table, the group that stands in its row: the nearest to the method's defaults.
+
+        Of several as near, the one with most finished runs, and of these the one that was trained for most epochs.
+        """
         rows = {}
         for recipe in TABLE_1:
             groups = [group for group in self.groups if recipe == group.recipe == group.config.method_name]
             if groups:
-                rows[recipe] = min(groups, key=lambda group: (len(group.changed_options), -len(group.finished)))
+                rows[recipe] = min(groups, key=_distance)
         return rows
 
 
@@ -230,6 +238,10 @@ def _groups(members: list[Member]) -> list[Group]:
         group.members.sort(key=lambda member: member.config.seed)
     order = list(TABLE_1)
     return sorted(groups.values(), key=lambda g: order.index(g.recipe) if g.recipe in order else len(order))
+
+
+def _distance(group: Group) -> tuple[int, int, int]:
+    return len(group.changed_options), -len(group.finished), -group.config.train.epochs
 
 
 def _recipe(member: Member) -> str:

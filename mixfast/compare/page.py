@@ -32,6 +32,9 @@ rows. Runs of one seed share images, order and first weights. Where a recipe was
 are compared with the one nearest to the method's defaults."""
 _COST = """An encoder pass with gradient counts as three passes, for forward and backward. Training is the wall time \
 without evaluations, mean over seeds, on the machines listed below."""
+_STEPS = """Beside each group stands plain MoCo that was trained for as many optimiser steps, in a run of its own \
+whose learning rate has fallen as far. What a method loses at equal cost and not here, it loses by the price of its \
+steps. "-": no such run is among these; `moco --train.epochs N` makes one."""
 _CURVES = "Lines: means over seeds; bands: lowest to highest. Loss: the first seed, others fainter."
 _DIAGNOSTICS = """Diagnostics of the last epoch, means over seeds. std of z: 0 if it has collapsed, 1 if directions \
 are used evenly. Effective rank: directions that h uses. Alignment: squared distance of two views of a test \
@@ -92,6 +95,8 @@ def _section(chapter: Chapter, prefix: str) -> str:
     if gaps := [table for table in gaps if table]:
         parts += ["### Differences", *gaps, _GAPS]
     parts += ["### Cost", tables.cost(section), _COST]
+    if steps := tables.equal_steps(section):
+        parts += ["### Equal steps", steps, _STEPS]
     pictures = [(chapter.knn, "kNN"), (chapter.loss, "loss")]
     drawn = [f"![{title}]({prefix}{name})" for name, title in pictures if name]
     parts += ["### Curves", *drawn, _CURVES]
@@ -202,6 +207,7 @@ def _group(group: Group) -> dict[str, Any]:
         "method": group.config.method_name,
         "recipe": group.recipe,
         "epochs": group.config.train.epochs,
+        "steps": group.steps,
         "method_options": group.changed_options,
         "cost_of_a_step": group.cost,
         "total_cost": group.total_cost,

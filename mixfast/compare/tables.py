@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from mixfast.compare.gather import TABLE_1, Group, Section, differing_options
-from mixfast.compare.statistics import KEYS, baselines, differences, scores
+from mixfast.compare.statistics import KEYS, baselines, differences, plain_moco, ranked, scores
 from mixfast.run.console import duration
 from mixfast.run.sanity import candidates
-from mixfast.scoring.paired import spread
+from mixfast.scoring.paired import Difference, spread
 
 
 def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
@@ -70,13 +70,36 @@ def difference_table(base: Group, groups: Sequence[Group]) -> str:
     both = {key: differences(base, groups, key) for key in KEYS}
     body = []
     for name, first in both["knn_h"].items():
-        cells = []
-        for gap in (first, both["knn_z"].get(name)):
-            interval = "-" if gap is None or gap.low is None else f"{gap.low:+.1f} to {gap.high:+.1f}"
-            cells += ["-" if gap is None else f"{gap.mean:+.1f}", interval]
-        body.append([f"`{name}`", *cells, str(first.n)])
+        body.append([f"`{name}`", *_gap(first), *_gap(both["knn_z"].get(name)), str(first.n)])
     head = [f"minus `{base.name}`", "h", "95 % interval", "z", "95 % interval", "seeds"]
     return markdown(head, body) if body else ""
+
+
+def _gap(gap: Difference | None) -> tuple[str, str]:
+    """Mean and interval of a difference."""
+    interval = "-" if gap is None or gap.low is None else f"{gap.low:+.1f} to {gap.high:+.1f}"
+    return "-" if gap is None else f"{gap.mean:+.1f}", interval
+
+
+def equal_steps(section: Section) -> str:
+    """Scores of each group beside those of plain MoCo trained for as many optimiser steps; "" without any pair."""
+    moco, groups = plain_moco(section), ranked(section)
+    if moco is None:
+        return ""
+    plain = {group.steps: group for group in groups if group.config.method == moco.config.method}
+    plain[moco.steps] = moco
+    others = [group for group in groups if group not in plain.values()]
+    if not any(group.steps in plain for group in others):
+        return ""
+    body = []
+    for group in others:
+        base = plain.get(group.steps)
+        gap = differences(base, [group], "knn_h").get(group.name) if base else None
+        cells = [f"`{group.name}`", str(group.steps), cell(scores(group, "knn_h").values())]
+        cells += [f"`{base.name}`", cell(scores(base, "knn_h").values())] if base else ["-", "-"]
+        body.append([*cells, *_gap(gap), str(gap.n) if gap else "-"])
+    head = ["", "optimiser steps", "kNN on h", "MoCo of as many", "kNN on h", "difference", "95 % interval", "seeds"]
+    return markdown(head, body)
 
 
 _DIAGNOSTICS = (

@@ -174,7 +174,6 @@ modifier              {modifiers}
 method                a preset that is not indented (those that are vary the one above), but demo
 your own              --method my_lab.method, --data.kind my_lab.data:factory,
                       --model.backbone my_lab.nets:factory (torchvision:NAME, timm:NAME)
-
 --out DIR             run folder (default runs/<preset>-NNNN); --overwrite replaces an existing one
 --init PATH           begin with the backbone of a run, an export, or a file of weights (.pth)
 --resume RUN          continue a run bit for bit; --trust MODULE: code near it that it may import
@@ -184,9 +183,7 @@ examples
   python -m mixfast.train
   python -m mixfast.train moco --data.path DIR --data.download --train.epochs 200
   python -m mixfast.train --method approach2 --data.kind folder --data.path my_images/
-
-After it: python -m mixfast.evaluate knn RUN, python -m mixfast.compare RUN...
-What a step costs: python -m mixfast.profile. What this machine can run: python -m mixfast.doctor."""
+After it: python -m mixfast.evaluate knn RUN; also python -m mixfast.compare, .profile, .doctor."""
 
 
 def short_help() -> str:

@@ -16,14 +16,14 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def finished_run(folder: Path, method: str, seed: int, knn: float) -> Path:
-    """A finished run of 3 epochs with this kNN on z and h, and 20 untrained."""
+def finished_run(folder: Path, method: str, seed: int, knn: float, epochs: int = 3) -> Path:
+    """A finished run of 4 steps an epoch with this kNN on z and h, and 20 untrained."""
     folder.mkdir()
     run = RunFolder(folder)
-    run.write_config(cli.parse(words(folder, method, seed=seed)).config, "demo", {})
+    run.write_config(cli.parse(words(folder, method, seed=seed, train__epochs=epochs)).config, "demo", {})
     run.write_status("finished")
     untrained = {"kind": "baseline", "name": "untrained", "step": 0, "epoch": 0, "knn_z": 20.0, "knn_h": 20.0}
-    record = {"kind": "eval", "step": 12, "epoch": 3, "knn_z": knn, "knn_h": knn}
+    record = {"kind": "eval", "step": 4 * epochs, "epoch": epochs, "knn_z": knn, "knn_h": knn}
     run.metrics.path.write_text("".join(json.dumps(line) + "\n" for line in (untrained, record)))
     return folder
 

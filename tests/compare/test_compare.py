@@ -18,12 +18,13 @@ from PIL import Image
 from mixfast.compare import attention, curves, tables
 from mixfast.compare.__main__ import main
 from mixfast.compare.gather import Group, Section, gather
+from mixfast.compare.page import Chapter, page
 from mixfast.compare.statistics import variants
 from mixfast.compare.tables import table_1
 from mixfast.errors import ConfigError
 from mixfast.scoring.paired import difference, spread
 from mixfast.train.__main__ import main as train
-from tests.compare.recorded_runs import detected
+from tests.compare.recorded_runs import detected, finished_run
 from tests.tiny_run import records, words
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
@@ -124,6 +125,30 @@ def test_costs_are_relative_to_moco(report: Path) -> None:
     text = (report / "report.md").read_text()
     cells = {name: row_of(text[text.index("### Cost") :], f"`{name}`") for name in ("moco", "approach1", "simclr")}
     assert [row[1:4] for row in cells.values()] == [["2", "1.00", "2"], ["2", "2.00", "4"], ["2", "1.50", "3"]]
+
+
+def test_methods_stand_beside_moco_of_as_many_steps(tmp_path: Path) -> None:
+    """MoCo was trained for 6 and for 3 epochs; Approach 1 for 3, BYOL for 2."""
+    runs = [
+        ("moco", 6, (60.0, 64.0)),
+        ("moco", 3, (50.0, 54.0)),
+        ("approach1", 3, (49.0, 51.0)),
+        ("byol", 2, (30.0, 30.0)),
+    ]
+    folders = [
+        finished_run(tmp_path / f"{method}{epochs}{seed}", method, seed, score, epochs)
+        for method, epochs, both in runs
+        for seed, score in enumerate(both)
+    ]
+    (section,) = gather(folders)
+    text = tables.equal_steps(section)
+    half = 12.706 * math.sqrt(2) / math.sqrt(2)  # differences -1 and -3; t of one degree of freedom
+    shown = ["12", "50.0 ± 1.4", "`moco epochs=3`", "52.0 ± 2.8", "-2.0", f"{-2 - half:+.1f} to {-2 + half:+.1f}", "2"]
+    assert row_of(text, "`approach1`")[1:] == shown
+    assert row_of(text, "`byol`")[1:] == ["8", "30.0 ± 0.0", "-", "-", "-", "-", "-"]
+    assert len(text.splitlines()) == 4
+    assert section.table_1_groups()["moco"].name == "moco epochs=6", "the longer run is the baseline at equal cost"
+    assert "### Equal steps" in page([Chapter(section)]) and not tables.equal_steps(gather(folders[:4])[0])
 
 
 def test_report_is_whole_and_names_no_place(runs: Path, report: Path) -> None:
