@@ -42,13 +42,13 @@ def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("where", "number", "code", "message"),
     [
-        ("mixfast.train.__main__:load", signal.SIGTERM, 143, "stopped before training began (SIGTERM)\nbegin it with"),
+        ("mixfast.train.launch:load", signal.SIGTERM, 143, "stopped before training began (SIGTERM)\nbegin it with"),
         ("mixfast.data.decode:decode_file", signal.SIGINT, 130, "stopped before training began (SIGINT)"),
         ("mixfast.data.decode:decode_file", signal.SIGKILL, KILLED, ""),
-        ("mixfast.train.__main__:build", signal.SIGHUP, 129, "stopped before training began (SIGHUP)"),
+        ("mixfast.train.launch:build", signal.SIGHUP, 129, "stopped before training began (SIGHUP)"),
         ("mixfast.run.monitor:score_pixels", signal.SIGHUP, 129, "stopped by SIGHUP; the state is saved\ncheckpoint"),
         ("mixfast.run.monitor:score", signal.SIGTERM, 143, "stopped by SIGTERM; the state is saved\ncheckpoint"),
-        ("mixfast.train.__main__:export", signal.SIGTERM, 143, "stopped by SIGTERM; the state is saved\ncheckpoint"),
+        ("mixfast.train.launch:export", signal.SIGTERM, 143, "stopped by SIGTERM; the state is saved\ncheckpoint"),
         ("mixfast.train.report:write", signal.SIGHUP, 129, "stopped by SIGHUP; the state is saved\ncheckpoint"),
     ],
 )
@@ -71,7 +71,7 @@ def test_any_stage(
 def test_what_is_trained_beside_it(images: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     arguments = [*tiny(out, images)[:-2], "--data.no-cache", "--compare", "moco_cutmix"]
-    assert train_in_child(arguments, log, [signal.SIGTERM], where="mixfast.train.__main__:train_beside") == 143
+    assert train_in_child(arguments, log, [signal.SIGTERM], where="mixfast.train.launch:train_beside") == 143
     assert json.loads((out / "status.json").read_text())["state"] == "stopped"
     assert train_in_child(["--resume", str(out)], log) == 0, log.read_text()
     assert json.loads((out / "compare" / "moco_cutmix" / "status.json").read_text())["state"] == "finished"
@@ -81,7 +81,7 @@ def test_while_a_resumed_run_is_loaded(undisturbed: Path, images: Path, tmp_path
     out, log = tmp_path / "run", tmp_path / "log"
     assert train_in_child(tiny(out, images), log, [signal.SIGKILL], at_step=3) == KILLED
     before = (out / "log.txt").read_bytes(), (out / "command.txt").read_bytes(), records(out)
-    code = train_in_child(["--resume", str(out)], log, [signal.SIGINT], where="mixfast.train.__main__:load")
+    code = train_in_child(["--resume", str(out)], log, [signal.SIGINT], where="mixfast.train.launch:load")
     assert code == 130
     text, status = log.read_text(), json.loads((out / "status.json").read_text())
     assert text.rpartition("stopped before training began (SIGINT)\n")[2].splitlines() == [
