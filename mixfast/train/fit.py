@@ -48,8 +48,8 @@ def fit(
 
     Torch's settings are those of a new process while it trains (float32, the CPU as default device), and the caller's
     again when it returns or raises: default dtype and device, threads, generators, cuDNN, signal handlers. Works in any
-    thread, one call at a time. Ctrl-C saves the state after the step and raises KeyboardInterrupt, as does any other
-    signal that would end the process; a second one raises at once.
+    thread, one call at a time. In the main thread Ctrl-C saves the state after the step and raises KeyboardInterrupt (a
+    second one raises at once); SIGTERM and SIGHUP save it too, and then do what they would have done.
 
     Args:
         method: preset, perhaps with modifiers: "moco", "approach1", "moco augment_v2"; or the dotted name of a module
