@@ -157,5 +157,5 @@ def test_every_python_block_runs(path: Path, code: str, tmp_path: Path, monkeypa
     if "from pytorch_lightning" in code:
         pytest.importorskip("pytorch_lightning", reason="lightning is not installed: pip install mixfast[bench]")
         warnings.simplefilter("ignore")  # its own, until the end of this test
-        monkeypatch.chdir(tmp_path)  # where its logs and checkpoints go
+    monkeypatch.chdir(tmp_path)  # where logs, runs and checkpoints go
     exec(compile(code, str(path), "exec"), {"__name__": path.stem})

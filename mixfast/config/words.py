@@ -136,6 +136,28 @@ def _written(default: Any) -> str:
     return ("on" if default else "off") if isinstance(default, bool) else str(default)
 
 
+def as_words(options: Mapping[str, Any]) -> list[str]:
+    """The words that set options from Python: {"model__depth": 18, "eval__baselines": False} is what
+    --model.depth=18 --eval.no-baselines says.
+
+    Raises:
+        ConfigError: a dictionary, where the keyword of an option inside a section was meant.
+    """
+    words = []
+    for keyword, item in options.items():
+        name = keyword.replace("__", ".")
+        if isinstance(item, Mapping):
+            inside = next(iter(item), "option")
+            raise ConfigError(f"{keyword}: an option of a section is a keyword of its own, {keyword}__{inside}=...")
+        if isinstance(item, bool):
+            words.append(f"--{name}" if item else _off(name))
+        elif isinstance(item, list | tuple):
+            words += [f"--{name}", *map(str, item)]
+        else:
+            words.append(f"--{name}={item}")
+    return words
+
+
 def expected(hint: Any, several: bool = False) -> str:
     """What values of a type are, in words."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)

@@ -175,7 +175,7 @@ def cores() -> int:
 @contextmanager
 def progress(title: str, total: int, say: Say) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, else a line every ten seconds; yields a function that counts files."""
-    if sys.stderr.isatty():
+    if sys.stderr and sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import Progress
 

@@ -41,15 +41,19 @@ KINDS = {
     "folder": Kind("folder"),
 }
 
+OBJECT = "object"  # images that were passed to mixfast.fit, which no other command can read
+
 
 def kind_of(name: str) -> Kind:
-    """What is known of a data set by its name, or by package.module:factory.
+    """What is known of a data set by its name, or by package.module:factory, or of an object.
 
     Raises:
         ConfigError: there is none of that name.
     """
     if name in KINDS:
         return KINDS[name]
+    if name == OBJECT:
+        return Kind(name)
     module, colon, factory = name.partition(":")
     if colon and factory.isidentifier() and all(part.isidentifier() for part in module.split(".")):
         return Kind(name)

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from mixfast.data import scenes
 from mixfast.data.config import DataConfig
+from mixfast.data.kinds import OBJECT
 from mixfast.data.sets import ImageSet, Splits, channel_statistics, first_balanced
 from mixfast.data.streamed import Streamed
 from mixfast.data.summary import describe
+from mixfast.errors import ConfigError
 
 _CHUNK = 1024  # images in memory that are summed at once
 _BATCH = 64  # of images in files
@@ -26,6 +28,7 @@ def load(
     cores: int | None = None,
     device_bytes: int | None = None,
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
+    images: object = None,
 ) -> Splits:
     """Training and test images as uint8 tensors on the CPU, or as files, and the numbers that normalise them.
 
@@ -36,12 +39,15 @@ def load(
         cores: that may decode; None: those that this process may run on.
         device_bytes: memory of the training device, if it is not the host's.
         statistics: means and deviations of the channels where another process has measured them.
+        images: those of the kind "object": `Splits`, a tensor, a map-style data set, or a tuple of two of those.
 
     Raises:
         DataError: data missing, empty, unreadable or too large for the memory.
         PlatformError: torchvision is needed and missing.
         ConfigError: an impossible combination of options.
     """
+    if images is not None and cfg.kind != OBJECT:
+        raise ConfigError(f"data: images are passed, and the data of the run are --data.kind {cfg.kind}; omit them.")
     name, passed, published = cfg.kind, None, None
     if cfg.kind == "scenes":
         train = scenes.generate(cfg.scenes, cfg.size, seed, "train", cfg.scene)
@@ -50,10 +56,13 @@ def load(
         from mixfast.data.folder import load_folder
 
         train, test, name, passed = load_folder(cfg, seed, say, cores=cores, device_bytes=device_bytes)
-    elif ":" in cfg.kind:
-        from mixfast.data.own import load_own
+    elif isinstance(images, Splits):
+        train, test, published = images.train, images.test, (images.mean, images.std)
+    elif ":" in cfg.kind or cfg.kind == OBJECT:
+        from mixfast.data import own
 
-        train, test = load_own(cfg, seed, say, cores, device_bytes)
+        sets = own.call_factory(cfg.kind) if ":" in cfg.kind else own.checked_object(images)
+        train, test = own.read_sets(sets, cfg, seed, say, cores, device_bytes)
     else:
         from mixfast.data.vision import load_vision
 
@@ -73,7 +82,7 @@ def _limited(images: ImageSet, limit: int | None) -> ImageSet:
 def _statistics(train: ImageSet, kind: str, say: Callable[[str], None]) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the training images, the same for images in memory and in files; times the latter."""
     images, count = train.images, len(train)
-    if (kind == "folder" or ":" in kind) and count > _EXACT:
+    if (kind in ("folder", OBJECT) or ":" in kind) and count > _EXACT:
         index = torch.arange(_SAMPLE) * count // _SAMPLE
         images = images[index] if isinstance(images, Tensor) else images.take(index)
     if isinstance(images, Tensor):

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from mixfast.data import decode
 from mixfast.data.config import DataConfig
 from mixfast.data.decoder import pillow_pixels, square
+from mixfast.data.kinds import OBJECT
 from mixfast.data.loader import Decoded, Library
 from mixfast.data.sets import ImageSet, Splits, channel_statistics, first_balanced, held_out
 from mixfast.data.streamed import Images, Streamed
@@ -29,8 +30,8 @@ _EXPECTED = (
 class Items(Dataset[Any]):
     """The items of the user's training and test set as squares; a number counts through both."""
 
-    def __init__(self, kind: str, sets: Sequence[Any], size: int):
-        self.kind, self.sets, self.size = kind, sets, size
+    def __init__(self, title: str, sets: Sequence[Any], size: int):
+        self.title, self.sets, self.size = title, sets, size
 
     def __getitems__(self, numbers: Sequence[int]) -> Decoded:
         """Images and labels; `error` names the first item that is no image."""
@@ -46,7 +47,7 @@ class Items(Dataset[Any]):
                 labels[row] = as_label(label)
             except (TypeError, ValueError) as error:
                 which = f"item {index} of the {('training', 'test')[part]} set"
-                return Decoded(images, labels, {}, f"--data.kind {self.kind}: {which}: {error}; expected {_EXPECTED}.")
+                return Decoded(images, labels, {}, f"{self.title}: {which}: {error}; expected {_EXPECTED}.")
         return Decoded(images, labels, {}, "")
 
 
@@ -102,52 +103,76 @@ def call_factory(kind: str) -> Sequence[Any]:
     factory = getattr(module, name, None)
     if not callable(factory):
         raise ConfigError(f"--data.kind {kind}: {path} must define {name}(); got {factory!r}.")
-    made = factory()
+    return _as_sets(factory(), title_of(kind), f"{name}() must return")
+
+
+def checked_object(passed: object) -> Sequence[Any]:
+    """The data sets that a Python call was passed: (training,) or (training, test); a tensor is one.
+
+    Raises:
+        ConfigError: none was passed. DataError: it is something else.
+    """
+    if passed is None:
+        raise ConfigError(
+            f"--data.kind {OBJECT}: the images were passed to mixfast.fit, and no command can read them. Pass them "
+            "again: mixfast.fit(resume=..., data=...), mixfast.knn(..., trained_on=...)."
+        )
+    return _as_sets(passed, title_of(OBJECT), "it must be a folder's path, a uint8 tensor [N, 3, H, W],")
+
+
+def title_of(kind: str) -> str:
+    """What messages call the data."""
+    return "data" if kind == OBJECT else f"--data.kind {kind}"
+
+
+def _as_sets(made: object, title: str, must: str) -> Sequence[Any]:
     sets = made if isinstance(made, tuple) else (made,)
     if len(sets) not in (1, 2) or not all(hasattr(part, "__getitem__") and hasattr(part, "__len__") for part in sets):
         shown = ", ".join(type(part).__name__ for part in sets)
         raise DataError(
-            f"--data.kind {kind}: {name}() must return a map-style torch.utils.data.Dataset (with __getitem__ and "
-            f"__len__), or a tuple of two, training and test; got {shown}."
+            f"{title}: {must} a map-style torch.utils.data.Dataset (with __getitem__ and __len__), or a tuple of two, "
+            f"training and test; got {shown}."
         )
-    for part, title in zip(sets, ("training", "test"), strict=False):
+    for part, which in zip(sets, ("training", "test"), strict=False):
         if len(part) == 0:
-            raise DataError(f"--data.kind {kind}: the {title} set is empty.")
+            raise DataError(f"{title}: the {which} set is empty.")
     return sets
 
 
-def load_own(
+def read_sets(
+    sets: Sequence[Any],
     cfg: DataConfig,
     seed: int,
     say: Callable[[str], None],
     cores: int | None = None,
     device_bytes: int | None = None,
 ) -> tuple[ImageSet, ImageSet]:
-    """The training and test images of the user's data set, in memory or read while the network trains.
+    """The training and test images of the user's data sets, in memory or read while the network trains.
 
     Args:
+        sets: (training,) or (training, test).
         cfg: kind, size, limit, test_limit, holdout, in_memory and workers are read.
-        seed: chooses the held-out images where the factory returns one set.
+        seed: chooses the held-out images where there is one set.
         say: prints a line.
-        cores: processes that read more than a few images, if cfg.workers does not say; None: one for each core.
+        cores: processes that read more than a few images, if cfg.workers does not say; None: one for each core. An
+            object that was passed is read by this process, unless cfg.workers says otherwise.
         device_bytes: memory of the training device, if it is not the host's.
 
     Raises:
-        ConfigError: no such factory. DataError: it returns no data set, an item is no image, or they do not fit in
-            memory.
+        DataError: an item is no image, or they do not fit in memory.
     """
-    sets = call_factory(cfg.kind)
+    title = title_of(cfg.kind)
     counts = [len(part) for part in sets]
     workers = cfg.workers if cfg.workers is not None else cores or decode.cores()
-    if cfg.workers is None and sum(counts) < _FEW:
+    if cfg.workers is None and (sum(counts) < _FEW or cfg.kind == OBJECT):
         workers = 0
-    library = Library(Items(cfg.kind, sets, cfg.size), range(sum(counts)), workers)
+    library = Library(Items(title, sets, cfg.size), range(sum(counts)), workers)
     splits = list(torch.arange(sum(counts)).split(counts))
     labels = torch.cat([_labels(library, *pair) for pair in zip(splits, sets, strict=True)])
     if len(sets) == 1:
         held = held_out(labels, cfg.holdout, seed)
         if not held.any():
-            raise DataError(f"--data.kind {cfg.kind}: too few images to hold some out; return two data sets.")
+            raise DataError(f"{title}: too few images to hold some out; give two data sets, training and test.")
         splits = [(~held).nonzero().flatten(), held.nonzero().flatten()]
     limits = (cfg.limit, cfg.test_limit)
     chosen = [some[first_balanced(labels[some], n or len(some))] for some, n in zip(splits, limits, strict=True)]
@@ -155,7 +180,7 @@ def load_own(
     images: list[Images] = [Streamed(library, some) for some in chosen]
     count = sum(map(len, chosen))
     if decode.fits_in_memory(cfg, count, device_bytes):
-        decode.check_memory(count, cfg.size, f"--data.kind {cfg.kind}")
+        decode.check_memory(count, cfg.size, title)
         with decode.progress(f"reading {cfg.kind}", count, say) as advance:
             images = [_whole(files, advance) for files in images]
     train, test = (ImageSet(some, labels[index], names) for some, index in zip(images, chosen, strict=True))

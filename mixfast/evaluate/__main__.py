@@ -9,7 +9,7 @@ from typing import Any
 from mixfast.config.words import parse, same, unknown
 from mixfast.evaluate.components import Components, components
 from mixfast.evaluate.contestants import Localise
-from mixfast.evaluate.detect import Detect, detect
+from mixfast.evaluate.detect import Detect, detect_command
 from mixfast.evaluate.embed import Embed, embed
 from mixfast.evaluate.knn import Knn, knn
 from mixfast.evaluate.linear import Linear, linear
@@ -19,12 +19,12 @@ from mixfast.evaluate.replay import Replay, replay
 from mixfast.run.command import run
 from mixfast.run.machine import refuse_several_processes
 
-COMMANDS: dict[str, tuple[type, Callable[[Any], None]]] = {
+COMMANDS: dict[str, tuple[type, Callable[[Any], object]]] = {
     "knn": (Knn, knn),
     "linear": (Linear, linear),
     "maps": (Maps, maps),
     "localise": (Localise, localise),
-    "detect": (Detect, detect),
+    "detect": (Detect, detect_command),
     "components": (Components, components),
     "embed": (Embed, embed),
     "replay": (Replay, replay),

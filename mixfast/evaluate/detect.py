@@ -20,6 +20,7 @@ from mixfast.evaluate import detect_data, detect_page
 from mixfast.evaluate import recipe as recipe_command
 from mixfast.evaluate.detect_data import DetectionData
 from mixfast.evaluate.runs import (
+    Loaded,
     LoadedRun,
     ScoringOptions,
     evaluation_folder,
@@ -81,24 +82,37 @@ class Contestant:
     outcomes: dict[int, Outcome] = field(default_factory=dict)  # by seed
 
 
-def detect(options: Detect) -> None:
-    """Print the table; write it as JSON and Markdown with a picture, and keep each run's line."""
+def detect_command(options: Detect) -> None:
+    """Train and score short detectors, or one by a recipe of the literature; print its table."""
+    if options.recipe is None:
+        detect(options, None, Console())
+        return
     need_torchvision()
     recipe_command.check_options(options)
-    if options.recipe is not None:
-        recipe_command.train_recipe(options)
-        return
+    recipe_command.train_recipe(options)
+
+
+def detect(options: Detect, loaded: Loaded | None, console: Console) -> dict[str, Any]:
+    """Say the table of short detectors; write it as JSON and Markdown with a picture, and keep each run's line.
+
+    Returns:
+        The content of the JSON file, and under "files" the paths.
+    """
+    need_torchvision()
+    recipe_command.check_options(options)
     settings(options)  # what is wrong with it is said before anything is loaded
-    runs = load_runs(options)
-    with Console() as console:
+    runs = load_runs(options, loaded=loaded, say=console.line)
+    with console:
         result = evaluate(options, runs, console)
     how = "finetune" if options.finetune else "frozen"
     few = "" if options.images is None else f"-{options.images}"
     file = evaluation_folder(runs, options.out) / f"detect-{result.test.name}-{options.detector}-{how}{few}.json"
-    detect_page.write(file, runs, result)
+    content = detect_page.write(file, runs, result)
     keep(runs, result)
-    print(detect_page.words(result))
-    print("\n".join(f"{kind:<9} {file.with_suffix(end)}" for kind, end in detect_page.FILES.items()))
+    files = {kind: str(file.with_suffix(end)) for kind, end in detect_page.FILES.items()}
+    console.line(detect_page.words(result))
+    console.line("\n".join(f"{kind:<9} {path}" for kind, path in files.items()))
+    return {**content, "files": files}
 
 
 def evaluate(options: Detect, runs: Sequence[LoadedRun], console: Console) -> detect_page.Result:

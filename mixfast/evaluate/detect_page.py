@@ -84,11 +84,13 @@ class Result:
         return {key: torch.stack([table[key] for table in tables]).mean(dim=0) for key in names}
 
 
-def write(file: Path, runs: Sequence[LoadedRun], result: Result) -> None:
-    """The JSON file, and beside it Markdown and picture."""
-    write_json(file, _facts(runs, result))
+def write(file: Path, runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
+    """Write the JSON file, and beside it Markdown and picture; returns the content of the first."""
+    content = _facts(runs, result)
+    write_json(file, content)
     file.with_suffix(FILES["report"]).write_text(markdown(result, file.stem), encoding="utf-8")
     draw(file.with_suffix(FILES["picture"]), result)
+    return content
 
 
 def _by_seed(row: "Contestant", key: str) -> dict[int, float]:

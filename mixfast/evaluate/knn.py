@@ -3,7 +3,16 @@
 from dataclasses import dataclass
 from functools import partial
 
-from mixfast.evaluate.runs import LoadedRun, ScoreTable, ScoringOptions, load_runs, need_labels, record_scores
+from mixfast.evaluate.runs import (
+    Loaded,
+    LoadedRun,
+    Say,
+    ScoreTable,
+    ScoringOptions,
+    load_runs,
+    need_labels,
+    record_scores,
+)
 from mixfast.ranges import Count, Positive
 from mixfast.run.monitor import bank_size, score, score_pixels
 
@@ -17,10 +26,10 @@ class Knn(ScoringOptions):
     baselines: bool = False  # also score raw pixels and the untrained network
 
 
-def knn(options: Knn) -> None:
-    """Print the scores, and append them to evaluations.jsonl in the run folders."""
+def knn(options: Knn, loaded: Loaded | None = None, say: Say = print) -> dict[str, dict[str, float]]:
+    """Say the scores, and append them to evaluations.jsonl in the run folders; returns percent by row and metric."""
     given = {"eval.k": options.k, "eval.temperature": options.temperature}
-    runs = load_runs(options, {key: value for key, value in given.items() if value is not None})
+    runs = load_runs(options, {key: value for key, value in given.items() if value is not None}, loaded, say)
     need_labels(runs, "kNN")
     board = ScoreTable()
     for run in runs:
@@ -30,9 +39,10 @@ def knn(options: Knn) -> None:
             rows["untrained"] = board.score("untrained", run.origin, partial(_untrained, run))
         rows[run.name] = board.score(run.name, str(run.checkpoint), partial(score, setup, setup.method.encoder))
         k, temperature = min(setup.config.eval.k, bank_size(setup)), setup.config.eval.temperature
-        print(f"{run.checkpoint}: epoch {run.epoch}, step {run.step}; k = {k}, temperature {temperature}")
+        say(f"{run.checkpoint}: epoch {run.epoch}, step {run.step}; k = {k}, temperature {temperature}")
         record_scores(run, "knn", {"k": k, "temperature": temperature}, rows)
-    print(board.table())
+    say(board.table())
+    return board.rows
 
 
 def _untrained(run: LoadedRun) -> dict[str, float]:

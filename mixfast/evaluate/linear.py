@@ -7,7 +7,16 @@ from typing import Literal
 
 from torch import Tensor
 
-from mixfast.evaluate.runs import LoadedRun, ScoreTable, ScoringOptions, load_runs, need_labels, record_scores
+from mixfast.evaluate.runs import (
+    Loaded,
+    LoadedRun,
+    Say,
+    ScoreTable,
+    ScoringOptions,
+    load_runs,
+    need_labels,
+    record_scores,
+)
 from mixfast.ranges import Count, Positive
 from mixfast.rng import Generators
 from mixfast.scoring.baselines import pixels
@@ -28,10 +37,10 @@ class Linear(ScoringOptions):
     pixels: bool = False  # also score raw pixels, by the cached protocol; slow, as they are many
 
 
-def linear(options: Linear) -> None:
-    """Print the accuracies, and append them to evaluations.jsonl in the run folders."""
+def linear(options: Linear, loaded: Loaded | None = None, say: Say = print) -> dict[str, dict[str, float]]:
+    """Say the accuracies, and append them to evaluations.jsonl in the run folders; returns them by row and metric."""
     recipe = _recipe(options)
-    runs = load_runs(options)
+    runs = load_runs(options, loaded=loaded, say=say)
     need_labels(runs, "a linear classifier")
     board = ScoreTable()
     for run in runs:
@@ -39,15 +48,16 @@ def linear(options: Linear) -> None:
         if options.pixels:
             rows["raw pixels"] = board.score("raw pixels", run.origin, partial(_pixels, run, recipe))
         if options.baselines:
-            scorer = partial(_score, run, run.untrained(), options, recipe)
+            scorer = partial(_score, run, run.untrained(), options, recipe, say)
             rows["untrained"] = board.score("untrained", run.origin, scorer)
-        scorer = partial(_score, run, run.trained, options, recipe)
+        scorer = partial(_score, run, run.trained, options, recipe, say)
         rows[run.name] = board.score(run.name, str(run.checkpoint), scorer)
         record_scores(run, "linear", {"protocol": options.protocol, **dataclasses.asdict(recipe)}, rows)
-    print(f"linear classifier, {options.protocol} protocol, {recipe.epochs} epochs; top-1 accuracy in percent")
-    print(board.table())
+    say(f"linear classifier, {options.protocol} protocol, {recipe.epochs} epochs; top-1 accuracy in percent")
+    say(board.table())
     if len(recipe.lrs) > 1:
-        print(f"lr: chosen among {', '.join(f'{lr:g}' for lr in recipe.lrs)} on a tenth of the training images")
+        say(f"lr: chosen among {', '.join(f'{lr:g}' for lr in recipe.lrs)} on a tenth of the training images")
+    return board.rows
 
 
 def _recipe(options: Linear) -> LinearRecipe:
@@ -56,7 +66,7 @@ def _recipe(options: Linear) -> LinearRecipe:
     return dataclasses.replace(base, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
-def _score(run: LoadedRun, network: Network, options: Linear, recipe: LinearRecipe) -> dict[str, float]:
+def _score(run: LoadedRun, network: Network, options: Linear, recipe: LinearRecipe, say: Say) -> dict[str, float]:
     setup = run.setup
     train, test = setup.splits.train, setup.splits.test
     generators = Generators(setup.config.seed, setup.device)
@@ -74,7 +84,7 @@ def _score(run: LoadedRun, network: Network, options: Linear, recipe: LinearReci
 
     def progress(done: int, of: int) -> None:
         if done % max(1, of // 10) == 0:
-            print(f"  {run.name}: epoch {done} of {of}", flush=True)
+            say(f"  {run.name}: epoch {done} of {of}")
 
     images = (setup.train_images, labels, test.images.to(setup.device), answers)
     return sgd_score(network, view, *images, generators["linear"], recipe, progress)

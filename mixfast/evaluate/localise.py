@@ -12,7 +12,9 @@ from mixfast.evaluate.contestants import Localise, Row, contestants
 from mixfast.evaluate.pictures import Column
 from mixfast.evaluate.runs import (
     SCHEMA,
+    Loaded,
     LoadedRun,
+    Say,
     described,
     evaluation_folder,
     grouped,
@@ -56,18 +58,25 @@ class Result(NamedTuple):
     test: Objects
 
 
-def localise(options: Localise) -> None:
-    """Print the table; write it with choices and intervals as JSON, draw a picture, and keep each run's line."""
-    runs = load_runs(options)
+def localise(options: Localise, loaded: Loaded | None = None, say: Say = print) -> dict[str, Any]:
+    """Say the table; write it with choices and intervals as JSON, draw a picture, and keep each run's line.
+
+    Returns:
+        The content of the JSON file, and under "files" the paths.
+    """
+    runs = load_runs(options, loaded=loaded, say=say)
     result = evaluate(options, runs)
     folder = evaluation_folder(runs, options.out)
     several = f"-{options.objects}" if result.test.name == "canvas" and options.objects > 1 else ""
     file = folder / f"localise-{result.test.name}{several}.json"
-    write_json(file, facts(runs, result))
+    content = facts(runs, result)
+    write_json(file, content)
     draw(file.with_suffix(".png"), result)
     keep(runs, result)
-    print(words(result))
-    print(f"table     {file}\npicture   {file.with_suffix('.png')}")
+    files = {"table": str(file), "picture": str(file.with_suffix(".png"))}
+    say(words(result))
+    say("\n".join(f"{kind:<9} {path}" for kind, path in files.items()))
+    return {**content, "files": files}
 
 
 def keep(runs: Sequence[LoadedRun], result: Result) -> None:

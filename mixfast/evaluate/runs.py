@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +24,8 @@ from mixfast.scoring.baselines import calibrated
 from mixfast.scoring.maps import Network
 
 SCHEMA = 1  # of a line
+Loaded = Mapping[str, Splits]  # data sets by `data_key`
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,10 @@ class LoadedRun:
 
 
 def load_runs(
-    options: ScoringOptions, changes: dict[str, Any] | None = None, loaded: dict[str, Splits] | None = None
+    options: ScoringOptions,
+    changes: dict[str, Any] | None = None,
+    loaded: Loaded | None = None,
+    say: Say = print,
 ) -> list[LoadedRun]:
     """The runs that `options` names, with names; data that several runs share is loaded once.
 
@@ -106,6 +111,7 @@ def load_runs(
         options: of the command.
         changes: values of other configuration keys.
         loaded: data sets that are there already, by `data_key`.
+        say: prints a line.
 
     Raises:
         ConfigError: no run is given.
@@ -113,14 +119,16 @@ def load_runs(
     if not options.runs:
         raise ConfigError("give at least one RUN: the folder of a run, or one of its checkpoints.")
     shared = dict(loaded or {})
-    runs = [_load(path, options, changes or {}, shared) for path in options.runs]
+    runs = [_load(path, options, changes or {}, shared, say) for path in options.runs]
     for run, name in zip(runs, group_names([run.setup.config for run in runs]), strict=True):
         run.name = name
     return runs
 
 
-def _load(path: Path, options: ScoringOptions, changes: dict[str, Any], shared: dict[str, Splits]) -> LoadedRun:
-    file, state, setup = load_run(path, options, changes, shared)
+def _load(
+    path: Path, options: ScoringOptions, changes: dict[str, Any], shared: dict[str, Splits], say: Say
+) -> LoadedRun:
+    file, state, setup = load_run(path, options, changes, shared, say)
     drawn = copy.deepcopy(setup.method.encoder)
     setup.load_method(state, file)
     return LoadedRun(file, RunFolder.open(path), setup, state["epoch"], state["step"], drawn)
@@ -240,6 +248,12 @@ class ScoreTable:
         if origin not in known:
             known[origin] = scorer()
         return known[origin]
+
+    @property
+    def rows(self) -> dict[str, dict[str, float]]:
+        """Means over the origins, by row and metric."""
+        kept = {row: list(scores.values()) for row, scores in self._rows.items()}
+        return {row: {key: statistics.fmean(s[key] for s in some) for key in some[0]} for row, some in kept.items()}
 
     def table(self) -> str:
         """A line per row: "71.3", or "70.1 ± 1.2" for several (mean, standard deviation)."""

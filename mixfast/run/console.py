@@ -18,13 +18,13 @@ QUIET_SECONDS = 30.0  # a record inside an epoch gets a line of its own only aft
 class Console:
     """Lines to stdout and to log.txt; `with console:` shows the progress bar where stdout is a terminal.
 
-    Of several processes the first speaks for all.
+    Of several processes the first speaks for all; if `quiet`, none.
     """
 
-    def __init__(self, log_path: Path | None = None):
+    def __init__(self, log_path: Path | None = None, *, quiet: bool = False):
         self.log_path: Path | None = None
         self._early: list[str] = []  # lines from before there was a log
-        self._log_lost = False
+        self._log_lost, self._quiet = False, quiet
         if log_path:
             self.open_log(log_path)
         self._progress: Progress | None = None
@@ -42,7 +42,9 @@ class Console:
         self._last_line = time.monotonic()
         if current().rank:
             return
-        if self._progress:
+        if self._quiet:
+            pass
+        elif self._progress:
             self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
         else:
             print(text, flush=True)
@@ -66,7 +68,7 @@ class Console:
         return self._progress is None and time.monotonic() - self._last_line > QUIET_SECONDS
 
     def __enter__(self) -> "Console":
-        if sys.stdout.isatty() and current().rank == 0:
+        if not self._quiet and sys.stdout and sys.stdout.isatty() and current().rank == 0:
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (TextColumn("{task.description} {task.percentage:3.0f} %"), BarColumn(16), TimeRemainingColumn())

@@ -27,6 +27,7 @@ def train(run: Run) -> None:
         evaluate(run)
         if checkpoint_due(run):
             run.save()
+        run.tell()
         if run.epoch == epochs:
             (run.stop.number,) = current().largest(run.stop.number)  # all end alike
             return
@@ -57,19 +58,24 @@ def train_epoch(run: Run) -> None:
     for images in run.batches.epoch():  # uint8 [B, 3, H, W], this process's rows, on the device
         run.clock.lap("data")
         log_now = (run.step + 1) % run.config.train.log_every == 0 or (run.step + 1) % len(run.batches) == 0
-        train_step(run, images, check=log_now)
+        means = train_step(run, images, check=log_now)
         if log_now:
             record(run)
+        if run.callbacks.step:
+            run.call(run.callbacks.step, means)
+            run.clock.lap("callbacks")
         pause(run)
 
 
-def train_step(run: Run, images: Tensor, check: bool) -> None:
-    """One step at the rate of the schedule; `check` as in `optimiser_step`."""
+def train_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
+    """One step at the rate of the schedule; arguments and value as of `optimiser_step`."""
     run.rate = learning_rate(run.config.optim, run.epoch, run.config.train.epochs, run.step)
     set_learning_rate(run.optimizer, run.rate)
-    run.meter.add(optimiser_step(run, images, check=check))
+    means = optimiser_step(run, images, check=check)
+    run.meter.add(means)
     run.step += 1
     run.images += current().size * len(images)
+    return means
 
 
 class Before:

@@ -152,7 +152,7 @@ def end_epoch(run: Run) -> None:
         if note := warning(records[-1]):
             run.console.line(f"warning: {note}")
     for found in records:
-        run.folder.metrics.write(found)
+        run.write(found)
     run.evaluated = run.epoch
     if run.epoch:
         scores = next((found for found in records if found["kind"] == "eval"), {})
@@ -169,7 +169,7 @@ def record_epoch(run: Run) -> tuple[str, str]:
         return "-", "-"
     rate = epoch_rate(options.optim, run.epoch - 1, options.train.epochs, len(run.batches))
     facts = {"kind": "epoch", "step": run.step, "epoch": run.epoch, "lr": rate}
-    run.folder.metrics.write({**facts, **means, "mean_term": mean_term(means), "time": run.seconds})
+    run.write({**facts, **means, "mean_term": mean_term(means), "time": run.seconds})
     return f"{rate:.3g}", f"{mean_term(means):.3f}"
 
 

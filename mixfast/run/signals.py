@@ -34,22 +34,25 @@ class StopRequest:
     clean-up. That is safe: a checkpoint has its final name only once it is complete.
     """
 
-    def __init__(self, before_exit: Callable[[int], object] = lambda number: None):
+    def __init__(self, before_exit: Callable[[int], object] = lambda number: None, *, ends_process: bool = True):
         """
         Args:
             before_exit: called with the signal's number before the process is ended without clean-up.
+            ends_process: False: that second signal raises `Stopped` where it arrives, as if it were the first, and
+                nothing is printed: the process is somebody else's.
         """
         self.number = 0  # of the signal that asked; 0: none yet
         self._asked = 0.0
-        self._deferred = False
-        self._before_exit = before_exit
+        self._deferred = self._left = False
+        self._before_exit, self._ends_process = before_exit, ends_process
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
-                if number == signal.SIGHUP and signal.getsignal(number) is signal.SIG_IGN:
-                    continue  # nohup
+                ignored = signal.getsignal(number) is signal.SIG_IGN
+                if ignored and (number == signal.SIGHUP or not self._ends_process):
+                    continue  # nohup, or somebody's choice
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -77,7 +80,7 @@ class StopRequest:
 
     def leave(self) -> None:
         """From here on a signal changes nothing any more: the process is on its way out."""
-        self._deferred = True
+        self._deferred = self._left = True
 
     def obey(self) -> None:
         """Raise Stopped if a signal came."""
@@ -90,9 +93,13 @@ class StopRequest:
             self.number, self._asked = number, now
             if not self._deferred:
                 raise Stopped(number)
-            if current().rank == 0:
+            if self._ends_process and current().rank == 0:
                 _print(b"\nstopping after this step (Ctrl-C: at once)\n")
         elif number == signal.SIGINT or now - self._asked > GRACE:
+            if not self._ends_process:
+                if not self._left:
+                    raise Stopped(number)
+                return
             try:
                 self._before_exit(number)
             finally:

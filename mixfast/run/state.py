@@ -14,6 +14,7 @@ from mixfast.data import Batches, Splits
 from mixfast.errors import CheckpointError, NonFiniteError, PlatformError
 from mixfast.models import Encoder
 from mixfast.run import checkpoint, machine, records, restore
+from mixfast.run.callbacks import Callback, Callbacks, Moment
 from mixfast.run.clock import Clock
 from mixfast.run.console import Console, Task
 from mixfast.run.finite import not_finite, tensors_of
@@ -44,6 +45,8 @@ class Run(Setup):
     choices: list[str]  # what was chosen where the options say auto, and why
     clock: Clock
     task: Task
+    callbacks: Callbacks
+    untold: list[dict[str, Any]] = field(default_factory=list)  # records of which the callbacks do not know yet
     meter: Meter = field(default_factory=Meter)
     step: int = 0  # optimiser steps done
     epoch: int = 0  # epochs done
@@ -67,6 +70,28 @@ class Run(Setup):
         with self.clock.one_part(half.__name__):  # events of parts would become the graph's own
             result: Result = self.graph(half, self, argument)
         return result
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record of an epoch or an evaluation to the metrics; `tell` hands it on."""
+        self.folder.metrics.write(record)
+        self.untold.append(record)
+
+    def tell(self) -> None:
+        """Hand the records since the last call to the callbacks."""
+        records, self.untold = self.untold, []
+        for record in records:
+            if callback := self.callbacks.of(record["kind"]):
+                self.call(callback, record)
+
+    def call(self, callback: Callback, values: dict[str, Any]) -> None:
+        """Call a callback between two steps; whatever it raises, the state is saved first."""
+        here = (self.step, self.steps, self.epoch, self.config.train.epochs)
+        try:
+            callback(Moment(*here, values, self.method.encoder, self.folder.path))
+        except BaseException:
+            if self.saved_step < self.step:
+                self.save()
+            raise
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a continued run needs to end in the same bits."""
@@ -205,6 +230,7 @@ def build(
     stop: StopRequest,
     device: torch.device,
     initial: Mapping[str, Tensor] | None = None,
+    callbacks: Callbacks = Callbacks(),  # noqa: B008  # frozen
 ) -> Run:
     """A fresh run, at step 0; every random number from here on follows from `config.seed`. `initial` as in `set_up`."""
     here = current()
@@ -230,4 +256,5 @@ def build(
         choices=[why_compiled, why_graphed],
         clock=Clock(device),
         task=console.task(config.method_name, config.train.epochs * (len(splits.train) // batch)),
+        callbacks=callbacks,
     )

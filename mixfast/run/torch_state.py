@@ -20,13 +20,14 @@ def fresh_torch_state() -> Iterator[None]:
     """Run the block with float32 and the CPU as defaults, with gradients, and without autocast or inference mode.
 
     Whatever the block makes of these, of torch's global generators, of the number of threads, of deterministic
-    algorithms and of cuDNN's benchmark, the caller finds all as it was. Of what else decides numbers the caller's
-    choice counts: the precision of matrix products (`torch.set_float32_matmul_precision`).
+    algorithms, of cuDNN's benchmark and of the current GPU, the caller finds all as it was. Of what else decides
+    numbers the caller's choice counts: the precision of matrix products (`torch.set_float32_matmul_precision`).
     """
     dtype, threads, benchmark = torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark
     deterministic, warn_only = _deterministic()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    gpu = torch.cuda.current_device() if gpus else None
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=gpus))
         stack.enter_context(torch.inference_mode(False))
@@ -43,6 +44,8 @@ def fresh_torch_state() -> Iterator[None]:
             torch.set_default_dtype(dtype)
             torch.set_num_threads(threads)
             torch.backends.cudnn.benchmark = benchmark
+            if gpu is not None:
+                torch.cuda.set_device(gpu)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
             if _deterministic() != (deterministic, warn_only):  # the call imports torch's compiler: seconds
                 torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)

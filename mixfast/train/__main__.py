@@ -5,48 +5,23 @@ import os
 import shlex
 import signal
 import sys
-import traceback
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 
 import mixfast
-from mixfast import initial_weights
-from mixfast.config.options import RunConfig, replace
-from mixfast.config.presets import DEFAULT
-from mixfast.data import Splits, load
-from mixfast.data.decoder import has_torchvision
-from mixfast.errors import ConfigError, DataError
-from mixfast.initial_weights import InitialWeights, Origin
+from mixfast.errors import ConfigError
 from mixfast.run import checkpoint, machine
-from mixfast.run.budget import check_memory
-from mixfast.run.claim import Claim
 from mixfast.run.command import VERSION
 from mixfast.run.console import Console
-from mixfast.run.failure import USER_CODE, Failure, explain, run_command
-from mixfast.run.folder import RunFolder, write_json
-from mixfast.run.log import summary_writer
+from mixfast.run.failure import Failure, run_command
+from mixfast.run.folder import RunFolder
 from mixfast.run.signals import Stopped, StopRequest
-from mixfast.run.streams import reason, steady_streams
+from mixfast.run.streams import steady_streams
 from mixfast.run.torch_state import fresh_torch_state
-from mixfast.train import cli, report, transfer
-from mixfast.train.trainings import prepare, train_all
+from mixfast.train import cli
+from mixfast.train.launch import Attempt, Ending, launch
 from mixfast.world import Elsewhere, current, leave
-
-
-@dataclass
-class Attempt:
-    """What a call of `main` has got hold of, for whoever must leave it in order."""
-
-    console: Console
-    claim: Claim | None = None
-    resumed: bool = False
-    begun: bool = False  # whether training has; a start that fails before leaves everything as it was
-    finished: bool = False  # whether training has, and its report is written; what the networks are worth may follow
-    done: bool = False  # to the end
 
 
 @fresh_torch_state()
@@ -56,38 +31,28 @@ def main(words: list[str] | None = None) -> int:
     switches = cli.switches(words)
     if {"--help", "-h", "--help-all", "--version"} & switches:
         return run_command(lambda: show_help(words, switches))
-    attempt, method = Attempt(Console()), ""
+    attempt = Attempt(Console())
 
     def at_once(number: int) -> None:
         lost = "" if attempt.finished else "; what came after the last checkpoint is lost"
         text = f"stopped by {signal.Signals(number).name} at once{lost}"
-        finish(attempt, "stopped", Failure(128 + number, text, ""))
+        finish(attempt, Ending("stopped", Failure(128 + number, text, "")))
 
     with steady_streams("log.txt has every line"), StopRequest(at_once) as stop:
         try:
             machine.join_processes()
             current().compare({"command line": words, "Python": sys.version, **versions()}, advice="Start all alike.")
-            invocation = current().in_turn(lambda: parse(words))
-            method = invocation.config.method_name
-            launch(invocation, attempt, stop)
+            launch(current().in_turn(lambda: parse(words)), attempt, stop)
             return 0
         except Elsewhere as error:
             stop.leave()
             return error.exit_code
-        except (Stopped, KeyboardInterrupt) as error:
+        except (Stopped, KeyboardInterrupt, Exception) as error:
             stop.leave()
-            end = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
-            what = f"by {end}; the state is saved" if attempt.begun else f"before training began ({end})"
-            what = f"by {end}" if attempt.finished else what
-            return finish(attempt, "stopped", Failure(end.exit_code, f"stopped {what}", ""))
-        except Exception as error:
-            stop.leave()
-            folder = attempt.claim.folder.path if attempt.claim else None
-            failure = explain(error, attempt.console.log_path, method if "." in method else "", folder)
-            details = "".join(traceback.format_exception(error))
-            if "--traceback" in switches:
-                failure = failure._replace(lines=details)
-            return finish(attempt, "failed", failure, details)
+            ending = attempt.ending(error)
+            if "--traceback" in switches and ending.details:
+                ending = ending._replace(failure=ending.failure._replace(lines=ending.details))
+            return finish(attempt, ending)
         finally:
             if attempt.claim:
                 attempt.claim.release()
@@ -124,59 +89,23 @@ def show_help(words: list[str], switches: set[str]) -> None:
         print(cli.short_help())
 
 
-def finish(attempt: Attempt, state: str, failure: Failure, details: str = "") -> int:
-    """Leave a trace of an end that is not success, on stderr and in the run folder; returns the exit code.
-
-    A start that came to nothing leaves none in the folder, unless it was stopped, or its log is needed to find an
-    error in code.
-
-    Args:
-        attempt: holds the folder once there is one.
-        state: for status.json.
-        failure: what is printed.
-        details: the whole traceback, for the log.
-    """
+def finish(attempt: Attempt, ending: Ending) -> int:
+    """Say on stderr how an attempt ended that is no success, and how to go on; returns the exit code."""
+    failure = ending.failure
     if current().rank == 0:
         print(failure.lines + failure.text, file=sys.stderr)
-    elif state == "failed":
+    elif ending.state == "failed":
         print(f"{failure.lines}process {current().rank}: {failure.text}", file=sys.stderr)
+    attempt.end(ending)
     if attempt.claim is None:
         return failure.exit_code
+    folder = attempt.claim.folder
     if attempt.finished:
-        attempt.console.log(details + failure.text)
-        again = f"python -m mixfast.train --resume {shlex.quote(str(attempt.claim.folder.path))}"
+        again = f"python -m mixfast.train --resume {shlex.quote(str(folder.path))}"
         print(f"the run is finished; what its report lacks is made by: {again}", file=sys.stderr)
-        return failure.exit_code
-    claim, folder, stopped = attempt.claim, attempt.claim.folder, state == "stopped"
-    code_failed = failure.exit_code in (1, USER_CODE)
-    if attempt.begun or (claim.fresh and (stopped or code_failed)):
-        with suppress(OSError):
-            folder.drop_unfinished()
-        attempt.console.log(details + failure.text)
-        record_end(folder, state, failure)
-    else:
-        if stopped and attempt.resumed and not is_finished(folder):
-            record_end(folder, state, failure)
-        claim.abandon()
-    if attempt.begun or attempt.resumed or (claim.fresh and stopped):
+    elif attempt.begun or attempt.resumed or (attempt.claim.fresh and ending.state == "stopped"):
         name_the_way_back(folder)
     return failure.exit_code
-
-
-def is_finished(folder: RunFolder) -> bool:
-    """Whether status.json says so."""
-    try:
-        return folder.status().get("state") == "finished"
-    except Exception:  # damaged
-        return False
-
-
-def record_end(folder: RunFolder, state: str, failure: Failure) -> None:
-    """Write status.json; say so if that cannot be done."""
-    try:
-        folder.write_status(state, exit_code=failure.exit_code, reason=failure.text.splitlines()[0])
-    except OSError as error:
-        print(f"status.json of {folder.path} is out of date: it cannot be written ({reason(error)})", file=sys.stderr)
 
 
 def name_the_way_back(folder: RunFolder) -> None:
@@ -187,119 +116,6 @@ def name_the_way_back(folder: RunFolder) -> None:
             print(f"checkpoint: {checkpoint.find(folder.path)}\ncontinue with: {command}", file=sys.stderr)
         elif not folder.has_trained():
             print(f"begin it with: {command}", file=sys.stderr)
-
-
-def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> None:
-    """Train what the command line asks for, and what it is compared with; write the report."""
-    config, preset, console, here = invocation.config, invocation.preset, attempt.console, current()
-    device = here.in_turn(lambda: check_machine(config))
-    start = invocation.checkpoint()
-    initial = here.in_turn(lambda: first_weights(invocation, start, console))
-    config = replace(config, {"init": initial.origin.title}) if initial else config
-    threads, keeps_memory = machine.set_threads(config.train.threads), machine.keep_freed_memory()
-    machine.set_determinism(config.train.deterministic)
-    facts = {"keeps_freed_memory": keeps_memory, "jpeg_decoder": "torchvision" if has_torchvision() else "Pillow"}
-    attempt.resumed = invocation.resume is not None
-
-    def claim() -> Path:
-        attempt.claim = invocation.claim_folder(console.line)
-        return attempt.claim.folder.path
-
-    path = here.first(claim)
-    folder = attempt.claim.folder if attempt.claim else RunFolder(path)
-
-    def open_files(claim: Claim) -> None:
-        claim.begin()
-        folder.write_command(["python", "-m", "mixfast.train", *invocation.words])
-        folder.write_config(config, preset, invocation.origins)
-        if initial:
-            initial.write(folder.path)
-        write_json(folder.path / "env.json", machine.environment(device, processes=here.size, **facts))
-        folder.write_status("running")
-        console.open_log(folder.log)
-
-    def begin() -> None:
-        attempt.begun = True
-        if attempt.claim and not attempt.claim.fresh:
-            open_files(attempt.claim)
-            if start is None:
-                folder.metrics.truncate(0)
-
-    if attempt.claim and attempt.claim.fresh:
-        open_files(attempt.claim)
-    announce(config, preset, console, f"{device} ({threads} threads)", machine.kernels(device), folder)
-    if attempt.resumed and start is None:
-        console.line("it was stopped before its first checkpoint: training begins with step 1")
-    if config.init:
-        console.line(f"begun with {config.init}: {initial.origin if initial else Origin.of_run(folder.path)}")
-    splits = load_everywhere(config, console, device)
-    with console:
-        run = prepare(config, splits, folder, console, stop, device, start, begin, initial)
-        companions = train_all(run)
-        console.line("\n" + here.first(lambda: report.write(run, preset, invocation.origins, companions)))
-        if here.rank == 0:
-            folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
-        attempt.finished = True
-        if transfer.wanted(run, preset, companions):
-            console.line("\n" + here.first(lambda: transfer.add(run, companions)))
-    console.line(f"\nreport    {folder.report}\nbackbone  {folder.export / 'backbone.safetensors'} (reload checked)")
-    stop.leave()
-    attempt.done = True
-
-
-def announce(
-    config: RunConfig[Any], preset: str, console: Console, where: str, kernels: str, folder: RunFolder
-) -> None:
-    """Print the lines that say what is trained, and on what."""
-    size = current().size
-    console.line(
-        f"mixfast {mixfast.__version__}   torch {torch.__version__}   {where}"
-        f"{f' in each of {size} processes' if size > 1 else ''}   kernels: {kernels}   seed {config.seed}"
-    )
-    console.line(
-        f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
-        f"{config.train.epochs} epochs   folder {folder.path}"
-    )
-    if preset == DEFAULT and config.data.kind != "scenes":
-        console.line(
-            f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
-            "name a preset such as moco, or a --method."
-        )
-
-
-def first_weights(invocation: cli.Invocation, start: Path | None, console: Console) -> InitialWeights | None:
-    """The weights of --init, or those kept for a run that was stopped before its first checkpoint; None: drawn ones."""
-    if invocation.init:
-        return initial_weights.read(invocation.init, invocation.config.model, console.line)
-    if invocation.resume and invocation.config.init and start is None:
-        return initial_weights.reopen(RunFolder.open(invocation.resume).path)
-    return None
-
-
-def load_everywhere(config: RunConfig[Any], console: Console, device: torch.device) -> Splits:
-    """The images; the first process makes caches and measures, before the others load."""
-    here, room, loaded = current(), machine.room(device), list[Splits]()
-
-    def load_first() -> tuple[tuple[float, ...], tuple[float, ...]]:
-        loaded.append(load(config.data, config.seed, console.line, **room))
-        return loaded[0].mean, loaded[0].std
-
-    statistics = here.first(load_first)
-    splits = loaded[0] if loaded else load(config.data, config.seed, console.line, **room, statistics=statistics)
-    if here.size > 1:
-        here.compare({"the data set": splits.fingerprint}, DataError, "Let all processes see the same images.")
-    return splits
-
-
-def check_machine(config: RunConfig[Any]) -> torch.device:
-    """The device to train on; raises a UserError if this machine lacks it or another thing that the run asks for."""
-    device = machine.pick_own_device(config.train.device)
-    machine.pick_compile(config.train.compile, device)
-    machine.pick_graph(config.train.graph, device)
-    if config.train.tensorboard:
-        summary_writer()
-    check_memory(config, device)
-    return device
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import textwrap
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mixfast.config.words import Option, find, home_expanded, same, unknown, val
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig
 from mixfast.run import checkpoint
+from mixfast.run.callbacks import Callbacks
 from mixfast.run.claim import Claim
 from mixfast.run.folder import RunFolder
 
@@ -35,6 +36,9 @@ class Invocation:
     resume: Path | None  # the folder of a run, or one of its checkpoints
     init: Path | None  # weights to begin with
     overwrite: bool
+    command: tuple[str, ...] = ("python", "-m", "mixfast.train")  # whose words they are
+    images: object = None  # those that a Python call was passed, for data.kind object
+    callbacks: Callbacks = field(default_factory=Callbacks)
 
     def claim_folder(self, say: Callable[[str], None]) -> Claim:
         """The folder of the run: the one to continue, the one asked for, or a new one below runs/."""

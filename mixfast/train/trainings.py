@@ -20,6 +20,7 @@ from mixfast.initial_weights import InitialWeights
 from mixfast.models.config import RESNET
 from mixfast.run import machine, monitor
 from mixfast.run.budget import explain_out_of_memory, step_cost
+from mixfast.run.callbacks import Callbacks
 from mixfast.run.claim import Lock
 from mixfast.run.console import Console
 from mixfast.run.engine import train
@@ -44,6 +45,7 @@ def prepare(
     start: Path | None,
     begin: Callable[[], None],
     initial: InitialWeights | None,
+    callbacks: Callbacks = Callbacks(),  # noqa: B008  # frozen
 ) -> Run:
     """A run that is ready to train, from the checkpoint or folder `start` if there is one.
 
@@ -51,7 +53,7 @@ def prepare(
     `begin` is called when all that can be refused has been tried; before it, nothing is written for a run to continue.
     """
     here = current()
-    run = build(config, splits, folder, console, stop, device, initial.weights if initial else None)
+    run = build(config, splits, folder, console, stop, device, initial.weights if initial else None, callbacks)
     check_exportable(run)
     views = None
     if start is None and here.rank == 0:
@@ -89,12 +91,14 @@ def train_all(run: Run) -> dict[str, RunFolder]:
 def gains_by_company(run: Run, others: Sequence[str]) -> bool:
     """Whether several methods train faster side by side, a share of the threads each, than one after the other.
 
-    Only what draws from generators of its own alone is trained so: it ends in the bits that it has by itself.
+    Only what draws from generators of its own alone is trained so: it ends in the bits that it has by itself. Callbacks
+    are called in the caller's thread.
     """
     config, side = run.config, run.splits.train.images.shape[-1]
     ours = {config.method_name, *others} <= set(methods.names()) and config.model.backbone == RESNET
     in_memory = isinstance(run.train_images, Tensor) and not machine.pick_compile(config.train.compile, run.device)[0]
-    if run.device.type != "cpu" or current().size > 1 or torch.get_num_threads() == 1 or not (ours and in_memory):
+    alone_here = run.device.type == "cpu" and current().size == 1 and run.callbacks == Callbacks()
+    if torch.get_num_threads() == 1 or not (alone_here and ours and in_memory):
         return False
     configs = [config, *(switch_method(config, name) for name in others)]
     images = config.train.batch_size // config.train.accumulate

@@ -42,7 +42,7 @@ def undisturbed(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("where", "number", "code", "message"),
     [
-        ("mixfast.train.__main__:load", signal.SIGTERM, 143, "stopped before training began (SIGTERM)\nbegin it with"),
+        ("mixfast.train.launch:load", signal.SIGTERM, 143, "stopped before training began (SIGTERM)\nbegin it with"),
         ("mixfast.data.decode:decode_file", signal.SIGINT, 130, "stopped before training began (SIGINT)"),
         ("mixfast.data.decode:decode_file", signal.SIGKILL, KILLED, ""),
         ("mixfast.train.trainings:build", signal.SIGHUP, 129, "stopped before training began (SIGHUP)"),
@@ -81,7 +81,7 @@ def test_while_a_resumed_run_is_loaded(undisturbed: Path, images: Path, tmp_path
     out, log = tmp_path / "run", tmp_path / "log"
     assert train_in_child(tiny(out, images), log, [signal.SIGKILL], at_step=3) == KILLED
     before = (out / "log.txt").read_bytes(), (out / "command.txt").read_bytes(), records(out)
-    code = train_in_child(["--resume", str(out)], log, [signal.SIGINT], where="mixfast.train.__main__:load")
+    code = train_in_child(["--resume", str(out)], log, [signal.SIGINT], where="mixfast.train.launch:load")
     assert code == 130
     text, status = log.read_text(), json.loads((out / "status.json").read_text())
     assert text.rpartition("stopped before training began (SIGINT)\n")[2].splitlines() == [

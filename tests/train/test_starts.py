@@ -129,7 +129,7 @@ def test_the_checkpoint_is_looked_for_before_the_data(
     shutil.copytree(finished, out)
     shutil.rmtree(out / "checkpoints")
     before = traces(out)
-    monkeypatch.setattr("mixfast.train.__main__.load", lambda *_: pytest.fail("images were read"))
+    monkeypatch.setattr("mixfast.train.launch.load", lambda *_: pytest.fail("images were read"))
     assert main(["--resume", str(out)]) == 4
     assert "no checkpoint in" in capsys.readouterr().err and traces(out) == before
 

@@ -298,7 +298,7 @@ def test_interrupt_before_training_exits_130(tmp_path: Path, capsys: Any, monkey
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mixfast.train.__main__.load", interrupt)
+    monkeypatch.setattr("mixfast.train.launch.load", interrupt)
     assert main(words(tmp_path / "run")) == 130
     assert "stopped before training began" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -1,0 +1,42 @@
+"""Functions of the caller's that a training calls between two steps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import nn
+
+
+class Moment(NamedTuple):
+    """Where a training stands when it calls a callback, and what it has to say.
+
+    The encoder is the one in training, with weights and mode as they are: read it, and leave both as they were. So is
+    torch's global generator: draw from one of your own.
+    """
+
+    step: int  # optimiser steps done
+    steps: int  # of the whole run
+    epoch: int  # epochs done
+    epochs: int  # of the whole run
+    # after a step: the loss and its terms, float scalars on the device, which nothing has waited for; after an epoch or
+    # an evaluation: the line of metrics.jsonl, numbers and texts
+    values: dict[str, Any]
+    encoder: nn.Module  # images [B, 3, H, W] -> h [B, C] and z [B, D]
+    folder: Path  # of the run
+
+
+Callback = Callable[[Moment], object]
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What to call, if anything. What a callback raises ends the training, after the state is saved."""
+
+    step: Callback | None = None  # after every optimiser step
+    epoch: Callback | None = None  # after every epoch, when it is evaluated and saved
+    evaluation: Callback | None = None  # after every evaluation, baselines and diagnostics too
+
+    def of(self, kind: str) -> Callback | None:
+        """The one for a record of a kind: "epoch", or an evaluation."""
+        return self.epoch if kind == "epoch" else self.evaluation
