@@ -27,8 +27,6 @@ def small(command_settings: None) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SIZES.items():
             patch.setattr(transfer, name, value)
-        for draw in ("draw", "draw_views"):  # the pictures of the training
-            patch.setattr(f"mixfast.train.report.{draw}", lambda *_: None)
         yield
 
 
