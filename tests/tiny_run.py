@@ -23,7 +23,7 @@ from mixfast.run.console import Console
 from mixfast.run.folder import RunFolder
 from mixfast.run.signals import StopRequest
 from mixfast.run.state import Run, build
-from mixfast.train import cli
+from mixfast.train import cli, report
 
 # 12 steps: 3 epochs of 4 batches of 16.
 SMALL: dict[str, Any] = {
@@ -36,12 +36,17 @@ MACHINE_FIELDS = ("time", "images_per_s")
 
 
 @contextmanager
-def process_settings_kept() -> Iterator[None]:
-    """The commands set threads, determinism and the allocator for their whole process; undo that after the block."""
+def process_settings_kept(pictures: bool = False) -> Iterator[None]:
+    """The commands set threads, determinism and the allocator for their whole process; undo that after the block.
+
+    Runs draw no pictures in it unless `pictures`: these take longer than a tiny training.
+    """
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     with pytest.MonkeyPatch.context() as patch:
         for name in ("keep_freed_memory", "return_freed_memory"):
             patch.setattr(machine, name, lambda: False)
+        for name in () if pictures else ("draw", "draw_views"):
+            patch.setattr(report, name, lambda *_: None)
         yield
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark
@@ -188,10 +193,9 @@ def _child(
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     _write_to(output)
     from mixfast.run import checkpoint, engine
-    from mixfast.train import report
     from mixfast.train.__main__ import main
 
-    report.draw = report.draw_views = lambda *_: None  # pictures are tested elsewhere and take longer than the run
+    report.draw = report.draw_views = lambda *_: None
     torch.set_num_threads(1)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the server that forks it is deaf if it was started for workers
     multiprocessing.set_forkserver_preload(["mixfast.train.__main__"])  # for the workers of the child

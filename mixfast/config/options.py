@@ -5,6 +5,7 @@ Nothing is derived from another key while parsing: a value in here is the defaul
 
 import contextlib
 import dataclasses
+import functools
 import types
 import typing
 from dataclasses import dataclass, field
@@ -139,7 +140,12 @@ def hint_of(config: Any, key: str) -> Any:
     *sections, name = key.split(".")
     for section in sections:
         config = getattr(config, section)
-    return typing.get_type_hints(type(config), include_extras=True)[name]
+    return _hints(type(config))[name]
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls, include_extras=True)
 
 
 def from_dict(cls: type, data: Any, method_config: type, key: str = "") -> Any:

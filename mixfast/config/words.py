@@ -7,6 +7,7 @@ A flag is switched off by --section.no-key, which may be written --no-section.ke
 import contextlib
 import dataclasses
 import difflib
+import functools
 import io
 import re
 import types
@@ -32,6 +33,7 @@ class Option(NamedTuple):
     default: Any = dataclasses.MISSING
 
 
+@functools.cache
 def plain(name: str) -> str:
     """A name without what people spell differently: case, `-`, `.` and `_`, and American endings."""
     name = re.sub(r"[-._]+", "_", name.lower())

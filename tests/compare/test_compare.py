@@ -37,12 +37,9 @@ QUICK = ("--localise", "none", "--maps", "0")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folders a0, a1 (moco), b0, b1 (approach1), c1 (simclr) by seed."""
     folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        for draw in ("draw", "draw_views"):  # the runs' own pictures take more time than their training
-            patch.setattr(f"mixfast.train.report.{draw}", lambda *_: None)
-        for name, method, seed in RUNS:
-            changes = {"model__head": "mlp"} if method == "simclr" else {}
-            assert train(words(folder / name, method, train__epochs=2, eval__every=1, seed=seed, **changes)) == 0
+    for name, method, seed in RUNS:
+        changes = {"model__head": "mlp"} if method == "simclr" else {}
+        assert train(words(folder / name, method, train__epochs=2, eval__every=1, seed=seed, **changes)) == 0
     return folder
 
 

@@ -14,7 +14,7 @@ from mixfast.run import engine
 from mixfast.train.__main__ import main
 from tests.tiny_run import assert_same, last_state, open_tiny, records, train_in_child, words
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
 PHOTOS = '''
 import numpy as np

@@ -38,7 +38,9 @@ def check(backend: str, case: tuple[int, int, float, bool], dtype: torch.dtype, 
     # Anchors' parts of the temperature's gradient may cancel: their sizes are what its error is measured against.
     tau = torch.tensor(inputs["temperature"], dtype=torch.float64).requires_grad_()
     losses = truth(**{**exact, "temperature": tau})
-    (parts,) = torch.autograd.grad(losses, tau, torch.eye(len(losses)).double(), is_grads_batched=True)
+    ones = torch.ones_like(losses, requires_grad=True)
+    (slope,) = torch.autograd.grad((ones * losses).sum(), tau, create_graph=True)
+    (parts,) = torch.autograd.grad(slope, ones)
     cancelled = (weights * parts).abs().sum() / expected["d_temperature"].abs()
     for key, value in expected.items():
         # On a GPU weights are rounded to 16 bits before the second product, which the temperature's gradient shows.
@@ -76,8 +78,7 @@ def test_an_image_alone_has_no_loss(backend: str, rng: torch.Generator) -> None:
     assert [value.abs().max().item() for value in results.values()] == [0.0] * 4
 
 
-@pytest.mark.slow
-@each_backend("nt_xent")
+@each_backend("nt_xent", but=("reference",))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_no_worse_than_the_reference(backend: str, name: str, dtype: torch.dtype, rng: torch.Generator) -> None:

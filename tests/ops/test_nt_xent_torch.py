@@ -61,7 +61,7 @@ def test_compile_whole_graph(backend: str, dynamic: bool, rng: torch.Generator) 
         return scalar * 2, rows[1:].sum() + nt_xent(first, first, backend=backend)
 
     compiled = torch.compile(losses, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    for n in (6, 4):
+    for n in (6, 4) if dynamic else (6,):  # a static graph is made anew for every size
         leaves = (*(unit(rng, n, 8).requires_grad_() for _ in range(2)), torch.tensor(0.2, requires_grad=True))
         excluded = torch.arange(2 * n).flip(0)
         ours = torch.autograd.grad(sum(compiled(*leaves, excluded)), leaves)

@@ -48,7 +48,7 @@ def test_pool(shape: tuple[int, ...], kind: str, dtype: torch.dtype, channels_la
 
 
 @pytest.mark.parametrize("size", [(3, 2, 9, 7), (4, 5, 3, 2), (1, 1, 2, 2)], ids=str)
-def test_weights_of_many_boxes(size: tuple[int, int, int, int]) -> None:
+def test_weights_of_boxes(size: tuple[int, int, int, int]) -> None:
     h, w, height, width = size
     corners = [
         (x0, y0, x1, y1)
@@ -57,7 +57,7 @@ def test_weights_of_many_boxes(size: tuple[int, int, int, int]) -> None:
         for y0 in range(0, height + 1, 2)
         for y1 in range(y0, height + 1)
     ]
-    some = corners[:: -(-len(corners) // 30)]
+    some = corners[:: -(-len(corners) // 8)]
     boxes = torch.tensor([*some, (0, 0, width, height), (0, 0, 0, 0)])
     weights = mixfast.region_weights(boxes, (height, width), (h, w), backend="triton")
     exact = pool_reference.weights(boxes, height, width, h, w, torch.float64)
@@ -132,8 +132,12 @@ def row_losses(inputs: dict[str, Any], backend: str) -> list[Tensor]:
     return losses
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("name", INFONCE)
+# Every dtype with all that a shape can have, every shape with one of them.
+TURNS = [(name, DTYPES[number % 3]) for number, name in enumerate(INFONCE)]
+TURNS += [("ragged-shared-queues", dtype) for dtype in DTYPES if ("ragged-shared-queues", dtype) not in TURNS]
+
+
+@pytest.mark.parametrize(("name", "dtype"), TURNS, ids=str)
 def test_infonce(name: str, dtype: torch.dtype, rng: torch.Generator) -> None:
     inputs = infonce_tests.draw(INFONCE[name], dtype, rng)
     weights = infonce_tests.weights_for(inputs, rng)

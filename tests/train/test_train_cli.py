@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from mixfast.methods.bases.method import Step
 from mixfast.run import engine
 from mixfast.run.folder import RunFolder
 from mixfast.train.__main__ import main
-from tests.tiny_run import assert_same, last_state, records, train_in_child, words
+from tests.tiny_run import assert_same, last_state, process_settings_kept, records, train_in_child, words
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_pictures")]
 
 MoCo = methods.load("moco")
 FILES = ("previous", "last")  # of two checkpoints: before training, and after its only epoch
@@ -49,7 +50,13 @@ METHOD = Failing
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def with_pictures() -> Iterator[None]:
+    with process_settings_kept(pictures=True):
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(with_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of approach1 with moco beside it, through the command line."""
     out = tmp_path_factory.mktemp("runs") / "run"
     with pytest.MonkeyPatch.context() as patch:

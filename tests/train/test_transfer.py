@@ -29,8 +29,6 @@ def small(command_settings: None) -> Iterator[None]:
         for name, value in SIZES.items():
             patch.setattr(transfer, name, value)
         patch.setitem(SIZES_OF_DETECTION, True, (8, 2, 6))
-        for draw in ("draw", "draw_views"):  # the pictures of the training
-            patch.setattr(f"mixfast.train.report.{draw}", lambda *_: None)
         yield
 
 
