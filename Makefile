@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SOURCES := $(shell find csrc mixfast -name __pycache__ -prune -o -type f -print) setup.py pyproject.toml CMakeLists.txt
 # A process for each core; one that has run out of tests takes some of another's. Nothing is measured here.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal -p no:benchmark
-.PHONY: setup train test test-fast lint bench bench-smoke doctor clean
+.PHONY: setup train test test-fast lint docs bench bench-smoke doctor clean
 
 $(VENV)/bin/pip:
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ test-fast: $(VENV)/test.stamp
 
 lint: $(VENV)/test.stamp
 	$(BIN)/python -m pytest tests/test_repo.py tests/test_layers.py
+
+docs: $(VENV)/test.stamp
+	$(BIN)/python -m sphinx -q -W -c docs . build/site
 
 bench: $(VENV)/bench.stamp
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -59,7 +59,7 @@ def page(name: str) -> str:
         "[results](../results.md).",
         options(kind.Config),
         "[All methods](../../README.md#training), [conventions](../conventions.md),\n"
-        "[how to add one](../design.md#a-method-of-your-own)",
+        "[how to add one](../own-method.md)",
     ]
     return "\n\n".join(blocks) + "\n"
 

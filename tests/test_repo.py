@@ -111,6 +111,7 @@ def test_every_public_name_is_documented() -> None:
 def test_version_is_the_same_everywhere() -> None:
     assert f'\nversion = "{mixfast.__version__}"' in (ROOT / "pyproject.toml").read_text()
     assert f"[{mixfast.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+    assert f"\nversion: {mixfast.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_every_native_source_is_listed() -> None:
