@@ -42,7 +42,7 @@ class Streamed:
         return next(self.library.read([self.take(index).numbers], self.device))
 
     def to(self, device: torch.device) -> "Streamed":
-        """The same images, read to another device."""
+        """A copy whose images are read to another device."""
         return Streamed(self.library, self.numbers, torch.device(device))
 
     def take(self, index: slice | Tensor) -> "Streamed":

@@ -129,7 +129,8 @@ def test_costs_are_relative_to_moco(report: Path) -> None:
 def test_report_is_whole_and_names_no_place(runs: Path, report: Path) -> None:
     text = (report / "report.md").read_text()
     pictures = {"scenes-knn.png", "scenes-loss.png", "scenes-localisation.png", "scenes-maps.png"}
-    assert {path.name for path in report.iterdir()} == pictures | {"report.md", "results.json"}
+    vectors = {"scenes-knn.svg", "scenes-loss.svg"}
+    assert {path.name for path in report.iterdir()} == pictures | vectors | {"report.md", "results.json"}
     for name in pictures:
         assert f"]({name})" in text
         with Image.open(report / name) as picture:
