@@ -46,9 +46,10 @@ def save(page: "Figure", path: Path, svg: bool = False) -> None:
 
 
 def curve(number: int) -> dict[str, Any]:
-    """Colour, dashes and marker of curve `number` of a plot; 28 curves differ in at least one of them."""
-    index = number % len(LINES)
-    return {"color": LINES[index], "linestyle": _DASHES[number % len(_DASHES)], "marker": _MARKERS[index], "ms": 3.5}
+    """Colour, dashes and marker of curve `number` of a plot; no two of 49 curves have the same colour and marker."""
+    count = len(LINES)
+    marker = _MARKERS[(number + number // count) % count]
+    return {"color": LINES[number % count], "linestyle": _DASHES[number % len(_DASHES)], "marker": marker, "ms": 3.5}
 
 
 def area(number: int) -> dict[str, Any]:

@@ -289,7 +289,7 @@ def test_refusals(runs: Path, tmp_path: Path, capsys: Any) -> None:
         ([], 2, "give at least one RUN"),
         ([runs / "a0", twin], 2, "are the same run (moco, seed 0)"),
         ([tmp_path], 4, "is not the folder of a run"),
-        ([runs / "a0", "--out", foreign, "--overwrite"], 2, "is no report of this command: not touched"),
+        ([runs / "a0", "--out", foreign, "--overwrite"], 2, "is not a report of this command, so it is not replaced"),
         ([runs / "a0", "--overwrite"], 2, "--overwrite needs --out"),
         ([runs], 4, f"holds {len(list(runs.iterdir()))} runs; name those that you mean: {runs / 'a0'}"),
         ([runs / "a0", "--count", "0"], 2, "--count must be at least 1; got 0"),
