@@ -81,7 +81,7 @@ def losses(path: Path, section: Section) -> None:
     for axis in axes.flat[len(section.groups) :]:
         axis.axis("off")
     page.supxlabel("epoch", fontsize=8)
-    page.supylabel("mean loss of a term in the epoch, nats", fontsize=8)
+    page.supylabel("mean loss of a term in the epoch", fontsize=8)
     drawing.save(page, path, svg=True)
 
 

@@ -35,7 +35,7 @@ def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> No
                 labels.append((means[-1][term], title, style["color"]))
         if chance is not None:
             labels.append(drawing.level(axis, chance, f"chance level: {chance:.2f}"))
-        axis.set(title=name, ylabel="mean loss of the epoch, nats")
+        axis.set(title=name, ylabel="mean loss of the epoch" + (", nats" if chance is not None else ""))
         drawing.whole_epochs(axis)
         drawing.label_ends(axis, labels)
     drawing.save(page, path, svg=True)
