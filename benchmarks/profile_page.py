@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mixfast.evaluate.pictures import figure
+from mixfast import drawing
 from mixfast.profile import output
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +29,7 @@ def machine_line(environment: dict[str, Any], clock: str) -> str:
 
 
 def section(folder: Path) -> str:
-    """Of one machine: a table and a picture for each file of profiles, then the curves."""
+    """The section of one machine: a table and a picture for each file of profiles, then the curves."""
     name, lines = folder.parent.name, []
     for path in sorted(folder.glob("profile*.json")):
         found = json.loads(path.read_text())
@@ -57,19 +57,22 @@ def filled(text: str) -> str:
 
 def draw_scaling(path: Path, points: list[dict[str, Any]]) -> None:
     """A panel for each sweep: time as a multiple of the bare encoder's, or of the matrix products'."""
-    page, (axes,) = figure(15, 3.8, 1, len(PANELS))
+    page, (axes,) = drawing.figure(15, 3.8, 1, len(PANELS))
     for axis, (sweep, (label, floor)) in zip(axes, PANELS.items(), strict=True):
         found = [point for point in points if point["sweep"] == sweep]
         x = [point["x"] for point in found]
-        for name, style in (("mixfast", "C0-o"), ("plain PyTorch", "C1-s")):
-            axis.plot(x, [each["seconds"][name] / each["seconds"][floor] for each in found], style, ms=4, label=name)
-        axis.axhline(1, color="grey", linestyle=":", label=floor)
+        labels = []
+        for number, name in enumerate(("mixfast", "plain PyTorch")):
+            ratios, style = [each["seconds"][name] / each["seconds"][floor] for each in found], drawing.curve(number)
+            axis.plot(x, ratios, **style)
+            labels.append((ratios[-1], name, style["color"]))
+        labels.append(drawing.level(axis, 1, floor))
         axis.set(xscale="log", xlabel=label, xticks=x, xticklabels=x, ylim=(0, None))
         axis.minorticks_off()
-        axis.legend(fontsize=7)
+        drawing.label_ends(axis, labels)
     axes[0].set(ylabel="time, in bare encoder passes")
     axes[-1].set(ylabel="time, in matrix products")
-    page.savefig(path)
+    drawing.save(page, path)
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ def export_checkpoint(options: Export) -> None:
 
 
 def export(run: Run) -> Path:
-    """Write export/backbone.safetensors with export.json and README.md, load it, and compare both networks' maps.
+    """Write export/backbone.safetensors of a `run` with export.json and README.md, and verify it by its maps.
 
     Returns:
         The path of the weights.

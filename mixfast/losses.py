@@ -27,7 +27,7 @@ class Term:
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Rows of [B, D] divided by their lengths, in float32 (float64 stays): bfloat16 would lose the cosine's digits."""
+    """Rows of `vectors` [B, D] divided by their lengths, in float32 or, for float64, float64."""
     return F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
 
 
@@ -89,7 +89,7 @@ class PairTerm:
 
 @span("losses")
 def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of NT-Xent terms, each a mean over its 2 B anchors (`mixfast.nt_xent`).
+    """Weighted sum of NT-Xent terms at one `temperature`, each a mean over its 2 B anchors (`mixfast.nt_xent`).
 
     With several processes, all of them compute the loss of the global batch, from the rows of all.
 
@@ -138,5 +138,5 @@ def _weighted_mean(rows: Tensor, weight: Tensor | float) -> Tensor:
 
 @span("losses")
 def minus_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
-    """-cos of each row of [B, D] with the same row of `targets`: [B], in [-1, 1] (BYOL, Grill et al. 2020, eq. 2)."""
+    """-cos of the rows of `predictions` and `targets`, both [B, D]: [B] (BYOL, Grill et al. 2020, eq. 2)."""
     return -(unit(predictions) * unit(targets)).sum(dim=1)

@@ -47,8 +47,8 @@ def check_dotted(path: str, option: str) -> None:
         named = "." in as_name and all(part.isidentifier() for part in as_name.split("."))
         hint = f", as in {as_name}" if named else ""
         raise ConfigError(
-            f"{option}: {path!r} is no dotted name of a module. Drop .py, use dots{hint}, and run from the folder that "
-            "holds it or put that folder on PYTHONPATH."
+            f"{option}: {path!r} is not the dotted name of a module. Omit .py, use dots{hint}, and run from the folder "
+            "that contains it, or put that folder on PYTHONPATH."
         )
 
 

@@ -87,7 +87,7 @@ def check_ranges(config: Any, section: str = "") -> None:
 
 
 def problems(config: Any, prefix: str = "") -> list[str]:
-    """A line for every field of a dataclass whose value its type does not allow; `prefix` precedes its name."""
+    """A line for every field of the dataclass `config` whose value its type does not allow; `prefix` precedes names."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     found = []
     for field in dataclasses.fields(config):

@@ -15,7 +15,7 @@ class Generators:
 
     The first use of a name makes its stream, so that a draw added to one part of a run does not change the stream of
     another: `generators["mix"]`, `["shuffle"]`, `["order"]`, `["weights"]`, `["queue"]` and
-    `generators.counter("augment")`.
+    `generators.counter("augment")`. `seed` decides all streams, which are on `device`.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
@@ -30,7 +30,7 @@ class Generators:
         return self._streams[name]
 
     def counter(self, name: str) -> Tensor:
-        """A stream of draws by counter: int64 [2] on the device, (key, next draw), which each draw moves on in place.
+        """The stream of draws by counter called `name`: int64 [2], (key, next draw), which a draw advances in place.
 
         `mixfast.draw_views` draws from it. A CUDA graph needs nothing else: the tensor stays the same one.
         """
@@ -52,7 +52,7 @@ class Generators:
         return {name: stream.get_state() for name, stream in self._streams.items()} | counters
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue every stream where `state_dict` left it."""
+        """Continue every stream from `state`, as `state_dict` returned it."""
         for name, value in state.items():
             if name.startswith(COUNTER):
                 self.counter(name.removeprefix(COUNTER)).copy_(value)

@@ -74,7 +74,7 @@ class World:
         return self._rows[count, device]
 
     def own(self, whole: Tensor, dim: int = 0) -> Tensor:
-        """Of a tensor that has the rows of the global batch along `dim`, those of this process."""
+        """The rows of this process in a tensor that has the rows of the global batch along `dim`."""
         return whole if self.size == 1 else whole.index_select(dim, self.rows(whole.shape[dim], whole.device))
 
     def batch_rows(self, batch: int, parts: int) -> Tensor | None:
@@ -105,7 +105,7 @@ class World:
         return whole.flatten(0, 1)
 
     def everyone(self, rows: Tensor) -> Tensor:
-        """As `ordered`, of one batch, with gradient: for a loss of the global batch that every process computes.
+        """The rows of all processes in the order of the batch, with gradient, for a loss that every process computes.
 
         The gradient of the own rows is `size` times that of the loss, since gradients are averaged over the processes.
         """
@@ -264,7 +264,7 @@ class _Stacked(torch.autograd.Function):
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """The same memory as bytes: whatever the type of its numbers, it can be gathered."""
+    """The memory of a tensor as bytes, which can be gathered whatever the dtype."""
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
@@ -290,8 +290,8 @@ def named(world: World) -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise PlatformError(
-            f"process {world.rank} of {world.size} has lost another, which has ended or does not answer: "
-            f"{str(error).splitlines()[0]:.200}. The last checkpoint is whole; what the other process said comes first."
+            f"process {world.rank} of {world.size} lost another process, which ended or does not answer: "
+            f"{str(error).splitlines()[0]:.200}. The last checkpoint is intact; the other process may say why."
         ) from error
 
 

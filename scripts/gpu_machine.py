@@ -121,7 +121,7 @@ def files() -> list[Path]:
 
 
 def digest() -> str:
-    """Of the names and the contents of the sources: results belong to it, committed or not."""
+    """Hash of names and contents of the sources, committed or not; results are filed under it."""
     result = hashlib.sha256()
     for path in files():
         result.update(f"{path}\0".encode() + (ROOT / path).read_bytes() + b"\0")
@@ -143,7 +143,7 @@ def copy_sources(target: Path) -> None:
 
 
 def commit() -> str:
-    """Of the checkout; the variable MIXFAST_COMMIT names it where the files came without their history."""
+    """Commit of the checkout; the variable MIXFAST_COMMIT names it where there is no .git."""
     given = os.environ.get("MIXFAST_COMMIT", "")
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     if given or not (ROOT / ".git").exists() or shutil.which("git") is None:

@@ -64,7 +64,7 @@ def pool_variants() -> Iterator[Variant]:
 
 
 def infonce_variants(architecture: int) -> Iterator[Variant]:
-    """Of five terms against three queues, with temperatures as numbers."""
+    """Variants of InfoNCE: five terms against three queues, with temperatures as numbers."""
     common: Types = {"tiles": "*i32", "temperature": None, "temperatures": ("fp32",) * 5, "total": "i32"}
     common |= {"valid_len": "*i64"}
     partial = {each: "*fp32" for each in ("maxima", "sums", "products")}
@@ -121,7 +121,7 @@ def nt_xent_variants(architecture: int) -> Iterator[Variant]:
 
 
 def norm_variants() -> Iterator[Variant]:
-    """Of many chunks; in channels_last one stride is 1, of contiguous maps the other."""
+    """Variants of the norm with many chunks; in channels_last one stride is 1, in contiguous maps the other."""
     names = (
         "means",
         "squares",
@@ -159,7 +159,7 @@ def norm_variants() -> Iterator[Variant]:
 
 
 def augment_variants(architecture: int) -> Iterator[Variant]:
-    """Of two views of a data set's images: one tile (32 and 64 px) and many (224 px), with what lies between stages."""
+    """Variants of two views: one tile (32 and 64 px) and many tiles (224 px), with the buffers between stages."""
     types: Types = {"images": "i32", "batch": "i32", "reach": "i32", "source": "*u8", "index": "*i64"}
     types |= {"parameters": "*fp32", "sums": "*fp32", "scale": ("fp32",) * 3, "offset": ("fp32",) * 3}
     for dtype, last in (("fp32", False), ("bf16", True)):

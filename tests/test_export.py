@@ -69,7 +69,7 @@ def test_changed_or_missing_files_are_refused(run: Run) -> None:
     with pytest.raises(CheckpointError, match=r"has sha256 .*, export.json says"):
         load_backbone(path.parent)
     path.unlink()
-    with pytest.raises(CheckpointError, match=r"is no export"):
+    with pytest.raises(CheckpointError, match=r"is not an export"):
         load_backbone(path.parent)
 
 
@@ -228,7 +228,9 @@ def test_every_damage_to_an_export_is_a_checkpoint_error(run: Run, tmp_path: Pat
             (folder / "export.json").write_text(sealed(facts))
         else:
             DAMAGED[name](folder)
-        with pytest.raises(CheckpointError, match=r"cannot be read|is no export|must hold|another network|has sha256"):
+        with pytest.raises(
+            CheckpointError, match=r"cannot be read|is not an export|must hold|another network|has sha256"
+        ):
             load_backbone(folder)
             pytest.fail(name)
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "mixfast").rglob("*.py"))
 # A file imports from its own row or an earlier one.
 LAYERS = (
-    ("errors", "files", "outside", "ranges", "rng", "spans", "world"),
+    ("drawing", "errors", "files", "outside", "ranges", "rng", "spans", "world"),
     ("ops",),
     ("losses",),
     ("models",),

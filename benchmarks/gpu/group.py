@@ -37,7 +37,7 @@ class Group:
         return f"{self.task}; {conditions}" + ("; compiled code" if self.compiles else "")
 
     def among(self, *, graph: bool, cold: bool) -> "Group":
-        """The same under other conditions, without the peers that cannot be captured if there is a graph."""
+        """A copy under other conditions; with a graph, peers that cannot be captured are omitted."""
         peers = {name: peer for name, peer in self.peers.items() if peer.graph or not graph}
         return replace(self, graph=graph, cold=cold, peers=peers)
 

@@ -37,7 +37,7 @@ def measure(group: Group, timer: Timer, rates: Rates, smoke: bool) -> list[Row]:
 
 
 def drawn(group: Group, timer: Timer, smoke: bool) -> list[Any]:
-    """As many sets of inputs as the conditions ask for, or the same again and again."""
+    """As many sets of inputs as the conditions need; a single one where they are reused."""
     generator = torch.Generator(timer.device).manual_seed(0)
     given = [group.draw(generator)]
     if not group.cold:

@@ -72,7 +72,7 @@ class Events:
         self.stream.synchronize()
 
     def sampler(self, calls: Sequence[Call], graph: bool, cold: bool) -> Sampler:
-        """Of one graph that holds all calls, or of the calls one by one; `cold` clears the cache before a sample."""
+        """Times one graph of all calls, or the calls one by one; `cold` clears the cache before each sample."""
         replay = self.captured(calls).replay if graph else lambda: [call() for call in calls]
 
         def sample() -> float:
@@ -111,7 +111,7 @@ class Events:
         return graph
 
     def seconds(self, call: Call) -> float:
-        """Of one call, roughly; the one before it compiles what has to be compiled."""
+        """Approximate seconds of one call; a call before it triggers compilation."""
         call()
         self.stream.synchronize()
         start = time.perf_counter()

@@ -83,7 +83,7 @@ class NTXentLoss(nn.Module):
         self.memory_bank = None if memory_bank_size in (0, (0,), [0]) else MemoryBank(*_bank_size(memory_bank_size))
 
     def forward(self, out0: Tensor, out1: Tensor) -> Tensor:
-        """The loss, a scalar; float32, or float64 for float64."""
+        """The loss of two views, out0 and out1 [N, D]: a scalar in float32, or in float64 for float64 input."""
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
         if self.memory_bank is None:
             return nt_xent(out0, out1, temperature=self.temperature)

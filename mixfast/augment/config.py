@@ -58,7 +58,7 @@ class AugmentConfig:
 
 
 def second_view(cfg: AugmentConfig) -> AugmentConfig:
-    """The recipe of the second view of a pair."""
+    """The recipe of the second view of a pair whose first has the recipe `cfg`."""
     return replace(
         cfg,
         blur=cfg.blur if cfg.blur_second is None else cfg.blur_second,
@@ -85,6 +85,6 @@ PRESETS: dict[str, AugmentConfig] = {
 
 
 def recipe_options(name: str) -> dict[str, object]:
-    """The values in which a recipe differs from the defaults, by the key that sets them: {"augment.blur": 0.5}."""
+    """The values in which the recipe `name` differs from the defaults, by option: {"augment.blur": 0.5}."""
     values = ((field.name, getattr(PRESETS[name], field.name)) for field in fields(AugmentConfig))
     return {f"augment.{key}": value for key, value in values if value != getattr(_DEMO, key)}

@@ -15,36 +15,40 @@ __all__ = ["areas", "crop_boxes", "intersection", "to_image", "to_view", "whole_
 
 
 def crop_boxes(crops: Tensor) -> Tensor:
-    """The box of the image that each view shows."""
+    """The boxes [..., 4] of the images that views with these crops [..., 5] show."""
     start = crops[..., :2].flip(-1)
     return torch.cat([start, start + crops[..., 2:4].flip(-1)], dim=-1)
 
 
 def to_image(boxes: Tensor, crops: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes of views as boxes of their images."""
+    """Boxes [..., 4] of views of `size` (H, W), cut out by crops [..., 5], as boxes of their images."""
     origin, step = _frame(crops, size)
     return _ordered(origin + step * boxes.unflatten(-1, (2, 2)))
 
 
 def to_view(boxes: Tensor, crops: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes of images as boxes of their views, beyond whose borders they may reach."""
+    """Boxes [..., 4] of images as boxes of their views; these may reach beyond the views.
+
+    Args:
+        boxes, crops, size: as in `to_image`.
+    """
     origin, step = _frame(crops, size)
     return _ordered((boxes.unflatten(-1, (2, 2)) - origin) / step)
 
 
 def intersection(first: Tensor, second: Tensor) -> Tensor:
-    """What two boxes share; where they share nothing, a box whose x0 >= x1 or y0 >= y1."""
+    """What boxes `first` and `second`, [..., 4] each, share; if nothing, a box with x0 >= x1 or y0 >= y1."""
     low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
     return torch.cat([low, high], dim=-1)
 
 
 def areas(boxes: Tensor) -> Tensor:
-    """[...] of boxes [..., 4]; 0 for an empty `intersection`."""
+    """Areas [...] of boxes [..., 4] in square pixels; 0 for an empty `intersection`."""
     return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(dim=-1)
 
 
 def whole_pixels(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes with borders rounded to whole numbers, int64, within the view and of one pixel at least."""
+    """`boxes` [..., 4] rounded to whole pixels, int64, inside a view of `size` (H, W), of at least one pixel."""
     ends = constant((float(size[1]), float(size[0])), boxes.device)
     low, high = boxes.round().split(2, dim=-1)
     low = torch.minimum(low.clamp(min=0), ends - 1)

@@ -82,7 +82,7 @@ def augment(
 
 
 def normalise(images: Tensor, mean: Channels, std: Channels) -> Tensor:
-    """uint8 [B, 3, H, W] to float32, (x / 255 - mean) / std: what evaluation and the feature bank see."""
+    """uint8 images [B, 3, H, W] as float32 (images / 255 - mean) / std, the input of evaluations."""
     _check(images)
     scale, offset = tuple(1 / s for s in std), tuple(-m / s for m, s in zip(mean, std, strict=True))
     return standardised(images.to(torch.float32).mul_(1 / 255), scale, offset)

@@ -90,7 +90,7 @@ def _check_out(options: Compare) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not _is_report(out):
             raise ConfigError(
-                f"--out {out} exists and is no report of this command: not touched. Choose another --out."
+                f"--out {out} exists and is not a report of this command, so it is not replaced. Choose another --out."
             )
         if not options.overwrite:
             raise ConfigError(f"--out {out} holds a report. Replace it with --overwrite, or choose another --out.")

@@ -1,16 +1,17 @@
 """Curves of a section: kNN against encoder cost, loss terms by method."""
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
+from mixfast import drawing
 from mixfast.compare.gather import Group, Member, Section
 from mixfast.compare.statistics import KEYS, baselines, ranked
-from mixfast.evaluate.pictures import figure
+from mixfast.drawing import figure
 from mixfast.run.monitor import chance_loss
 from mixfast.train.plots import term_names
 
 _COLUMNS = 4  # of panels
-_STYLES = ("-", "--", ":")  # after ten groups the colours repeat with the next style
 
 
 def knn(path: Path, section: Section) -> bool:
@@ -27,30 +28,27 @@ def knn(path: Path, section: Section) -> bool:
     for axis, key in zip(axes[0], KEYS, strict=True):
         start = known.get("untrained", {}).get(key, {})
         for number, group in enumerate(order):
-            colour, style = f"C{number % 10}", _STYLES[number // 10 % len(_STYLES)]
+            style = drawing.curve(number)
             points = _points(group, key, start)
             costs = sorted(points)
             values = [points[cost] for cost in costs]
             label = group.name if axis is axes[0][0] else None
             means = [sum(v) / len(v) for v in values]
-            axis.plot(costs, means, style, marker="o", ms=3, color=colour, label=label)
-            axis.fill_between(costs, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.15)
-        for style, name in zip((":", "-."), known, strict=False):
-            if level := list(known[name].get(key, {}).values()):
-                mean = sum(level) / len(level)
-                axis.axhline(mean, color="grey", linestyle=style, linewidth=1)
-                axis.text(1, mean, f" {name}", fontsize=7, color="grey", va="center", transform=_right(axis))
+            axis.plot(costs, means, label=label, **style)
+            low, high = ([end(value) for value in values] for end in (min, max))
+            axis.fill_between(costs, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        labels = []
+        for dashes, name in zip((":", "-."), known, strict=False):
+            if scores := list(known[name].get(key, {}).values()):
+                labels.append(drawing.level(axis, sum(scores) / len(scores), name, dashes))
         title = f"kNN on {key.removeprefix('knn_')}"
-        axis.set(title=title, xlabel="encoder passes, in epochs of MoCo", ylabel="weighted kNN, %", xlim=(0, None))
-    columns = max(1, min(5, 160 // (12 + max(len(group.name) for group in order))))  # as many as fit the width
-    page.legend(fontsize=7, ncols=columns, loc="outside lower center")
-    page.savefig(path)
+        axis.set(title=title, xlabel="encoder passes, in epochs of MoCo", ylabel="weighted kNN accuracy, %")
+        axis.set_xlim(0, None)
+        drawing.label_ends(axis, labels)
+    columns = max(1, min(5, 160 // (14 + max(len(group.name) for group in order))))  # as many as fit the width
+    drawing.legend_below(page, columns)
+    drawing.save(page, path, svg=True)
     return True
-
-
-def _right(axis: Any) -> Any:
-    """The transform in which x is a share of the axis and y is in the axis's units."""
-    return axis.get_yaxis_transform()
 
 
 def _points(group: Group, key: str, start: dict[int, float]) -> dict[float, list[float]]:
@@ -69,26 +67,30 @@ def losses(path: Path, section: Section) -> None:
     """A panel per group: the epochs' mean terms of its first run, other seeds' fainter, and the chance level."""
     columns = min(_COLUMNS, len(section.groups))
     rows = -(-len(section.groups) // columns)
-    page, axes = figure(3.3 * columns, 2.7 * rows, rows, columns)
+    page, axes = figure(3.6 * columns, 2.7 * rows, rows, columns)
     for axis, group in zip(axes.flat, section.groups, strict=False):
-        for number, member in enumerate(group.members):
-            _terms(axis, member, 0.3 if number else 1.0, label=not number)
+        first, *_ = [_terms(axis, member, 0.3 if number else 1.0) for number, member in enumerate(group.members)]
         chance = chance_loss(group.config)
         if chance is not None:
-            axis.axhline(chance, color="grey", linestyle=":", linewidth=1, label=f"chance level: {chance:.1f}")
-        axis.set_title(group.name, fontsize=8)
+            first.append(drawing.level(axis, chance, f"chance: {chance:.1f}"))
+        axis.set_title(textwrap.fill(group.name, 36), fontsize=8)
         axis.tick_params(labelsize=7)
-        axis.legend(fontsize=6)
+        drawing.whole_epochs(axis)
+        axis.set_xlabel("")
+        drawing.label_ends(axis, first)
     for axis in axes.flat[len(section.groups) :]:
         axis.axis("off")
     page.supxlabel("epoch", fontsize=8)
-    page.supylabel("loss of a term, mean of the epoch", fontsize=8)
-    page.savefig(path)
+    page.supylabel("mean loss of a term in the epoch", fontsize=8)
+    drawing.save(page, path, svg=True)
 
 
-def _terms(axis: Any, member: Member, alpha: float, label: bool) -> None:
+def _terms(axis: Any, member: Member, alpha: float) -> list[tuple[float, str, str]]:
+    """Draw the terms of a run; returns the labels of their ends."""
     means = [record for record in member.records if record["kind"] == "epoch"]
+    labels = []
     for number, term in enumerate(term_names(means)):
-        name = term.replace("_", " ") if label else None
-        points = [r["epoch"] for r in means], [r[term] for r in means]
-        axis.plot(*points, marker="o", ms=2, color=f"C{number}", alpha=alpha, linewidth=1.2, label=name)
+        style = {**drawing.curve(number), "ms": 2, "linewidth": 1.2, "alpha": alpha}
+        axis.plot([r["epoch"] for r in means], [r[term] for r in means], **style)
+        labels.append((means[-1][term], term.replace("_", " "), style["color"]))
+    return labels

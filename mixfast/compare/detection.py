@@ -13,12 +13,14 @@ from mixfast.scoring.paired import Difference, difference, spread
 
 _TITLES = {"ap": "AP", "ap50": "AP50", "any_class_ap": "any class AP", "corloc": "CorLoc", "knn_h": "kNN on h"}
 _PAIRS = (("knn_h", "ap"), ("knn_h", "any_class_ap"), ("corloc", "ap"), ("corloc", "any_class_ap"), ("knn_h", "corloc"))
-_SCORES = """Recorded by `evaluate detect`, a table for each way of training and scoring detectors. Percent, mean and \
-standard deviation over runs, which the last column counts; the highest AP first. AP and AP50 are COCO's; any class AP \
-is that of the boxes without their class: finding, not naming.{corloc}"""
-_GAPS = """Differences: means seed by seed, with Student's t, not corrected for the number of rows."""
-_RANKS = """Rank correlations (Kendall's is tau-b) of the methods without the baselines: 1 is the same order, 0 none. \
-Runs of one method are alike, so a correlation over runs rests on fewer independent values than it counts."""
+_SCORES = """Recorded by `evaluate detect`; one table for each way of training and scoring detectors. Percent, mean \
+and standard deviation over runs, whose number is in the last column; the highest AP comes first. AP and AP50 are \
+COCO's; any class AP ignores the classes of the boxes: it scores finding objects, not naming them.{corloc}"""
+_GAPS = """Differences are means over seeds of paired runs; intervals are Student's t, not corrected for the number of \
+rows."""
+_RANKS = """Rank correlations (Kendall's is tau-b) of the methods, without the baselines: 1 is the same order, 0 no \
+relation. Runs of one method are similar, so a correlation over runs rests on fewer independent values than the number \
+of runs."""
 
 
 def _about(protocol: Protocol) -> str:
@@ -149,7 +151,7 @@ def paragraphs(detection: Detection) -> list[str]:
         parts += filter(None, tables)
         gapped, ranked = gapped or bool(tables[0]), ranked or bool(tables[1])
     if table := _rank_table(_between(detection), "AP of"):
-        parts += ["#### Whether protocols agree", table]
+        parts += ["#### Agreement between protocols", table]
     captions = [_SCORES.format(corloc=corloc), *([_GAPS] if gapped else []), *([_RANKS] if ranked else [])]
     return ["### Detection", " ".join(captions), *parts]
 

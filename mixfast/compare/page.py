@@ -24,32 +24,36 @@ from mixfast.scoring.paired import Difference, spread
 SCHEMA = 2  # 1 also held a verdict in words and remarks on the paper's numbers
 _SCORES = """Weighted kNN (k = {k}, temperature {t}) in percent of the test images after the last epoch, mean and \
 standard deviation over seeds; z is the head's output, h the pooled features. **max** is the best of \
-all evaluations: it is chosen on the test images, so it is no result. "untrained" is the network before \
-training with BatchNorm statistics of the data (z of the first run's head). **paper**: {paper}, for {setting}; \
-in another setting compare the order of the methods, not the scores."""
-_GAPS = """Means of the differences seed by seed, with Student's t; the intervals are not corrected for the number of \
-rows. Runs of one seed share images, order and first weights. Where a recipe was run in several variants, the others \
-are compared with the one nearest to the method's defaults."""
-_COST = """An encoder pass with gradient counts as three passes, for forward and backward. Training is the wall time \
-without evaluations, mean over seeds, on the machines listed below."""
+all evaluations: it is chosen on the test images, so it is too high. "untrained" is the network before \
+training, with BatchNorm statistics of the data (z is that of the first run's head). **paper**: {paper}, for \
+{setting}; in any other setting, compare the order of the methods, not the scores."""
+_GAPS = """Differences are taken seed by seed, as runs of one seed share images, order and first weights; shown are \
+their means. Intervals are Student's t, not corrected for the number of rows: an interval that contains 0 means no \
+significant difference. Of a recipe with several variants, each is compared with the one nearest to the method's \
+defaults."""
+_COST = """An encoder pass with gradient counts as three passes (forward and backward). Training is wall time without \
+evaluations, the mean over seeds, on the machines listed below."""
 _STEPS = """Beside each group stands plain MoCo that was trained for as many optimiser steps, in a run of its own \
 whose learning rate has fallen as far. What a method loses at equal cost and not here, it loses by the price of its \
 steps. "-": no such run is among these; `moco --train.epochs N` makes one."""
-_CURVES = "Lines: means over seeds; bands: lowest to highest. Loss: the first seed, others fainter."
-_DIAGNOSTICS = """Diagnostics of the last epoch, means over seeds. std of z: 0 if it has collapsed, 1 if directions \
-are used evenly. Effective rank: directions that h uses. Alignment: squared distance of two views of a test \
-image, lower is closer; uniformity: lower is more even. Queue age: steps after which a key is \
-overwritten."""
+_CURVES = (
+    "kNN: lines are means over seeds, bands reach from the lowest to the highest seed. Loss: other seeds are fainter."
+)
+_DIAGNOSTICS = """Diagnostics of the last epoch, means over seeds. std of z: 0 if the network has collapsed, 1 if all \
+directions are used evenly. Effective rank: the number of directions that h uses. Alignment: squared distance between \
+two views of a test image; lower is closer. Uniformity: lower means that the embeddings are spread more evenly. Queue \
+age: steps after which a key is overwritten."""
 _ACCURACIES = """Measured on one batch of {batch} training images, so in steps of {step:.2g} %. Top-1 accuracy: the \
-share of queries that are more similar to their positive than to every key of the queue. With fresh patches: the same \
-once every pasted patch shows a view that no other vector shares; far below the first, terms are solved by the colours \
-and the crop of a patch that both sides show. With *another image's* positive: should be at chance level, 1 / (keys + \
-1); above it, positives are recognised by what a batch has in common, such as its box, and not by the image."""
-_LOCALISATION = """Percent of {images} images ({data}); map and threshold are chosen on {validation} others. ± over \
-seeds; in brackets 95 % of bootstrap draws of the images. Oracle: threshold chosen on the images \
-that are scored, an upper bound."""
-_MARGINS = "CorLoc minus that of the same network untrained; the interval is of bootstrap draws of the images."
-_OPTIONS = "Options in which runs differ, and options of a method that are not at their defaults:"
+share of queries that are more similar to their positive than to every key of the queue. With fresh patches: top-1 \
+accuracy when every pasted patch shows a view that no other vector shares; if it is far below the plain top-1 \
+accuracy, the network recognises positives by the colours and the crop of a shared patch. With *another image's* \
+positive: should be at chance level, 1 / (keys + 1); above it, the network recognises positives by something that a \
+whole batch shares, such as the box, and not by the image."""
+_LOCALISATION = """Percent of {images} images ({data}); map and threshold are chosen on {validation} others. ±: \
+standard deviation over seeds. In brackets: 95 % interval from bootstrap draws of the images. Oracle: the threshold is \
+chosen on the scored images themselves, which gives an upper bound."""
+_MARGINS = "CorLoc minus the CorLoc of the same network untrained; intervals are from bootstrap draws of the images."
+_OPTIONS = "Options in which runs differ, and options of methods that are not at their defaults:"
 
 
 @dataclass
@@ -78,7 +82,7 @@ def page(chapters: Sequence[Chapter], prefix: str = "") -> str:
     intro = f"# Comparison of {runs} runs\n\nMade by `python -m mixfast.compare`; every number is in `results.json`."
     if len(chapters) > 1:
         titles = "\n".join(f"- {chapter.section.title}" for chapter in chapters)
-        intro += f" Scores of different sections answer different questions:\n\n{titles}"
+        intro += f" Scores of different sections cannot be compared:\n\n{titles}"
     return "\n\n".join([intro, *(_section(chapter, prefix) for chapter in chapters), _appendix(chapters)]) + "\n"
 
 
@@ -116,7 +120,7 @@ def _maps(chapter: Chapter, prefix: str) -> list[str]:
         parts += [f"![maps and boxes]({prefix}{chapter.localisation})"]
     if chapter.maps:
         parts += ["### Attention maps", f"![attention maps]({prefix}{chapter.maps})"]
-        parts += [f"One seed of each method ({chapter.maps_title}): pictures, not evidence."]
+        parts += [f"One seed of each method ({chapter.maps_title}): examples, not evidence."]
     return parts
 
 

@@ -236,7 +236,7 @@ def home_expanded(path: Path) -> Path:
         ConfigError: no such home is known, or no file system could hold the name.
     """
     if "\0" in str(path):
-        raise ConfigError(f"{str(path)!r} is no path: it holds a zero byte.")
+        raise ConfigError(f"{str(path)!r} is not a path: it contains a zero byte.")
     try:
         return path.expanduser()
     except RuntimeError as error:

@@ -99,8 +99,8 @@ class Library:
                 task, found = next(arriving)
                 for row, why in found.broken.items():
                     raise DataError(
-                        f"{shown(self.items[int(task[row])])} cannot be read any more ({why}). It could when the run "
-                        "began, and every epoch needs the same images: put it back and continue the run, or begin anew."
+                        f"{shown(self.items[int(task[row])])} can no longer be read ({why}). Every epoch needs the "
+                        "images that the run began with: restore the file and resume, or start a new run."
                     )
                 chunk.copy_(found.images, non_blocking=True)
             yield batch

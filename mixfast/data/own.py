@@ -222,7 +222,7 @@ def from_tensor(
     Args:
         images: uint8 [N, 3, S, S], RGB.
         labels: int64 [N]; -1, or None for all, for images without a class: kNN is then off.
-        test: the same of the test images; None: a share of `images` is held out.
+        test: (images, labels) of the test set, uint8 [M, 3, S, S] and int64 [M]; None: a share of `images` is held out.
         holdout: that share of every class.
         seed: chooses them.
         name: of the data in messages and checkpoints.

@@ -46,7 +46,7 @@ class Batches:
         return self._counted(read(self.images, self._rest()))
 
     def epoch_indices(self) -> Iterator[Tensor]:
-        """The same as int64 [batch_size] indices into the images, on the device of images in memory."""
+        """Yield the batches of `epoch` as int64 [batch_size] indices, on the device of images in memory."""
         return self._counted(iter(self._rest()))
 
     def _rest(self) -> list[Tensor]:

@@ -42,19 +42,19 @@ class Streamed:
         return next(self.library.read([self.take(index).numbers], self.device))
 
     def to(self, device: torch.device) -> "Streamed":
-        """The same images, read to another device."""
+        """A copy whose images are read to another device."""
         return Streamed(self.library, self.numbers, torch.device(device))
 
     def take(self, index: slice | Tensor) -> "Streamed":
-        """The images at `index`, still in their files."""
+        """The images at `index`, a slice or int64 [n], still in their files."""
         return Streamed(self.library, self.numbers[index.cpu() if isinstance(index, Tensor) else index], self.device)
 
     def read(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The images of each index int64 [n], in order; while one is used, the next ones are decoded."""
+        """The images of each of `parts`, indices int64 [n], in order; the next ones are decoded in advance."""
         return self.library.read([self.numbers[part.cpu()] for part in parts], self.device)
 
     def split(self, batch_size: int) -> Iterator[Tensor]:
-        """All images in batches, as `Tensor.split` gives them."""
+        """All images in batches of `batch_size`, as `Tensor.split` gives them."""
         return self.read(torch.arange(len(self)).split(batch_size) if len(self) else ())
 
 
@@ -63,10 +63,10 @@ Images = Tensor | Streamed
 
 
 def read(images: Images, parts: Iterable[Tensor]) -> Iterator[Tensor]:
-    """The images of each index int64 [n], in order, from memory or from files."""
+    """The images of each of `parts`, indices int64 [n], in order, from memory or from files."""
     return (images[part] for part in parts) if isinstance(images, Tensor) else images.read(parts)
 
 
 def take(images: Images, index: slice | Tensor) -> Images:
-    """The images at `index`: those in memory as a tensor, the others still in their files."""
+    """The images at `index`, a slice or int64 [n]: a tensor if `images` are in memory, else still in their files."""
     return images[index] if isinstance(images, Tensor) else images.take(index)

@@ -1,4 +1,4 @@
-"""What was found, in one line, and what about it makes scores or training worthless, in a line each."""
+"""A data set summed up in one line, and a warning line for everything that makes scores or training worthless."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Say = Callable[[str], None]
 
 
 def describe(name: str, train: ImageSet, test: ImageSet, passed: Counter[str] | None, say: Say) -> None:
-    """Say what a data set holds, and warn of what is probably not meant.
+    """Print what a data set contains, and warnings of probable mistakes.
 
     Args:
         name: of the data set, or the place of its files.
@@ -57,7 +57,7 @@ def _counts(train: ImageSet, test: ImageSet) -> tuple[list[str], Tensor, Tensor]
 
 
 def _copies(train: ImageSet, test: ImageSet) -> list[str]:
-    """Of images that are there more than once, where the reading has told or the images are in memory."""
+    """Warnings of duplicate images; none where images are in files that were not decoded before."""
     marks, count = _digests(train), len(train)
     different, lines = count if marks is None else len(marks.unique()), list[str]()
     if different == 1:
@@ -69,7 +69,7 @@ def _copies(train: ImageSet, test: ImageSet) -> list[str]:
     shared = 0 if marks is None or others is None else int(torch.isin(others, marks).sum())
     if shared:
         lines.append(
-            f"{shared:,} of the {len(test):,} test images are training images too: no test of what was learned."
+            f"{shared:,} of the {len(test):,} test images are training images too: they do not test what was learned."
         )
     return lines
 
@@ -82,7 +82,7 @@ def _digests(images: ImageSet) -> Tensor | None:
 
 
 def _lonely_classes(train: ImageSet, test: ImageSet) -> list[str]:
-    """Of classes with one image, or with images on one side only."""
+    """Warnings of classes with a single image, or without training or test images."""
     if not (train.labelled and test.labelled):
         return []
     names, inside, outside = _counts(train, test)

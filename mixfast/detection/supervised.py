@@ -1,4 +1,4 @@
-"""The same network trained with labels on the same images: the bar that a training without labels is held against."""
+"""A network of the same architecture, trained with labels on the same images: the reference for training without."""
 
 import math
 from collections.abc import Callable

@@ -120,7 +120,7 @@ class _Feed:
 
 
 def _bytes(body: Body, data: LabelledImages, times: int) -> int:
-    """Of the maps that the detector reads, for `times` as many images."""
+    """Bytes of the maps that the detector reads, for `times` as many images."""
     channels, strides = body.backbone.channels, body.backbone.strides
     cells = [channels[layer - 1] * (-(-data.side // strides[layer - 1])) ** 2 for layer in body.layers]
     return 4 * times * len(data) * sum(cells)

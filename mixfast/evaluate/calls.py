@@ -49,7 +49,11 @@ def knn(run: Trained, *, trained_on: object = None, quiet: bool = False, **optio
 
 
 def linear(run: Trained, *, trained_on: object = None, quiet: bool = False, **options: Any) -> Scores:
-    """Linear classifier on a run's frozen encoder, as `python -m mixfast.evaluate linear`; arguments as of `knn`.
+    """Linear classifier on a run's frozen encoder, as `python -m mixfast.evaluate linear`.
+
+    Args:
+        run, trained_on, quiet: as in `knn`.
+        options: those of the command.
 
     Returns:
         By row, accuracies in percent, "linear_z" and "linear_h", and the learning rates that were taken.
@@ -58,7 +62,11 @@ def linear(run: Trained, *, trained_on: object = None, quiet: bool = False, **op
 
 
 def localise(*runs: Trained, trained_on: object = None, quiet: bool = False, **options: Any) -> dict[str, Any]:
-    """Score runs' attention maps against boxes, as `python -m mixfast.evaluate localise`; arguments as of `knn`.
+    """Score runs' attention maps against boxes, as `python -m mixfast.evaluate localise`.
+
+    Args:
+        runs, trained_on, quiet: as in `knn`, one or more runs.
+        options: those of the command.
 
     Returns:
         The table in numbers: "rows", each with "name", "role" and its "scores" by metric; under "files" the paths of
@@ -68,7 +76,11 @@ def localise(*runs: Trained, trained_on: object = None, quiet: bool = False, **o
 
 
 def detect(*runs: Trained, trained_on: object = None, quiet: bool = False, **options: Any) -> dict[str, Any]:
-    """Train and score detectors on runs' networks, as `python -m mixfast.evaluate detect`; arguments as of `knn`.
+    """Train and score detectors on runs' networks, as `python -m mixfast.evaluate detect`.
+
+    Args:
+        runs, trained_on, quiet: as in `knn`, one or more runs.
+        options: those of the command.
 
     Returns:
         The table in numbers: "rows", each with "name", "role" and its scores by seed under "seeds"; under "files" the

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mixfast import drawing
 from mixfast.detection.average_precision import Detections
 from mixfast.detection.images import LabelledImages
 from mixfast.detection.scores import any_class, scores_of_draws
-from mixfast.evaluate.pictures import GAP, figure
+from mixfast.drawing import Box, Column
 from mixfast.evaluate.runs import SCHEMA, LoadedRun, described, table
 from mixfast.run.folder import now, write_json
 from mixfast.scoring import bootstrap
@@ -42,7 +43,12 @@ _NOTES = {
     "coco": "Small, medium, large: COCO's areas in pixels of the original images.",
 }
 _SHOWN = 6  # images in the picture
-COLOURS = {"right": "lime", "another class": "orange", "nothing there": "red"}
+# Colour and dashes of a detection.
+FRAMES = {
+    "right": (drawing.SKY, "-"),
+    "another class": (drawing.YELLOW, "--"),
+    "nothing there": (drawing.VERMILION, ":"),
+}
 
 
 @dataclass
@@ -220,7 +226,7 @@ def words(result: Result) -> str:
 
 
 def markdown(result: Result, stem: str) -> str:
-    """The same as a page, with all differences."""
+    """The table and its explanations as a Markdown page, with all differences."""
     cells = _cells(result)
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
     lines = [f"# Detection on {result.test.name}", "", heading(result), ""]
@@ -239,13 +245,13 @@ def markdown(result: Result, stem: str) -> str:
 
 _LEGEND = (
     "As many boxes of each image as it has objects, those with the highest scores, of the first seed; of boxes that "
-    "overlap by more than 0.5 the best alone. Green: IoU >= 0.5 with an object of the class, orange: of another class, "
-    "red: no object is there."
+    "overlap by more than 0.5 the best alone. Solid blue: IoU >= 0.5 with an object of the class; dashed yellow: with "
+    "one of another class; dotted red: with no object."
 )
 
 
 def verdicts(found: Detections, test: LabelledImages, image: int) -> list[tuple[list[float], str]]:
-    """The best boxes of an image, as many as it has objects, each with a key of `COLOURS`."""
+    """The best boxes of an image, as many as it has objects, each with a key of `FRAMES`."""
     count = int((test.labels[image] >= 0).sum())
     order = torch.where(found.labels[image] >= 0, found.scores[image], -1).argsort(descending=True, stable=True)[:count]
     pairs = []
@@ -259,37 +265,24 @@ def verdicts(found: Detections, test: LabelledImages, image: int) -> list[tuple[
 
 def draw(path: Path, result: Result) -> None:
     """A few test images with their objects, and with what each row's detector of the first seed found in them."""
-    from matplotlib.patches import Rectangle
-
     test, seed = result.test, result.seeds[0]
-    shown = torch.linspace(0, len(test) - 1, min(_SHOWN, len(test))).long().tolist()
-    side, columns = test.side + GAP, len(result.rows) + 1
-    inch = 1.5
-    page, axes = figure(inch * columns, inch * len(shown) + 0.5)
-    axis = axes[0][0]
-    sheet = torch.ones(3, side * len(shown) - GAP, side * columns - GAP)
+    shown = torch.linspace(0, len(test) - 1, min(_SHOWN, len(test))).long()
+    cells = test.images[shown].cpu() / 255
     titles = ["objects", *(f"{row.name}\nAP {row.outcomes[seed].scores['ap']:.1f}" for row in result.rows)]
-    for column, title in enumerate(titles):
-        axis.text(column * side + test.side / 2, -0.04 * side, title, fontsize=8, ha="center", va="bottom")
-        for line, image in enumerate(shown):
-            left, top = column * side, line * side
-            sheet[:, top : top + test.side, left : left + test.side] = test.images[image].float() / 255
-            for (x0, y0, x1, y1), colour in _boxes(result, column, image):
-                corner = (left + x0 - 0.5, top + y0 - 0.5)  # imshow puts the centre of pixel (0, 0) at the origin
-                axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.2))
-    axis.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axis.axis("off")
-    legend = "green: right, orange: another class, red: nothing there"
-    page.suptitle(f"{test.name}, {result.settings['detector']}, seed {seed}; {legend}", fontsize=8)
-    page.savefig(path)
+    columns = [
+        Column(title, cells, [_boxes(result, number, image) for image in shown.tolist()])
+        for number, title in enumerate(titles)
+    ]
+    meaning = "solid blue: correct; dashed yellow: another class; dotted red: no object"
+    drawing.image_grid(path, columns, title=f"{test.name}, {result.settings['detector']}, seed {seed}\n{meaning}")
 
 
-def _boxes(result: Result, column: int, image: int) -> list[tuple[list[float], str]]:
-    """Boxes and colours of a cell of the picture: the objects in the first column, then each row's detections."""
+def _boxes(result: Result, column: int, image: int) -> list[Box]:
+    """The boxes of a cell of the picture: the objects in the first column, then each row's detections."""
     test = result.test
     if column == 0:
         real: Tensor = test.labels[image] >= 0
-        return [(box, "white") for box in test.boxes[image, real].tolist()]
+        return [Box(box, "white") for box in test.boxes[image, real].tolist()]
     found = result.rows[column - 1].outcomes[result.seeds[0]].found
     found = found._replace(labels=torch.where(any_class(found).labels >= 0, found.labels, -1))
-    return [(box, COLOURS[verdict]) for box, verdict in verdicts(found, test, image)]
+    return [Box(box, *FRAMES[verdict]) for box, verdict in verdicts(found, test, image)]

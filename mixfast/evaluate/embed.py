@@ -1,15 +1,20 @@
 """evaluate embed: embeddings as files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch.nn.functional as F
+from torch import Tensor
 
-from mixfast.evaluate import pictures
+from mixfast import drawing
 from mixfast.evaluate.runs import ScoringOptions, evaluation_folder, load_runs
 from mixfast.scoring.embed import principal_plane, write_embeddings
 from mixfast.scoring.features import extract
+
+_POINTS = 2000  # of a cloud, at most
+_NAMED = 20  # classes in the legend
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,36 @@ def embed(options: Embed) -> None:
             paths.append(stem.with_name(f"{stem.name}.png"))
             units = {f"{name} of {run.name}": F.normalize(value) for name, value in features._asdict().items()}
             planes = {title: principal_plane(value) for title, value in units.items()}
-            pictures.scatter(paths[-1], planes, images.labels, images.class_names)
+            scatter(paths[-1], planes, images.labels, images.class_names)
         sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in features._asdict().items())
         print(f"{run.checkpoint}: {options.split} images, {sizes}")
         print("\n".join(f"  {path}" for path in paths))
+
+
+def scatter(
+    path: Path, planes: dict[str, tuple[Tensor, tuple[float, float]]], labels: Tensor, class_names: Sequence[str]
+) -> None:
+    """A cloud per panel: at most 2,000 points taken evenly, and the mean of each class as a large marker.
+
+    Args:
+        path: of the PNG.
+        planes: title: (coordinates [N, 2], share of the variance on each axis).
+        labels: int64 [N]; -1 for no class.
+        class_names: by label.
+    """
+    page, axes = drawing.figure(4.6 * len(planes) + 1.4, 4.4, 1, len(planes))
+    for axis, (title, (points, shares)) in zip(axes[0], planes.items(), strict=True):
+        step = -(-len(points) // _POINTS)
+        points, classes = points[::step].cpu(), labels[::step]
+        for number, label in enumerate(classes.unique().tolist()):
+            mine = points[classes == label]
+            style = {**drawing.curve(number), "linestyle": "", "markeredgewidth": 0}
+            name = class_names[label] if 0 <= label < len(class_names) else "no class"
+            axis.plot(*mine.T.numpy(), **style, alpha=0.5)
+            mean = {"ms": 10, "markeredgecolor": "black", "markeredgewidth": 1, "zorder": 3}
+            axis.plot(*mine.mean(0, keepdim=True).T.numpy(), **{**style, **mean}, label=name)
+        words = [f"component {i + 1}: {100 * share:.0f} % of the variance" for i, share in enumerate(shares)]
+        axis.set(title=title, xlabel=words[0], ylabel=words[1])
+    handles, _ = axes[0][-1].get_legend_handles_labels()
+    drawing.legend_beside(axes[0][-1], handles[:_NAMED])
+    drawing.save(page, path)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mixfast import drawing
 from mixfast.errors import ConfigError
-from mixfast.evaluate import objects, pictures
+from mixfast.evaluate import objects
 from mixfast.evaluate.contestants import Localise, Row, contestants
-from mixfast.evaluate.pictures import Column
 from mixfast.evaluate.runs import (
     SCHEMA,
     Loaded,
@@ -182,10 +182,10 @@ def draw(path: Path, result: Result) -> None:
     """A few test images with their boxes, and each contestant's map with the box that CorLoc scores."""
     test = result.test
     some = test.take(torch.linspace(0, len(test) - 1, min(_SHOWN, len(test))).long())
-    columns = [Column("image", some.images, some.boxes)]
+    columns = [drawing.Column("image", some.images.cpu() / 255, drawing.framed(some.boxes))]
     for row in result.rows:
         choice = row.outcomes[0].choice
         big = enlarged(row.makers[0](some, [choice.kind])[choice.kind].cpu(), some.size)
         boxes = protocol.predicted(big, choice)[:, None]
-        columns.append(Column(f"{row.name}\n{choice.kind}", big, boxes, "white"))
-    pictures.map_grid(path, columns, title=f"{test.name}: maps, and boxes at the chosen threshold")
+        columns.append(drawing.Column(f"{row.name}\n{choice.kind}", drawing.heat(big), drawing.framed(boxes, "white")))
+    drawing.image_grid(path, columns, title=f"{test.name}: maps, and boxes at the chosen threshold")

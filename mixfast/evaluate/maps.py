@@ -8,12 +8,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from mixfast import drawing
 from mixfast.data.folder import ENDINGS
 from mixfast.data.sets import first_balanced
 from mixfast.data.vision import resized
 from mixfast.errors import ConfigError, DataError
-from mixfast.evaluate import pictures
-from mixfast.evaluate.pictures import Column
 from mixfast.evaluate.runs import LoadedRun, ScoringOptions, evaluation_folder, load_runs, record_scores, table
 from mixfast.ranges import Count, Positive, Side
 from mixfast.rng import Generators
@@ -69,7 +68,7 @@ def draw(
         The picture's title; the settings behind it; by contestant the mean entropy and energy of the maps, in percent.
     """
     data, rows = _images(options, first)
-    columns = [Column("image", data.images, data.boxes)]
+    columns = [drawing.Column("image", data.images.cpu() / 255, drawing.framed(data.boxes))]
     scores: dict[str, dict[str, float]] = {}
     for name, network, run in contestants:
         mapper = _mapper(options, run, network, data)
@@ -77,14 +76,14 @@ def draw(
             raise ConfigError(f"--kind {options.kind} reads the last layer; got --layer {options.layer}.")
         raw = mapper.maps(data.images, [options.kind], data.labels)[options.kind].cpu()
         big = enlarged(raw, data.size, options.align_corners)
-        columns.append(Column(name, big, under=data.images if options.overlay else None))
+        columns.append(drawing.Column(name, drawing.heat(big, data.images if options.overlay else None)))
         scores[name] = {"entropy": 100 * entropy(big).mean().item()}
         if data.boxes.shape[1]:
             scores[name]["energy"] = 100 * localisation.energy(big, data.boxes).mean().item()
     side = data.size[0]
     stride = options.stride or fine_stride(first.setup.method.encoder.backbone, side, options.layer)
     title = f"{options.kind}{f', p = {options.p:g}' if options.kind == 'power' else ''}; {side} pixels, stride {stride}"
-    pictures.map_grid(path, columns, rows, title)
+    drawing.image_grid(path, columns, rows, title)
     settings: dict[str, Any] = {
         "kind": options.kind,
         "p": options.p,

@@ -177,8 +177,8 @@ def begin(training: Training, resume: bool, console: Console) -> None:
         return
     if any((folder / CHECKPOINTS / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
         raise ConfigError(
-            f"{folder} holds a training by this recipe: continue it with --resume, or delete the folder, or choose "
-            "another --out, to begin anew."
+            f"{folder} holds a training by this recipe: continue it with --resume; or, for a new one, delete the "
+            "folder or choose another --out."
         )
     training.metrics.truncate(0)
     count, size = len(training.photographs), recipe.batch_size

@@ -55,7 +55,9 @@ def read(folder: Path) -> Exported:
         described = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         content = (folder / WEIGHTS).read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{folder} is no export: {error}. Give the export/ folder of a finished run.") from error
+        raise CheckpointError(
+            f"{folder} is not an export: {error}. Give the export/ folder of a finished run."
+        ) from error
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / FACTS} cannot be read: {error}.") from error
     if not isinstance(described, dict) or not {"sha256", "checksum"} <= described.keys():

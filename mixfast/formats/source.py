@@ -33,7 +33,7 @@ class Source:
 
     @property
     def side(self) -> int:
-        """Of the training images, in pixels."""
+        """Side of the training images, in pixels."""
         return self.images.shape[-1]
 
     @property

@@ -211,6 +211,6 @@ PRESETS: dict[str, dict[str, object]] = {
     "aligned_regions": {"method.p_mix": 0.0},
 }
 HELP = {
-    "aligned_mixture": ("1x", "none published; patches of others, regions in their place"),
-    "aligned_regions": ("1x", "none published; nothing is pasted, as in SCRL"),
+    "aligned_mixture": ("1x", "none published; aligned regions and patches"),
+    "aligned_regions": ("1x", "none published; aligned regions alone, as in SCRL"),
 }

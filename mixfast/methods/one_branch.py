@@ -164,6 +164,6 @@ PRESETS: dict[str, dict[str, object]] = {
     "one_branch_batch": {"method.partner": "batch_reverse"},
 }
 HELP = {
-    "one_branch": ("1.75x", "none published; mixes the query's side alone"),
-    "one_branch_batch": ("1.75x", "none published; patches of the reversed batch"),
+    "one_branch": ("1.75x", "none published; only queries are mixed"),
+    "one_branch_batch": ("1.75x", "none published; patches come from the reversed batch"),
 }

@@ -9,7 +9,7 @@ from mixfast.world import current
 
 
 def sample_lam(draws: int, generator: torch.Generator, alpha: float = 1.0) -> Tensor:
-    """lam0, float32 [draws] from Beta(alpha, alpha): the share of the base image before a box is clipped."""
+    """lam0, float32 [draws] from Beta(alpha, alpha) by `generator`: the base image's share before a box is clipped."""
     if alpha == 1:
         return torch.rand(draws, dtype=torch.float32, generator=generator, device=generator.device)
     concentration = torch.full((draws, 2), alpha, dtype=torch.float32, device=generator.device)
@@ -17,7 +17,7 @@ def sample_lam(draws: int, generator: torch.Generator, alpha: float = 1.0) -> Te
 
 
 def sample_centres(draws: int, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    """Uniform pixels of an image of `size` (H, W): int64 [draws, 2] as (row, column)."""
+    """Uniform pixels of an image of `size` (H, W) by `generator`: int64 [draws, 2] as (row, column)."""
     axes = [torch.randint(extent, (draws,), generator=generator, device=generator.device) for extent in size]
     return torch.stack(axes, dim=1)
 
@@ -47,8 +47,9 @@ def boxes_of_area(
 ) -> Tensor:
     """Random boxes wholly inside images of `size` (H, W): int64 [draws, 4] as (x0, y0, x1, y1).
 
-    The share of the image is uniform in `area`, width / height times H / W log-uniform in `ratio`, the place uniform.
-    A side is rounded to pixels; it has one at least, and leaves one over in an image of two or more.
+    Drawn from `generator`: the share of the image, uniform in `area`; width / height times H / W, log-uniform in
+    `ratio`; the position, uniform. A side is rounded to pixels; it has at least one, and in an image of two or more
+    pixels leaves at least one.
     """
     here = current()
     u = torch.rand(4, here.size * draws, dtype=torch.float32, generator=generator, device=generator.device)
@@ -66,7 +67,7 @@ def boxes_of_area(
 def boxes_within(regions: Tensor, count: int, least: float, generator: torch.Generator) -> Tensor:
     """`count` random boxes within each region: [B, count, 4] of regions [B, 4], as (x0, y0, x1, y1) in any unit.
 
-    Each side is uniform between `least` and 1 times the region's, the place uniform.
+    Drawn from `generator`: each side, uniform between `least` and 1 times the region's; the position, uniform.
     """
     here = current()
     shape = (2, here.size * len(regions), count, 2)

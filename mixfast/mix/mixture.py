@@ -63,7 +63,7 @@ def mix(
     then the centre of the box. The choice stays on the device, and one pass makes either mixture.
 
     Args:
-        base, donor: same shape, dtype and device.
+        base, donor: [B, 3, H, W], of the same shape, dtype and device.
         generator: on their device.
         config: the kind, and how lam0 and boxes are drawn.
         p_global: probability of mixing whole images, whatever the region would be; kind "none" stays unmixed.
@@ -81,7 +81,10 @@ def mix(
 
 
 def draw(batch: int, generator: torch.Generator, config: MixtureConfig) -> Draw:
-    """Draw lam0 and whether this step mixes regions, for `batch` images; several mixtures of a step share both."""
+    """Draw from `generator` lam0 and whether this step mixes regions, for `batch` images, as `config` says.
+
+    Several mixtures of a step share the draw.
+    """
     here = current()
     lam0 = sample_lam(here.size * batch if config.box_per_sample else 1, generator, config.alpha)
     lam0 = here.own(lam0) if config.box_per_sample else lam0
@@ -93,7 +96,11 @@ def draw(batch: int, generator: torch.Generator, config: MixtureConfig) -> Draw:
 def place(donor: Tensor, lam0: Tensor, generator: torch.Generator, config: MixtureConfig) -> tuple[Tensor, Tensor]:
     """Boxes of the size that lam0 gives, int64 [B, 4], and the share of the image outside of each, float32 [B].
 
-    Their centres are uniform pixels, or with kind "saliency" the donor's most salient pixels.
+    Args:
+        donor: [B, 3, H, W].
+        lam0: float32 [1], or [B] for a box of each image.
+        generator: draws the centres: uniform pixels.
+        config: with kind "saliency" the centres are the donor's most salient pixels.
     """
     size = (donor.shape[2], donor.shape[3])
     here = current()

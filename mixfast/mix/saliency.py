@@ -22,7 +22,7 @@ def saliency_map(images: Tensor) -> Tensor:
 
 
 def peaks(images: Tensor) -> Tensor:
-    """The most salient pixel of each image [B, C, H, W], int64 [B, 2] as (row, column)."""
+    """The most salient pixel of each of `images` [B, C, H, W], int64 [B, 2] as (row, column)."""
     index = saliency_map(images).flatten(1).argmax(dim=1)
     width = images.shape[3]
     return torch.stack([index // width, index % width], dim=1)

@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         return self.channels[-1]
 
     def forward(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] to the last stage's map [B, C, h, w]."""
+        """The last stage's map [B, C, h, w] of images [B, 3, H, W]."""
         return self.maps(images, [len(self.channels)])[0]
 
 

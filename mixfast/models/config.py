@@ -64,7 +64,7 @@ class ModelConfig:
 
 
 def build_encoder(config: ModelConfig, generator: torch.Generator) -> Encoder:
-    """A freshly initialised encoder on the generator's device; the weights depend on nothing but the generator."""
+    """A freshly initialised encoder of `config` on the generator's device; the generator alone decides the weights."""
     backbone: Backbone
     if config.backbone == RESNET:
         with torch.device(generator.device):

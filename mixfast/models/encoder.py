@@ -51,7 +51,7 @@ class Encoder(nn.Module):
         self._compiled = torch.compile(self.backbone.maps, dynamic=False)
 
     def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """The backbone's maps after some layers, from one pass."""
+        """The backbone's maps [B, C, h, w] of images [B, 3, H, W] after each of some layers, from one pass."""
         compiled = self._compiled if self.training else None
         maps = (compiled or self.backbone.maps)(images, layers)
         check_maps(self.backbone, images, layers, maps)
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
 
     @span(_kind)
     def pool(self, images: Tensor) -> Tensor:
-        """h alone, [B, C], for a head that sees several views at once."""
+        """h alone, [B, C], of images [B, 3, H, W]; for a head that takes several views at once."""
         (features,) = self.maps(images, [self.layers])
         return features.mean(dim=(2, 3))
 

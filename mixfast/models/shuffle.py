@@ -15,7 +15,9 @@ from mixfast.world import World, current
 def encode_shuffled(
     encoder: Encoder, images: Tensor, generator: torch.Generator, layer: int | None = None
 ) -> "Encoding | Returning":
-    """`encoder(images, layer)` without gradient, run on a random order of the batch; rows come back in place.
+    """`encoder(images, layer)` without gradient, run on a random order of the images [B, 3, H, W].
+
+    The order is drawn from `generator`, on the device of the images; the output has the order of the input.
 
     With several batch-norm groups a query and its key would otherwise share a group, and the network could solve the
     task through the group's statistics (MoCo, section 3.3).

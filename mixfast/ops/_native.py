@@ -37,7 +37,7 @@ def cpu_unavailable() -> str | None:
 
 
 def cuda_unavailable() -> str | None:
-    """The same of the CUDA C++ backends."""
+    """Why the CUDA C++ backends cannot be used on this machine; None if they can."""
     if cuda is None:
         return cuda_error
     if not torch.cuda.is_available():

@@ -65,6 +65,6 @@ def factors(dtype: torch.dtype, queue_dtype: torch.dtype) -> str:
 
 
 def row_constants(dim: int) -> dict[str, Any]:
-    """Of the kernels that stream rows: tiles of 1024 numbers."""
+    """Constants of the kernels that stream rows: tiles of 1024 numbers."""
     block_d = power_of_two(dim, least=16)
     return {"D": dim, "BLOCK_N": max(1024 // block_d, 1), "BLOCK_D": block_d}

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mixfast import drawing
 from mixfast.config.options import RunConfig
-from mixfast.evaluate.pictures import figure
 from mixfast.models.encoder import KEY, QUERY
 from mixfast.profile.measure import BACKWARD, ORDER, Parts, Timing, data_sizes
 from mixfast.run.state import Run
@@ -143,40 +143,40 @@ def markdown(records: Sequence[Record]) -> str:
 
 def draw(path: Path, records: Sequence[Record]) -> None:
     """Stacked bars: the time of a step by part beside that of the bare encoder, and what is beyond it."""
-    from matplotlib import colormaps
+    from matplotlib.patches import Patch
 
-    page, (axes,) = figure(13, 1.6 + 0.42 * len(records), 1, 2)
+    page, (axes,) = drawing.figure(13, 1.8 + 0.42 * len(records), 1, 2)
     found = [name for record in records for name in beyond(record)]
     names = [*(name for name in ORDER if name in found), *dict.fromkeys(n for n in found if n not in ORDER)]
     bright = [name for name in dict.fromkeys((*ORDER, *names)) if name not in GREYS]  # a part looks alike everywhere
-    colours = {**GREYS, **{name: colormaps["tab20"](index % 14) for index, name in enumerate(bright)}}
+    greys: dict[str, dict[str, Any]] = {name: {"facecolor": grey, "edgecolor": "white"} for name, grey in GREYS.items()}
+    styles = {**greys, **{name: drawing.area(index) for index, name in enumerate(bright)}}
     rows = [record["preset"] for record in records]
     for name in names:
         for record, row in zip(records, range(len(records)), strict=True):
             for place, times in ((row - 0.18, record["seconds"]), (row + 0.22, record["bare_seconds"])):
                 left = sum(MILLI * times.get(other, 0.0) for other in names[: names.index(name)])
                 height = 0.36 if times is record["seconds"] else 0.3
-                axes[0].barh(place, MILLI * times.get(name, 0.0), height, left=left, color=colours[name])
+                axes[0].barh(place, MILLI * times.get(name, 0.0), height, left=left, **styles[name])
             shares = beyond(record)
             width = 100 * shares.get(name, 0.0)
             before = [100 * shares.get(other, 0.0) for other in names[: names.index(name)]]
             left = sum(value for value in before if (value < 0) == (width < 0))
-            axes[1].barh(row, width, 0.6, left=left, color=colours[name])
+            axes[1].barh(row, width, 0.6, left=left, **styles[name])
     for record, row in zip(records, range(len(records)), strict=True):
         axes[1].plot([100 * (record["ratio"] - 1)] * 2, [row - 0.34, row + 0.34], color="black", linewidth=1.5)
     goal = 100 * GOALS[records[0]["device"]]
-    axes[1].axvline(goal, color="grey", linestyle=":")
+    axes[1].axvline(goal, color=drawing.GREY, linestyle=":")
     axes[1].axvline(0, color="black", linewidth=0.6)
     longest = max(max(sum(each[key].values()) for key in ("seconds", "bare_seconds")) for each in records)
-    axes[0].set(xlim=(0, 1.03 * MILLI * longest), xlabel="ms per step; below it the bare encoder passes")
+    axes[0].set(xlim=(0, 1.03 * MILLI * longest), xlabel="time of a step, ms (lower bar: the bare encoder passes)")
     axes[0].set(yticks=range(len(rows)), yticklabels=rows)
     axes[1].set(
-        xlabel=f"beyond the bare passes, %; black: in sum; dotted: goal, {goal:.0f} %",
+        xlabel=f"time beyond the bare passes, % of them\nblack mark: sum; dotted line: goal, {goal:.0f} %",
         yticks=range(len(rows)),
         yticklabels=rows,
     )
     for axis in axes:
         axis.invert_yaxis()
-    handles = [axes[0].barh([0], [0], color=colours[name], label=name) for name in names]
-    page.legend(handles=handles, fontsize=7, ncols=8, loc="outside lower center")
-    page.savefig(path)
+    drawing.legend_below(page, 8, [Patch(label=name, **styles[name]) for name in names])
+    drawing.save(page, path)

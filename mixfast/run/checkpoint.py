@@ -164,7 +164,7 @@ def _advice(path: Path) -> str:
     other = path.with_name(PREVIOUS)
     if path.name == LAST and other.is_file():
         return f"An older one is there: --resume {other}"
-    return "There is no older one beside it."
+    return "There is no older checkpoint."
 
 
 def check_keys(missing: list[str], unexpected: list[str], path: Path) -> None:

@@ -184,7 +184,9 @@ def _check(path: Path, overwrite: bool) -> None:
             f"--overwrite, or choose another --out."
         )
     if not (path / "config.json").is_file():
-        raise ConfigError(f"--overwrite: {path} holds no config.json, so it is no run's folder; not deleted.")
+        raise ConfigError(
+            f"--overwrite: {path} contains no config.json, so it is not the folder of a run and is not deleted."
+        )
 
 
 def _empty(path: Path) -> None:

@@ -113,7 +113,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             whole = False
         if not whole:
-            raise CheckpointError(f"{path}, line {number}: {line[:60]!r} is no record; mend or delete it.")
+            raise CheckpointError(f"{path}, line {number}: {line[:60]!r} is not a record; repair or delete the line.")
     return records
 
 

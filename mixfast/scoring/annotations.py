@@ -155,7 +155,7 @@ def split_off(
 ) -> tuple[list[Annotated], list[Annotated]]:
     """Two disjoint random parts of the entries with objects: at most `first` images, and at most `second` others.
 
-    With fewer than `first + second` images, both parts shrink in proportion.
+    The order follows from `seed`. With fewer than `first + second` images, both parts shrink in proportion.
 
     Raises:
         DataError: fewer than two images with objects.
@@ -173,7 +173,7 @@ def split_off(
 
 
 def load_annotated(entries: Sequence[Annotated], size: int, name: str) -> Objects:
-    """Decode images and stretch them, with their boxes, to `size` x `size`.
+    """Decode the images of `entries` and resize them, with their boxes, to `size` x `size`; `name` is the set's title.
 
     Raises:
         DataError: an image is missing or unreadable.

@@ -38,6 +38,8 @@ def calibrated(
         encoder: left as it is.
         images: [N, 3, H, W] uint8, in any order; N >= 2.
         normalise: as in `extract`.
+        batch_size: images per forward pass.
+        batches: number of batches whose statistics are averaged.
     """
     encoder = copy.deepcopy(encoder)
     norms = [module for module in encoder.modules() if isinstance(getattr(module, "running_mean", None), Tensor)]

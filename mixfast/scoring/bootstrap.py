@@ -14,7 +14,7 @@ Score = Callable[[Tensor], Tensor]
 
 
 def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Tensor:
-    """float32 [number, count]: how often each of `count` images is drawn in each of `number` draws of `count`."""
+    """float32 [number, count]: how often each of `count` images is drawn in each of `number` draws; fixed by `seed`."""
     draw = Generators(seed)["bootstrap"]
     index = torch.randint(count, (number, count), generator=draw, device=draw.device)
     ones = torch.ones(number, count, dtype=torch.float32, device=draw.device)

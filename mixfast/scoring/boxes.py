@@ -63,7 +63,7 @@ def present(boxes: Tensor) -> Tensor:
 
 
 def iou(first: Tensor, second: Tensor) -> Tensor:
-    """Intersection over union of boxes [..., 4] and [..., 4] that broadcast; 0 where either has no area."""
+    """Intersection over union of boxes `first` and `second`, [..., 4] that broadcast; 0 where either has no area."""
     low = torch.maximum(first[..., :2], second[..., :2])
     high = torch.minimum(first[..., 2:], second[..., 2:])
     common = (high - low).clamp(min=0).prod(-1)

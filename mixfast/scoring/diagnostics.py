@@ -29,7 +29,7 @@ def effective_rank(rows: Tensor) -> Tensor:
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared distance between unit rows [N, D] of one view and those of another.
+    """Mean squared distance between the unit rows of one view, `first` [N, D], and those of another, `second` [N, D].
 
     0 if the views of an image agree, 2 if they are at right angles (Wang & Isola 2020, section 4.1.1, alpha = 2).
     """

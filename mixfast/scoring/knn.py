@@ -78,14 +78,20 @@ def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
-    """Share of equal entries, in percent."""
+    """Share of entries of `predicted` [N] that equal those of `labels` [N], in percent."""
     return 100.0 * (predicted == labels).double().mean().item()
 
 
 def knn_scores(
     bank: Features, labels: Tensor, queries: Features, answers: Tensor, k: int, temperature: float
 ) -> dict[str, float]:
-    """Accuracy in percent, {"knn_z": on the head's output, "knn_h": on the pooled features}; see `knn_score`."""
+    """Accuracy in percent, {"knn_z": on the head's output, "knn_h": on the pooled features}.
+
+    Args:
+        bank, queries: features of M training and N test images.
+        labels, answers: int64 [M] and [N], their classes.
+        k, temperature: as in `knn_score`.
+    """
     return {
         f"knn_{name}": knn_score(getattr(bank, name), labels, getattr(queries, name), answers, k, temperature)
         for name in Features._fields
@@ -93,5 +99,14 @@ def knn_scores(
 
 
 def knn_score(bank: Tensor, labels: Tensor, queries: Tensor, answers: Tensor, k: int, temperature: float) -> float:
-    """Accuracy in percent on one kind of features; k is cut to the size of the bank."""
+    """Accuracy in percent on one kind of features.
+
+    Args:
+        bank: [M, D], features of the training images.
+        labels: int64 [M], their classes.
+        queries: [N, D], features of the test images.
+        answers: int64 [N], their classes.
+        k: neighbours that vote, at most M.
+        temperature: of the weights exp(similarity / temperature).
+    """
     return accuracy(knn_predict(queries, bank, labels, k=min(k, len(bank)), temperature=temperature), answers)

@@ -113,7 +113,13 @@ def linear_scores(
     generator: torch.Generator,
     recipe: LinearRecipe = CACHED,
 ) -> dict[str, float]:
-    """`linear_score` on both kinds of features: {"linear_z", "lr_z", "linear_h", "lr_h"}."""
+    """`linear_score` on both kinds of features: {"linear_z", "lr_z", "linear_h", "lr_h"}.
+
+    Args:
+        bank, queries: features of M training and N test images.
+        labels, answers: int64 [M] and [N], their classes.
+        generator, recipe: as in `linear_score`.
+    """
     scores: dict[str, float] = {}
     for name in Features._fields:
         score, rate = linear_score(getattr(bank, name), labels, getattr(queries, name), answers, generator, recipe)

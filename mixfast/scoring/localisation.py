@@ -57,7 +57,11 @@ def pointing(maps: Tensor, boxes: Tensor, tolerance: float = 0.0) -> Pointing:
 def energy(maps: Tensor, boxes: Tensor) -> Tensor:
     """Energy-based pointing (Score-CAM, Wang et al. 2020): share of a map's sum that is on objects, float32 [N].
 
-    A map that is 0 everywhere counts as uniform: the share of the area.
+    A map that is 0 everywhere counts as uniform: its score is the objects' share of the area.
+
+    Args:
+        maps: [N, H, W], at least 0.
+        boxes: [N, M, 4] as (x0, y0, x1, y1) in pixels; those without area do not count.
     """
     good = inside(boxes, (maps.shape[1], maps.shape[2])).any(dim=1)
     maps = torch.where(maps.sum(dim=(1, 2), keepdim=True) > 0, maps, torch.ones_like(maps))
@@ -124,6 +128,11 @@ def object_hits(maps: Tensor, boxes: Tensor, ks: tuple[int, ...] = HITS_AT) -> T
     A peak is a connected set of pixels that attain the largest value left. It hits every object that it touches, unless
     it reaches the background. Then it is struck out, with all that lies within an eighth of the longer side around its
     first pixel. Of equal peaks those on the background come first, so that k = 1 is the pointing game for one object.
+
+    Args:
+        maps: [N, H, W].
+        boxes: [N, M, 4] as (x0, y0, x1, y1) in pixels; those without area do not count.
+        ks: numbers of peaks.
     """
     height, width = maps.shape[1:]
     masks = inside(boxes, (height, width))  # [N, M, H, W]

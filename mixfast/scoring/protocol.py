@@ -70,7 +70,7 @@ class Outcome(NamedTuple):
 
 
 def mapper_contestant(mapper: Mapper, kinds: Sequence[str] | None = None) -> MapMaker:
-    """The maps of a network as a contestant; `kinds` limits the maps that it may choose from."""
+    """The maps of the network of `mapper` as a contestant; `kinds` limits the maps that it may choose from."""
     able = mapper.kinds() if kinds is None else tuple(kinds)
 
     def make(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
@@ -82,12 +82,12 @@ def mapper_contestant(mapper: Mapper, kinds: Sequence[str] | None = None) -> Map
 
 
 def edge_contestant(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
-    """The length of the image's gradient as a contestant (`edge_maps`)."""
+    """Maps [N, h, w] by kind: the length of the image gradient (`edge_maps`) of `objects`; `wanted` kinds or all."""
     return _pick(edge_maps(objects.images), wanted)
 
 
 def centre_contestant(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
-    """The best fixed centred box as a contestant (`centre_maps`)."""
+    """Maps [N, h, w] by kind: fixed centred boxes (`centre_maps`) for `objects`; the `wanted` kinds or all."""
     return _pick(centre_maps(objects.images), wanted)
 
 
@@ -211,7 +211,7 @@ def summarise(outcomes: Sequence[Outcome], draws: Tensor) -> dict[str, dict[str,
 
 
 def margin(ours: Sequence[Outcome], theirs: Sequence[Outcome], draws: Tensor, name: str) -> dict[str, float]:
-    """Mean of `ours` minus mean of `theirs` on a metric, with its bootstrap interval.
+    """Mean of `ours` minus mean of `theirs` on the metric `name`, with the interval of bootstrap `draws` [R, N].
 
     Both sides are scored on the same images, so the interval is narrower than those of the two means suggest.
     """

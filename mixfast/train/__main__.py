@@ -60,7 +60,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def versions() -> dict[str, str]:
-    """Of what computes, by name."""
+    """Versions of the packages that affect the result, by name."""
     return {"mixfast": mixfast.__version__, "torch": torch.__version__}
 
 

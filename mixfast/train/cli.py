@@ -65,14 +65,17 @@ def parse(words: list[str]) -> Invocation:
 
     Raises:
         ConfigError: an unknown word, key or value; the message names the nearest valid one.
-        CheckpointError: `--resume` of what is no run, or with options that its checkpoint does not allow to change.
+        CheckpointError: `--resume` of a folder that is not a run, or with options that its checkpoint fixes.
     """
     names, command, options = _split(words)
     paths = ("--out", "--resume", "--init")
     out, resume, init = (home_expanded(Path(command[key])) if key in command else None for key in paths)
     if resume:
         if names or {"--out", "--method", "--overwrite", "--init"} & set(command):
-            raise ConfigError("--resume takes preset, method and folder from the run; --init is not needed; omit them.")
+            raise ConfigError(
+                "--resume takes preset, method, folder and weights from the run; omit the preset, --method, --out, "
+                "--overwrite and --init."
+            )
         named = {value for word in words for value in (word, word.partition("=")[2], word.partition(":")[0])}
         saved, preset, origins = RunFolder.open(resume).read_config(named)
         config, given = override(saved, options)
@@ -172,22 +175,22 @@ HELP = """Train an image encoder without labels: MoCo, SimCLR, BYOL, and methods
 usage: python -m mixfast.train [preset] [modifier ...] [--method NAME] [--section.key value ...]
 
 {presets}
-Costs: encoder passes, `moco` = 1. Scores: published, ResNet-18 on CIFAR-10, but for demo.
+Cost: encoder passes, `moco` = 1. Scores except demo's: published, of ResNet-18 on CIFAR-10.
 
 modifier              {modifiers}
-method                a preset that is not indented (those that are vary the one above), but demo
+method                any preset above except demo; indented presets are variants of the one above
 your own              --method my_lab.method, --data.kind my_lab.data:factory,
                       --model.backbone my_lab.nets:factory (torchvision:NAME, timm:NAME)
 --out DIR             run folder (default runs/<preset>-NNNN); --overwrite replaces an existing one
---init PATH           begin with the backbone of a run, an export, or a file of weights (.pth)
---resume RUN          continue a run bit for bit; --trust MODULE: code near it that it may import
---help-all            every option of a preset or --method; --traceback of an error; --version
+--init PATH           start from the backbone of a run, an export, or a file of weights (.pth)
+--resume RUN          continue a run, bit for bit; --trust MODULE: code near it that it may import
+--help-all            all options of a preset or --method; --traceback: errors in full; --version
 
 examples
   python -m mixfast.train
   python -m mixfast.train moco --data.path DIR --data.download --train.epochs 200
   python -m mixfast.train --method approach2 --data.kind folder --data.path my_images/
-After it: python -m mixfast.evaluate knn RUN; also python -m mixfast.compare, .profile, .doctor."""
+Next: python -m mixfast.evaluate knn RUN; also python -m mixfast.compare, .profile, .doctor."""
 
 
 def short_help() -> str:

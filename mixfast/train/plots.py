@@ -2,35 +2,43 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mixfast.evaluate.pictures import GAP, figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from mixfast import drawing
+from mixfast.drawing import Box, Column, figure
 
 Records = list[dict[str, Any]]
-BOX_COLOURS = ("red", "blue", "cyan", "yellow", "magenta", "orange") * 8
+# Whose vector is the positive of a top-1 accuracy: start of the record's name, name in the legend, dashes.
+_POSITIVES = (
+    ("top1_other_", "positive of another image", "--"),
+    ("top1_fresh_", "positive with fresh patches", ":"),
+    ("top1_", "positive", "-"),
+)
 
 
 def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> None:
     """The epochs' means of the loss terms and of their weighted mean, one panel per run, and the chance level."""
-    page, axes = figure(5.2 * len(runs), 3.6, 1, len(runs))
+    page, axes = figure(5.6 * len(runs), 3.6, 1, len(runs))
     for axis, (name, records) in zip(axes[0], runs.items(), strict=True):
         means = [record for record in records if record["kind"] == "epoch"]
         terms = term_names(means)
-        for term in (*terms, *(["mean_term"] if len(terms) > 1 else [])):
-            style: dict[str, Any] = {"color": "black", "label": "weighted mean"} if term == "mean_term" else {}
-            style = {"label": term.replace("_", " "), "marker": "o", "ms": 3, **style}
-            axis.plot([r["epoch"] for r in means], [r[term] for r in means], **style)
+        labels = []
+        for number, term in enumerate((*terms, *(["mean_term"] if len(terms) > 1 else []))):
+            style, title = drawing.curve(number), term.replace("_", " ")
+            if term == "mean_term":
+                style, title = {"color": drawing.BLACK, "linewidth": 2}, "weighted mean"
+            axis.plot([r["epoch"] for r in means], [r[term] for r in means], label=title, **style)
+            if means:
+                labels.append((means[-1][term], title, style["color"]))
         if chance is not None:
-            axis.axhline(chance, color="grey", linestyle=":", label=f"chance level: {chance:.2f}")
-        axis.set(title=name, xlabel="epoch", ylabel="loss, mean of the epoch")
-        axis.legend(fontsize=7)
-    page.savefig(path)
+            labels.append(drawing.level(axis, chance, f"chance level: {chance:.2f}"))
+        axis.set(title=name, ylabel="mean loss of the epoch" + (", nats" if chance is not None else ""))
+        drawing.whole_epochs(axis)
+        drawing.label_ends(axis, labels)
+    drawing.save(page, path, svg=True)
 
 
 def term_names(means: Records) -> list[str]:
@@ -40,47 +48,74 @@ def term_names(means: Records) -> list[str]:
 
 
 def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
-    """kNN accuracy on z and h against the share of each training that is done; baselines are horizontal lines.
+    """kNN accuracy on z and h against the completed share of each training; baselines are horizontal lines.
 
     All runs start from the same weights, so the untrained network's scores are where each curve begins.
     """
-    page, axes = figure(6.4, 4)
+    page, axes = figure(7, 4)
     axis = axes[0][0]
-    for colour, (name, records) in zip(("C0", "C1", "C2", "C3", "C4", "C5") * 4, runs.items(), strict=False):
+    labels = []
+    for number, (name, records) in enumerate(runs.items()):
         untrained = [{**record, "epoch": 0} for record in baselines if record["name"] == "untrained"]
         scores = untrained + [record for record in records if record["kind"] == "eval"]
         epochs = max([1, *(record["epoch"] for record in scores)])
-        for key, style in (("knn_z", "-o"), ("knn_h", "--s")):
-            label = f"{name}, {key.removeprefix('knn_')}"
+        style = drawing.curve(number)
+        for key, dashes in (("knn_z", "-"), ("knn_h", "--")):
             done = [100 * r["epoch"] / epochs for r in scores]
-            axis.plot(done, [r[key] for r in scores], style, color=colour, ms=3, label=label)
-    for style, record in zip((":", "-."), baselines, strict=False):
+            axis.plot(done, [r[key] for r in scores], **{**style, "linestyle": dashes})
+            if scores:
+                labels.append((scores[-1][key], f"{name}, {key.removeprefix('knn_')}", style["color"]))
+    for dashes, record in zip((":", "-."), baselines, strict=False):
         best = max(record[key] for key in ("knn_z", "knn_h") if key in record)
-        axis.axhline(best, color="grey", linestyle=style, label=f"{record['name']}: {best:.1f}")
-    axis.set(xlabel="share of the training, %", ylabel="weighted kNN, %", xlim=(0, 102))
-    axis.legend(fontsize=7)
-    page.savefig(path)
+        labels.append(drawing.level(axis, best, f"{record['name']}: {best:.1f}", dashes))
+    axis.set(xlabel="completed share of the training, %", ylabel="weighted kNN accuracy, %", xlim=(0, 102))
+    axis.set_title("solid: z (head's output); dashed: h (pooled features)", fontsize=9)
+    drawing.label_ends(axis, labels)
+    drawing.save(page, path, svg=True)
 
 
 def diagnostics(path: Path, runs: dict[str, Records]) -> None:
-    """A row per run: effective rank; alignment and uniformity; top-1 accuracy of the loss terms."""
-    page, axes = figure(12, 3.2 * len(runs), len(runs), 3)
+    """A row per run: effective rank, alignment, uniformity, top-1 accuracy of the loss terms."""
+    page, axes = figure(14, 2.9 * len(runs), len(runs), 4)
+    panels = (
+        ("effective_rank_h", "effective rank of h"),
+        ("alignment", "alignment (squared distance)"),
+        ("uniformity", "uniformity (natural logarithm)"),
+    )
     for row, (name, records) in zip(axes, runs.items(), strict=True):
-        found = [record for record in records if record["kind"] == "diagnostics"]
-        epochs = [record["epoch"] for record in found]
-        panels = (("effective_rank_h",), ("alignment", "uniformity"), _accuracies(found))
-        for axis, keys in zip(row, panels, strict=True):
-            for key in keys:
-                style = "--x" if key.startswith("top1_other_") else ":o" if key.startswith("top1_fresh_") else "-o"
-                axis.plot(epochs, [record[key] for record in found], style, ms=4, label=key.replace("_", " "))
-            axis.set(title=name, xlabel="epoch")
-            if keys:
-                axis.legend(fontsize=7)
-    page.savefig(path)
+        measured = [record for record in records if record["kind"] == "diagnostics"]
+        epochs = [record["epoch"] for record in measured]
+        for axis, (key, title) in zip(row, panels, strict=False):
+            axis.plot(epochs, [record[key] for record in measured], **drawing.curve(0))
+            axis.set(title=name, ylabel=title)
+            drawing.whole_epochs(axis)
+        row[0].set_ylim(0, 1.08 * row[0].get_ylim()[1])  # else noise looks like a trend
+        _accuracies(row[3], name, measured)
+    drawing.save(page, path, svg=True)
 
 
-def _accuracies(found: Records) -> tuple[str, ...]:
-    return tuple(name for name in (found[0] if found else {}) if name.startswith("top1_"))
+def _accuracies(axis: Any, name: str, measured: Records) -> None:
+    """Top-1 accuracies by epoch: a colour and marker per loss term, dashes by whose vector is the positive."""
+    from matplotlib.lines import Line2D
+
+    terms: list[str] = []
+    kinds: dict[str, str] = {}
+    for key in (key for key in (measured[0] if measured else {}) if key.startswith("top1_")):
+        start, kind, dashes = next(entry for entry in _POSITIVES if key.startswith(entry[0]))
+        kinds[kind] = dashes
+        if (term := key.removeprefix(start)) not in terms:
+            terms.append(term)
+        style = {**drawing.curve(terms.index(term)), "linestyle": dashes}
+        axis.plot([record["epoch"] for record in measured], [100 * record[key] for record in measured], **style)
+    axis.set(title=name, ylabel="top-1 accuracy, %", ylim=(-3, 103))
+    drawing.whole_epochs(axis)
+    handles = [
+        Line2D([], [], **{**drawing.curve(number), "linestyle": "", "label": term.replace("_", " ")})
+        for number, term in enumerate(terms)
+    ]
+    handles += [Line2D([], [], color=drawing.BLACK, linestyle=kinds[kind], label=kind) for kind in sorted(kinds)]
+    if handles:
+        drawing.legend_beside(axis, handles)
 
 
 def time_by_part(path: Path, runs: dict[str, dict[str, float]]) -> None:
@@ -89,14 +124,14 @@ def time_by_part(path: Path, runs: dict[str, dict[str, float]]) -> None:
     axis = axes[0][0]
     parts = list(dict.fromkeys(part for seconds in runs.values() for part in seconds))
     left = [0.0] * len(runs)
-    for part in parts:
+    for number, part in enumerate(parts):
         widths = [seconds.get(part, 0.0) for seconds in runs.values()]
-        axis.barh(list(runs), widths, left=left, label=part)
+        axis.barh(list(runs), widths, left=left, label=part, **drawing.area(number))
         left = [begin + width for begin, width in zip(left, widths, strict=True)]
     axis.invert_yaxis()
-    axis.set(xlabel="seconds")
-    page.legend(fontsize=7, ncols=5, loc="outside lower center")
-    page.savefig(path)
+    axis.set(xlabel="wall time, seconds")
+    drawing.legend_below(page, 5)
+    drawing.save(page, path)
 
 
 def view_grid(
@@ -105,38 +140,20 @@ def view_grid(
     """Columns of images: the sources, then every view; a view's boxes are drawn into it.
 
     Args:
+        path: of the PNG.
         images: uint8 [B, 3, H, W].
         views: what `Method.views` returned; 4-D entries are drawn, "boxes_NAME" [B, 4] or [B, M, 4] are the boxes
-            (x0, y0, x1, y1) of NAME: the first of an image in red, each of the others in a colour of its own.
+            (x0, y0, x1, y1) of NAME; box m of an image has the same colour in every view.
         mean, std: of the normalisation, undone here.
     """
     scale, offset = (torch.tensor(values).view(1, 3, 1, 1) for values in (std, mean))
-    columns = {"image": images.float() / 255}
+    columns = [Column("image", images.float() / 255)]
     for name, view in views.items():
         if view.ndim == 4:
-            columns[name] = (view.detach().float().cpu() * scale + offset).clamp(0, 1)
-    height, width = (side + GAP for side in next(iter(columns.values())).shape[2:])
-    # One picture: an axis for every cell would take seconds to draw.
-    sheet = torch.ones(3, height * len(images), width * len(columns))
-    page, axes = figure(1.1 * len(columns), 1.1 * len(images) * height / width + 0.3)
-    axis = axes[0][0]
-    for column, (name, pictures) in enumerate(columns.items()):
-        axis.text((column + 0.5) * width, -2, name.replace("_", " "), fontsize=8, ha="center", va="bottom")
-        for row, picture in enumerate(pictures):
-            top, left = row * height, column * width
-            sheet[:, top : top + height - GAP, left : left + width - GAP] = picture
-            if (boxes := views.get(f"boxes_{name}")) is not None:
-                for colour, box in zip(BOX_COLOURS, boxes[row].reshape(-1, 4).tolist(), strict=False):
-                    _draw_box(axis, box, left, top, colour)
-    axis.imshow(sheet.permute(1, 2, 0).numpy(), interpolation="nearest")
-    axis.axis("off")
-    page.savefig(path)
-
-
-def _draw_box(axis: "Axes", box: list[int], left: int, top: int, colour: str) -> None:
-    from matplotlib.patches import Rectangle
-
-    x0, y0, x1, y1 = box
-    # imshow puts the centre of pixel (0, 0) at the origin.
-    corner = (left + x0 - 0.5, top + y0 - 0.5)
-    axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1, antialiased=False))
+            rows = views[f"boxes_{name}"].reshape(len(view), -1, 4).tolist() if f"boxes_{name}" in views else []
+            boxes = [
+                [Box(box, drawing.BOXES[number % len(drawing.BOXES)]) for number, box in enumerate(row)] for row in rows
+            ]
+            cells = (view.detach().float().cpu() * scale + offset).clamp(0, 1)
+            columns.append(Column(name.replace("_", " "), cells, boxes))
+    drawing.image_grid(path, columns)

@@ -1,4 +1,4 @@
-"""report.md: what a run was, what it reached beside its baselines, and where to look."""
+"""report.md: what was trained, its scores and those of the baselines, and where to find more."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ def table(results: list[Result], baselines: Records) -> str:
 
 
 def aligned(results: list[Result], baselines: Records) -> str:
-    """The same table for a terminal."""
+    """The scores as a table for a terminal."""
     rows = _rows(results, baselines)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     first, *others = widths
@@ -50,7 +50,7 @@ def _cell(scores: dict[str, Any], key: str) -> str:
 
 
 def verdict(results: list[Result], baselines: Records) -> str:
-    """One sentence per comparison, on the last epoch's h; whoever wins."""
+    """One sentence per comparison, on h in the last epoch, for gains and losses alike."""
     main, *others = results
     if "knn_h" not in main.last:
         return "Without labels there is no score."
@@ -109,12 +109,14 @@ _DIAGNOSTICS = """## Diagnostics
 
 ![diagnostics](plots/diagnostics.png)
 
-Effective rank: directions that h uses, 1 if it has collapsed. Alignment: squared distance of two views of a test \
-image, lower is closer; uniformity: lower is more even. top1: share of queries that are more similar to their positive \
-than to all keys of the queue. top1 other: the same with *another image's* positive; above its chance level, 1 / (keys \
-+ 1), positives are recognised by what a batch has in common, such as its box, and not by the image. top1 fresh, of a \
-method that pastes patches: the same as top1 with patches from views that no other vector shares; far below top1, \
-positives are found by the colours and the crop of a patch that both sides show.
+- Effective rank: the number of directions that h uses; 1 if the network has collapsed.
+- Alignment: squared distance between two views of a test image; lower is closer. Uniformity: lower means that the \
+embeddings are spread more evenly.
+- Top-1 accuracy, solid lines: share of queries that are more similar to their positive than to all keys of the queue.
+- Dashed lines: top-1 accuracy with the positive of *another image*. Its chance level is 1 / (keys + 1). Above it, \
+the network recognises positives by something that a whole batch shares, such as the box, and not by the image.
+- Dotted lines (methods that paste patches): top-1 accuracy with patches from views that no other vector shares. If \
+they are far below the solid lines, the network recognises positives by the colours and the crop of a shared patch.
 
 """
 
@@ -134,10 +136,14 @@ def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companio
     knn = "![kNN](plots/knn.png)\n\n" if (run.folder.plots / "knn.png").exists() else ""
     diagnostics = _DIAGNOSTICS if (run.folder.plots / "diagnostics.png").exists() else ""
     level = chance_loss(config)
-    chance = "" if level is None else f", and of their weighted mean; chance level: {level:.2f}"
+    chance = "" if level is None else f", and of their weighted mean, in nats; chance level: {level:.2f}"
     steps = queue_steps(config)
-    queue = f" The queue holds random vectors, easy negatives, until step {steps}: the loss may rise." if steps else ""
-    beside = f" Compared with {', '.join(companions)} at equal encoder cost (folder `compare/`)." if companions else ""
+    queue = (
+        f" Until step {steps} the queue holds random vectors, which are easy negatives: the loss may rise."
+        if steps
+        else ""
+    )
+    beside = f" Compared with {', '.join(companions)} at equal encoder cost (in `compare/`)." if companions else ""
     begun = f"Begun with `{config.init}`: {Origin.of_run(run.folder.path)}.\n\n" if config.init else ""
     return f"""# {config.method_name} on {splits.name} (preset {preset}, seed {config.seed})
 
@@ -149,21 +155,22 @@ def _page(run: Run, preset: str, origins: dict[str, str], summary: str, companio
 
 {summary}
 
-Weighted kNN with k = {config.eval.k} and temperature {config.eval.temperature}, in percent of the test images; z is \
-the head's output, h the pooled features. The last epoch counts; "best" is chosen on the test images. "untrained" is \
-the same network before training, with BatchNorm statistics of the data. Training time excludes evaluations.
+Scores are weighted kNN accuracies (k = {config.eval.k}, temperature {config.eval.temperature}) in percent of the test \
+images; z is the head's output, h the pooled features. The result is that of the last epoch; "best" is chosen on the \
+test images, so it is too high. "untrained" is the same network before training, with BatchNorm statistics of the \
+data. Training time excludes evaluations.
 
 {knn}## Loss
 
 ![loss](plots/loss.png)
 
-Means over each epoch of the terms of the loss{chance}.{queue}
+Each point is the mean over an epoch: of the terms of the loss{chance}.{queue}
 
 {diagnostics}## What the method sees
 
 ![views](plots/views.png)
 
-## Where the time went
+## Time by part
 
 ![time](plots/time.png)
 
@@ -171,6 +178,7 @@ Means over each epoch of the terms of the loss{chance}.{queue}
 
 {changed}
 
-All values: `config.json`. Machine and versions: `env.json`. Commands: `command.txt`. Curves: `metrics.csv`. \
-Weights for other programs: `export/`, read by `mixfast.export.load_backbone("export")` or any safetensors reader.
+All values: `config.json`. Machine and versions: `env.json`. Commands: `command.txt`. Curves: `metrics.csv`; plots \
+of curves are in `plots/` as PNG and SVG. Weights for other programs: `export/`, read by \
+`mixfast.export.load_backbone("export")` or any safetensors reader.
 """

@@ -1,4 +1,4 @@
-"""The end of the first run: detection, localisation and maps of its networks beside kNN, and what was gained and lost.
+"""The end of the first run: detection, localisation and maps of its networks, and the gains and losses.
 
 The sizes keep this part within a minute of one core; docs/detection.md has the longer protocol.
 """
@@ -34,16 +34,20 @@ _PAGE = """## What the networks are worth for detection
 
 {sentences}
 
-In brackets behind a difference: its 95 % interval. kNN on h: as above. {detection}CorLoc: percent of {localised} \
-scenes in which the box around the largest part of an attention map meets the object with an IoU of 0.5 or more, in \
-brackets 95 % of bootstrap draws of the scenes; "edges" is the same of a map of edges, without a network. All networks \
-come from one seed of pre-training, so no interval holds the variation of the pre-training itself. With longer \
-training, and beside a network trained with labels: \
+- In brackets behind a difference: its 95 % interval. "No clear difference": the interval contains 0.
+- kNN on h: the accuracy of the result above, in percent.
+{detection}- CorLoc: percent of {localised} scenes in which the box around the largest component of an attention map \
+has an IoU of at least 0.5 with the object; in brackets the 95 % interval from bootstrap draws of the scenes. "edges" \
+is a map of image edges, made without a network.
+- All networks come from one seed of pre-training, so no interval contains the variation of the pre-training itself.
+- For longer training of the detectors, and a network trained with labels as a reference: \
 `python -m mixfast.evaluate detect {runs}`.
 """
-_DETECTION = """AP: COCO's, of torchvision's FCOS on the frozen network, trained for {steps} steps of {batch_size} on \
-{training_images} canvases with several objects and scored on {test_images} others; any class AP: of the boxes without \
-their class, finding and not naming. ± over {seeds} seeds of the detector, which all networks share. """
+_DETECTION = """- AP: COCO's average precision of torchvision's FCOS on the frozen network, trained for {steps} steps \
+of {batch_size} on {training_images} canvases with several objects and scored on {test_images} others. "Any class AP" \
+ignores the classes of the boxes: it scores finding objects, not naming them. ±: standard deviation over {seeds} seeds \
+of the detector, which all networks share.
+"""
 
 
 class Gap(NamedTuple):
@@ -65,7 +69,7 @@ class Worth(NamedTuple):
 
 
 def wanted(run: Run, preset: str, companions: dict[str, RunFolder]) -> bool:
-    """Whether a run ends with this: the first run, on its scenes, with baselines and with a method beside its own."""
+    """Whether a run ends with this comparison: the demo on scenes, with baselines and another method to compare."""
     config = run.config
     return preset == DEFAULT and config.data.kind == "scenes" and config.eval.baselines and bool(companions)
 
@@ -75,7 +79,7 @@ def add(run: Run, companions: dict[str, RunFolder]) -> str:
 
     An exception or a stop leaves the report as it was.
     """
-    run.console.line("\nwhat the networks are worth for detection: attention maps, then detectors on frozen features")
+    run.console.line("\nscores for detection: attention maps, then detectors on frozen features")
     worth, runs = measure(run, companions)
     rows, said = table_rows(worth), sentences(worth, [row.name for row in runs])
     pictures = [("predictions", "detect.png")] if worth.detected else []
@@ -89,7 +93,7 @@ def add(run: Run, companions: dict[str, RunFolder]) -> str:
 
 
 def measure(run: Run, companions: dict[str, RunFolder]) -> tuple[Worth, list[LoadedRun]]:
-    """Score and draw the run's network, those beside it and the untrained one; numbers also go to the runs' lines."""
+    """Score and draw the networks of all methods and the untrained one; scores also go to evaluations.jsonl."""
     folder, config = run.folder.path / FOLDER, run.config
     folder.mkdir(exist_ok=True)
     paths = (run.folder.path, *(other.path for other in companions.values()))
@@ -151,7 +155,7 @@ def gaps(worth: Worth, name: str, rival: str) -> list[Gap]:
 
 
 def sentences(worth: Worth, names: list[str]) -> list[str]:
-    """What the first of some rows gains and loses against the others and the untrained network; whoever wins."""
+    """Gains and losses of the first row against the others and against the untrained network."""
     first, *others = names
     rivals = {other: f"{other} at equal encoder cost" for other in others} | {_UNTRAINED: "the untrained network"}
     said = [f"Against {shown}, {first} {verdict(gaps(worth, first, rival))}." for rival, shown in rivals.items()]
@@ -183,5 +187,5 @@ def _page(worth: Worth, rows: list[list[str]], said: list[str], runs: list[Loade
 
 
 def _place(path: Path) -> str:
-    """A run's folder as its owner sees it from beside it."""
+    """A run's folder relative to its parent."""
     return "/".join(path.parts[-3:]) if path.parent.name == "compare" else path.name

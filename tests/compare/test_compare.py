@@ -151,7 +151,8 @@ def test_methods_stand_beside_moco_of_as_many_steps(tmp_path: Path) -> None:
 def test_report_is_whole_and_names_no_place(runs: Path, report: Path) -> None:
     text = (report / "report.md").read_text()
     pictures = {"scenes-knn.png", "scenes-loss.png", "scenes-localisation.png", "scenes-maps.png"}
-    assert {path.name for path in report.iterdir()} == pictures | {"report.md", "results.json"}
+    vectors = {"scenes-knn.svg", "scenes-loss.svg"}
+    assert {path.name for path in report.iterdir()} == pictures | vectors | {"report.md", "results.json"}
     for name in pictures:
         assert f"]({name})" in text
         with Image.open(report / name) as picture:
@@ -310,7 +311,7 @@ def test_refusals(runs: Path, tmp_path: Path, capsys: Any) -> None:
         ([], 2, "give at least one RUN"),
         ([runs / "a0", twin], 2, "are the same run (moco, seed 0)"),
         ([tmp_path], 4, "is not the folder of a run"),
-        ([runs / "a0", "--out", foreign, "--overwrite"], 2, "is no report of this command: not touched"),
+        ([runs / "a0", "--out", foreign, "--overwrite"], 2, "is not a report of this command, so it is not replaced"),
         ([runs / "a0", "--overwrite"], 2, "--overwrite needs --out"),
         ([runs], 4, f"holds {len(list(runs.iterdir()))} runs; name those that you mean: {runs / 'a0'}"),
         ([runs / "a0", "--count", "0"], 2, "--count must be at least 1; got 0"),

@@ -189,7 +189,7 @@ BAD = [
     ("--out --overwrite", r"--out needs a value"),
     ("--overwrite", r"--overwrite needs --out DIR"),
     ("-x", r"unknown option -x"),
-    ("moco --resume runs/x", r"--resume takes preset, method and folder from the run"),
+    ("moco --resume runs/x", r"--resume takes preset, method, folder and weights from the run"),
     ("--compare nothing", r"unknown method of --compare 'nothing'; Known: aligned_mixture, approach1"),
     ("--compare none moco", r"unknown method of --compare 'none'"),
     ("simclr --train.batch_size 96 --compare moco", r"method.queue_size must be a multiple of the 96 keys"),

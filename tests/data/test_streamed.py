@@ -147,7 +147,7 @@ def test_a_file_that_breaks_during_training_is_an_error_that_names_it(workers, i
     assert len(epochs(splits, 1)) == 1
     name = splits.train.images.library.items[int(splits.train.images.numbers[2])]
     Path(name).write_bytes(Path(name).read_bytes()[:40])
-    with pytest.raises(DataError, match=rf"{name} cannot be read any more \(.*It could when the run began"):
+    with pytest.raises(DataError, match=rf"{name} can no longer be read \(.*that the run began with"):
         epochs(splits, 1)
 
 

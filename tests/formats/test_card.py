@@ -103,7 +103,10 @@ def test_a_damaged_record_is_named(finished: Path, tmp_path: Path, capsys: pytes
     before = path.read_text()
     line = json.loads(before)
     try:
-        for damage, message in ((json.dumps({**line, "scores": 3}), "scores must be objects"), ("[1]", "is no record")):
+        for damage, message in (
+            (json.dumps({**line, "scores": 3}), "scores must be objects"),
+            ("[1]", "is not a record"),
+        ):
             path.write_text(damage + "\n")
             with process_settings_kept():
                 assert export([str(finished), "--threads", "1", "--out", str(tmp_path / "out")]) == 4

@@ -68,7 +68,7 @@ def test_truncated_one_points_at_the_previous(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot be read .*--resume .*previous\.pt"):
         checkpoint.load(last)
     (tmp_path / "previous.pt").unlink()
-    with pytest.raises(CheckpointError, match="no older one"):
+    with pytest.raises(CheckpointError, match="no older checkpoint"):
         checkpoint.load(last)
 
 

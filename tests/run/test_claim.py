@@ -40,7 +40,7 @@ def test_overwrite_deletes_runs_and_nothing_else_and_only_once_it_begins(tmp_pat
     folder, link = tmp_path / "x", tmp_path / "link"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "photo.jpg").touch()
-    with pytest.raises(ConfigError, match=r"no run's folder; not deleted"):
+    with pytest.raises(ConfigError, match=r"not the folder of a run and is not deleted"):
         new(folder, overwrite=True)
     (folder / "config.json").touch()
     link.symlink_to(folder)

@@ -60,7 +60,7 @@ def test_signals_to_one_process_stop_both(finished: Path, tmp_path: Path) -> Non
 def test_a_killed_process_ends_the_other_and_torchrun_starts_both_again(finished: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     assert train_in_children(words(out, **FOUR), log, 2, [signal.SIGKILL], 5, struck=1) == [7, KILLED], log.read_text()
-    assert "process 0 of 2 has lost another, which has ended or does not answer" in log.read_text()
+    assert "process 0 of 2 lost another process, which ended or does not answer" in log.read_text()
     assert last_state(out)["step"] == 4
     again = {"TORCHELASTIC_RESTART_COUNT": "1", "TORCHELASTIC_MAX_RESTARTS": "3"}
     assert train_in_children(words(out, **FOUR), log, 2, **again) == [0, 0], log.read_text()

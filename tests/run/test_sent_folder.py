@@ -209,7 +209,7 @@ def test_words_of_the_command_line_are_trusted(sent: Callable[[str], Sent], caps
 )
 def test_paths_are_no_names_of_methods(name: str, capsys: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match=r"no dotted name of a module. Drop \.py, use dots"):
+    with pytest.raises(ConfigError, match=r"not the dotted name of a module. Omit \.py, use dots"):
         load(name)
     for words in (["--method", name], ["--compare", name]):
         assert train(words) == 2

@@ -141,7 +141,7 @@ def test_places_for_no_folder(out: str, message: str, tmp_path: Path, capsys: An
 def test_a_zero_byte_is_no_name(capsys: Any) -> None:
     for arguments in (["--out", "a\0b"], ["--resume", "a\0b"]):
         assert main(arguments) == 2
-        assert "is no path: it holds a zero byte" in capsys.readouterr().err
+        assert "is not a path: it contains a zero byte" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_deleted_under_a_run(tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:

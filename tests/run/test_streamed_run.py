@@ -82,7 +82,7 @@ def test_a_file_that_breaks_while_the_run_lasts_stops_it_by_name(images: Path, t
     target.write_bytes(bytes(times.st_size))
     os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))  # nothing tells before it is read
     assert train_in_child(["--resume", str(tmp_path / "run")], log) == 3
-    assert f"error: {target} cannot be read any more (UnidentifiedImageError: " in log.read_text()
+    assert f"error: {target} can no longer be read (UnidentifiedImageError: " in log.read_text()
     os.utime(target)  # now it is found out before, and left out: other data than those that the run began with
     assert train_in_child(["--resume", str(tmp_path / "run")], log) == 4
     assert "was trained on other images: saved {'name': 'folder', 'images': 64" in log.read_text()

@@ -111,5 +111,6 @@ def test_grid_shows_views_at_their_place_with_boxes(single: bool, tmp_path: Path
         colours = {colour: count for count, colour in pixels.getcolors(width * height)}
         assert pixels.getpixel((width // 4, height // 2 - 20)) == (0, 0, 0)  # the source
         assert pixels.getpixel((3 * width // 4, height // 4 + 8)) == (0, 255, 0)  # the view, inside its box
-    assert colours.get((255, 0, 0), 0) > 50  # the boxes
-    assert (colours.get((0, 0, 255), 0) > 50) != single
+    vermilion, sky_blue = (0xD5, 0x5E, 0x00), (0x56, 0xB4, 0xE9)
+    assert colours.get(vermilion, 0) > 50  # the boxes
+    assert (colours.get(sky_blue, 0) > 50) != single

@@ -40,6 +40,11 @@ class Method(nn.Module):
     The training loop calls, per optimiser step: `begin`; then for each (micro-)batch `views`, `step` and backward of
     the loss; then the optimiser, and `update` with the carries of all micro-batches, concatenated along dimension 0.
     None of them waits for the device. `state_dict()` holds all state but the generators.
+
+    Args:
+        config: options of the method, an instance of its `Config`.
+        make_encoder: makes a new encoder.
+        generators: the run's named random generators.
     """
 
     Config: type[Any]  # frozen dataclass of the method's options
@@ -95,4 +100,4 @@ class Method(nn.Module):
         return {}
 
     def update(self, carry: dict[str, Tensor]) -> None:
-        """Called once after each optimiser step with what `step` returned as `carry`; queues move here."""
+        """Move the queues; called after each optimiser step with the `carry` that `step` returned, [B, D] by name."""

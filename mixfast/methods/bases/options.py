@@ -6,7 +6,7 @@ from mixfast.errors import ConfigError
 
 
 def check_option(holds: bool, name: str, expected: str, value: object) -> None:
-    """Raise ConfigError for the method's option `name`, whose value is `value`, unless `holds`."""
+    """Raise ConfigError unless `holds`: the method's option `name` must be `expected`, and is `value`."""
     if not holds:
         raise ConfigError(f"method.{name} must be {expected}; got {value!r}")
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def directions(symmetric: bool) -> list[tuple[str, str, str]]:
-    """(suffix of the terms' names, view of the queries, view of the keys) of each direction of the loss."""
+    """(suffix of the terms' names, view of the queries, view of the keys) of each direction: two if `symmetric`."""
     return [("", "query", "key"), ("_swapped", "key", "query")][: 2 if symmetric else 1]
 
 

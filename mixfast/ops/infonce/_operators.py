@@ -138,7 +138,7 @@ class _Infonce:
 def _tangent(
     terms: Terms, grad_queries: Tensor, negative_share: Tensor, d_temperature: Tensor | None, d_rows: Sequence[Tensor]
 ) -> Tensor:
-    """Of the losses: in each row three scalar products, with the row's derivatives as the package describes them."""
+    """Tangents of the losses: per row three scalar products with its derivatives, which the package docstring gives."""
     counts, queries = terms.row_counts(), [row for tensor in terms.queries for row in _terms(tensor)]
     d_queries, d_positives = _halves([row for tensor in d_rows for row in _terms(tensor)])
     gradients, shares = grad_queries.split_with_sizes(counts), negative_share.split_with_sizes(counts)

@@ -30,13 +30,13 @@ def _pick(options, index):
 
 @triton.jit
 def _temperature(tensor, numbers, term):
-    """Of a term, from a tensor [T], or, if that is None, from T numbers."""
+    """Temperature of a term: from a tensor [T], or, if that is None, from T numbers."""
     return _pick(numbers, term) if tensor is None else tl.load(tensor + term).to(tl.float32)
 
 
 @triton.jit
 def _counted(keys, valid_len, queue):
-    """Of the keys of a queue, how many count: all, or the first valid_len[queue], clamped."""
+    """Number of keys of a queue that count: all, or the first valid_len[queue], clamped."""
     return keys if valid_len is None else tl.minimum(tl.maximum(tl.load(valid_len + queue), 0), keys).to(tl.int32)
 
 

@@ -17,7 +17,7 @@ Three = tuple[Tensor, Tensor, Tensor]
 
 
 def dense(x: Tensor) -> Tensor:
-    """As it is if contiguous or channels_last, both of which the backends read where they lie; else a copy."""
+    """`x` itself if it is contiguous or channels_last, which the backends read in place; else a copy."""
     return x if x.is_contiguous(memory_format=torch.channels_last) else x.contiguous()
 
 

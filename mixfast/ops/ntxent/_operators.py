@@ -86,7 +86,7 @@ class _NtXent:
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor]:
-        """Of a loss of all anchors, whose gradient is at hand; by anchor it would take another pass over all pairs."""
+        """Tangent of the reduced loss, from its saved gradient; losses by anchor would need a pass over all pairs."""
         first, second, excluded, temperature, *made = ctx.saved_tensors
         if ctx.options[1] == "none":
             raise NotImplementedError(

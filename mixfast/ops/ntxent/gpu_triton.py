@@ -141,7 +141,7 @@ def chunk_size(total: int) -> int:
 
 
 def pair_constants(architecture: int, dim: int, factors: str, need_grad: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Of the kernels that multiply rows with rows, and the options of their launch: fixed, from the report."""
+    """Constants and launch options of the kernels that multiply rows with rows; fixed, from docs/triton-report.md."""
     import triton.language as tl
 
     block_d = power_of_two(dim, least=16)

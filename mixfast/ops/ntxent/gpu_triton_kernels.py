@@ -25,7 +25,7 @@ def _temperature(tensor, number):
 
 @triton.jit
 def _place(row, total):
-    """Of a row in its view: the same for an anchor and its positive."""
+    """Index of a row within its view, equal for an anchor and its positive."""
     return tl.where(row < total // 2, row, row - total // 2)
 
 
@@ -36,7 +36,7 @@ def _positive(row, total):
 
 @triton.jit
 def _excluded(excluded, row, inside, total):
-    """The row that an anchor excludes; -1 if there is none, or what stands there is no row."""
+    """The row that an anchor excludes; -1 if there is none or the entry is out of range."""
     other = tl.load(excluded + row, inside, -1)
     return tl.where((other < 0) | (other >= total), -1, other).to(tl.int32)
 

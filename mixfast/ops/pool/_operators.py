@@ -245,7 +245,7 @@ def _copies(size: int, dim: int | None, tensor: Tensor) -> Tensor:
 
 
 def _map_pooling(operator: Any, info: Any, dims: Any, features: Tensor, *rest: Any) -> tuple[Any, Any]:
-    """Of regions or weights [B or 1, ...], which follow the features."""
+    """vmap of an operator on features and regions (or weights) [B or 1, ...]."""
     size, batch = info.batch_size, _batch(features, dims[0])
     folded = _copies(size, dims[0], features).flatten(0, 1)
     outputs = operator(folded, _fold(size, dims[1], rest[0], batch), *rest[1:])

@@ -46,7 +46,7 @@ def _axis_sum(cell, n: tl.constexpr, size, span, low, high):
 
 @triton.jit
 def _axis_sums(cell, n: tl.constexpr, size, low, high):
-    """The same inside [low, high) and outside of it, both sums of positive terms."""
+    """Weights of a cell summed over [low, high) and over the rest of the axis; both are sums of positive terms."""
     span = _span(cell, n, size)
     inside = _axis_sum(cell, n, size, span, low, high)
     before, after = _axis_sum(cell, n, size, span, 0, low), _axis_sum(cell, n, size, span, high, size)

@@ -36,7 +36,7 @@ class Options(NamedTuple):
 
     @property
     def reach(self) -> int:
-        """Of the blur, less than the sides of the view."""
+        """Radius of the blur in pixels, below the sides of the view."""
         return min(self.blur_reach, self.height - 1, self.width - 1)
 
     @property
@@ -54,7 +54,7 @@ def empty_views(images: Tensor, parameters: Tensor, options: Options) -> Tensor:
 
 
 def memory_format(views: Tensor) -> torch.memory_format:
-    """Of the mixtures of such views."""
+    """The memory format that mixtures of such views have."""
     last = views.is_contiguous(memory_format=torch.channels_last) and not views.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 

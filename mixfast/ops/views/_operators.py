@@ -75,7 +75,7 @@ refuse_vmap(f"{NAME}: vmap is not supported. Give all images in one call.", augm
 
 
 def _count_version(keyset: Any, state: Tensor, *rest: Any) -> Tensor:
-    """As torch's own operations do that write in place."""
+    """Count a new version of `state`, as torch's in-place operations do, and draw."""
     torch.autograd.graph.increment_version([state])
     with torch._C._AutoDispatchBelowADInplaceOrView():
         drawn: Tensor = draw.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, state, *rest)

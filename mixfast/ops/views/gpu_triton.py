@@ -156,7 +156,7 @@ def render_constants(
 
 
 def sums_constants(constants: dict[str, Any]) -> dict[str, Any]:
-    """Of the pass before `render`."""
+    """The constants of the kernel that sums grey values before `render`."""
     return {name: value for name, value in constants.items() if name not in ("COLOUR", "CHANNELS_LAST")}
 
 

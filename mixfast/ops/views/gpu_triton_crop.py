@@ -31,15 +31,15 @@ def _tap(distance, CUBIC: tl.constexpr):
 
 @triton.jit
 def _weight(fraction, before, step, last, sum, CUBIC: tl.constexpr):
-    """Of the pixel `step` after the one before the point: bicubic ones outside of the crop have none, the others their
-    part of the sum."""
+    """Weight of the pixel `step` pixels after the one before the point: for bicubic resampling 0 outside of the crop,
+    else its share of the sum."""
     weight = _tap(fraction - step, CUBIC)
     return tl.where((before + step >= 0) & (before + step <= last), weight / sum, 0.0) if CUBIC else weight
 
 
 @triton.jit
 def _sum(fraction, before, last, CUBIC: tl.constexpr):
-    """Of a point's weights, before they are divided by it."""
+    """Sum of the weights of a point before they are divided by it."""
     sum = tl.full(fraction.shape, 1.0, tl.float32)
     if CUBIC:
         one = sum

@@ -66,7 +66,7 @@ def pixels(
     CROP: tl.constexpr,
     CUBIC: tl.constexpr,
 ):
-    """Of the outputs (i, j): resampled from their crop, or as they are."""
+    """Red, green and blue of the output pixels (i, j): resampled from their crop, or copied."""
     if CROP:
         red, green, blue = cropped(source, how, i, j, H, W, OUT_H, OUT_W, CUBIC)
     else:
@@ -87,7 +87,7 @@ def _grey(red, green, blue):
 def _channel(hue):
     """What a channel has of the chroma, at a distance from its own hue in turns: its distance to an integer counts.
 
-    An addend of 1.5 * 2^23 leaves no bits for a fraction, so that adding it and taking it away rounds.
+    An addend of 1.5 * 2^23 leaves no bits for a fraction, so that adding and subtracting it rounds.
     """
     return clamp(tl.fma(tl.abs(hue - ((hue + 12582912.0) - 12582912.0)), -6.0, 2.0))
 
@@ -204,7 +204,7 @@ def grey_sums(
 
 @triton.jit
 def _mean(sums, how, own, tiles, count, BLOCK: tl.constexpr):
-    """Of the whole view, from the sums of its tiles."""
+    """Mean grey value of the whole view, from the sums of its tiles."""
     total = tl.zeros([BLOCK], tl.float32)
     if tl.load(how + CONTRAST) != 1:
         for start in range(0, tiles, BLOCK):

@@ -286,7 +286,7 @@ def _placements(side: int, distance: Tensor) -> Tensor:
 
 
 def box_mask(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """bool [B, H, W], true inside boxes [B, 4] given as (x0, y0, x1, y1) in pixels, half-open."""
+    """bool [B, H, W] of `size` (H, W), true inside half-open boxes [B, 4], (x0, y0, x1, y1) in pixels."""
     x0, y0, x1, y1 = boxes[:, :, None].unbind(dim=1)  # [B, 1] each
     rows = torch.arange(size[0], device=boxes.device)
     columns = torch.arange(size[1], device=boxes.device)
