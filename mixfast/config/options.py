@@ -8,7 +8,6 @@ import dataclasses
 import functools
 import types
 import typing
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
@@ -141,12 +140,12 @@ def hint_of(config: Any, key: str) -> Any:
     *sections, name = key.split(".")
     for section in sections:
         config = getattr(config, section)
-    hints: dict[str, Any] = _hints(type(config))
+    hints: dict[str, Any] = _hints(type(config))  # type: ignore[arg-type]
     return hints[name]
 
 
 @functools.cache
-def _hints(cls: Hashable) -> dict[str, Any]:
+def _hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls, include_extras=True)
 
 
