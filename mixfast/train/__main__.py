@@ -16,14 +16,14 @@ import torch
 
 import mixfast
 from mixfast import initial_weights
-from mixfast.config.options import RunConfig, replace
+from mixfast.config.options import RunConfig, flatten, replace
 from mixfast.config.presets import DEFAULT, switch_method
 from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
 from mixfast.errors import ConfigError, DataError, OutOfMemoryError
 from mixfast.export import check_exportable, export
 from mixfast.initial_weights import InitialWeights, Origin
-from mixfast.run import checkpoint, machine, monitor
+from mixfast.run import checkpoint, loggers, machine, monitor
 from mixfast.run.budget import check_memory, explain_out_of_memory, step_cost
 from mixfast.run.claim import Claim, Lock
 from mixfast.run.command import VERSION
@@ -31,7 +31,6 @@ from mixfast.run.console import Console
 from mixfast.run.engine import train
 from mixfast.run.failure import USER_CODE, Failure, explain, is_out_of_memory, run_command
 from mixfast.run.folder import RunFolder, write_json
-from mixfast.run.log import TensorBoard, summary_writer
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.state import Run, build
 from mixfast.run.streams import reason, steady_streams
@@ -230,13 +229,15 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
 
     if attempt.claim and attempt.claim.fresh:
         open_files(attempt.claim)
-    announce(config, preset, console, f"{device} ({threads} threads)", machine.kernels(device), folder)
+    announce(config, preset, console, device, threads, folder)
+    if invocation.advice:
+        console.line(invocation.advice)
     if attempt.resumed and start is None:
         console.line("it was stopped before its first checkpoint: training begins with step 1")
     if config.init:
         console.line(f"begun with {config.init}: {initial.origin if initial else Origin.of_run(folder.path)}")
     splits = load_everywhere(config, console, device)
-    with console:
+    with console, folder.metrics.loggers:
         run = train_one(config, splits, folder, console, stop, device, start, begin, initial)
         companions = {}
         for name in config.compare:
@@ -254,14 +255,17 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
 
 
 def announce(
-    config: RunConfig[Any], preset: str, console: Console, where: str, kernels: str, folder: RunFolder
+    config: RunConfig[Any], preset: str, console: Console, device: torch.device, threads: int, folder: RunFolder
 ) -> None:
     """Print the lines that say what is trained, and on what."""
     size = current().size
     console.line(
-        f"mixfast {mixfast.__version__}   torch {torch.__version__}   {where}"
-        f"{f' in each of {size} processes' if size > 1 else ''}   kernels: {kernels}   seed {config.seed}"
+        f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({threads} threads)"
+        f"{f' in each of {size} processes' if size > 1 else ''}   kernels: {machine.kernels(device)}   "
+        f"seed {config.seed}"
     )
+    choices = machine.pick_compile(config.train.compile, device), machine.pick_graph(config.train.graph, device)
+    console.line("   ".join(why for _, why in choices))
     console.line(
         f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
         f"{config.train.epochs} epochs   folder {folder.path}"
@@ -302,8 +306,7 @@ def check_machine(config: RunConfig[Any]) -> torch.device:
     device = machine.pick_own_device(config.train.device)
     machine.pick_compile(config.train.compile, device)
     machine.pick_graph(config.train.graph, device)
-    if config.train.tensorboard:
-        summary_writer()
+    loggers.check(config.train.log)
     check_memory(config, device)
     return device
 
@@ -331,17 +334,16 @@ def train_one(
     if start is None and here.rank == 0:
         with alone():
             views = report.first_views(run)
-    console.line("   ".join(run.choices))
     if start:
         here.in_turn(lambda: run.load(start))
     here.compare({"the step to begin at": run.step})
     begin()
     if start:
         console.line(f"continuing {config.method_name} after step {run.step} of {run.steps} (epoch {run.epoch})")
+    if here.rank == 0:
+        folder.metrics.loggers.open(config.train.log, folder.path, flatten(config), run.step, console.line)
     if views:
         report.draw_views(run, *views)
-    if config.train.tensorboard and here.rank == 0:
-        folder.metrics.mirror = TensorBoard(folder.path / "tensorboard", run.step)
     monitor.introduce(run)
     try:
         with stop.between_steps():
@@ -381,7 +383,8 @@ def train_beside(run: Run, name: str) -> RunFolder:
     if initial and lock:
         initial.write(path)
     try:
-        train_one(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None, initial)
+        with folder.metrics.loggers:
+            train_one(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None, initial)
         if lock:
             folder.write_status("finished", exit_code=0)
     finally:
