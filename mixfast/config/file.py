@@ -6,7 +6,7 @@ Keys are those of the command line, nested or with dots (`optim: {lr: 0.03}` or 
 
 import json
 import re
-from collections.abc import Collection, Hashable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def read(path: Path) -> ConfigFile:
     return ConfigFile(path, texts["preset"].split(), texts["method_name"], init, flat, whole)
 
 
-def _flatten(content: dict[Any, Any], prefix: str, into: dict[str, Any], path: Path) -> None:
+def _flatten(content: dict[str, Any], prefix: str, into: dict[str, Any], path: Path) -> None:
     for key, value in content.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
@@ -102,7 +102,7 @@ def _flatten(content: dict[Any, Any], prefix: str, into: dict[str, Any], path: P
             into[name] = value
 
 
-def _once(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Pairs as a dictionary; ValueError if a key is there twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
@@ -129,9 +129,9 @@ def _yaml(text: str) -> Any:
         ) from error
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc, unused-ignore]
-        def mapping(self, node: Any) -> dict[Hashable, Any]:
+        def mapping(self, node: Any) -> dict[str, Any]:
             pairs = [[self.construct_object(part, deep=True) for part in pair] for pair in node.value]
-            return _once([(key, value) for key, value in pairs])
+            return _once([(str(key), value) for key, value in pairs])
 
     changed = ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:float")
     Loader.yaml_implicit_resolvers = {

@@ -12,8 +12,7 @@ The baseline of every method with a queue. I(query, positive, queue) is InfoNCE.
 
 The key encoder f_k follows f_q by exponential moving average. This is the CIFAR-10 recipe published with MoCo's code:
 the cosine schedule and colour jitter of version 2, but a linear head, no blur and T = 0.1, with split and shuffled
-batch norm. Its kNN curve: 48 % after 10 epochs, 73 % after 50, 82.6 %
-after 200, 86.3 % after 400, 88.7 % after 800.
+batch norm. Its kNN curve: 48 % after 10 epochs, 73 % after 50, 82.6 % after 200, 86.3 % after 400, 88.7 % after 800.
 
 The demo counts epochs from 1 in its cosine, so that its last epoch runs at rate 0, and a run of one epoch trains
 nothing. Presets count from 0, as torch's CosineAnnealingLR does; the modifier `moco_demo` takes the demo's schedule to

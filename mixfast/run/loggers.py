@@ -69,6 +69,7 @@ class WandB:
             name=_title(folder),
             id=number,
             resume="allow",
+            reinit="create_new",  # a run that is compared with another begins before that has ended
             dir=str(folder),
             config=options,
             settings=self._wandb.Settings(console="off"),
@@ -86,7 +87,7 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow, in ./mlruns unless MLFLOW_TRACKING_URI says otherwise."""
+    """A run of MLflow, where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, folder: Path, options: dict[str, Any], step: int):
         mlflow = importlib.import_module("mlflow")

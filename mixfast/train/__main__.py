@@ -198,7 +198,8 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
     start = invocation.checkpoint()
     initial = here.in_turn(lambda: first_weights(invocation, start, console))
     config = replace(config, {"init": initial.origin.title}) if initial else config
-    threads, keeps_memory = machine.set_threads(config.train.threads), machine.keep_freed_memory()
+    machine.set_threads(config.train.threads)
+    keeps_memory = machine.keep_freed_memory()
     machine.set_determinism(config.train.deterministic)
     facts = {"keeps_freed_memory": keeps_memory, "jpeg_decoder": "torchvision" if has_torchvision() else "Pillow"}
     attempt.resumed = invocation.resume is not None
@@ -229,9 +230,7 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
 
     if attempt.claim and attempt.claim.fresh:
         open_files(attempt.claim)
-    announce(config, preset, console, device, threads, folder)
-    if invocation.advice:
-        console.line(invocation.advice)
+    announce(invocation, config, console, device, folder)
     if attempt.resumed and start is None:
         console.line("it was stopped before its first checkpoint: training begins with step 1")
     if config.init:
@@ -255,12 +254,12 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> N
 
 
 def announce(
-    config: RunConfig[Any], preset: str, console: Console, device: torch.device, threads: int, folder: RunFolder
+    invocation: cli.Invocation, config: RunConfig[Any], console: Console, device: torch.device, folder: RunFolder
 ) -> None:
     """Print the lines that say what is trained, and on what."""
-    size = current().size
+    size, preset = current().size, invocation.preset
     console.line(
-        f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({threads} threads)"
+        f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({torch.get_num_threads()} threads)"
         f"{f' in each of {size} processes' if size > 1 else ''}   kernels: {machine.kernels(device)}   "
         f"seed {config.seed}"
     )
@@ -275,6 +274,8 @@ def announce(
             f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
             "name a preset such as moco, or a --method."
         )
+    if invocation.advice:
+        console.line(invocation.advice)
 
 
 def first_weights(invocation: cli.Invocation, start: Path | None, console: Console) -> InitialWeights | None:

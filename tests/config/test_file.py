@@ -91,7 +91,7 @@ def test_an_error_names_the_file_and_the_key(content: Any, message: str, tmp_pat
     assert str(caught.value).startswith(f"--config {path}") and message in str(caught.value)
 
 
-@pytest.mark.parametrize("content", ["a: 1\na: 2", "a: [1", "? [1]\n: 2\nb"], ids=str)
+@pytest.mark.parametrize("content", ["a: 1\na: 2", "a: [1"], ids=str)
 def test_what_is_no_yaml_names_the_file(content: str, tmp_path: Path) -> None:
     path = written(tmp_path / "bad.yml", content)
     with pytest.raises(ConfigError, match=r"bad\.yml cannot be read: "):

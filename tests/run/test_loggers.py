@@ -29,7 +29,8 @@ class Run:
     def define_metric(self, name, step_metric): said("define_metric", name, step_metric=step_metric)
     def log(self, data): said("log", data)
     def finish(self, exit_code): said("finish", exit_code=exit_code)
-def init(*, project, name, id, resume, dir, config, settings):
+def init(*, project, name, id, resume, reinit, dir, config, settings):
+    assert reinit == "create_new" and resume == "allow"
     said("init", project=project, name=name, id=id, resume=resume, dir=dir, config=config, console=settings.console)
     return Run()
 """
