@@ -82,7 +82,7 @@ def check_trusted(names: Iterable[tuple[str, str]], folder: Path, trusted: Colle
                 reason = f"of a library, found at {place}"
         if reason:
             raise CheckpointError(
-                f"{folder} names code that does not run because a folder says so: {key} is {name}, {reason}. "
+                f"{folder} names code that does not run because a file says so: {key} is {name}, {reason}. "
                 f"If you trust it, add --trust {module}."
             )
 

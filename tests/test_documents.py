@@ -77,6 +77,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 Image.new("RGB", (16, 16), tuple(min(255, c + 3 * number) for c in colour)).save(
                     place / f"{number}.png"
                 )
+    for _, text in blocks("yaml"):
+        if (name := re.match(r"# (\S+\.yaml)\n", text)) is not None:
+            (tmp_path / name[1]).write_text(text)
     for _, text in blocks("python"):
         if (name := re.match(r"# (\S+\.py)\n", text)) is not None:
             module = tmp_path / name[1]

@@ -256,7 +256,7 @@ def differing_options(section: Section) -> dict[str, dict[str, Any]]:
     flat = {group.name: flatten(group.config) for group in section.groups}
     sections = ("augment", "model", "optim", "train", "init")
     keys = [key for key in flatten(section.config) if key.partition(".")[0] in sections]
-    free = ("train.device", "train.threads", "train.tensorboard", "train.log_every")
+    free = ("train.device", "train.threads", "train.log", "train.log_every")
     keys = [key for key in keys if key not in free and not key.startswith("train.checkpoint")]
     unlike = [key for key in keys if len({repr(values.get(key)) for values in flat.values()}) > 1]
     return {name: {key: values[key] for key in unlike} for name, values in flat.items()}

@@ -34,7 +34,7 @@ class OptimConfig:
     weight_decay: NotNegative = 5e-4  # added to the gradient, of every trainable tensor: norms and biases too
     lars_trust: NotNegative = 1e-3  # LARS: length of a step of rate 1 as a share of the tensor's length
     lars_exclude: bool = True  # LARS: norms and biases take SGD steps without decay (as SimCLR does)
-    schedule: Literal["cosine", "step"] = "cosine"  # constant inside an epoch but for warmup_steps
+    schedule: Literal["cosine", "step", "constant"] = "cosine"  # constant inside an epoch but for warmup_steps
     cosine_origin: Literal[0, 1] = 0  # number of the first epoch; 1: the last epoch runs at rate 0, as in MoCo's demo
     steps: tuple[float, ...] = (0.6, 0.9)  # falls at these shares of the epochs (from 0); -n: n before the end
     step_factor: NotNegative = 0.1
@@ -57,7 +57,7 @@ class TrainConfig:
     threads: Cores = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota of this process
     deterministic: bool = False  # only deterministic kernels; needed on a GPU for a bit-exact resume
     log_every: Count = 50  # optimiser steps between records; an epoch's end is always one
-    tensorboard: bool = False  # also write the records for TensorBoard (extra package)
+    log: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()  # that get records and pictures too (packages)
     checkpoint_every: Index = 1  # epochs between checkpoints; 0: only at the end and on a signal
     checkpoint_seconds: NotNegative = 600.0  # a checkpoint inside an epoch when the last one is older; 0: never
 
@@ -95,7 +95,7 @@ class RunConfig(Generic[MethodConfig]):
 # Keys that a resumed run may change, as no bit of the weights depends on them: they move a run to another place or
 # machine, or say when it is saved, logged and evaluated.
 FREE_ON_RESUME = frozenset(
-    {"train.device", "train.threads", "train.graph", "train.tensorboard", "train.log_every"}
+    {"train.device", "train.threads", "train.graph", "train.log", "train.log_every"}
     | {f"eval.{item.name}" for item in dataclasses.fields(EvalConfig)}
     | {"train.checkpoint_every", "train.checkpoint_seconds"}
     | {"data.path", "data.test_path", "data.in_memory", "data.cache", "data.cache_dir", "data.workers", "data.download"}
@@ -175,20 +175,22 @@ def from_dict(cls: type, data: Any, method_config: type, key: str = "") -> Any:
         if dataclasses.is_dataclass(hint):
             values[name] = from_dict(typing.cast(type, hint), data[name], method_config, dotted)
         else:
-            values[name] = _from_json(data[name], hint, dotted)
+            values[name] = from_json(data[name], hint, dotted)
     return cls(**values)
 
 
 _JSON_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
 
 
-def _from_json(value: Any, hint: Any, key: str) -> Any:
+def from_json(value: Any, hint: Any, key: str) -> Any:
     """A value of JSON as the type that `hint` says; ConfigError if it is none. Hints that JSON has not pass unseen."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return from_json(value, options[0], key)
     if origin in (typing.Union, types.UnionType):
         for option in options:
             with contextlib.suppress(ConfigError):
-                return _from_json(value, option, key)
+                return from_json(value, option, key)
     elif origin is Literal:
         if any(type(value) is type(option) and value == option for option in options):
             return value
@@ -196,7 +198,7 @@ def _from_json(value: Any, hint: Any, key: str) -> Any:
         if isinstance(value, list):
             items = [options[0]] * len(value) if options[1:] == (...,) else options
             if len(value) == len(items):
-                return tuple(_from_json(item, kind, key) for item, kind in zip(value, items, strict=True))
+                return tuple(from_json(item, kind, key) for item, kind in zip(value, items, strict=True))
     elif hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     elif type(value) is hint or hint not in _JSON_TYPES:
@@ -206,6 +208,8 @@ def _from_json(value: Any, hint: Any, key: str) -> Any:
 
 def _in_words(hint: Any) -> str:
     origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _in_words(options[0])
     if origin is Literal:
         return f"one of {', '.join(map(str, options))}"
     if origin is tuple:
@@ -218,8 +222,11 @@ def _tuples(value: Any) -> Any:
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """One line per key in which two flat configurations differ, keys that a resumed run may change left out."""
-    keys = [key for key in dict.fromkeys([*saved, *wanted]) if key not in FREE_ON_RESUME]
+    """One line per key in which two flat configurations differ, keys that a resumed run may change left out.
+
+    Left out too is the number of epochs, which `mixfast.run.restore.check_length` looks at.
+    """
+    keys = [key for key in dict.fromkeys([*saved, *wanted]) if key not in {*FREE_ON_RESUME, "train.epochs"}]
     missing = "(absent)"
     pairs = [(key, saved.get(key, missing), wanted.get(key, missing)) for key in keys]
     return [f"{key}: saved {old!r}, wanted {new!r}" for key, old, new in pairs if old != new]

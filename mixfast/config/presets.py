@@ -12,7 +12,7 @@ from mixfast import methods
 from mixfast.augment import PRESETS as AUGMENTATIONS
 from mixfast.augment import recipe_options
 from mixfast.config.options import RunConfig, flatten, replace
-from mixfast.config.words import same, unknown
+from mixfast.config.words import unknown
 from mixfast.errors import ConfigError
 
 DEFAULT = "demo"
@@ -51,8 +51,6 @@ DEMO = Preset(
     score="55.9 with seed 0 (moco 50.7, approach1 40.2, untrained 20.4)",
 )
 
-# What others call a preset, in the words of the command line.
-RECIPES = {"moco_v2": "moco augment_v2 --model.head mlp"}
 CIFAR: dict[str, Any] = {"data.kind": "cifar10"}
 
 
@@ -93,26 +91,46 @@ def build(preset: str, modifiers: list[str], method: str | None) -> tuple[RunCon
     Raises:
         ConfigError: an unknown preset, modifier or method; the message names the nearest.
     """
-    known, changes = presets(), modifiers_by_name()
+    known = presets()
     if preset == method and preset not in known:
         known[preset] = Preset(preset, CIFAR)
     if preset not in known:
-        if recipe := next((words for name, words in RECIPES.items() if same(preset, [name])), None):
-            raise ConfigError(f"unknown preset {preset!r}; on CIFAR-10 it is python -m mixfast.train {recipe}")
         raise unknown("preset", preset, known)
-    for modifier in modifiers:
-        if modifier not in changes:
-            raise unknown("modifier", modifier, changes)
     name = method or known[preset].method
     config: RunConfig[Any] = RunConfig(name, methods.load(name).Config())
     origins = {"method_name": "command line" if method else f"preset {preset}"}
-    steps = [(f"preset {preset}", known[preset].values), *((f"modifier {m}", changes[m]) for m in modifiers)]
-    for origin, values in steps:
-        fitting = {
-            key: value for key, value in values.items() if not method or (key in flatten(config) and key != "compare")
-        }
-        config = replace(config, fitting)
-        origins.update(dict.fromkeys(fitting, origin))
+    values = known[preset].values
+    if method:
+        values = {key: value for key, value in values.items() if key in flatten(config) and key != "compare"}
+    origins.update(dict.fromkeys(values, f"preset {preset}"))
+    return modify(replace(config, values), origins, preset, modifiers)
+
+
+def modify(
+    config: RunConfig[Any], origins: dict[str, str], preset: str, modifiers: list[str]
+) -> tuple[RunConfig[Any], dict[str, str]]:
+    """A configuration that began as `preset`, with modifiers, and the origins of its values.
+
+    Raises:
+        ConfigError: an unknown modifier, or one that does not fit the preset or the method.
+    """
+    changes = modifiers_by_name()
+    for modifier in modifiers:
+        if modifier not in changes:
+            raise unknown("modifier", modifier, changes)
+        values, known = changes[modifier], flatten(config)
+        if preset == DEFAULT and "data.kind" in values:
+            raise ConfigError(
+                f"modifier {modifier}: the preset {DEFAULT} is made for its scenes; name another, as in "
+                f"python -m mixfast.train moco {modifier}"
+            )
+        if missing := [key for key in values if key not in known]:
+            raise ConfigError(
+                f"modifier {modifier} is a recipe of methods with {', '.join(f'--{key}' for key in missing)}, which "
+                f"{config.method_name} has not; give the options that you want one by one."
+            )
+        config = replace(config, values)
+        origins = {**origins, **dict.fromkeys(values, f"modifier {modifier}")}
     return config, origins
 
 

@@ -23,7 +23,7 @@ from mixfast.ranges import check_ranges
 
 T = TypeVar("T")
 
-_BRITISH = {"localiz": "localis", "solariz": "solaris", "gray": "grey", "color": "colour"}  # as names here are spelled
+_BRITISH = {"iz": "is", "gray": "grey", "color": "colour"}  # as names here are spelled; other names suffer it alike
 
 
 class Option(NamedTuple):
@@ -119,6 +119,9 @@ def value(flag: str, words: Sequence[str], option: Option, off: bool = False) ->
     """
     if option.hint is bool and not words:
         return not off
+    choices = typing.get_args(option.hint) if typing.get_origin(option.hint) is Literal else ()
+    if all(isinstance(choice, str) for choice in choices):
+        words = [same(word, choices) or word for word in words]
     holder = dataclasses.make_dataclass("Holder", [("value", option.hint)])
     arguments = [f"--value={words[0]}"] if len(words) == 1 and arity(option.hint) == 1 else ["--value", *words]
     if option.hint is not bool:

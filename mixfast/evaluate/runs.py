@@ -3,7 +3,9 @@
 import copy
 import dataclasses
 import json
+import shutil
 import statistics
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -224,16 +226,29 @@ def evaluation_folder(runs: Sequence[LoadedRun], out: Path | None) -> Path:
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:
-    """Rows of words as aligned text; columns in the order of the longest row."""
+    """Rows of words as aligned text; columns in the order of the longest row.
+
+    On a terminal, columns for which a line has no room follow below the others.
+    """
     longest_first = sorted(rows.values(), key=len, reverse=True)
     columns = list(dict.fromkeys(column for cells in longest_first for column in cells))
     widths = [max(len(column), *(len(cells.get(column, "-")) for cells in rows.values())) for column in columns]
     first = max(map(len, rows))
     lines = [("", columns), *((name, [cells.get(column, "-") for column in columns]) for name, cells in rows.items())]
-    return "\n".join(
-        f"{name:<{first}}" + "".join(f"   {word:>{width}}" for word, width in zip(words, widths, strict=True))
-        for name, words in lines
-    )
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    blocks, begin = list[str](), 0
+    while begin < len(columns):
+        end = begin + 1
+        while end < len(columns) and first + sum(3 + width for width in widths[begin : end + 1]) <= room:
+            end += 1
+        blocks.append(
+            "\n".join(
+                f"{name:<{first}}" + "".join(f"   {words[place]:>{widths[place]}}" for place in range(begin, end))
+                for name, words in lines
+            )
+        )
+        begin = end
+    return "\n\n".join(blocks)
 
 
 class ScoreTable:

@@ -12,9 +12,33 @@ __all__ = ["MODIFIERS", "Method", "Step", "load", "names"]
 # Settings that change any preset, by full option name. "paper_literal": the optimiser as the paper prints it. Its
 # learning rate is 20 times smaller than the one the published code uses. "moco_demo": the schedule of MoCo's CIFAR
 # demo, of Un-Mix and of the paper's code to the letter, whose cosine counts epochs from 1: the last runs at rate 0.
+# The others are data sets with the network and sizes that suit them; "imagenet" is MoCo's published recipe (He et al.
+# 2020: eight groups of 32 images with batch statistics of their own), for methods with a queue alone. docs/data.md has
+# what they leave open.
 MODIFIERS: dict[str, dict[str, object]] = {
     "paper_literal": {"optim.lr": 3e-3, "optim.weight_decay": 1e-4},
     "moco_demo": {"optim.cosine_origin": 1},
+    "cifar100": {"data.kind": "cifar100"},
+    "stl10": {"data.kind": "stl10", "data.size": 96, "model.stem": "cifar_s2", "augment.crop_scale": (0.2, 1.0)},
+    "tiny_imagenet": {
+        "data.kind": "folder",
+        "data.size": 64,
+        "model.stem": "cifar_s2",
+        "augment.crop_scale": (0.2, 1.0),
+    },
+    "imagenet": {
+        "data.kind": "folder",
+        "data.size": 224,
+        "augment.crop_scale": (0.2, 1.0),
+        "model.depth": 50,
+        "model.stem": "imagenet",
+        "method.queue_size": 65536,
+        "method.ema": 0.999,
+        "train.batch_size": 256,
+        "optim.lr": 0.03,
+        "optim.weight_decay": 1e-4,
+        "eval.bank": 50_000,
+    },
 }
 
 

@@ -69,6 +69,10 @@ class BYOLUnMix(Method):
         initialise_(self.predictor, generators["weights"])
         self._share: float | Tensor = config.ema  # of this step; `begin` sets it
 
+    @classmethod
+    def follows_progress(cls, config: BYOLUnMixConfig) -> bool:
+        return config.ema_schedule == "cosine"
+
     def begin(self, progress: Tensor) -> None:
         if self.config.ema_schedule == "cosine":
             self._share = 1 - (1 - self.config.ema) * (1 + torch.cos(math.pi * progress)) / 2

@@ -5,7 +5,7 @@ usage: python -m mixfast.profile [preset ...] [modifier ...] [--section.key valu
 
 Presets, modifiers and --section.key are those of python -m mixfast.train; without a preset, demo.
 
---all          every preset, one after the other; several may be named instead
+--all          every preset for small images, one after the other; several may be named instead
 --shape NAME   small     ResNet-18 of width 16, stem cifar_s2, 32 px, batch 64
                          (default on a CPU, but for demo)
                cifar     ResNet-18 of width 64, 32 px, batch 512
@@ -68,7 +68,8 @@ class Request:
 
     def presets(self) -> list[str]:
         """Words to put in front of the others, one per profile."""
-        return list(presets()) if self.everything else self.names or [""]
+        everything = [name for name, preset in presets().items() if preset.values["data.kind"] != "folder"]
+        return everything if self.everything else self.names or [""]
 
 
 def understand(words: list[str]) -> Request:

@@ -101,7 +101,7 @@ class RunFolder:
             config: RunConfig[Any] = from_dict(RunConfig, values, method.Config)
         except ConfigError as error:
             raise CheckpointError(f"{path} cannot be read: {error}.") from error
-        check_trusted(_named_code(config), self.path, trusted)
+        check_trusted(named_code(config), self.path, trusted)
         return config, preset, origins
 
     def write_command(self, words: list[str]) -> None:
@@ -144,7 +144,7 @@ class RunFolder:
             path.unlink()
 
 
-def _named_code(config: RunConfig[Any]) -> list[tuple[str, str]]:
+def named_code(config: RunConfig[Any]) -> list[tuple[str, str]]:
     """(key, module or module:function) of what a configuration takes from outside this package, beside its method."""
     found = [("compare", name) for name in config.compare if name not in methods.names()]
     if config.model.backbone != RESNET and (named := adapters.parse(config.model.backbone)).own:

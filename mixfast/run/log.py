@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mixfast.errors import CheckpointError, PlatformError
+from mixfast.errors import CheckpointError
+from mixfast.run.loggers import Loggers
 from mixfast.spans import span
 
 
@@ -62,41 +63,6 @@ class Meter:
         self._epoch_count, self._epoch_sums = state["epoch_count"], dict(state["epoch_sums"])
 
 
-def summary_writer() -> Any:
-    """The class that writes TensorBoard's files.
-
-    Raises:
-        PlatformError: the package tensorboard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise PlatformError(
-            f"--train.tensorboard needs a package that is missing ({error}): pip install tensorboard. "
-            "Without it, metrics.jsonl and metrics.csv hold the same numbers."
-        ) from error
-    return SummaryWriter
-
-
-class TensorBoard:
-    """Mirrors records as scalars, for TensorBoard."""
-
-    def __init__(self, folder: Path, step: int):
-        """Events go to `folder`; those of an earlier start after `step` are hidden.
-
-        Raises:
-            PlatformError: the package tensorboard is not installed.
-        """
-        self._writer: Any = summary_writer()(str(folder), purge_step=step)
-
-    def write(self, record: dict[str, Any]) -> None:
-        """One scalar per number of the record."""
-        for name, value in record.items():
-            if isinstance(value, int | float) and name != "step":
-                self._writer.add_scalar(f"{record['kind']}/{name}", value, record["step"])
-        self._writer.flush()
-
-
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a file with a JSON object on each line, oldest first; none if there is no file.
 
@@ -123,14 +89,13 @@ class Metrics:
     def __init__(self, folder: Path):
         self.path = folder / "metrics.jsonl"
         self._csv = folder / "metrics.csv"
-        self.mirror: TensorBoard | None = None
+        self.loggers = Loggers()
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one record; the operating system has it when this returns."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
-        if self.mirror:
-            self.mirror.write(record)
+        self.loggers.record(record)
 
     def position(self) -> int:
         """Bytes written so far: what a checkpoint remembers."""

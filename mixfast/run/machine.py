@@ -210,12 +210,13 @@ def pick_graph(wanted: str, device: torch.device) -> tuple[bool, str]:
 
 
 def kernels(device: torch.device) -> str:
-    """For each operation the backend that "auto" would take first on `device`, as one phrase."""
-    chosen = {
-        op: [name for name in _dispatch.automatic(op, device.type) if found[name] is None]
-        for op, found in mixfast.backends().items()
-    }
-    return ", ".join(f"{op} {names[0] if names else 'none'}" for op, names in chosen.items())
+    """The backend that "auto" would take first on `device` for most operations, and which are the exceptions."""
+    by_backend: dict[str, list[str]] = {}
+    for op, found in mixfast.backends().items():
+        names = [name for name in _dispatch.automatic(op, device.type) if found[name] is None]
+        by_backend.setdefault(names[0] if names else "none", []).append(op)
+    most, *others = sorted(by_backend, key=lambda backend: -len(by_backend[backend]))
+    return ", ".join([most, *(f"{backend} for {' and '.join(by_backend[backend])}" for backend in others)])
 
 
 def memory_bytes(device: torch.device) -> int:

@@ -37,13 +37,15 @@ def learning_rate(config: OptimConfig, epoch: int, epochs: int, step: int) -> fl
     cosine: lr/2 (1 + cos(pi e / epochs)) with e = epoch + cosine_origin. step: lr step_factor^n with n of the steps
     passed; the first epoch at a new rate is share x epochs, or epochs - n for -n, counted from 0 as torch's
     MultiStepLR and MoCo's ImageNet script do (MoCo's CIFAR demo, Un-Mix and the paper's code count from 1: one epoch
-    earlier). As in MultiStepLR, a step that would lie before the first epoch is left out.
+    earlier). As in MultiStepLR, a step that would lie before the first epoch is left out. constant: lr.
 
     A warm-up multiplies the rate by (epoch + 1) / (warmup_epochs + 1) in its epochs, or by (step + 1) / warmup_steps
     in its steps; the smaller factor counts.
     """
     if config.schedule == "cosine":
         rate = config.lr * (1 + math.cos(math.pi * (epoch + config.cosine_origin) / epochs)) / 2
+    elif config.schedule == "constant":
+        rate = config.lr
     else:
         begins = [step * epochs if step > 0 else epochs + step for step in config.steps]
         rate = config.lr * config.step_factor ** sum(0 <= begin <= epoch for begin in begins)

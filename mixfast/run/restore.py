@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mixfast import methods
 from mixfast.config.options import RunConfig, differences, flatten
 from mixfast.errors import CheckpointError
 from mixfast.methods import Method
@@ -20,7 +21,7 @@ from mixfast.rng import COUNTER, Generators
 from mixfast.run import checkpoint
 from mixfast.run.finite import not_finite, tensors_of
 from mixfast.run.log import Meter
-from mixfast.run.optim import state_names
+from mixfast.run.optim import learning_rate, state_names
 
 _FIELDS: dict[str, type] = {
     **{"config": dict, "data": dict, "method": dict, "optimizer": dict, "generators": dict, "torch_generators": dict},
@@ -65,6 +66,33 @@ def check_config(state: dict[str, Any], config: RunConfig[Any], path: Path) -> N
     """Raise a CheckpointError if a checkpoint belongs to another configuration."""
     if unlike := differences(state["config"], flatten(config)):
         raise CheckpointError(f"{path} belongs to another configuration:\n  " + "\n  ".join(unlike))
+
+
+def check_length(state: dict[str, Any], config: RunConfig[Any], path: Path) -> None:
+    """Raise a CheckpointError if a run that began with another number of epochs cannot go on with `config`'s.
+
+    It can where it ends in the bits of a run that began with that number: no epoch so far had another learning rate,
+    and nothing else of the method depends on the length.
+    """
+    old, new, option = state["config"]["train.epochs"], config.train.epochs, f"--train.epochs {config.train.epochs}"
+    if old == new:
+        return
+    begun = state["epoch"] + bool(state["batches"].get("next"))
+    instead = (
+        f"Start a new run with what this one has learnt: --init {path} {option}. A run that is to be made longer "
+        "later takes --optim.schedule constant."
+    )
+    if new < begun:
+        raise CheckpointError(f"{path}: {option} is less than the {begun} epochs that the run has begun already.")
+    if methods.load(config.method_name).follows_progress(config.method):
+        raise CheckpointError(f"{path}: {option}: {config.method_name} has a schedule over the {old} epochs. {instead}")
+    for epoch in range(begun):
+        was, now = (learning_rate(config.optim, epoch, epochs, 2**62) for epochs in (old, new))
+        if was != now:
+            raise CheckpointError(
+                f"{path}: {option}: the schedule {config.optim.schedule} depends on the number of epochs: epoch "
+                f"{epoch + 1} had the rate {was:.4g} of {old} epochs, and in {new} would have had {now:.4g}. {instead}"
+            )
 
 
 def check_progress(state: dict[str, Any], epochs: int, batches: int, path: Path) -> None:

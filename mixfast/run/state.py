@@ -42,7 +42,6 @@ class Run(Setup):
     batches: Batches
     progress: Tensor  # float64 scalar on the device: share of the steps done
     graph: StepGraph | None  # through which the halves of a step are called; None: as they are
-    choices: list[str]  # what was chosen where the options say auto, and why
     clock: Clock
     task: Task
     callbacks: Callbacks
@@ -209,6 +208,7 @@ class Run(Setup):
             raise CheckpointError(
                 f"{path} was trained on other images: saved {state['data']}, found {self.splits.fingerprint}."
             )
+        restore.check_length(state, self.config, path)
         self.load_method(state, path)
         restore.check_progress(state, self.config.train.epochs, len(self.batches), path)
         restore.check_order(state["batches"], len(self.splits.train), self.config.train.batch_size, path)
@@ -237,8 +237,8 @@ def build(
     here.arrange(config.model.bn_splits)
     setup = set_up(config, splits, device, initial)
     method, generators, batch = setup.method, setup.generators, config.train.batch_size
-    compiled, why_compiled = machine.pick_compile(config.train.compile, device)
-    graphed, why_graphed = machine.pick_graph(config.train.graph, device)
+    compiled, _ = machine.pick_compile(config.train.compile, device)
+    graphed, _ = machine.pick_graph(config.train.graph, device)
     for encoder in (module for module in method.modules() if compiled and isinstance(module, Encoder)):
         encoder.compile_training()
     check_batch(config, len(splits.train))
@@ -253,7 +253,6 @@ def build(
         ),
         progress=torch.zeros((), dtype=torch.float64, device=device),
         graph=StepGraph(method.parameters(), CudaRecorder(device, generators.streams)) if graphed else None,
-        choices=[why_compiled, why_graphed],
         clock=Clock(device),
         task=console.task(config.method_name, config.train.epochs * (len(splits.train) // batch)),
         callbacks=callbacks,

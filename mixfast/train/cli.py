@@ -8,18 +8,20 @@ from typing import Any
 
 import tyro
 
-from mixfast import methods
+from mixfast import methods, ranges
+from mixfast.config import file
 from mixfast.config.options import RunConfig, differences, flatten, hint_of, replace, typed, validate
-from mixfast.config.presets import build, modifiers_by_name, presets, split_names, switch_method
+from mixfast.config.presets import build, modifiers_by_name, modify, presets, split_names, switch_method
 from mixfast.config.words import Option, find, home_expanded, same, unknown, value
+from mixfast.data.kinds import KINDS
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig
 from mixfast.run import checkpoint
 from mixfast.run.callbacks import Callbacks
 from mixfast.run.claim import Claim
-from mixfast.run.folder import RunFolder
+from mixfast.run.folder import RunFolder, named_code
 
-WITH_VALUE = ("--out", "--resume", "--init", "--method", "--trust")
+WITH_VALUE = ("--out", "--resume", "--init", "--config", "--method", "--trust")
 SWITCHES = ("--overwrite", "--traceback", "--version", "--help", "-h", "--help-all")
 _LONG = [flag for flag in (*WITH_VALUE, *SWITCHES) if flag != "-h"]
 
@@ -39,6 +41,7 @@ class Invocation:
     command: tuple[str, ...] = ("python", "-m", "mixfast.train")  # whose words they are
     images: object = None  # those that a Python call was passed, for data.kind object
     callbacks: Callbacks = field(default_factory=Callbacks)
+    advice: str = ""  # for a batch whose size was changed, and the rate was not
 
     def claim_folder(self, say: Callable[[str], None]) -> Claim:
         """The folder of the run: the one to continue, the one asked for, or a new one below runs/."""
@@ -65,32 +68,42 @@ def parse(words: list[str]) -> Invocation:
 
     Raises:
         ConfigError: an unknown word, key or value; the message names the nearest valid one.
-        CheckpointError: `--resume` of a folder that is not a run, or with options that its checkpoint fixes.
+        CheckpointError: `--resume` of a folder that is not a run, or with options that its checkpoint fixes; or it or
+            `--config` names code that is not trusted.
     """
     names, command, options = _split(words)
+    advice = ""
+    named = {value for word in words for value in (word, word.partition("=")[2], word.partition(":")[0])}
     paths = ("--out", "--resume", "--init")
     out, resume, init = (home_expanded(Path(command[key])) if key in command else None for key in paths)
     if resume:
-        if names or {"--out", "--method", "--overwrite", "--init"} & set(command):
+        if names or {"--out", "--method", "--overwrite", "--init", "--config"} & set(command):
             raise ConfigError(
                 "--resume takes preset, method, folder and weights from the run; omit the preset, --method, --out, "
-                "--overwrite and --init."
+                "--overwrite, --init and --config."
             )
-        named = {value for word in words for value in (word, word.partition("=")[2], word.partition(":")[0])}
         saved, preset, origins = RunFolder.open(resume).read_config(named)
         config, given = override(saved, options)
         if unlike := differences(flatten(saved), flatten(config)):
             raise CheckpointError(
                 f"{resume} cannot be continued with another configuration:\n  "
                 + "\n  ".join(unlike)
-                + "\nOmit these options, or start a new run."
+                + "\nOmit these options, or start a new run, which --init may give this one's backbone."
             )
     else:
-        if "--trust" in command:
-            raise ConfigError("--trust MODULE belongs to --resume RUN: it lets that folder name code to import.")
-        preset, modifiers = split_names(names, command.get("--method"))
-        config, origins = build(preset, modifiers, command.get("--method"))
+        if "--config" in command:
+            start = file.read(home_expanded(Path(command["--config"])))
+            config, origins, preset = _begin_with(start, names, command.get("--method"), named)
+            if start.init and not init:
+                init, origins["init"] = home_expanded(Path(start.init)), f"file {start.path}"
+        elif "--trust" in command:
+            raise ConfigError("--trust MODULE belongs to --resume RUN or --config FILE, which name code to import.")
+        else:
+            preset, modifiers = split_names(names, command.get("--method"))
+            config, origins = build(preset, modifiers, command.get("--method"))
+        begun = config
         config, given = override(config, options)
+        advice = _rate_advice(begun, config, given)
         if config.model.backbone != RESNET:
             origins = {
                 key: origin for key, origin in origins.items() if key.removeprefix("model.") not in RESNET_OPTIONS
@@ -100,8 +113,61 @@ def parse(words: list[str]) -> Invocation:
     validate(config)
     for name in config.compare:
         validate(switch_method(config, name))
-    origins = {**origins, **dict.fromkeys([*given, *(["init"] if init else [])], "command line")}
-    return Invocation(words, config, origins, preset, out, resume, init, "--overwrite" in command)
+    origins = {**origins, **dict.fromkeys([*given, *(["init"] if "--init" in command else [])], "command line")}
+    return Invocation(words, config, origins, preset, out, resume, init, "--overwrite" in command, advice=advice)
+
+
+def _rate_advice(begun: RunConfig[Any], config: RunConfig[Any], given: list[str]) -> str:
+    before, batch, rate = begun.train.batch_size, config.train.batch_size, config.optim.lr
+    if batch == before or "optim.lr" in given or config.optim.name == "adam":
+        return ""
+    return (
+        f"advice: --optim.lr {rate:g} was chosen for batches of {before}; in proportion, those of {batch} take "
+        f"{rate * batch / before:.3g} (docs/reproduce.md says where that ends)"
+    )
+
+
+def _begin_with(
+    start: file.ConfigFile, names: list[str], method: str | None, trusted: set[str]
+) -> tuple[RunConfig[Any], dict[str, str], str]:
+    """Configuration, origins and preset of a file, below the preset, modifiers and method of the command line.
+
+    Raises:
+        ConfigError: what the file says cannot be; the message names it. CheckpointError: code that is not trusted.
+    """
+    if start.method not in ("", *methods.names()):
+        start.check_trusted([("method_name", start.method)], trusted)
+    preset_named = bool(names) and names[0] not in modifiers_by_name()
+    if start.whole:
+        if preset_named:
+            raise start.error(f"it is the configuration of a whole run; omit the preset {names[0]}.")
+        preset = " ".join(start.names) if " ".join(start.names) in presets() else start.method
+        config, origins = (
+            RunConfig(start.method, methods.load(start.method).Config()),
+            {"method_name": f"file {start.path}"},
+        )
+    else:
+        own, names = (names[:1], names[1:]) if preset_named else (start.names, names)
+        preset, modifiers = split_names(own, start.method or method)
+        config, origins = build(preset, modifiers, start.method or method)
+    values = start.typed(config)
+    try:
+        changed = _with(config, values)
+        wrong = ranges.problems(changed)
+    except ConfigError as error:
+        raise start.error(str(error)) from error
+    if wrong:
+        raise start.error("; ".join(problem.removeprefix("--") for problem in wrong))
+    start.check_trusted(named_code(changed), trusted)
+    before = flatten(config)
+    given = [key for key in values if not start.whole or values[key] != before[key]]
+    origins.update(dict.fromkeys(given, f"file {start.path}"))
+    changed, origins = modify(changed, origins, preset, names)
+    if method and method != changed.method_name:
+        changed = replace(switch_method(changed, method), {"compare": ()})
+        origins = {key: origin for key, origin in origins.items() if key in flatten(changed) and key != "compare"}
+        origins["method_name"] = "command line"
+    return changed, origins, preset
 
 
 def _split(words: list[str]) -> tuple[list[str], dict[str, str], list[list[str]]]:
@@ -153,12 +219,20 @@ def override(config: RunConfig[Any], groups: list[list[str]]) -> tuple[RunConfig
         if key in values:
             raise ConfigError(f"--{key} is given more than once.")
         values[key] = value(flag, behind, options[key], off)
+    return _with(config, values), list(values)
+
+
+def _with(config: RunConfig[Any], values: dict[str, Any]) -> RunConfig[Any]:
+    """A configuration with other values, as the command line and configuration files give them."""
+    if "data.kind" in values:
+        values = {**values, "data.kind": same(values["data.kind"], KINDS) or values["data.kind"]}
     if "compare" in values:
-        values["compare"] = tuple(map(_method, values["compare"])) if values["compare"] != ("none",) else ()
+        compare = tuple(map(_method, values["compare"])) if values["compare"] != ("none",) else ()
+        values = {**values, "compare": compare}
     sizes: dict[str, Any] = {}
     if values.get("model.backbone", RESNET) != RESNET:  # the sizes that a preset gives are a ResNet's
         sizes = {f"model.{name}": getattr(ModelConfig, name) for name in RESNET_OPTIONS}
-    return replace(config, {**sizes, **values}), list(values)
+    return replace(config, {**sizes, **values})
 
 
 def _method(name: str) -> str:
@@ -171,26 +245,23 @@ def _method(name: str) -> str:
 
 
 HELP = """Train an image encoder without labels: MoCo, SimCLR, BYOL, and methods that mix images.
-
 usage: python -m mixfast.train [preset] [modifier ...] [--method NAME] [--section.key value ...]
 
 {presets}
 Cost: encoder passes, `moco` = 1. Scores except demo's: published, of ResNet-18 on CIFAR-10.
-
 modifier              {modifiers}
 method                any preset above except demo; indented presets are variants of the one above
 your own              --method my_lab.method, --data.kind my_lab.data:factory,
                       --model.backbone my_lab.nets:factory (torchvision:NAME, timm:NAME)
+--config FILE         options as YAML or JSON, or a run's config.json; those given here come on top
 --out DIR             run folder (default runs/<preset>-NNNN); --overwrite replaces an existing one
 --init PATH           start from the backbone of a run, an export, or a file of weights (.pth)
 --resume RUN          continue a run, bit for bit; --trust MODULE: code near it that it may import
 --help-all            all options of a preset or --method; --traceback: errors in full; --version
-
-examples
-  python -m mixfast.train
-  python -m mixfast.train moco --data.path DIR --data.download --train.epochs 200
-  python -m mixfast.train --method approach2 --data.kind folder --data.path my_images/
-Next: python -m mixfast.evaluate knn RUN; also python -m mixfast.compare, .profile, .doctor."""
+other commands        python -m mixfast lists them: evaluate, compare, export, profile, doctor
+examples  python -m mixfast.train
+          python -m mixfast.train moco --data.path DIR --data.download --train.epochs 200
+          python -m mixfast.train approach1 imagenet --data.path images/ --config mine.yaml"""
 
 
 def short_help() -> str:

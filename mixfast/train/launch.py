@@ -18,13 +18,12 @@ from mixfast.data import Splits, load
 from mixfast.data.decoder import has_torchvision
 from mixfast.errors import DataError
 from mixfast.initial_weights import InitialWeights, Origin
-from mixfast.run import machine
+from mixfast.run import loggers, machine
 from mixfast.run.budget import check_memory
 from mixfast.run.claim import Claim
 from mixfast.run.console import Console
 from mixfast.run.failure import USER_CODE, Failure, explain
 from mixfast.run.folder import RunFolder, write_json
-from mixfast.run.log import summary_writer
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.state import Run
 from mixfast.run.streams import reason
@@ -141,13 +140,13 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> R
 
     if attempt.claim and attempt.claim.fresh:
         open_files(attempt.claim)
-    announce(config, preset, console, f"{device} ({facts['threads']} threads)", machine.kernels(device), folder)
+    announce(invocation, config, console, device, folder)
     if attempt.resumed and start is None:
         console.line("it was stopped before its first checkpoint: training begins with step 1")
     if config.init:
         console.line(f"begun with {config.init}: {initial.origin if initial else Origin.of_run(folder.path)}")
     splits = load_everywhere(config, console, device, invocation.images)
-    with console:
+    with console, folder.metrics.loggers:
         run = prepare(config, splits, folder, console, stop, device, start, begin, initial, invocation.callbacks)
         companions = train_all(run)
         console.line("\n" + here.first(lambda: report.write(run, preset, invocation.origins, companions)))
@@ -163,14 +162,17 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> R
 
 
 def announce(
-    config: RunConfig[Any], preset: str, console: Console, where: str, kernels: str, folder: RunFolder
+    invocation: cli.Invocation, config: RunConfig[Any], console: Console, device: torch.device, folder: RunFolder
 ) -> None:
     """Print the lines that say what is trained, and on what."""
-    size = current().size
+    size, preset = current().size, invocation.preset
     console.line(
-        f"mixfast {mixfast.__version__}   torch {torch.__version__}   {where}"
-        f"{f' in each of {size} processes' if size > 1 else ''}   kernels: {kernels}   seed {config.seed}"
+        f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({torch.get_num_threads()} threads)"
+        f"{f' in each of {size} processes' if size > 1 else ''}   kernels: {machine.kernels(device)}   "
+        f"seed {config.seed}"
     )
+    choices = machine.pick_compile(config.train.compile, device), machine.pick_graph(config.train.graph, device)
+    console.line("   ".join(why for _, why in choices))
     console.line(
         f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
         f"{config.train.epochs} epochs   folder {folder.path}"
@@ -180,6 +182,8 @@ def announce(
             f"warning: network and length of preset {preset} are made for its scenes; to train on {config.data.kind}, "
             "name a preset such as moco, or a --method."
         )
+    if invocation.advice:
+        console.line(invocation.advice)
 
 
 def first_weights(invocation: cli.Invocation, start: Path | None, console: Console) -> InitialWeights | None:
@@ -211,8 +215,7 @@ def check_machine(config: RunConfig[Any]) -> torch.device:
     device = machine.pick_own_device(config.train.device)
     machine.pick_compile(config.train.compile, device)
     machine.pick_graph(config.train.graph, device)
-    if config.train.tensorboard:
-        summary_writer()
+    loggers.check(config.train.log)
     check_memory(config, device)
     return device
 

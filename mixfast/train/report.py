@@ -75,6 +75,9 @@ def draw(run: Run, runs: dict[str, Records]) -> None:
         plots.knn_curve(folder / "knn.png", runs, baselines)
     if any(record["kind"] == "diagnostics" for records in runs.values() for record in records):
         plots.diagnostics(folder / "diagnostics.png", runs)
+    for path in sorted(folder.glob("*.png")):
+        if path.stem != "views":  # handed on when it was drawn
+            run.folder.metrics.loggers.picture(run.step, path)
 
 
 def first_views(run: Run, count: int = 8) -> tuple[Tensor, dict[str, Tensor]]:
@@ -86,7 +89,9 @@ def first_views(run: Run, count: int = 8) -> tuple[Tensor, dict[str, Tensor]]:
 def draw_views(run: Run, images: Tensor, views: dict[str, Tensor]) -> None:
     """A picture of what `first_views` returned."""
     run.folder.plots.mkdir(exist_ok=True)
-    plots.view_grid(run.folder.plots / "views.png", images.cpu(), views, run.splits.mean, run.splits.std)
+    path = run.folder.plots / "views.png"
+    plots.view_grid(path, images.cpu(), views, run.splits.mean, run.splits.std)
+    run.folder.metrics.loggers.picture(run.step, path)
 
 
 def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, RunFolder]) -> str:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mixfast import initial_weights, methods
-from mixfast.config.options import RunConfig, replace
+from mixfast.config.options import RunConfig, flatten, replace
 from mixfast.config.presets import switch_method
 from mixfast.data import Splits
 from mixfast.errors import OutOfMemoryError
@@ -26,7 +26,6 @@ from mixfast.run.console import Console
 from mixfast.run.engine import train
 from mixfast.run.failure import is_out_of_memory
 from mixfast.run.folder import RunFolder
-from mixfast.run.log import TensorBoard
 from mixfast.run.signals import StopRequest
 from mixfast.run.state import Run, build
 from mixfast.train import report
@@ -59,17 +58,16 @@ def prepare(
     if start is None and here.rank == 0:
         with alone():
             views = report.first_views(run)
-    console.line("   ".join(run.choices))
     if start:
         here.in_turn(lambda: run.load(start))
     here.compare({"the step to begin at": run.step})
     begin()
     if start:
         console.line(f"continuing {config.method_name} after step {run.step} of {run.steps} (epoch {run.epoch})")
+    if here.rank == 0:
+        folder.metrics.loggers.open(config.train.log, folder.path, flatten(config), run.step, console.line)
     if views:
         report.draw_views(run, *views)
-    if config.train.tensorboard and here.rank == 0:
-        folder.metrics.mirror = TensorBoard(folder.path / "tensorboard", run.step)
     monitor.introduce(run)
     return run
 
@@ -92,13 +90,14 @@ def gains_by_company(run: Run, others: Sequence[str]) -> bool:
     """Whether several methods train faster side by side, a share of the threads each, than one after the other.
 
     Only what draws from generators of its own alone is trained so: it ends in the bits that it has by itself. Callbacks
-    are called in the caller's thread.
+    and loggers are called in the caller's thread.
     """
     config, side = run.config, run.splits.train.images.shape[-1]
     ours = {config.method_name, *others} <= set(methods.names()) and config.model.backbone == RESNET
     in_memory = isinstance(run.train_images, Tensor) and not machine.pick_compile(config.train.compile, run.device)[0]
-    alone_here = run.device.type == "cpu" and current().size == 1 and run.callbacks == Callbacks()
-    if torch.get_num_threads() == 1 or not (alone_here and ours and in_memory):
+    threaded = run.device.type == "cpu" and current().size == 1 and torch.get_num_threads() > 1
+    listened_to = run.callbacks != Callbacks() or bool(config.train.log)
+    if listened_to or not (threaded and ours and in_memory):
         return False
     configs = [config, *(switch_method(config, name) for name in others)]
     images = config.train.batch_size // config.train.accumulate
@@ -132,7 +131,8 @@ def beside(run: Run, name: str) -> Iterator[Run]:
     if initial and lock:
         initial.write(path)
     try:
-        yield prepare(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None, initial)
+        with folder.metrics.loggers:
+            yield prepare(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None, initial)
         if lock:
             folder.write_status("finished", exit_code=0)
     finally:

@@ -60,6 +60,39 @@ def test_published_recipe_and_paper_modifier() -> None:
     assert origins["optim.lr"] == "modifier paper_literal"
 
 
+def test_recipes_for_data_sets() -> None:
+    v2 = cli.parse(["mocov2-imagenet", "--data.path", "x"]).config
+    parts = "moco imagenet augment_v2 --model.head mlp --method.temperature 0.2 --data.path x"
+    assert v2 == cli.parse(parts.split()).config
+    published = {  # MoCo v2, and where it does not say otherwise MoCo
+        "data.size": 224, "augment.crop_scale": (0.2, 1.0), "augment.blur": 0.5, "augment.blur_sigma": (0.1, 2.0),
+        "augment.hue": 0.1, "augment.jitter": 0.8, "augment.grey": 0.2, "model.depth": 50, "model.width": 64,
+        "model.stem": "imagenet", "model.dim": 128, "model.head": "mlp", "model.bn_splits": 8,
+        "method.queue_size": 65536, "method.ema": 0.999, "method.temperature": 0.2, "train.batch_size": 256,
+        "train.epochs": 200, "optim.lr": 0.03, "optim.momentum": 0.9, "optim.weight_decay": 1e-4,
+        "optim.schedule": "cosine", "optim.cosine_origin": 0,
+    }  # fmt: skip
+    assert {key: flatten(v2)[key] for key in published} == published
+    for name in methods.names():
+        for recipe, side in {"cifar100": 32, "stl10": 96, "tiny_imagenet": 64}.items():
+            assert cli.parse([name, recipe]).config.data.size == side
+        if "queue_size" in methods.load(name).Config.__dataclass_fields__:
+            assert cli.parse([name, "imagenet"]).config.method.queue_size == 65536
+        else:
+            with pytest.raises(ConfigError, match=f"--method.queue_size.*, which {name} has not"):
+                cli.parse([name, "imagenet"])
+    with pytest.raises(ConfigError, match=r"made for its scenes; name another, as in .* moco imagenet"):
+        cli.parse(["imagenet"])
+
+
+def test_another_batch_gets_advice_and_no_other_rate(tmp_path: Path) -> None:
+    found = cli.parse(["moco", "--train.batch_size", "1024"])
+    assert found.config.optim.lr == 0.06
+    assert "--optim.lr 0.06 was chosen for batches of 512; in proportion, those of 1024 take 0.12" in found.advice
+    silent = ["moco", "moco --train.batch_size 1024 --optim.lr 1", "simclr_wmse --train.batch_size 64"]
+    assert not any(cli.parse(words.split()).advice for words in silent)
+
+
 def test_method_replaces_that_of_a_preset_and_keeps_shared_options() -> None:
     config, origins = build("demo", [], "moco")
     assert config.method_name == "moco" and origins["method_name"] == "command line"

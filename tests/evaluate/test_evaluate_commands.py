@@ -60,6 +60,18 @@ def test_runs_are_named_by_what_differs(tmp_path: Path) -> None:
     assert group_names(configs) == ["moco", "moco", "approach1 box_per_sample=False", "approach1 box_per_sample=True"]
 
 
+def test_a_table_too_wide_for_the_terminal_continues_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {"a": {"one": "1", "two": "22.2", "three": "3"}, "bcd": {"one": "4"}}
+    assert table(rows) == "      one    two   three\na       1   22.2       3\nbcd     4      -       -"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "16")
+    assert (
+        table(rows) == "      one    two\na       1   22.2\nbcd     4      -\n\n      three\na         3\nbcd       -"
+    )
+    monkeypatch.setenv("COLUMNS", "3")  # less than a column: one at a time
+    assert table(rows).count("\n\n") == 2
+
+
 def test_tables_align_and_show_the_spread() -> None:
     assert table({"a": {"x": "1"}, "long": {"y": "22", "x": "3"}}).splitlines() == [
         "        y   x",

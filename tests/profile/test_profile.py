@@ -265,7 +265,7 @@ def test_shapes_and_options() -> None:
     config = profile.configured(request, "byol").config
     assert (config.model.depth, config.data.size, config.train.batch_size) == (50, 224, 128) and request.seconds == 3
     assert profile.configured(profile.understand(["--shape", "imagenet"]), "moco").config.method.queue_size == 65536
-    assert profile.understand(["--all"]).presets() == list(presets())
+    assert profile.understand(["--all"]).presets() == [name for name in presets() if "imagenet" not in name]
     several = profile.understand(["moco", "byol", "augment_v2", "--method", "simclr"])
     assert several.presets() == ["moco", "byol"] and several.words == ["augment_v2", "--method", "simclr"]
 

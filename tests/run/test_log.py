@@ -1,16 +1,12 @@
-"""Means against plain sums, files against what was written, and the mirror for TensorBoard."""
+"""Means against plain sums, and files against what was written."""
 
 import csv
-import sys
-import types
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from mixfast.errors import PlatformError
-from mixfast.run.log import Meter, Metrics, TensorBoard
+from mixfast.run.log import Meter, Metrics
 
 
 def test_meter_averages_and_starts_again() -> None:
@@ -77,31 +73,3 @@ def test_csv_holds_every_field_of_every_record(tmp_path: Path) -> None:
         {"kind": "train", "step": "1", "loss": "0.5", "knn_z": ""},
         {"kind": "eval", "step": "1", "loss": "", "knn_z": "20.0"},
     ]
-
-
-def test_tensorboard_gets_every_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[tuple[Any, ...]] = []
-
-    class Writer:
-        def __init__(self, folder: str, purge_step: int):
-            events.append((folder, purge_step))
-
-        def add_scalar(self, *event: Any) -> None:
-            events.append(event)
-
-        def flush(self) -> None:
-            events.append(("flush",))
-
-    module = types.ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = Writer  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    metrics = Metrics(tmp_path)
-    metrics.mirror = TensorBoard(tmp_path / "events", step=3)
-    metrics.write({"kind": "train", "name": "moco", "step": 4, "loss": 0.5})
-    assert events == [(str(tmp_path / "events"), 3), ("train/loss", 0.5, 4), ("flush",)]
-
-
-def test_tensorboard_without_its_package_names_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(PlatformError, match=r"pip install tensorboard\."):
-        TensorBoard(tmp_path, step=0)

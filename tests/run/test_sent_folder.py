@@ -76,6 +76,7 @@ def fresh(prefix: str = "sent") -> str:
 
 COMMANDS: dict[str, Callable[[str], int]] = {
     "resume": lambda run: train(["--resume", run]),
+    "config": lambda run: train(["--config", f"{run}/config.json"]),
     "knn": lambda run: evaluate(["knn", run]),
     "replay": lambda run: evaluate(["replay", run]),
     "compare": lambda run: compare([run, "--out", "report"]),

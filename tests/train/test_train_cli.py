@@ -187,11 +187,35 @@ def test_options_that_move_no_weight_may_change_on_resume(tmp_path: Path) -> Non
     assert scored == [2, 3]  # the first epoch had ended
 
 
+def test_a_constant_rate_may_be_kept_for_longer(tmp_path: Path, capsys: Any) -> None:
+    """A run that ended after 1 epoch and is continued to 3 ends in the bits of one that began with 3."""
+    quick = {"optim__schedule": "constant", "eval__every": 0, "data__scenes": 32}
+    short, whole = (
+        [*words(tmp_path / name, "moco", train__epochs=epochs, **quick), "--eval.no-baselines"]
+        for name, epochs in (("a", 1), ("b", 3))
+    )
+    assert main(whole) == 0 and main(short) == 0
+    assert main(["--resume", str(tmp_path / "a"), "--train.epochs", "3"]) == 0
+    ours, theirs = (last_state(tmp_path / name) for name in "ab")
+    assert ours["step"] == 6 and ours["config"] == theirs["config"]
+    for state in (ours, theirs):
+        del state["contents"]
+    assert_same(ours, theirs)
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["values"]["train"]["epochs"] == 3 and config["origins"]["train.epochs"] == "command line"
+    assert {record["lr"] for record in records(tmp_path / "a") if "lr" in record} == {0.06}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--optim.lr", "0.5"], "optim.lr: saved 0.06, wanted 0.5"),
-        (["--train.epochs", "9", "--seed", "4"], "train.epochs: saved 3, wanted 9\n  seed: saved 0, wanted 4"),
+        (["--model.dim", "9", "--seed", "4"], "model.dim: saved 8, wanted 9\n  seed: saved 0, wanted 4"),
+        (
+            ["--train.epochs", "9"],
+            "epoch 1 had the rate 0.045 of 3 epochs, and in 9 would have had 0.05819. Start a new",
+        ),
+        (["--train.epochs", "2"], "--train.epochs 2 is less than the 3 epochs that the run has begun already"),
     ],
 )
 def test_continuing_with_other_options_lists_them(

@@ -62,6 +62,11 @@ class Method(nn.Module):
         """Raise ConfigError if `config` cannot work with `batch` images per optimiser step."""
 
     @classmethod
+    def follows_progress(cls, config: Any) -> bool:
+        """Whether a step depends on the `progress` of `begin`: a run can then not be made longer or shorter."""
+        return False
+
+    @classmethod
     def candidates(cls, config: Any, batch: int) -> int | None:
         """The number of rows among which a contrastive term looks for its positive; None: the loss has no such term.
 
@@ -88,7 +93,7 @@ class Method(nn.Module):
         Args:
             progress: share of the run's optimiser steps that are done, in [0, 1), for schedules. A float64 scalar
                 tensor on the device, filled anew for every step. Compute with it on the device: a step can then be
-                recorded as a CUDA graph.
+                recorded as a CUDA graph. A method that reads it says so by `follows_progress`.
         """
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:

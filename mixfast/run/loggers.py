@@ -1,0 +1,216 @@
+"""Where else the records and pictures of a run go while it trains: TensorBoard, Weights & Biases, MLflow.
+
+`--train.log` names them; each is imported when it is named. Accounts, servers and offline modes are the libraries' own
+(WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME). A resumed run continues theirs.
+"""
+
+import importlib
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from mixfast.errors import PlatformError
+from mixfast.files import write_whole
+
+PROJECT = "mixfast"  # unless the library's environment variable names another
+
+
+class Logger(Protocol):
+    """A library that takes what a run says. It is made of (folder of the run, options by key, steps done)."""
+
+    def __init__(self, folder: Path, options: dict[str, Any], step: int): ...
+
+    def record(self, step: int, numbers: dict[str, float]) -> None:
+        """Take numbers by name, such as "train/loss"."""
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Take a PNG file."""
+
+    def close(self, failed: bool) -> None:
+        """End, after everything taken is written or sent."""
+
+
+class TensorBoard:
+    """Event files in the folder `tensorboard` of the run; those of an earlier start after `step` are hidden."""
+
+    def __init__(self, folder: Path, options: dict[str, Any], step: int):
+        writer = importlib.import_module("torch.utils.tensorboard").SummaryWriter
+        self._writer: Any = writer(str(folder / "tensorboard"), purge_step=step)
+
+    def record(self, step: int, numbers: dict[str, float]) -> None:
+        for name, number in numbers.items():
+            self._writer.add_scalar(name, number, step)
+        self._writer.flush()
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        import numpy
+        from PIL import Image
+
+        with Image.open(path) as image:
+            self._writer.add_image(name, numpy.asarray(image.convert("RGB")), step, dataformats="HWC")
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """A run of Weights & Biases, with its files in the folder `wandb` of the run."""
+
+    def __init__(self, folder: Path, options: dict[str, Any], step: int):
+        self._wandb: Any = importlib.import_module("wandb")
+        number = _kept(folder, "wandb") or _keep(folder, "wandb", secrets.token_hex(4))
+        self._run = self._wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=_title(folder),
+            id=number,
+            resume="allow",
+            reinit="create_new",  # a run that is compared with another begins before that has ended
+            dir=str(folder),
+            config=options,
+            settings=self._wandb.Settings(console="off"),
+        )
+        self._run.define_metric("*", step_metric="step")  # a resumed run repeats steps, which W&B's own count does not
+
+    def record(self, step: int, numbers: dict[str, float]) -> None:
+        self._run.log({"step": step, **numbers})
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        self._run.log({"step": step, name: self._wandb.Image(str(path))})
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+class MLflow:
+    """A run of MLflow, where MLFLOW_TRACKING_URI says."""
+
+    def __init__(self, folder: Path, options: dict[str, Any], step: int):
+        mlflow = importlib.import_module("mlflow")
+        self._entities: Any = importlib.import_module("mlflow.entities")
+        self._client: Any = mlflow.MlflowClient()
+        if number := _kept(folder, "mlflow"):
+            self._number = number
+            self._client.update_run(number, status="RUNNING")
+            return
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        experiment = self._client.get_experiment_by_name(name)
+        place = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        self._number = _keep(folder, "mlflow", self._client.create_run(place, run_name=_title(folder)).info.run_id)
+        parameters = [self._entities.Param(key, str(value)) for key, value in options.items()]
+        for start in range(0, len(parameters), 100):  # that a call may have
+            self._client.log_batch(self._number, params=parameters[start : start + 100])
+
+    def record(self, step: int, numbers: dict[str, float]) -> None:
+        now = int(1000 * time.time())
+        metrics = [self._entities.Metric(name, float(number), now, step) for name, number in numbers.items()]
+        self._client.log_batch(self._number, metrics=metrics)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        self._client.log_artifact(self._number, str(path), "plots")
+
+    def close(self, failed: bool) -> None:
+        self._client.set_terminated(self._number, "FAILED" if failed else "FINISHED")
+
+
+LOGGERS: dict[str, tuple[type[Logger], str]] = {  # by name: the class, and the module that it needs
+    "tensorboard": (TensorBoard, "torch.utils.tensorboard"),
+    "wandb": (WandB, "wandb"),
+    "mlflow": (MLflow, "mlflow"),
+}
+
+
+def check(names: Iterable[str]) -> None:
+    """Raise a PlatformError if a library is not installed."""
+    for name in names:
+        try:
+            importlib.import_module(LOGGERS[name][1])
+        except ImportError as error:
+            raise PlatformError(
+                f"--train.log {name} needs a package that is missing ({error}): pip install {name}. "
+                "Without it, metrics.jsonl and metrics.csv hold the same numbers."
+            ) from error
+
+
+class Loggers:
+    """Those of a run, none before `open`; `with` closes them. One that fails is named and dropped; training goes on."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, Logger] = {}
+        self._say: Callable[[str], None] = print
+
+    def open(
+        self, names: Iterable[str], folder: Path, options: dict[str, Any], step: int, say: Callable[[str], None]
+    ) -> None:
+        """Begin or continue a run in each library.
+
+        Args:
+            names: keys of `LOGGERS`.
+            folder: of the run.
+            options: of its configuration, by key.
+            step: optimiser steps done.
+            say: prints a line.
+
+        Raises:
+            PlatformError: a library refuses; the message has its words.
+        """
+        self._say = say
+        for name in names:
+            try:
+                self._open[name] = LOGGERS[name][0](folder, options, step)
+            except Exception as error:  # of any type: no account, no network, no room
+                raise PlatformError(
+                    f"--train.log {name} cannot begin: {error}. Continue with --train.log and no word for none."
+                ) from error
+
+    def record(self, record: dict[str, Any]) -> None:
+        """Hand on the numbers of a record of metrics.jsonl."""
+        kind = f"{record['kind']}/{record['name']}" if record["kind"] == "baseline" else record["kind"]
+        numbers = {
+            f"{kind}/{name}": value
+            for name, value in record.items()
+            if isinstance(value, int | float) and name != "step"
+        }
+        self._each(lambda logger: logger.record(record["step"], numbers))
+
+    def picture(self, step: int, path: Path) -> None:
+        """Hand on a picture, under the name of its file."""
+        self._each(lambda logger: logger.picture(step, f"plots/{path.stem}", path))
+
+    def _each(self, act: Callable[[Logger], None]) -> None:
+        for name, logger in list(self._open.items()):
+            try:
+                act(logger)
+            except Exception as error:  # of any type
+                del self._open[name]
+                self._say(f"warning: {name} takes no more ({error}); metrics.jsonl has every record")
+
+    def __enter__(self) -> "Loggers":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        self._each(lambda logger: logger.close(kind is not None))
+        self._open.clear()
+
+
+def _title(folder: Path) -> str:
+    beside = folder.parent.name == "compare"  # a run that another is compared with
+    return f"{folder.parents[1].name}-{folder.name}" if beside else folder.resolve().name
+
+
+def _kept(folder: Path, name: str) -> str:
+    """What a library calls the run of a folder; "" if it has none."""
+    try:
+        return str(json.loads((folder / "loggers.json").read_text(encoding="utf-8")).get(name, ""))
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _keep(folder: Path, name: str, number: str) -> str:
+    known = {other: kept for other in LOGGERS if (kept := _kept(folder, other))}
+    write_whole(folder / "loggers.json", json.dumps({**known, name: number}).encode())
+    return number
