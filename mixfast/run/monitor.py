@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -101,8 +102,7 @@ def record(run: Run) -> None:
         **{f"time_{name}": seconds for name, seconds in parts.items()},
     }
     run.images = 0
-    if current().rank == 0:
-        run.folder.metrics.write(run.last)
+    _write(run, run.last)
     rate, wait, left = _speed(run)
     note = f"loss {mean_term(means):.3f}   {rate} img/s   data wait {wait}"
     run.task.update(run.step, note)
@@ -130,7 +130,7 @@ def _speed(run: Run) -> tuple[str, str, str]:
 
 
 def end_epoch(run: Run) -> None:
-    """Evaluate if it is time to, write the means of the epoch, and print its row of the table.
+    """Evaluate if it is time to, write the means of the epoch, and print its row of the table; all processes together.
 
     The records of an evaluation are written together at its end: a run that is stopped in the middle repeats it.
     """
@@ -149,11 +149,12 @@ def end_epoch(run: Run) -> None:
         elif run.epoch > 0 and due:
             records.append(_evaluated(run, "eval", config.method_name, lambda: score(run, run.method.encoder, stop)))
     if config.eval.diagnostics and run.epoch > 0 and due:
-        records.append(_evaluated(run, "diagnostics", config.method_name, lambda: diagnose(run)))
+        scorer = partial(current().first, partial(diagnose, run))
+        records.append(_evaluated(run, "diagnostics", config.method_name, scorer))
         if note := warning(records[-1]):
             run.console.line(f"warning: {note}")
     for found in records:
-        run.folder.metrics.write(found)
+        _write(run, found)
     run.evaluated = run.epoch
     if run.epoch:
         scores = next((found for found in records if found["kind"] == "eval"), {})
@@ -170,7 +171,7 @@ def record_epoch(run: Run) -> tuple[str, str]:
         return "-", "-"
     rate = epoch_rate(options.optim, run.epoch - 1, options.train.epochs, len(run.batches))
     facts = {"kind": "epoch", "step": run.step, "epoch": run.epoch, "lr": rate}
-    run.folder.metrics.write({**facts, **means, "mean_term": mean_term(means), "time": run.seconds})
+    _write(run, {**facts, **means, "mean_term": mean_term(means), "time": run.seconds})
     return f"{rate:.3g}", f"{mean_term(means):.3f}"
 
 
@@ -213,6 +214,12 @@ def score_untrained(setup: Setup, between: Callable[[], object] = lambda: None) 
     """Weighted kNN of the encoder before training, with BatchNorm statistics of the data; arguments as in `score`."""
     encoder = calibrated(setup.method.encoder, setup.train_images, setup.normalise, setup.config.eval.batch_size)
     return score(setup, encoder, between)
+
+
+def _write(run: Run, content: dict[str, Any]) -> None:
+    """Append to metrics.jsonl, by the first process."""
+    if current().rank == 0:
+        run.folder.metrics.write(content)
 
 
 def _evaluated(run: Run, kind: str, name: str, scorer: Callable[[], dict[str, float]]) -> dict[str, Any]:

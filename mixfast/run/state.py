@@ -142,18 +142,14 @@ class Run(Setup):
             current().compare(check_sums(tensors), PlatformError, advice)
 
     def obey(self, number: int) -> None:
-        """Save and raise Stopped if a signal of that number asked for it; 0: none has.
-
-        While the others wait for this process, it only raises: all of them save together.
-        """
+        """Save and raise Stopped if a signal of that number asked for it; 0: none has."""
         if number:
-            if not current().alone:
-                self.save()
+            self.save()
             raise Stopped(number)
 
     def obey_signal(self) -> None:
-        """`obey` the signals of this process."""
-        self.obey(self.stop.number)
+        """`obey` the signals of all processes, which call this together."""
+        self.obey(*current().largest(self.stop.number))
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint, or from the newest of a folder; metrics written after it are forgotten.

@@ -68,8 +68,7 @@ def main(words: list[str] | None = None) -> int:
 
     with steady_streams("log.txt has every line"), StopRequest(at_once) as stop:
         try:
-            machine.join_processes()
-            current().compare({"command line": words, "Python": sys.version, **versions()}, advice="Start all alike.")
+            machine.join_processes(words)
             invocation = current().in_turn(lambda: parse(words))
             method = invocation.config.method_name
             launch(invocation, attempt, stop)
@@ -95,11 +94,6 @@ def main(words: list[str] | None = None) -> int:
             if attempt.claim:
                 attempt.claim.release()
             leave(in_order=attempt.done)
-
-
-def versions() -> dict[str, str]:
-    """Of what computes, by name."""
-    return {"mixfast": mixfast.__version__, "torch": torch.__version__}
 
 
 def parse(words: list[str]) -> cli.Invocation:
