@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mixfast.errors import ConfigError, PlatformError
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _STEP = timedelta(minutes=10)  # after which a process that does not take part in a step counts as lost
@@ -28,24 +29,23 @@ _WORK = timedelta(days=7)  # the same for what the first process does while the 
 
 
 class Elsewhere(Exception):
-    """The first process has failed and says why; this one has nothing to add."""
+    """Another process has failed and says why; this one has nothing to add."""
 
     def __init__(self, exit_code: int):
-        super().__init__(f"the first process has ended with exit code {exit_code}")
+        super().__init__(f"another process has ended with exit code {exit_code}")
         self.exit_code = exit_code
 
 
 class World:
     """This process among `size` processes; `join` makes one of several."""
 
-    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1, *, alone: bool = False):
+    def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1):
         """
         Args:
             rank, size: which process this is, from 0, of how many.
             local_rank, local_size: the same on this machine.
-            alone: the first process while the others wait.
         """
-        self.rank, self.size, self.local_rank, self.local_size, self.alone = rank, size, local_rank, local_size, alone
+        self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.groups = 2 * size
         self._host: Any = None  # a group of processes for what lies on the CPU
         self._rows: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
@@ -113,6 +113,29 @@ class World:
             return rows
         found: Tensor = _Everyone.apply(rows, self)  # type: ignore[no-untyped-call]
         return found
+
+    def dealt(self, parts: Sequence[Item]) -> list[Item]:
+        """Parts rank, rank + size, ... of work that is dealt out; the first once more where there are too few for all.
+
+        So every process has equally many, and knows the shape of a result.
+        """
+        mine = list(parts[self.rank :: self.size])
+        return mine + list(parts[:1]) * (-(-len(parts) // self.size) - len(mine))
+
+    def collected(self, results: Sequence[Tensor], count: int, block: int) -> Tensor:
+        """The rows [count, ...] of all parts in order, without gradient, from results of those that `dealt` gave.
+
+        Args:
+            results: [block, ...] of each part; the last part may have fewer rows.
+            count: of the rows of all parts.
+            block: rows of a part.
+        """
+        if self.size == 1:
+            return torch.cat(list(results))
+        padded = results[0].new_zeros(len(results), block, *results[0].shape[1:])
+        for place, rows in zip(padded, results, strict=True):
+            place[: len(rows)] = rows.detach()
+        return self._gathered(padded).transpose(0, 1).flatten(0, 2)[:count]
 
     def permuted(self, rows: Tensor, order: Tensor) -> Tensor:
         """The own rows [B / size, ...] of the global batch in another order, without gradient.
@@ -200,6 +223,33 @@ class World:
         self._told(lambda: None)
         return work()
 
+    def jobs(self, count: int, job: Callable[[int], Result]) -> list[Result]:
+        """job(number) for 0 ... count - 1, each done by one process as if it were alone; all get all results.
+
+        Raises:
+            Elsewhere: where a job of another process has raised.
+        """
+        results: dict[int, Result] = {}
+        try:
+            with alone():
+                results = {number: job(number) for number in range(self.rank, count, self.size)}
+        except Exception as error:
+            self._all_told((getattr(error, "exit_code", 1), {}))
+            raise
+        found = self._all_told((0, results))
+        if code := next((code for code, _ in found if code), 0):
+            raise Elsewhere(code)
+        return [found[number % self.size][1][number] for number in range(count)]
+
+    def _all_told(self, value: Result) -> list[Result]:
+        """The values of all processes."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        with named(self):
+            torch.distributed.all_gather_object(found, pickle.dumps(value), group=self._host)
+        return [pickle.loads(other) for other in found]
+
     def _told(self, work: Callable[[], Result]) -> Result:
         told: list[Any] = [None]
         try:
@@ -221,13 +271,9 @@ class World:
 
     def compare(self, facts: dict[str, Any], error: type[Exception] = ConfigError, advice: str = "") -> None:
         """Raise `error` in the first process, and Elsewhere in the others, unless all processes give equal facts."""
-        if self.size == 1:
-            return
-        found: list[Any] = [None] * self.size
-        with named(self):
-            torch.distributed.all_gather_object(found, pickle.dumps(facts), group=self._host)
-        for rank, other in enumerate(map(pickle.loads, found)):
-            for name, value in pickle.loads(found[0]).items():
+        found = self._all_told(facts)
+        for rank, other in enumerate(found):
+            for name, value in found[0].items():
                 if other.get(name) != value:
                     self.fail(
                         error(
@@ -307,7 +353,7 @@ def current() -> World:
 def alone() -> Iterator[None]:
     """Within the block this process acts as one that trains by itself."""
     global _current
-    kept, _current = _current, World(local_size=_current.local_size, alone=True)
+    kept, _current = _current, World(local_size=_current.local_size)
     try:
         yield
     finally:

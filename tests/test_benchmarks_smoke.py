@@ -1,5 +1,6 @@
 """Every benchmark runs, at small shapes, so that none rots; and the report says what the results say."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report
+from benchmarks import processes, report
 from benchmarks.gpu import plot
 from benchmarks.gpu import report as gpu_report
 from benchmarks.interleave import interleaved, quantiles
@@ -52,6 +53,32 @@ def test_document_holds_what_the_results_say() -> None:
     """`python -m benchmarks.report` writes it."""
     text = report.DOCUMENT.read_text()
     assert report.filled(text) == text
+
+
+@pytest.mark.slow
+def test_processes_are_compared(tmp_path: Path) -> None:
+    file = tmp_path / "processes.json"
+    command = [sys.executable, "-m", "benchmarks.processes", "--smoke", "--out", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(file.read_text())["rows"]
+    one, two = (times[0] for times in row["seconds"])
+    assert row["efficiency"] == round(one / two / 2, 3) and set(row["exchanges_ms"]) == set(
+        processes.EXCHANGES.values()
+    )
+
+
+def test_document_holds_the_computed_table() -> None:
+    assert processes.table() in (ROOT / "docs" / "distributed.md").read_text()
+
+
+def test_bytes_of_a_step_by_hand() -> None:
+    """Two processes: half of each ring's numbers twice, half of the views, the other's keys and means."""
+    of = processes.Sizes(1000, key_sets=1, map_sets=1, queues=2, trained=1, channels=10, norms=3, flops=0.0)
+    sent = processes.traffic(of, 2, synced=True)
+    assert sent.gradients == 4000 and sent.views == 4 * 16 * 3 * 224 * 224 and sent.maps == 4 * 16 * 2048 * 49
+    assert sent.keys == 2 * 4 * 32 * 128 and sent.norms == 80 * (2 + 2)
+    assert sent.exchanges == 1 + 2 + 1 + 2 + 3 * (2 + 1)
 
 
 def test_samples_take_turns_and_slow_ones_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:

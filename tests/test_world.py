@@ -9,7 +9,17 @@ import torch
 from mixfast import methods, world
 from mixfast.world import World
 from tests.tiny_run import assert_same
-from tests.worlds import Case, compared, continued, largest_difference, together, touched, trained
+from tests.worlds import (
+    Case,
+    compared,
+    continued,
+    evaluated,
+    failing_job,
+    largest_difference,
+    together,
+    touched,
+    trained,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -22,6 +32,7 @@ CASES: dict[str, Case] = {
     "moco_cutmix": ("moco_cutmix", {"method__mixture": "saliency", **SYNCED}),
     "moco_unmix": ("moco_unmix", {"method__box_per_sample": (), "method__symmetric": ()}),
     "approach1": ("approach1", {"method__box_per_sample": (), "method__region_layer": 2}),
+    "demo": ("approach1", {"train__batch_size": 32, "model__stem": "cifar_s2", **SYNCED}),
     "approach2": ("approach2", {"method__mixture": "saliency", "method__reverse_regions": "literal"}),
     "approach2_reference": ("approach2_reference", {"optim__name": "lars"}),
     "one_branch": ("one_branch", {"method__partner": "batch_reverse", "augment__blur": 0.5}),
@@ -42,7 +53,7 @@ class Pair(NamedTuple):
     one: dict[str, Any]  # by case
     two: list[dict[str, Any]]  # of each process
     one_after_two: dict[str, Any]  # continued by one process after the first step of two
-    folder: Path
+    evaluated: dict[str, Any]  # by one
 
 
 def by_two(cases: dict[str, Case], one: Path, out: Path) -> dict[str, Any]:
@@ -52,6 +63,7 @@ def by_two(cases: dict[str, Case], one: Path, out: Path) -> dict[str, Any]:
     found["two after one"] = {name: continued(cases[name], out / name, one / name / "first.pt") for name in MINE}
     found["compared"] = compared()
     found["touched"] = touched(cases["approach1"], out / "touched")
+    found["evaluated"], found["failing job"] = evaluated(out / "evaluated"), failing_job()
     return found
 
 
@@ -63,8 +75,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
     one = trained(CASES, folder / "one")
     two = together(by_two, 2, folder / "two", CASES, folder / "one")
     after = {name: continued(CASES[name], folder / "after", folder / "two" / name / "first.pt") for name in MINE}
+    scored = evaluated(folder / "evaluated")
     torch.set_num_threads(threads)
-    return Pair(one, two, after, folder)
+    return Pair(one, two, after, scored)
 
 
 def test_every_method_is_there() -> None:
@@ -95,6 +108,16 @@ def test_four_processes_train_what_one_trains(pair: Pair, tmp_path: Path) -> Non
     assert difference < SAME, name
     for other in found[1:]:
         assert_same(other, found[0])
+
+
+def test_evaluations_are_those_of_one_process_to_the_bit(pair: Pair) -> None:
+    for found in pair.two:
+        assert_same(found["evaluated"], pair.evaluated)
+
+
+def test_a_failing_job_ends_all(pair: Pair) -> None:
+    first, second = (found["failing job"] for found in pair.two)
+    assert first == "Elsewhere: another process has ended with exit code 2" and second == "ConfigError: job 3"
 
 
 def test_processes_that_differ_are_told(pair: Pair) -> None:

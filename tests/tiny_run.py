@@ -137,14 +137,16 @@ def train_in_children(
     send: Sequence[int] = (),
     at_step: int = 0,
     struck: int = 0,
+    program: str = "train",
     **environment: str,
 ) -> list[int]:
-    """Exit codes of the training command in `size` processes that train together, as torchrun would start them.
+    """Exit codes of a command in `size` processes that work together, as torchrun would start them.
 
     Args:
         arguments: of the command line.
         output: file that takes stdout and stderr of all.
         send: signals that the process `struck` sends itself once it has done the optimiser step `at_step`.
+        program: whose command it is, train or evaluate.
         environment: what else torchrun would say.
     """
     with socket.socket() as free:
@@ -155,6 +157,7 @@ def train_in_children(
         _started(
             *(arguments, output, send if rank == struck else (), at_step, "step", -1),
             {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            program,
         )
         for rank in range(size)
     ]
@@ -188,12 +191,12 @@ def _child(
     where: str,
     file_bytes: int,
     environment: dict[str, str],
+    program: str = "train",
 ) -> None:
     os.environ.update(environment)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     _write_to(output)
     from mixfast.run import checkpoint, engine
-    from mixfast.train.__main__ import main
 
     report.draw = report.draw_views = lambda *_: None
     torch.set_num_threads(1)
@@ -235,7 +238,7 @@ def _child(
         checkpoint.os.replace = strike_before_rename  # type: ignore[assignment]
     if where == "write":
         checkpoint.torch.save = strike_in_the_middle  # type: ignore[assignment]
-    code = main(arguments)
+    code = importlib.import_module(f"mixfast.{program}.__main__").main(arguments)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -9,9 +9,14 @@ from typing import Any
 import torch
 
 from mixfast import methods, world
+from mixfast.errors import ConfigError
 from mixfast.run import checkpoint
 from mixfast.run.engine import train_step
+from mixfast.run.monitor import score
 from mixfast.run.state import Run
+from mixfast.scoring import knn_predict
+from mixfast.scoring.baselines import pixels
+from mixfast.scoring.features import extract
 from tests.methods.hand import has
 from tests.tiny_run import open_tiny
 
@@ -34,7 +39,9 @@ def open_double(out: Path, method: str, **changes: Any) -> Run:
         found = make(run, images, *args)
         return {key: value.double() if value.is_floating_point() else value for key, value in found.items()}
 
+    plain = type(run).normalise
     run.views = views  # type: ignore[method-assign]
+    run.normalise = lambda images: plain(run, images).double()  # type: ignore[method-assign]
     return run
 
 
@@ -57,14 +64,40 @@ def state_of(run: Run) -> dict[str, Any]:
 
 
 def trained(cases: dict[str, Case], out: Path) -> dict[str, Any]:
-    """By case: the values of three steps, and the state after the last. out/CASE/first.pt has that after the first."""
+    """By case: the values of three steps, and state and scores after them. out/CASE/first.pt: the state after one."""
     found = {}
     for name, (method, changes) in cases.items():
         run = open_double(out / name, method, **{**COMMON, **changes})
         values, path = steps(run, 1), out / name / "first.pt"
         world.current().first(partial(checkpoint.write, path, run.state_dict()))
         found[name] = {"values": values + steps(run, 2), "state": state_of(run)}
+        found[name]["scores"] = score(run, run.method.encoder)
     return found
+
+
+def evaluated(out: Path) -> dict[str, Any]:
+    """Features in float32 by batches of 7 images, pixels, and classes by chunks of 5, as a tiny run has them."""
+    run = open_tiny(out, "moco", model__bn_splits=4)
+    train, test = run.splits.train, run.splits.test
+    bank, found = (extract(run.method.encoder, some.images, run.normalise, 7)._asdict() for some in (train, test))
+    classes = knn_predict(found["z"], bank["z"], train.labels, k=5, chunk=5)
+    return {**found, "pixels": pixels(test.images, run.normalise, 8, 30), "classes": classes}
+
+
+def failing_job() -> str:
+    """What is raised where the third of five jobs fails, with the results of the same jobs without that."""
+
+    def job(number: int) -> tuple[int, int]:
+        if number == 3:
+            raise ConfigError("job 3")
+        return number, world.current().size
+
+    assert world.current().jobs(3, job) == [(0, 1), (1, 1), (2, 1)]
+    try:
+        world.current().jobs(5, job)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def continued(case: Case, out: Path, path: Path) -> dict[str, Any]:

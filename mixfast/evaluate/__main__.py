@@ -1,9 +1,12 @@
 """Command line: python -m mixfast.evaluate COMMAND RUN... Reads what training wrote; changes no checkpoint."""
 
 import multiprocessing
+import os
 import sys
 import textwrap
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stdout
+from functools import partial
 from typing import Any
 
 from mixfast.config.words import parse, same, unknown
@@ -17,7 +20,8 @@ from mixfast.evaluate.localise import localise
 from mixfast.evaluate.maps import Maps, maps
 from mixfast.evaluate.replay import Replay, replay
 from mixfast.run.command import run
-from mixfast.run.machine import refuse_several_processes
+from mixfast.run.machine import join_processes, refuse_several_processes
+from mixfast.world import current, leave
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], object]]] = {
     "knn": (Knn, knn),
@@ -29,6 +33,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], object]]] = {
     "embed": (Embed, embed),
     "replay": (Replay, replay),
 }
+SHARED = ("knn", "linear", "detect")  # among several processes
 
 
 def main(words: list[str] | None = None) -> int:
@@ -48,9 +53,19 @@ def evaluate(words: list[str]) -> None:
     chosen = same(words[0], COMMANDS)
     if chosen is None:
         raise unknown("command", words[0], COMMANDS)
-    refuse_several_processes()
     kind, command = COMMANDS[chosen]
-    command(parse(kind, words[1:], f"python -m mixfast.evaluate {chosen}"))
+    if chosen in SHARED:
+        join_processes(words)
+    else:
+        refuse_several_processes()
+    in_order = False
+    try:
+        with open(os.devnull, "w") as nobody, redirect_stdout(nobody) if current().rank else nullcontext():
+            options = current().in_turn(partial(parse, kind, words[1:], f"python -m mixfast.evaluate {chosen}"))
+            command(options)
+        in_order = True
+    finally:
+        leave(in_order)
 
 
 if __name__ == "__main__":

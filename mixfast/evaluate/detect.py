@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,7 @@ from mixfast.ranges import Cores, Count, Positive, Seed, Side
 from mixfast.rng import Generators
 from mixfast.run.console import Console, duration
 from mixfast.scoring.maps import Network
+from mixfast.world import alone, current
 
 SUPERVISED = "supervised.safetensors"  # in evaluation/ of a run: its architecture trained with labels
 _SEEDS = (0, 1, 2)
@@ -87,8 +89,7 @@ def detect_command(options: Detect) -> None:
     if options.recipe is None:
         detect(options, None, Console())
         return
-    need_torchvision()
-    recipe_command.check_options(options)
+    current().in_turn(partial(check, options))
     recipe_command.train_recipe(options)
 
 
@@ -96,14 +97,14 @@ def detect(options: Detect, loaded: Loaded | None, console: Console) -> dict[str
     """Say the table of short detectors; write it as JSON and Markdown with a picture, and keep each run's line.
 
     Returns:
-        The content of the JSON file, and under "files" the paths.
+        The content of the JSON file, and under "files" the paths; {} in all processes but the first.
     """
-    need_torchvision()
-    recipe_command.check_options(options)
-    settings(options)  # what is wrong with it is said before anything is loaded
+    current().in_turn(partial(check, options))
     runs = load_runs(options, loaded=loaded, say=console.line)
     with console:
         result = evaluate(options, runs, console)
+    if current().rank:
+        return {}  # the first process writes
     how = "finetune" if options.finetune else "frozen"
     few = "" if options.images is None else f"-{options.images}"
     file = evaluation_folder(runs, options.out) / f"detect-{result.test.name}-{options.detector}-{how}{few}.json"
@@ -113,6 +114,14 @@ def detect(options: Detect, loaded: Loaded | None, console: Console) -> dict[str
     console.line(detect_page.words(result))
     console.line("\n".join(f"{kind:<9} {path}" for kind, path in files.items()))
     return {**content, "files": files}
+
+
+def check(options: Detect) -> None:
+    """Say what is wrong with the options before anything is loaded."""
+    need_torchvision()
+    recipe_command.check_options(options)
+    if options.recipe is None:
+        settings(options)
 
 
 def evaluate(options: Detect, runs: Sequence[LoadedRun], console: Console) -> detect_page.Result:
@@ -205,7 +214,8 @@ def contestants(options: Detect, runs: Sequence[LoadedRun], seeds: Sequence[int]
     baselines = {"untrained": {origin: run.untrained() for origin, run in origins.items()}}
     if options.supervised:
         need_labels(origins.values(), "the supervised network (--no-supervised leaves it out)")
-        baselines["supervised"] = {origin: supervised(run, options, console) for origin, run in origins.items()}
+        fits = {origin: partial(supervised, run, options, console) for origin, run in origins.items()}
+        baselines["supervised"] = {origin: current().in_turn(fit) for origin, fit in fits.items()}
     for role, networks in baselines.items():
         rows.append(Contestant(role, role, {seed: networks[run.origin] for seed, run in most.items()}))
     return rows
@@ -218,6 +228,7 @@ def _by_seed(group: Sequence[LoadedRun], seeds: Sequence[int]) -> dict[int, Load
     return {run.setup.config.seed: run for run in group if run.setup.config.seed in seeds}
 
 
+@alone()
 def supervised(run: LoadedRun, options: Detect, console: Console) -> Network:
     """The run's network before training, trained with the labels of its images; kept in the run's folder."""
     setup = run.setup
@@ -278,33 +289,43 @@ def _kept(path: Path, key: str, console: Console) -> dict[str, Tensor] | None:
 def contest(
     rows: Sequence[Contestant], data: DetectionData, recipe: Recipe, seeds: Sequence[int], console: Console
 ) -> dict[int, int]:
-    """Train and score a detector for every row and seed; returns the test objects that do not count, by seed."""
-    total, done, begin = len(rows) * len(seeds), 0, time.monotonic()
+    """Train and score a detector for every row and seed; returns the test objects that do not count, by seed.
+
+    Of several processes each takes some of the detectors, and trains them as one process would.
+    """
+    here, pairs = current(), [(seed, row) for seed in seeds for row in rows]
+    total, done, begin = len(range(here.rank, len(pairs), here.size)), 0, time.monotonic()
     task = console.task("detectors", total * recipe.steps)
-    left_out = {}
-    for seed in seeds:
-        train, test, left_out[seed] = data.of_seed(seed)
-        for row in rows:
+    images = {seed: data.of_seed(seed) for seed in seeds}
 
-            def progress(step: int, _: int, base: int = done, title: str = f"{row.name}, seed {seed}") -> None:
-                so_far = base * recipe.steps + step
-                left = (time.monotonic() - begin) / so_far * (total * recipe.steps - so_far)
-                task.update(so_far, f"{title}; about {duration(left)} left")
-                if console.silent_for_long():
-                    console.line(f"  {title}: step {step} of {recipe.steps}; about {duration(left)} left")
+    def fit(number: int) -> Outcome:
+        nonlocal done
+        seed, row = pairs[number]
+        title, (train, test, _) = f"{row.name}, seed {seed}", images[seed]
 
-            try:
-                outcome = transfer(row.networks[seed], train, test, recipe, seed, progress)
-            except NonFiniteError as error:
-                raise NonFiniteError(f"{row.name}, seed {seed}: {error}") from error
-            row.outcomes[seed], done = outcome, done + 1
-            left = (time.monotonic() - begin) / done * (total - done)
-            console.line(
-                f"[{done}/{total}] {row.name}, seed {seed}: AP {outcome.scores['ap']:.1f}, {outcome.seconds:.0f} s; "
-                f"about {duration(left)} left"
-            )
+        def left(steps: int) -> str:
+            so_far = done * recipe.steps + steps
+            return f"about {duration((time.monotonic() - begin) / so_far * (total * recipe.steps - so_far))} left"
+
+        def progress(step: int, _: int) -> None:
+            task.update(done * recipe.steps + step, f"{title}; {left(step)}")
+            if console.silent_for_long():
+                console.line(f"  {title}: step {step} of {recipe.steps}; {left(step)}")
+
+        try:
+            outcome = transfer(row.networks[seed], train, test, recipe, seed, progress)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{title}: {error}") from error
+        done += 1
+        share = f"[{done}/{total}]{f' of process 0 of {here.size}' if here.size > 1 else ''}"
+        scored = f"AP {outcome.scores['ap']:.1f}, {outcome.seconds:.0f} s"
+        console.line(f"{share} {title}: {scored}; {left(0)}")
+        return outcome
+
+    for (seed, row), outcome in zip(pairs, here.jobs(len(pairs), fit), strict=True):
+        row.outcomes[seed] = outcome
     task.close()
-    return left_out
+    return {seed: unknown for seed, (_, _, unknown) in images.items()}
 
 
 def describe(

@@ -28,6 +28,7 @@ from mixfast.run.claim import Lock
 from mixfast.run.console import Console, duration
 from mixfast.run.reopen import MachineOptions
 from mixfast.run.signals import Stopped, StopRequest
+from mixfast.world import current
 
 if TYPE_CHECKING:
     from mixfast.evaluate.detect import Detect
@@ -56,6 +57,8 @@ def check_options(options: "Detect") -> None:
     if options.recipe is None:
         wrong = [name for name in given if name in _OF_RECIPES]
         why = "belongs to --recipe, which is not given"
+    elif (size := current().size) > 1:
+        raise ConfigError(f"--recipe {options.recipe} is trained by one process; got {size}. Omit torchrun.")
     else:
         wrong = [name for name in given if name not in _OF_RECIPES | both]
         why = f"does not go with --recipe {options.recipe}, which says how to train and what to score"
@@ -100,7 +103,6 @@ def chosen(options: "Detect") -> tuple[PublishedRecipe, PublishedRecipe]:
     Raises:
         ConfigError: values that do not fit the recipe.
     """
-    machine.refuse_several_processes()
     published = RECIPES[str(options.recipe)]
     if len(options.runs) > 1 or len(options.seeds) > 1:
         raise ConfigError("--recipe trains one detector: give one RUN, and one of --seeds at most.")

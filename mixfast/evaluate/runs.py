@@ -8,6 +8,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +25,7 @@ from mixfast.run.reopen import MachineOptions, data_key, load_run
 from mixfast.run.setup import Setup
 from mixfast.scoring.baselines import calibrated
 from mixfast.scoring.maps import Network
+from mixfast.world import current
 
 SCHEMA = 1  # of a line
 Loaded = Mapping[str, Splits]  # data sets by `data_key`
@@ -121,7 +123,8 @@ def load_runs(
     if not options.runs:
         raise ConfigError("give at least one RUN: the folder of a run, or one of its checkpoints.")
     shared = dict(loaded or {})
-    runs = [_load(path, options, changes or {}, shared, say) for path in options.runs]
+    load = partial(_load, options=options, changes=changes or {}, shared=shared, say=say)
+    runs = [current().in_turn(partial(load, path)) for path in options.runs]
     for run, name in zip(runs, group_names([run.setup.config for run in runs]), strict=True):
         run.name = name
     return runs
@@ -171,7 +174,12 @@ def need_labels(runs: Iterable[LoadedRun], what: str) -> None:
 
 
 def record_scores(run: LoadedRun, command: str, settings: dict[str, Any], scores: dict[str, Any]) -> None:
-    """Append a result to the run's evaluations.jsonl: a JSON object per line, `scores` by row and by metric."""
+    """Append a result to the run's evaluations.jsonl: a JSON object per line, `scores` by row and by metric.
+
+    Of several processes the first writes.
+    """
+    if current().rank:
+        return
     facts = {"schema": SCHEMA, "command": command, "time": now(), "checkpoint": run.checkpoint.name}
     line = {**facts, "epoch": run.epoch, "step": run.step, "settings": settings, "scores": scores}
     with open(run.folder.evaluations, "a", encoding="utf-8") as file:

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from mixfast.run.finite import not_finite
 from mixfast.run.monitor import end_epoch, record
 from mixfast.run.optim import learning_rate, set_learning_rate
-from mixfast.run.signals import Stopped
 from mixfast.run.state import Run
 from mixfast.spans import span
 from mixfast.world import current
@@ -24,7 +23,7 @@ def train(run: Run) -> None:
     epochs = run.config.train.epochs
     while True:
         run.check_finite()
-        evaluate(run)
+        end_epoch(run)
         if checkpoint_due(run):
             run.save()
         run.tell()
@@ -33,23 +32,6 @@ def train(run: Run) -> None:
             return
         train_epoch(run)
         run.epoch += 1
-
-
-def evaluate(run: Run) -> None:
-    """`end_epoch` by the first process, while the others wait."""
-
-    def work() -> int:
-        try:
-            end_epoch(run)
-        except Stopped as stopped:
-            if current().alone:
-                return stopped.number
-            raise
-        return 0
-
-    if stopped := current().first(work):
-        run.obey(stopped)
-    run.evaluated = run.epoch
 
 
 def train_epoch(run: Run) -> None:

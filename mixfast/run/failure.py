@@ -24,6 +24,7 @@ from mixfast.errors import OutOfMemoryError, StorageError, UserError
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.streams import reason, steady_streams
 from mixfast.run.torch_state import fresh_torch_state
+from mixfast.world import Elsewhere
 
 USER_CODE = 8  # exit code of an error in a method, data set or backbone from outside mixfast
 
@@ -90,6 +91,8 @@ def run_command(command: Callable[[], object]) -> int:
         except Stopped as stop:
             print(f"stopped by {stop}", file=sys.stderr)
             return stop.exit_code
+        except Elsewhere as error:
+            return error.exit_code
         except Exception as error:
             failure = explain(error)
             print(failure.lines + failure.text, file=sys.stderr)

@@ -6,6 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,20 @@ _TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 _PROCESS_COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
-def join_processes() -> None:
-    """Meet the other processes if torchrun has started several.
+def join_processes(words: Sequence[str]) -> None:
+    """Meet the other processes if torchrun has started several, all with the same words.
 
     Raises:
-        ConfigError: something else has started several. PlatformError: they cannot be reached.
+        ConfigError: something else has started several, or not alike. PlatformError: they cannot be reached.
     """
     if not all(os.environ.get(name) for name in _TORCHRUN):
-        refuse_several_processes("training takes one process, or several that torchrun starts")
+        refuse_several_processes("this command takes one process, or several that torchrun starts")
     elif int(os.environ["WORLD_SIZE"]) > 1:
         world.join(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
+        facts = {"command line": list(words), "Python": sys.version}
+        current().compare(
+            {**facts, "mixfast": mixfast.__version__, "torch": torch.__version__}, advice="Start all alike."
+        )
 
 
 def refuse_several_processes(what: str = "this command takes one process and one device") -> None:
@@ -67,19 +72,19 @@ def pick_device(wanted: str, option: str = "--train.device") -> torch.device:
     return torch.device(wanted)
 
 
-def pick_own_device(wanted: str) -> torch.device:
-    """The device that --train.device names; of several processes on a machine each has the GPU of its number.
+def pick_own_device(wanted: str, option: str = "--train.device") -> torch.device:
+    """The device that an option names; of several processes on a machine each has the GPU of its number.
 
     Raises:
         ConfigError: several processes are to share a device. PlatformError: this machine has no such device.
     """
     here = current()
-    device = pick_device(wanted, "--train.device")
+    device = pick_device(wanted, option)
     if here.size == 1 or device.type == "cpu":
         return device
     if device.index is not None:
         raise ConfigError(
-            f"--train.device {wanted}: each of the {here.size} processes takes a GPU of its own. Leave it at auto, and "
+            f"{option} {wanted}: each of the {here.size} processes takes a GPU of its own. Leave it at auto, and "
             "choose GPUs by CUDA_VISIBLE_DEVICES."
         )
     if here.local_rank >= (count := torch.cuda.device_count()):

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -129,7 +130,7 @@ def _speed(run: Run) -> tuple[str, str, str]:
 
 
 def end_epoch(run: Run) -> None:
-    """Evaluate if it is time to, write the means of the epoch, and print its row of the table.
+    """Evaluate if it is time to, write the means of the epoch, and print its row of the table; all processes together.
 
     The records of an evaluation are written together at its end: a run that is stopped in the middle repeats it.
     """
@@ -148,7 +149,8 @@ def end_epoch(run: Run) -> None:
         elif run.epoch > 0 and due:
             records.append(_evaluated(run, "eval", config.method_name, lambda: score(run, run.method.encoder, stop)))
     if config.eval.diagnostics and run.epoch > 0 and due:
-        records.append(_evaluated(run, "diagnostics", config.method_name, lambda: diagnose(run)))
+        scorer = partial(current().first, partial(diagnose, run))
+        records.append(_evaluated(run, "diagnostics", config.method_name, scorer))
         if note := warning(records[-1]):
             run.console.line(f"warning: {note}")
     for found in records:

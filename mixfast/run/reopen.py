@@ -12,6 +12,7 @@ from mixfast.run import checkpoint, machine
 from mixfast.run.folder import RunFolder
 from mixfast.run.restore import check_config, check_fields
 from mixfast.run.setup import Setup, set_up
+from mixfast.world import alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,8 +64,9 @@ def set_up_run(
     moved = {} if options.data_path is None else {"data.path": options.data_path}
     here = {"train.device": options.device, "train.threads": options.threads}
     config = replace(config, {**here, **moved, **(changes or {})})
-    validate(config)
-    device = machine.pick_device(config.train.device, "--device")
+    with alone():  # nothing is trained: batches need not be dealt out
+        validate(config)
+    device = machine.pick_own_device(config.train.device, "--device")
     machine.set_threads(config.train.threads)
     machine.set_determinism(config.train.deterministic)
     cache = {} if shared is None else shared

@@ -71,8 +71,9 @@ class Run(Setup):
         return result
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record of an epoch or an evaluation to the metrics; `tell` hands it on."""
-        self.folder.metrics.write(record)
+        """Append a record of an epoch or an evaluation to the metrics, by the first process; `tell` hands it on."""
+        if current().rank == 0:
+            self.folder.metrics.write(record)
         self.untold.append(record)
 
     def tell(self) -> None:
@@ -166,18 +167,14 @@ class Run(Setup):
             current().compare(check_sums(tensors), PlatformError, advice)
 
     def obey(self, number: int) -> None:
-        """Save and raise Stopped if a signal of that number asked for it; 0: none has.
-
-        While the others wait for this process, it only raises: all of them save together.
-        """
+        """Save and raise Stopped if a signal of that number asked for it; 0: none has."""
         if number:
-            if not current().alone:
-                self.save()
+            self.save()
             raise Stopped(number)
 
     def obey_signal(self) -> None:
-        """`obey` the signals of this process."""
-        self.obey(self.stop.number)
+        """`obey` the signals of all processes, which call this together."""
+        self.obey(*current().largest(self.stop.number))
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint, or from the newest of a folder; metrics written after it are forgotten.

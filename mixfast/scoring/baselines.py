@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from mixfast.data import Images, take
-from mixfast.scoring.features import evaluation_mode
+from mixfast.scoring.features import by_batches, evaluation_mode
 
 CELLS = (4, 8)  # pixels over which edges are averaged
 SHAPES = (1.0, 4 / 3, 3 / 4)  # width over height of centred boxes, in units of the image's
@@ -22,7 +22,8 @@ def pixels(images: Images, normalise: Callable[[Tensor], Tensor], side: int = 32
     """
     size = (min(side, images.shape[2]), min(side, images.shape[3]))
     shrink = nn.AdaptiveAvgPool2d(size)
-    return torch.cat([shrink(normalise(batch)).flatten(1) for batch in images.split(batch_size)])
+    (rows,) = by_batches(images, batch_size, lambda batch: (shrink(normalise(batch)).flatten(1),))
+    return rows
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mixfast.data import Images
+from mixfast.data import Images, read
 from mixfast.errors import NonFiniteError
+from mixfast.world import current
 
 
 class Features(NamedTuple):
@@ -33,26 +34,44 @@ def extract(
         images: [N, 3, H, W] uint8, in memory or in files.
         normalise: turns a uint8 batch into the encoder's float input, without augmentation.
         batch_size: images per forward pass.
-        stop: called before every batch; an exception in it ends the extraction.
+        stop: called before every batch, as often in all processes; an exception in it ends the extraction.
 
     Raises:
         NonFiniteError: a feature is NaN or infinite, so that no score of it would mean anything.
     """
-    z, h = [], []
+
+    def features(batch: Tensor) -> tuple[Tensor, Tensor]:
+        stop()
+        out = encoder(normalise(batch))
+        return out.z.float(), out.h.float()
+
     with evaluation_mode(encoder):
-        for batch in images.split(batch_size):
-            stop()
-            out = encoder(normalise(batch))
-            z.append(out.z.float())
-            h.append(out.h.float())
-    found = Features(torch.cat(z), torch.cat(h))
+        found = Features(*by_batches(images, batch_size, features))
     for name, rows in found._asdict().items():
         if bad := int((~rows.isfinite().all(dim=1)).sum()):
-            raise NonFiniteError(
-                f"{name} of {bad} of {len(rows)} images holds a NaN or an infinity: the network has diverged. "
-                "Score an earlier checkpoint, or train with a lower --optim.lr."
+            current().fail(
+                NonFiniteError(
+                    f"{name} of {bad} of {len(rows)} images holds a NaN or an infinity: the network has diverged. "
+                    "Score an earlier checkpoint, or train with a lower --optim.lr."
+                )
             )
     return found
+
+
+def by_batches(images: Images, batch_size: int, work: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """What `work` makes of all images, batch by batch, in order.
+
+    Of several processes each takes its share of the batches, which are the same whatever their number; `work` is called
+    as often in all of them.
+
+    Args:
+        images: [N, 3, H, W] uint8, in memory or in files.
+        batch_size: images of a call.
+        work: takes uint8 [n, 3, H, W], returns tensors [n, ...].
+    """
+    here, parts = current(), torch.arange(len(images)).split(batch_size)
+    results = [work(batch) for batch in read(images, here.dealt(parts))]
+    return tuple(here.collected(rows, len(images), batch_size) for rows in zip(*results, strict=True))
 
 
 @contextmanager

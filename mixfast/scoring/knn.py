@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mixfast.scoring.features import Features
+from mixfast.world import current
 
 CHUNK_BYTES = 2**28  # bound on one chunk of similarities
 
@@ -37,7 +38,9 @@ def knn_predict(
     classes = int(labels.max()) + 1
     if chunk is None:
         chunk = max(1, min(64 if queries.device.type == "cpu" else 1024, CHUNK_BYTES // (4 * len(bank))))
-    return torch.cat([_predict(rows, bank, labels, classes, k, temperature) for rows in queries.split(chunk)])
+    here = current()  # of several processes each takes some chunks
+    found = [_predict(rows, bank, labels, classes, k, temperature) for rows in here.dealt(queries.split(chunk))]
+    return here.collected(found, len(queries), chunk)
 
 
 def _check(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float) -> None:

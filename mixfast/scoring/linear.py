@@ -5,10 +5,14 @@
     sgd      features of a random crop and flip in every step; SGD 30 with momentum 0.9, 100 epochs, rate x 0.1 after 60
              and 80 of them, no decay, batch 256 (He et al. 2020)
 
+Several processes share the features and not the layers: each has the features of all images, and trains the same
+layers, so that no gradient is exchanged.
+
 With several learning rates, the best on held-out training images is used. The test images choose nothing.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixfast.data import Images, read, take
-from mixfast.scoring.features import Features, evaluation_mode
+from mixfast.scoring.features import Features, by_batches, evaluation_mode
 from mixfast.scoring.knn import accuracy
 from mixfast.scoring.maps import Network
+from mixfast.world import alone, current
 
 HELD_OUT = 0.1  # share of the training images on which the learning rate is chosen
 Progress = Callable[[int, int], None]  # called with the epochs done and the epochs in all
@@ -216,9 +221,12 @@ def fit_sgd(
             group["lr"] = rate * factor
         order = torch.randperm(len(images), generator=generator, device=images.device)
         parts = order.split(recipe.batch_size)
-        for index, batch in zip(parts, read(images, parts), strict=True):
-            with torch.no_grad():
-                h = network.encoder(augment(batch)).h.float()
+        here = current()
+        shared = [here.size > 1 and len(part) % here.groups == 0 for part in parts]  # the last may be too small
+        mine = [here.own(part) if several else part for part, several in zip(parts, shared, strict=True)]
+        for index, several, batch in zip(parts, shared, read(images, mine), strict=True):
+            with torch.no_grad(), nullcontext() if several else alone():
+                h = current().ordered(network.encoder(augment(batch)).h.float())
             optimizer.zero_grad()
             torch.stack([F.cross_entropy(layer(h), labels[index]) for layer in layers]).sum().backward()
             optimizer.step()
@@ -229,5 +237,9 @@ def fit_sgd(
 @torch.no_grad()
 def _test(network: Network, layer: nn.Linear, images: Images, labels: Tensor, batch_size: int = 512) -> float:
     """Accuracy in percent of a layer on plain images."""
-    predictions = [predict(layer, network.encoder(network.normalise(b)).h.float()) for b in images.split(batch_size)]
-    return accuracy(torch.cat(predictions), labels)
+
+    def classes(batch: Tensor) -> tuple[Tensor]:
+        return (predict(layer, network.encoder(network.normalise(batch)).h.float()),)
+
+    (predicted,) = by_batches(images, batch_size, classes)
+    return accuracy(predicted, labels)

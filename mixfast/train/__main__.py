@@ -7,9 +7,6 @@ import signal
 import sys
 from contextlib import suppress
 
-import torch
-
-import mixfast
 from mixfast.errors import ConfigError
 from mixfast.run import checkpoint, machine
 from mixfast.run.command import VERSION
@@ -40,8 +37,7 @@ def main(words: list[str] | None = None) -> int:
 
     with steady_streams("log.txt has every line"), StopRequest(at_once) as stop:
         try:
-            machine.join_processes()
-            current().compare({"command line": words, "Python": sys.version, **versions()}, advice="Start all alike.")
+            machine.join_processes(words)
             launch(current().in_turn(lambda: parse(words)), attempt, stop)
             return 0
         except Elsewhere as error:
@@ -57,11 +53,6 @@ def main(words: list[str] | None = None) -> int:
             if attempt.claim:
                 attempt.claim.release()
             leave(in_order=attempt.done)
-
-
-def versions() -> dict[str, str]:
-    """Versions of the packages that affect the result, by name."""
-    return {"mixfast": mixfast.__version__, "torch": torch.__version__}
 
 
 def parse(words: list[str]) -> cli.Invocation:

@@ -1,6 +1,7 @@
 """Two processes that train one run: one folder, one end for both, and a state to go on from."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from tests.tiny_run import KILLED, assert_same, last_state, records, train_in_ch
 
 pytestmark = pytest.mark.slow
 
-FOUR: dict[str, Any] = {"model__bn_splits": 4}
+FOUR: dict[str, Any] = {"model__bn_splits": 4, "eval__batch_size": 24}
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,28 @@ def test_one_folder_as_of_one_process(finished: Path, tmp_path: Path) -> None:
             assert value == (pytest.approx(other[name], rel=1e-5) if isinstance(value, float) else other[name]), name
     assert_same(last_state(finished)["batches"], last_state(alone)["batches"])
     assert json.loads((finished / "status.json").read_text())["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["knn", "--baselines"],
+        ["linear", "--epochs", "3"],
+        ["linear", "--protocol", "sgd", "--epochs", "2", "--batch-size", "24", "--lr", "0.1", "1"],
+        ["detect", "--steps", "2", "--images", "8", "--count", "4", "--seeds", "0", "1", "--supervised-epochs", "1"],
+    ],
+)
+def test_a_run_is_scored_as_by_one_process(command: list[str], finished: Path, tmp_path: Path) -> None:
+    folders = [tmp_path / name / "run" for name in ("one", "two")]
+    for size, out in enumerate(folders, 1):
+        shutil.copytree(finished, out)
+        log = tmp_path / f"log{size}"
+        words = [*command[:1], str(out), *command[1:], "--threads", "1"]
+        assert train_in_children(words, log, size, program="evaluate") == [0] * size, log.read_text()
+    left, right = (
+        [json.loads(line) for line in (out / "evaluations.jsonl").read_text().splitlines()] for out in folders
+    )
+    assert len(left) == 1 and [{**line, "time": ""} for line in left] == [{**line, "time": ""} for line in right]
 
 
 def test_signals_to_one_process_stop_both(finished: Path, tmp_path: Path) -> None:
