@@ -76,7 +76,7 @@ def test_same_seed_and_weights_give_the_same_bits_also_without_the_file(
     origin.unlink()
     assert train_in_child(["--resume", str(out)], log, send=(signal.SIGTERM,), at_step=5, where="step") == 143
     assert main(["--resume", str(out), "--init", str(first)]) == 2
-    assert "--init is not needed; omit them" in capsys.readouterr().err
+    assert "omit the preset, --method, --out, --overwrite, --init and --config" in capsys.readouterr().err
     assert main(["--resume", str(out)]) == 0
     assert "54 of the 54 keys" in capsys.readouterr().out
     mine, theirs = last_state(out), last_state(second)
@@ -247,8 +247,9 @@ def test_a_stride_that_no_shape_shows_is_refused(first: Path, tmp_path: Path, ca
         error = capsys.readouterr().err
         assert "its network has depth 8, width 8, stem cifar_s2, and this run's has" in error
         assert "Give --model.stem cifar_s2" in error
-    for path, message in (("nothing", "no such file or folder"), ("plots", "no checkpoint in")):
-        assert main(begin(tmp_path / "run", first / path)) == 4
+    (tmp_path / "empty").mkdir()
+    for path, message in ((first / "nothing", "no such file or folder"), (tmp_path / "empty", "no checkpoint in")):
+        assert main(begin(tmp_path / "run", path)) == 4
         assert message in capsys.readouterr().err
     damaged = tmp_path / "net.safetensors"
     damaged.write_bytes((first / "export" / "backbone.safetensors").read_bytes()[:999])
