@@ -53,7 +53,7 @@ def test_images_that_are_copies() -> None:
 def test_test_images_among_the_training_images() -> None:
     images = noise(6)
     (warning,) = said_of(images, test=(torch.cat([images[2:4], noise(3, 100)]), None))[1:]
-    assert warning == "warning: 2 of the 5 test images are training images too: no test of what was learned."
+    assert warning == "warning: 2 of the 5 test images are training images too: they do not test what was learned."
 
 
 def test_classes_on_one_side_only() -> None:
@@ -81,7 +81,7 @@ def test_files_are_compared_by_their_pixels(in_memory, tmp_path) -> None:
         cfg = DataConfig("folder", str(tmp_path), size=8, in_memory=in_memory, workers=0, cache_dir=f"{tmp_path}/c")
         splits = load(cfg, 0, said.append)
         assert isinstance(splits.train.images, Streamed) == (in_memory == "no")
-        assert "warning: 2 of the 2 test images are training images too: no test of what was learned." in said
+        assert "warning: 2 of the 2 test images are training images too: they do not test what was learned." in said
 
 
 def test_generated_scenes_are_said_too(capsys) -> None:
@@ -96,4 +96,4 @@ def test_a_place_that_holds_the_test_images_twice(tmp_path: Path) -> None:
     said: list[str] = []
     load(DataConfig("folder", str(tmp_path), str(tmp_path), size=8, cache=False), 0, said.append)
     assert said[0] == f"{tmp_path}: 6 training + 6 test images, no classes; 0 files passed over"
-    assert said[1] == "warning: 6 of the 6 test images are training images too: no test of what was learned."
+    assert said[1] == "warning: 6 of the 6 test images are training images too: they do not test what was learned."

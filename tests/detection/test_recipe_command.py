@@ -127,7 +127,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits(place: Path, capsys: Any, m
     whole, parts = (Path(name) / "recipe-voc-c4-24k-seed0-dry" for name in out)
     assert main([*command, "--out", out[0]]) == 0
     assert main([*command, "--out", out[0]]) == 2
-    assert "continue it with --resume, or delete the folder" in capsys.readouterr().err
+    assert "continue it with --resume; or, for a new one, delete the folder" in capsys.readouterr().err
     with monkeypatch.context() as patch:
         stop_at(2, patch)
         assert main([*command, "--out", out[1]]) == 143
@@ -221,4 +221,4 @@ def test_errors_have_codes(arguments: str, code: int, message: str, place: Path,
 def test_several_processes_are_refused(place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(["detect", str(place / "r8"), *DRY, "voc-c4-24k", "--data", "voc", str(place / "voc")]) == 2
-    assert "WORLD_SIZE is 2: this command takes one process and one device" in capsys.readouterr().err
+    assert "WORLD_SIZE is 2: this command takes one process, or several that torchrun starts" in capsys.readouterr().err

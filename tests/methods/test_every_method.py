@@ -25,6 +25,7 @@ CASES = [
     pytest.param(name, options, id=preset)
     for name in names()
     for preset, options in importlib.import_module(f"mixfast.methods.{name}").PRESETS.items()
+    if "model.depth" not in options  # a recipe of other sizes
 ]
 CASES += [  # mixtures that are no default
     pytest.param(name, {f"method.{key}": value for key, value in options.items()}, id=f"{name} {options['mixture']}")

@@ -28,7 +28,7 @@ def test_a_network_that_sees_no_difference_is_at_chance_level(name: str, values:
     method, generators = build(methods.load(name), ModelConfig(depth=8, width=8, dim=4, bn_splits=1), **options)
     count = method.candidates(method.config, BATCH)
     for part_name, part in method.named_modules():
-        if part_name.rpartition(".")[2] in ("head", "region_head", "key_region_head"):
+        if part_name.rpartition(".")[2] in ("head", "region_head", "key_region_head", "dense_head", "key_dense_head"):
             part.register_forward_hook(lambda module, inputs, output: torch.ones_like(output))
     for keys in method.negatives().values():
         keys.fill_(0.5)
@@ -38,9 +38,14 @@ def test_a_network_that_sees_no_difference_is_at_chance_level(name: str, values:
     if count is None:  # the vectors being the same for all images, so are the terms
         assert (step.loss / step.total_weight()).item() == pytest.approx(step.parts["original"].item(), rel=1e-5)
     else:
-        terms = [value.item() for key, value in step.parts.items() if key != "lam"]
-        terms.append((step.loss / step.total_weight()).item())  # what is printed
-        assert terms == pytest.approx([math.log(count)] * len(terms), rel=1e-5)
+        own = {term.name for term in step.terms if getattr(term, "negative", None) is not None}  # one candidate more
+        chances = {key: math.log(count + (key in own)) for key in step.parts if key != "lam"}
+        assert {key: step.parts[key].item() for key in chances} == pytest.approx(chances, rel=1e-5)
+        printed = (step.loss / step.total_weight()).item()
+        if own:  # RegionCL's terms weigh 1, 1/2 and 1/2
+            assert printed == pytest.approx((chances["original"] + chances["canvas"]) / 2, rel=1e-5)
+        else:
+            assert printed == pytest.approx(math.log(count), rel=1e-5)
 
 
 @pytest.mark.parametrize(

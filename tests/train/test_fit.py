@@ -202,7 +202,11 @@ def test_an_error_in_a_callback_is_the_callers_and_the_run_goes_on_from_there(
     assert records(done.folder) == records(command)
 
 
-def test_an_interrupt_saves_the_state_and_raises(command: Path, tmp_path: Path, capsys: Any) -> None:
+def test_an_interrupt_saves_the_state_and_raises(
+    command: Path, tmp_path: Path, capsys: Any, request: pytest.FixtureRequest
+) -> None:
+    at_first = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, at_first))
     before = caller()
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path / "run", on_step=lambda moment: moment.step == 6 and signal.raise_signal(signal.SIGINT))
