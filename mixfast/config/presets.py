@@ -47,7 +47,7 @@ DEMO = Preset(
         "eval.every": 2,
         "compare": ("moco", "approach1"),
     },
-    cost="3 min, 2 cores",
+    cost="4 min, 2 cores",
     score="55.9 with seed 0 (moco 50.7, approach1 40.2, untrained 20.4)",
 )
 
