@@ -1,9 +1,10 @@
 """The training of a run and of the methods that it is compared with, on a CPU side by side where that is faster."""
 
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from mixfast.export import check_exportable, export
 from mixfast.initial_weights import InitialWeights
 from mixfast.models.config import RESNET
 from mixfast.run import machine, monitor
-from mixfast.run.budget import explain_out_of_memory, step_cost
+from mixfast.run.budget import StepCost, explain_out_of_memory, step_cost
 from mixfast.run.callbacks import Callbacks
 from mixfast.run.claim import Lock
 from mixfast.run.console import Console
@@ -74,45 +75,56 @@ def prepare(
 
 def train_all(run: Run) -> dict[str, RunFolder]:
     """Train a prepared run and the methods of --compare, and export them; the folders of the latter by method."""
-    first, *others = dict.fromkeys([run.config.method_name, *run.config.compare])
-    together = bool(others) and gains_by_company(run, others)
+    own = run.config.method_name
+    others = {name: switch_method(run.config, name) for name in run.config.compare if name != own}
+    configs = {own: run.config, **others}
+
+    @cache
+    def cost(name: str) -> StepCost:
+        return step_cost(configs[name], run.splits.train.images.shape[-1])
+
+    together = bool(others) and gains_by_company(run, configs, cost)
     folders = {}
-    for names in [[first, *others]] if together else [[name] for name in (first, *others)]:
+    for names in [list(configs)] if together else [[name] for name in configs]:
         with ExitStack() as stack:
-            runs = [run if name == first else stack.enter_context(beside(run, name)) for name in names]
+            runs = [run] if own in names else []
+            for name in [name for name in names if name in others]:
+                runs.append(stack.enter_context(beside(run, others[name], cost(own).encoder / cost(name).encoder)))
             run.console.line(monitor.HEADER)
             complete(runs)
             folders.update({one.config.method_name: one.folder for one in runs if one is not run})
     return folders
 
 
-def gains_by_company(run: Run, others: Sequence[str]) -> bool:
+def gains_by_company(run: Run, names: Collection[str], cost: Callable[[str], StepCost]) -> bool:
     """Whether several methods train faster side by side, a share of the threads each, than one after the other.
 
     Only what draws from generators of its own alone is trained so: it ends in the bits that it has by itself. Callbacks
     and loggers are called in the caller's thread.
     """
-    config, side = run.config, run.splits.train.images.shape[-1]
-    ours = {config.method_name, *others} <= set(methods.names()) and config.model.backbone == RESNET
+    config = run.config
+    ours = set(names) <= set(methods.names()) and config.model.backbone == RESNET
     in_memory = isinstance(run.train_images, Tensor) and not machine.pick_compile(config.train.compile, run.device)[0]
     threaded = run.device.type == "cpu" and current().size == 1 and torch.get_num_threads() > 1
     listened_to = run.callbacks != Callbacks() or bool(config.train.log)
     if listened_to or not (threaded and ours and in_memory):
         return False
-    configs = [config, *(switch_method(config, name) for name in others)]
     images = config.train.batch_size // config.train.accumulate
-    return all(step_cost(each, side).saved_bytes * images < SMALL_STEP for each in configs)
+    return all(cost(name).saved_bytes * images < SMALL_STEP for name in names)
 
 
 @contextmanager
-def beside(run: Run, name: str) -> Iterator[Run]:
+def beside(run: Run, other: RunConfig[Any], ratio: float) -> Iterator[Run]:
     """Another method on the same data, ready to train in a folder inside the run's for as many epochs as cost the same.
 
     The folder counts as finished when the block ends.
+
+    Args:
+        run: whose data, folder and console it shares.
+        other: configuration of the other method, with the length of the run's.
+        ratio: encoder passes of a step of the run, in those of a step of the other method.
     """
-    config, side = run.config, run.splits.train.images.shape[-1]
-    other = switch_method(config, name)
-    ratio = step_cost(config, side).encoder / step_cost(other, side).encoder
+    config, name = run.config, other.method_name
     epochs = max(1, round(config.train.epochs * ratio))
     every = max(1, round(config.eval.every * ratio)) if config.eval.every else 0
     other = replace(other, {"train.epochs": epochs, "eval.every": every, "eval.baselines": False, "compare": ()})
