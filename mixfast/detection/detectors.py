@@ -99,15 +99,28 @@ def _fcos(backbone: Backbone, shape: Shape, frozen: bool) -> nn.Module:
     from torchvision.models.detection.fcos import FCOSHead
 
     strides = tuple((backbone.strides[layer - 1],) for layer in shape.layers)
+    head = FCOSHead(CHANNELS, 1, shape.classes + 1, num_convs=2)
+    head.regression_head.bbox_reg = nn.Sequential(head.regression_head.bbox_reg, _Exponential())
     return FCOS(
         _pyramid(backbone, shape, frozen),
         shape.classes + 1,
         anchor_generator=AnchorGenerator(strides, ((1.0,),) * len(strides)),
-        head=FCOSHead(CHANNELS, 1, shape.classes + 1, num_convs=2),
+        head=head,
         score_thresh=_LEAST_SCORE,
         detections_per_img=DETECTIONS,
         topk_candidates=_CANDIDATES,
     )
+
+
+class _Exponential(nn.Module):
+    """Distances to a box's sides from real numbers, as in Tian et al. 2019, section 3.2.
+
+    Torchvision has a ReLU there. In a short training it can be 0 for every position, and then has no gradient: the
+    detector keeps boxes without area.
+    """
+
+    def forward(self, distances: Tensor) -> Tensor:
+        return distances.exp()
 
 
 def _retinanet(backbone: Backbone, shape: Shape, frozen: bool) -> nn.Module:
