@@ -1,6 +1,7 @@
 """Every command and every Python block in the documents runs."""
 
 import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -148,7 +149,7 @@ def test_every_other_command_is_known() -> None:
         if line in OURS or line in ELSEWHERE:
             continue
         assert line.startswith("make "), f"{line}: no test runs it"
-        subprocess.run(["make", "--dry-run", *line.split()[1:]], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(["make", "--dry-run", *shlex.split(line)[1:]], cwd=ROOT, check=True, capture_output=True)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 from mixfast import methods
 from mixfast.config.options import RunConfig, flatten
-from mixfast.config.presets import DEFAULT, presets
+from mixfast.config.presets import recipe_name
 from mixfast.data import kind_of
 from mixfast.data.scan import shown
 from mixfast.errors import ConfigError
@@ -92,7 +92,7 @@ class Group:
     """Runs that differ in nothing but the seed, by seed."""
 
     name: str
-    recipe: str  # the preset if it is one of the method's own, else the method
+    recipe: str  # `mixfast.config.presets.recipe_name`
     members: list[Member]
 
     @property
@@ -220,12 +220,10 @@ def _title(config: RunConfig[Any], folder_name: str | None) -> str:
 
 
 def _groups(members: list[Member]) -> list[Group]:
-    recipes = [_recipe(member) for member in members]
-    named: list[Any] = [
-        dataclasses.replace(member.config, method_name=recipe) for member, recipe in zip(members, recipes, strict=True)
-    ]
+    recipes = [recipe_name(member.config, member.preset) for member in members]
+    names = group_names(recipes, [member.config for member in members])
     groups: dict[str, Group] = {}
-    for name, recipe, member in zip(group_names(named), recipes, members, strict=True):
+    for name, recipe, member in zip(names, recipes, members, strict=True):
         group = groups.setdefault(name, Group(name, recipe, []))
         for other in group.members:
             if other.config.seed == member.config.seed:
@@ -242,13 +240,6 @@ def _groups(members: list[Member]) -> list[Group]:
 
 def _distance(group: Group) -> tuple[int, int, int]:
     return len(group.changed_options), -len(group.finished), -group.config.train.epochs
-
-
-def _recipe(member: Member) -> str:
-    """The preset if it is one of the method's own, else the method: presets for a first run only set sizes."""
-    known = presets().get(member.preset)
-    own = known is not None and known.method == member.config.method_name and member.preset != DEFAULT
-    return member.preset if own else member.config.method_name
 
 
 def differing_options(section: Section) -> dict[str, dict[str, Any]]:

@@ -65,6 +65,20 @@ def presets() -> dict[str, Preset]:
     return found
 
 
+def recipe_name(config: RunConfig[Any], preset: str) -> str:
+    """What a run is called by: the preset that it began with, or its method.
+
+    A preset names a run if it is one of the run's method and the run has the method's options that the preset sets. The
+    preset of the first run only sets sizes.
+    """
+    known = presets().get(preset)
+    if known is None or preset == DEFAULT or known.method != config.method_name:
+        return config.method_name
+    values = flatten(config)
+    kept = all(values[key] == value for key, value in known.values.items() if key.startswith("method."))
+    return preset if kept else config.method_name
+
+
 def modifiers_by_name() -> dict[str, dict[str, Any]]:
     """What may follow a preset: changes to any of them, such as `augment_v2`, the augmentation of MoCo v2."""
     recipes = {f"augment_{name}": recipe_options(name) for name in AUGMENTATIONS}

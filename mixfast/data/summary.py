@@ -10,7 +10,7 @@ from mixfast.data.cache import digest
 from mixfast.data.scan import passed_over
 from mixfast.data.sets import ImageSet
 
-_LISTED = 10  # classes that are counted one by one
+_LISTED = 4  # classes that are counted one by one; of more, a line names the first three
 _NAMED = 5  # names that a warning shows of many
 Say = Callable[[str], None]
 
@@ -39,12 +39,12 @@ def _classes(train: ImageSet, test: ImageSet) -> str:
     without = sum(int((part.labels < 0).sum()) for part in (train, test))
     if without == len(train) + len(test):
         return "no classes"
-    if len(counts) <= _LISTED:
-        sizes = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
-    else:
-        least, most = min(counts), max(counts)
-        sizes = f"{names[counts.index(least)]} {least:,} to {names[counts.index(most)]} {most:,}"
     rest = f", {without:,} images without a class" if without else ""
+    if len(counts) > _LISTED:
+        least, most = min(counts), max(counts)
+        sizes = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+        return f"{len(counts):,} classes of {sizes} images ({', '.join(names[:3])} ...){rest}"
+    sizes = ", ".join(f"{name} {count:,}" for name, count in zip(names, counts, strict=True))
     return f"{len(counts):,} class{'es' * (len(counts) != 1)} ({sizes}){rest}"
 
 

@@ -16,6 +16,7 @@ import tyro
 
 from mixfast import initial_weights
 from mixfast.config.options import FREE_ON_RESUME, RunConfig, flatten
+from mixfast.config.presets import recipe_name
 from mixfast.data import Splits
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models import Encoder
@@ -56,6 +57,7 @@ class LoadedRun:
     epoch: int
     step: int
     drawn: Encoder  # with the weights that the seed gives
+    recipe: str  # the name of what it was trained by: `mixfast.config.presets.recipe_name`
     name: str = ""  # of its group: runs that differ in nothing but the seed share one
 
     @property
@@ -125,7 +127,8 @@ def load_runs(
     shared = dict(loaded or {})
     load = partial(_load, options=options, changes=changes or {}, shared=shared, say=say)
     runs = [current().in_turn(partial(load, path)) for path in options.runs]
-    for run, name in zip(runs, group_names([run.setup.config for run in runs]), strict=True):
+    names = group_names([run.recipe for run in runs], [run.setup.config for run in runs])
+    for run, name in zip(runs, names, strict=True):
         run.name = name
     return runs
 
@@ -136,18 +139,20 @@ def _load(
     file, state, setup = load_run(path, options, changes, shared, say)
     drawn = copy.deepcopy(setup.method.encoder)
     setup.load_method(state, file)
-    return LoadedRun(file, RunFolder.open(path), setup, state["epoch"], state["step"], drawn)
+    folder = RunFolder.open(path)
+    config, preset, _ = folder.read_config(options.trust)
+    return LoadedRun(file, folder, setup, state["epoch"], state["step"], drawn, recipe_name(config, preset))
 
 
-def group_names(configs: Sequence[RunConfig[Any]]) -> list[str]:
-    """A name for each run: its method, with the options in which runs of that method differ, the seed left out."""
+def group_names(recipes: Sequence[str], configs: Sequence[RunConfig[Any]]) -> list[str]:
+    """A name for each run: its recipe, with the options in which runs of that recipe differ, the seed left out."""
     flat = [{k: v for k, v in flatten(config).items() if not _beside_the_point(k)} for config in configs]
     names = []
-    for config, values in zip(configs, flat, strict=True):
-        rivals = [other for other in flat if other["method_name"] == values["method_name"]]
+    for name, values in zip(recipes, flat, strict=True):
+        rivals = [other for recipe, other in zip(recipes, flat, strict=True) if recipe == name]
         unlike = [key for key in values if any(other.get(key) != values[key] for other in rivals)]
         words = [f"{key.rpartition('.')[2]}={values[key]}" for key in unlike]
-        names.append(" ".join([config.method_name, *words]))
+        names.append(" ".join([name, *words]))
     return names
 
 

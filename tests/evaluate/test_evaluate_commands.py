@@ -10,8 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from mixfast.config.presets import recipe_name
 from mixfast.evaluate.__main__ import main
 from mixfast.evaluate.runs import ScoreTable, ScoringOptions, group_names, load_runs, table
+from mixfast.train import cli
 from mixfast.train.__main__ import main as train
 from tests.scoring.boxed_folders import make as make_folders
 from tests.tiny_run import open_tiny, words
@@ -57,7 +59,28 @@ def test_runs_are_named_by_what_differs(tmp_path: Path) -> None:
 
             config = replace(config, {"method.box_per_sample": True})
         configs.append(config)
-    assert group_names(configs) == ["moco", "moco", "approach1 box_per_sample=False", "approach1 box_per_sample=True"]
+    methods = [config.method_name for config in configs]
+    named = ["moco", "moco", "approach1 box_per_sample=False", "approach1 box_per_sample=True"]
+    assert group_names(methods, configs) == named
+
+
+def test_runs_of_two_presets_of_one_method_are_named_by_the_presets() -> None:
+    """A preset whose option was changed is not what it stands for: its run is named by the method."""
+    begun = [
+        cli.parse(words.split())
+        for words in (
+            "aligned_mixture",
+            "aligned_regions",
+            "aligned_regions --seed 1",
+            "aligned_regions --method.p_mix 1",
+        )
+    ]
+    configs = [each.config for each in begun]
+    recipes = [recipe_name(each.config, each.preset) for each in begun]
+    assert recipes == ["aligned_mixture", "aligned_regions", "aligned_regions", "aligned_mixture"]
+    named = ["aligned_mixture p_mix=0.25", "aligned_regions", "aligned_regions", "aligned_mixture p_mix=1.0"]
+    assert group_names(recipes, configs) == named
+    assert group_names(recipes[:3], configs[:3]) == ["aligned_mixture", "aligned_regions", "aligned_regions"]
 
 
 def test_a_table_too_wide_for_the_terminal_continues_below(monkeypatch: pytest.MonkeyPatch) -> None:
