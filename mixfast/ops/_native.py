@@ -1,17 +1,17 @@
-"""Loads the compiled modules, or keeps the reason why one is absent.
+"""Loads the compiled modules, or stores the reason why one is missing.
 
-They are top-level modules, not members of the package: run from a checkout's root, `./mixfast` shadows the
-installed package, and a module inside the package would not be found there.
+They are top-level modules, not members of the package: when Python runs in the root of a checkout, `./mixfast` shadows
+the installed package, and a compiled module inside that package would not be found.
 """
 
 import importlib
 from types import ModuleType
 
-import torch  # before the modules: its OpenMP runtime must be the one in the process
+import torch  # before the compiled modules, so that they use torch's OpenMP runtime
 from torch import Tensor
 
 ABI = 8  # raised whenever the signature of a native function changes, or what its memory holds
-# The numbers by which all native functions call dtypes and reductions (csrc/common/matrix.h and the headers of csrc).
+# Codes of dtypes and reductions, equal to those in C++ (csrc/common/matrix.h and the headers of csrc).
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.bool: 4, torch.uint8: 4}
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
@@ -50,17 +50,17 @@ def cuda_unavailable() -> str | None:
 
 
 def _runs_on(code: str, capability: tuple[int, int]) -> bool:
-    """Machine code ("80-real") on later GPUs of the same generation, PTX ("80-virtual") on all later ones."""
+    """Machine code ("80-real") runs on later GPUs of its generation, PTX ("80-virtual") on all later GPUs."""
     number, _, kind = code.partition("-")
     major, minor = divmod(int(number), 10)
     return capability >= (major, minor) and (kind == "virtual" or capability[0] == major)
 
 
 def cpu_place(available: list[int], instruction_set: int) -> tuple[int, int]:
-    """Where a CPU call runs: torch's number of threads, and the code of its instruction set; -1 is the fastest."""
+    """Launch arguments of a CPU call: (threads, code of the instruction set); -1 stands for the fastest available."""
     return torch.get_num_threads(), available[-1] if instruction_set < 0 else instruction_set
 
 
 def place(tensor: Tensor) -> tuple[int, int]:
-    """Where a GPU call runs: the tensor's device and its current stream."""
+    """Launch arguments of a GPU call: (device number, handle of the device's current stream)."""
     return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream
