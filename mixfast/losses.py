@@ -138,5 +138,5 @@ def _weighted_mean(rows: Tensor, weight: Tensor | float) -> Tensor:
 
 @span("losses")
 def minus_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Minus the cosine of each row of `predictions` and `targets`, [B, D] each; [B] (BYOL, Grill et al. 2020, eq. 2)."""
+    """Minus the cosine of each row of `predictions` and `targets` [B, D]: [B] (BYOL, Grill et al. 2020, eq. 2)."""
     return -(unit(predictions) * unit(targets)).sum(dim=1)
