@@ -37,7 +37,7 @@ class Truth(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What a detector found in N images, up to D boxes each."""
+    """The detections of a detector in N images, up to D boxes each."""
 
     boxes: Tensor  # float [N, D, 4]
     labels: Tensor  # int64 [N, D]; -1 for no detection
@@ -46,7 +46,7 @@ class Detections(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What became of n detections in N images, by falling score, for A sizes of objects and T thresholds."""
+    """The outcome of n detections in N images, by falling score, for A sizes of objects and T thresholds."""
 
     image: Tensor  # int64 [n]
     label: Tensor  # int64 [n]
@@ -171,7 +171,7 @@ def voc07_summary(table: Tensor) -> dict[str, float]:
 
 
 def percentages(table: Tensor) -> dict[str, Tensor]:
-    """What `summary` says of each of several tables [..., C, A, T]: [...] by name; of A = 1 without the three sizes."""
+    """The scores of `summary` for several tables [..., C, A, T]: [...] by name, without the three sizes if A = 1."""
     every = table[..., 0, :]
     scores = {"ap": every, "ap50": every[..., :1], "ap75": every[..., 5:6]}
     scores |= {f"ap_{name}": values for name, values in zip(SIZES, table.unbind(-2)[1:], strict=False)}

@@ -1,4 +1,4 @@
-"""What a detector's boxes are scored by, also on sets of images that a bootstrap draws."""
+"""Scores of a detector's boxes, for the images themselves and for sets of them that a bootstrap draws."""
 
 import torch
 from torch import Tensor
