@@ -21,12 +21,12 @@ _WHOLE = {"preset", "values", "origins"}  # of the config.json of a run
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What a file says, before it is known which options its method has."""
+    """The content of a configuration file, before the options of its method are known."""
 
     path: Path
     names: list[str]  # preset and modifiers
-    method: str  # "" if it names none
-    init: str  # the same
+    method: str  # "" if the file names none
+    init: str  # "" if the file names none
     values: dict[str, Any]  # dotted key as written: value
     whole: bool  # the config.json of a run: every value is there
 

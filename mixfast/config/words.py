@@ -164,7 +164,7 @@ def as_words(options: Mapping[str, Any]) -> list[str]:
 
 
 def expected(hint: Any, several: bool = False) -> str:
-    """What values of a type are, in words."""
+    """A type in words, for messages; `several`: in the plural."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         return expected(arguments[0], several)
