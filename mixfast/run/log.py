@@ -1,4 +1,4 @@
-"""What a run writes down: running means that stay on the device until they are printed, and the metrics files.
+"""The log of a run: running means, which stay on the device until they are printed, and the metrics files.
 
 Every record is one JSON object on a line of metrics.jsonl. Fields whose name begins with `time_` or `images_per_s`
 depend on the machine; all others are the same bits in a resumed run as in an uninterrupted one.

@@ -1,7 +1,7 @@
-"""What a checkpoint holds, checked against the run that it is to continue before anything of it is used.
+"""Checks a checkpoint against the run that continues from it, before anything of the checkpoint is used.
 
-A tensor of another shape would be written past its end by a fused optimiser, and a NaN would end every later step;
-each function names the entry, what it must be and what it is.
+A fused optimiser would write past the end of a tensor of another shape, and a NaN would make every later step fail.
+Each message names the entry, what was expected and what came.
 """
 
 import math

@@ -99,5 +99,5 @@ def steady_streams(remark: str = "") -> Iterator[Steady]:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without number and file name."""
+    """The text of an error, without the error number and the file name."""
     return (error.strerror if isinstance(error, OSError) else "") or str(error)
