@@ -98,7 +98,7 @@ def _header(subject: Snapshot, title: str, library: str) -> str:
 
 
 def _facts(subject: Snapshot) -> dict[str, str]:
-    """What somebody asks of weights, as rows of a table."""
+    """Facts about the weights, as rows of a table."""
     setup = subject.setup
     config, splits, backbone = setup.config, setup.splits, setup.method.encoder.backbone
     side = splits.train.images.shape[-1]

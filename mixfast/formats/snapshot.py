@@ -1,4 +1,4 @@
-"""What is exported: a method's network as a checkpoint has it, and where that stands in its run."""
+"""The object of an export: a method's network at a checkpoint, and the position of that checkpoint in its run."""
 
 from dataclasses import dataclass
 
