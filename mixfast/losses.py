@@ -119,8 +119,8 @@ def _global(term: PairTerm, here: World) -> PairTerm:
         weight = here.ordered(weight)
     if excluded is not None:
         rows = here.rows(here.size * count, excluded.device)
-        places = torch.cat([rows, rows + here.size * count])  # of the own rows among all rows of both views
-        excluded = here.ordered(torch.where(excluded < 0, -1, places[excluded]), count)
+        own_rows = torch.cat([rows, rows + here.size * count])  # of the own rows among all rows of both views
+        excluded = here.ordered(torch.where(excluded < 0, -1, own_rows[excluded]), count)
     return PairTerm(term.name, here.everyone(term.first), here.everyone(term.second), weight, excluded)
 
 

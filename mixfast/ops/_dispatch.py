@@ -43,9 +43,9 @@ def load(operation: str, backend: str) -> ModuleType | None:
 @functools.cache
 def module(operation: str, backend: str) -> ModuleType:
     """The module of a backend that exists."""
-    found = load(operation, backend)
-    assert found is not None, f"{operation} has no backend {backend}"
-    return found
+    backend_module = load(operation, backend)
+    assert backend_module is not None, f"{operation} has no backend {backend}"
+    return backend_module
 
 
 def names(operation: str) -> list[str]:
@@ -94,8 +94,8 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _choose(operation: str, wanted: str, facts: tuple[object, ...]) -> str:
     existing = names(operation)
     if wanted != "auto" and wanted not in existing:
-        asked = os.environ.get("MIXFAST_BACKEND") == wanted
-        source = " (MIXFAST_BACKEND, which is for all operations)" if asked else ""
+        from_environment = os.environ.get("MIXFAST_BACKEND") == wanted
+        source = " (MIXFAST_BACKEND, which is for all operations)" if from_environment else ""
         raise ValueError(f"{operation}: backend must be auto, {', '.join(existing)}; got {wanted!r}{source}")
     refused: dict[str, str] = {}
     for name in automatic(operation, str(facts[0])) if wanted == "auto" else [wanted]:

@@ -21,9 +21,9 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
         module = importlib.import_module(name)
     except ImportError as error:
         return None, f"{name} is not installed ({error}); run `pip install .` in the checkout"
-    found = getattr(module, "ABI", None)
-    if found != ABI:
-        return None, f"{module.__file__} has interface {found}, this source needs {ABI}; run `pip install .` again"
+    interface = getattr(module, "ABI", None)
+    if interface != ABI:
+        return None, f"{module.__file__} has interface {interface}, this source needs {ABI}; run `pip install .` again"
     return module, ""
 
 
@@ -42,10 +42,10 @@ def cuda_unavailable() -> str | None:
         return cuda_error
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    found = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-    if any(_runs_on(code, capability) for code in cuda.archs.split(",") for capability in found):
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    if any(_runs_on(code, capability) for code in cuda.archs.split(",") for capability in capabilities):
         return None
-    here = " ".join(sorted({f"{major}{minor}" for major, minor in found}))
+    here = " ".join(sorted({f"{major}{minor}" for major, minor in capabilities}))
     return f"it is built for {cuda.archs}; the GPUs here are {here} (MIXFAST_CUDA_ARCHS of the build, 80 at least)"
 
 

@@ -22,9 +22,9 @@ def unavailable() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    found = max(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
-    if found < OLDEST:
-        return f"it needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]}; the best one here has {found}"
+    best = max(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    if best < OLDEST:
+        return f"it needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]}; the best one here has {best}"
     return None
 
 

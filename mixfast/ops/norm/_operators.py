@@ -85,8 +85,8 @@ class _SplitBatchNorm:
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *_ = ctx.saved_tensors
         with torch.no_grad():
-            found = backward(dy, *ctx.saved_tensors, *ctx.options)
-        grads = [grad if need else None for grad, need in zip(found, ctx.needs_input_grad[:3], strict=True)]
+            derivatives = backward(dy, *ctx.saved_tensors, *ctx.options)
+        grads = [grad if need else None for grad, need in zip(derivatives, ctx.needs_input_grad[:3], strict=True)]
         return *no_second(NAME, grads, (dy, x, weight)), *[None] * 6
 
     @staticmethod

@@ -80,8 +80,8 @@ class _NtXent:
         with torch.no_grad():
             problem = first, second, excluded, temperature, *ctx.options
             d_rows, d_temperature = backward(*problem, grad_losses, *made, wanted[3], ctx.backend)
-        found = *d_rows.chunk(2), None, d_temperature.to(temperature.dtype) if wanted[3] else None
-        grads = [grad if need else None for grad, need in zip(found, wanted, strict=True)]
+        derivatives = *d_rows.chunk(2), None, d_temperature.to(temperature.dtype) if wanted[3] else None
+        grads = [grad if need else None for grad, need in zip(derivatives, wanted, strict=True)]
         return None, *no_second(NAME, grads, present(grad_losses, first, second, temperature)), None, None
 
     @staticmethod

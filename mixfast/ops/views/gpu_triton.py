@@ -94,8 +94,8 @@ def _stage(
     sums = parameters.new_empty((count, batch, tiles)) if colour and tiles > 1 else None
     if sums is not None:
         kernels.grey_sums[grid](source, index, parameters, sums, *rows, **sums_constants(constants), **launch)
-    given = source, index, parameters, sums, scratch, views, options.scale, options.offset
-    kernels.render[grid](*given, *rows, **constants, **launch)
+    arguments = source, index, parameters, sums, scratch, views, options.scale, options.offset
+    kernels.render[grid](*arguments, *rows, **constants, **launch)
 
 
 def _blur(unblurred: Tensor, parameters: Tensor, views: Tensor, options: Options) -> None:
@@ -104,8 +104,8 @@ def _blur(unblurred: Tensor, parameters: Tensor, views: Tensor, options: Options
     count, batch = parameters.shape[:2]
     size = options.height, options.width
     grid = (count * batch * math.prod(-(-side // TILE) for side in size), 3)
-    given = unblurred, parameters, views, options.scale, options.offset
-    kernels.blur[grid](*given, batch, options.reach, **blur_constants(count, options), **_BLUR)
+    arguments = unblurred, parameters, views, options.scale, options.offset
+    kernels.blur[grid](*arguments, batch, options.reach, **blur_constants(count, options), **_BLUR)
 
 
 def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor) -> Tensor:
@@ -121,8 +121,8 @@ def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor) -> Tens
         raise ValueError(f"mix_views: triton takes views of fewer than 2^31 numbers; got {list(base.shape[1:])}.")
     constants = {"CHANNELS": 1 if base.is_contiguous() else channels, "BLOCK": MIXED}
     with torch.cuda.device_of(base):
-        given = base, donor, boxes, share, mixed, numbers, height * width, width
-        kernels.mix[(batch * -(-numbers // MIXED),)](*given, **constants, **_MIX)
+        arguments = base, donor, boxes, share, mixed, numbers, height * width, width
+        kernels.mix[(batch * -(-numbers // MIXED),)](*arguments, **constants, **_MIX)
     return mixed
 
 

@@ -112,8 +112,8 @@ def axis_weights(
     weights = source.new_zeros(len(start), out_size, in_size)
     base = base.long()
     if interpolation == "bicubic":
-        places = {tap: base + tap for tap in range(-1, 3)}
-        inside = {tap: (place >= 0) & (place <= last) for tap, place in places.items()}
+        neighbours = {tap: base + tap for tap in range(-1, 3)}
+        inside = {tap: (place >= 0) & (place <= last) for tap, place in neighbours.items()}
         taps = {tap: torch.where(inside[tap], weight, 0.0) for tap, weight in _cubic(fraction).items()}
         total = taps[-1] + taps[0] + taps[1] + taps[2]
         taps = {tap: weight / total for tap, weight in taps.items()}
