@@ -228,7 +228,7 @@ def _run(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Sourc
 
 
 def _check_architecture(theirs: object, model: ModelConfig) -> None:
-    """Strides do not show in shapes: what says its architecture is taken at its word."""
+    """Raise unless the architecture that a file states is this run's: shapes of weights do not show strides."""
     ours = model.architecture
     if theirs == ours:
         return

@@ -114,7 +114,7 @@ def _expected(value: Any, hint: Any) -> str:
         return _expected_tuple(value, arguments)
     if hint in (int, float):
         return _expected_number(value, hint, _INT64 if hint is int else None)
-    names = {str: "a text", bool: "true or false", type(None): "none"}
+    names = {str: "a string", bool: "true or false", type(None): "none"}
     if hint in names:
         return "" if isinstance(value, hint) else names[hint]
     return "finite" if isinstance(value, float) and not math.isfinite(value) else ""

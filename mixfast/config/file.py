@@ -84,7 +84,7 @@ def read(path: Path) -> ConfigFile:
     texts = {"preset": content.get("preset", ""), **{key: flat.pop(key, "") for key in ("method_name", "init")}}
     for key, text in texts.items():
         if not isinstance(text, str):
-            raise ConfigError(f"--config {path}: {key} must be a text; got {text!r:.100}.")
+            raise ConfigError(f"--config {path}: {key} must be a string; got {text!r:.100}.")
     if whole and not texts["method_name"]:
         raise ConfigError(f"--config {path}: values.method_name must be the name of a method; got nothing.")
     init = str(path.parent / "initial.safetensors") if whole and texts["init"] else texts["init"]

@@ -179,7 +179,7 @@ def from_dict(cls: type, data: Any, method_config: type, key: str = "") -> Any:
     return cls(**values)
 
 
-_JSON_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+_JSON_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "null"}
 
 
 def from_json(value: Any, hint: Any, key: str) -> Any:

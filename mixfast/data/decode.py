@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 
 class Readable(NamedTuple):
-    """Which files of a listing can be decoded, and to what."""
+    """The files of a listing that can be decoded, and digests of their images."""
 
     positions: Tensor  # int64 [R], ascending, in the listing
     digests: Tensor  # int64 [R]: equal for equal images
@@ -209,7 +209,7 @@ def fits_in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> boo
 
 
 def check_memory(count: int, size: int, what: object) -> None:
-    """Raise DataError if `count` images would take more than what is free; `what` names them."""
+    """Raise DataError if `count` images do not fit into the free memory; `what` is their name in the message."""
     need, free = count * 3 * size**2, available_bytes()
     if free is not None and need > 0.9 * free:
         raise DataError(

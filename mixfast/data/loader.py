@@ -211,7 +211,7 @@ def _checked(found: Decoded) -> Decoded:
 
 @contextmanager
 def _main_left_alone() -> Iterator[None]:
-    """Keep new processes from importing the program's main module, which may be a script that trains as it is read."""
+    """Keep new processes from importing the program's main module: a script without a main guard would train again."""
     main = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
     try:

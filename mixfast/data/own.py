@@ -1,4 +1,4 @@
-"""Data sets of the user's own: what a factory returns, and tensors."""
+"""The user's own data sets: from a factory, or as tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -78,7 +78,7 @@ class _File(NamedTuple):
 
 
 def shown(name: object) -> str:
-    """A file's name for a message: what is not UTF-8, or would move a terminal's cursor, as an escape."""
+    """A file's name for a message; bytes that are not UTF-8, and characters that do not print, become escapes."""
     text = os.fsencode(str(name)).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 

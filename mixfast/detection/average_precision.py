@@ -179,7 +179,7 @@ def percentages(table: Tensor) -> dict[str, Tensor]:
 
 
 class _Flat(NamedTuple):
-    """Boxes in a row: by image and class, those of a class in the order of their scores, or else as they stand."""
+    """All boxes in one row, sorted by image and class; within a class by score, or in the given order without one."""
 
     cell: Tensor  # image * classes + class
     image: Tensor
@@ -198,7 +198,7 @@ def _flat(labels: Tensor, classes: int, scores: Tensor | None = None) -> _Flat:
 
 
 def _count(labels: Tensor, which: Tensor, classes: int) -> Tensor:
-    """int64 [N, C]: by image and class, the objects of labels [N, M] among `which`."""
+    """int64 [N, C]: the number of objects in labels [N, M] where `which` is true, by image and class."""
     image, slot = (which & (labels >= 0)).nonzero(as_tuple=True)
     return torch.bincount(image * classes + labels[image, slot], minlength=len(labels) * classes).view(-1, classes)
 
@@ -281,7 +281,7 @@ def _match_cells(overlap: Tensor, counts: Tensor, crowd: Tensor, left_out: Tenso
 
 
 def _area(hits: Tensor, number: Tensor, objects: Tensor, recalls: Tensor) -> Tensor:
-    """float64 [R]: mean over `recalls` of the best precision at that recall or a higher one; 0 for what is not reached.
+    """float64 [R]: mean over `recalls` of the best precision at that recall or a higher one; 0 beyond the last recall.
 
     Args:
         hits, number: float64 [K, R]: right ones, and right and wrong ones, down to each right detection.

@@ -220,7 +220,7 @@ def remarks(result: Result) -> list[str]:
 
 
 def words(result: Result) -> str:
-    """The table and what belongs to it, as text."""
+    """Heading, remarks, table and notes, as text."""
     notes = [_NOTES[key] for key in ("", result.test.name) if key in _NOTES]
     return "\n".join([heading(result), *remarks(result), table(_cells(result)), *notes])
 
@@ -264,7 +264,7 @@ def verdicts(found: Detections, test: LabelledImages, image: int) -> list[tuple[
 
 
 def draw(path: Path, result: Result) -> None:
-    """A few test images with their objects, and with what each row's detector of the first seed found in them."""
+    """Draw a few test images with their objects, and the detections of each row's detector of the first seed."""
     test, seed = result.test, result.seeds[0]
     shown = torch.linspace(0, len(test) - 1, min(_SHOWN, len(test))).long()
     cells = test.images[shown].cpu() / 255

@@ -158,7 +158,8 @@ def _scores(subject: Snapshot) -> str:
             isinstance(values, dict) for values in scores.values()
         ):
             raise CheckpointError(
-                f"{subject.folder.evaluations}, line {number}: settings and scores must be objects; mend or delete it."
+                f"{subject.folder.evaluations}, line {number}: settings and scores must be objects; "
+                "repair or delete it."
             )
         words = ", ".join(f"{key} {json.dumps(_short(value))}" for key, value in settings.items())
         latest[f"evaluate {line.get('command')}: {words}"] = scores

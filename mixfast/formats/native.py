@@ -1,4 +1,4 @@
-"""backbone.safetensors and export.json: the weights, what they mean, and the network that both make."""
+"""backbone.safetensors and export.json: the weights, the facts about them, and the network built from both."""
 
 import hashlib
 import json

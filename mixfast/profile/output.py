@@ -96,7 +96,7 @@ def headline(record: Record) -> str:
 
 
 def table(record: Record) -> str:
-    """A line per part: milliseconds, those of the bare encoder, what is beyond these in percent of them, memory."""
+    """A line per part: milliseconds, milliseconds of the bare encoder, the excess in percent of these, memory."""
     bare, peaks = record["bare_seconds"], record["peak_bytes"]
     lines = [headline(record), f"{'part':<16}{'ms':>9}{'bare ms':>10}{'beyond %':>10}{'peak MiB':>10}"]
     for name, share in beyond(record).items():

@@ -104,8 +104,8 @@ def check_memory(config: RunConfig[Any], device: torch.device) -> None:
     if least > total:
         listing = ", ".join(f"{name} {size / 2**30:,.1f}" for name, size in needed.items() if size > least / 100)
         raise OutOfMemoryError(
-            f"too large for {device} with its {total / 2**30:,.1f} GiB; at least needed are {listing}. "
-            "Make them smaller."
+            f"the run does not fit into the {total / 2**30:,.1f} GiB of {device}. It needs at least (GiB): {listing}. "
+            "Reduce these options."
         )
 
 

@@ -88,7 +88,7 @@ class RunFolder:
         for key, kind in expected.items():
             if not isinstance(content, dict) or not isinstance(content.get(key), kind):
                 found = repr(content.get(key, "nothing") if isinstance(content, dict) else content)
-                what = "a text" if kind is str else "an object"
+                what = "a string" if kind is str else "an object"
                 raise CheckpointError(f"{path} cannot be read: {key} must be {what}; got {found:.100}.")
         values, preset, origins = content["values"], content["preset"], content["origins"]
         name = values.get("method_name")

@@ -98,7 +98,7 @@ class Metrics:
         self.loggers.record(record)
 
     def position(self) -> int:
-        """Bytes written so far: what a checkpoint remembers."""
+        """Bytes written so far; a checkpoint stores this number."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def truncate(self, position: int) -> None:

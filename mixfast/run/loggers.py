@@ -165,7 +165,8 @@ class Loggers:
                 self._open[name] = LOGGERS[name][0](folder, options, step)
             except Exception as error:  # of any type: no account, no network, no room
                 raise PlatformError(
-                    f"--train.log {name} cannot begin: {error}. Continue with --train.log and no word for none."
+                    f"--train.log {name} cannot begin: {error}. "
+                    "To continue without loggers, give --train.log without a value."
                 ) from error
 
     def record(self, record: dict[str, Any]) -> None:

@@ -199,7 +199,7 @@ def checked_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], s
 
 
 def _moment(value: object, probe: object, parameter: Tensor | None, path: Path, name: str) -> Any:
-    """A moment in the memory layout of its parameter; what has no dimension counts steps."""
+    """A moment in the memory layout of its parameter; a scalar is a count of steps."""
     if not isinstance(probe, Tensor) or parameter is None:
         expect(type(value) is type(probe), path, name, f"a {type(probe).__name__}", value)
         return value

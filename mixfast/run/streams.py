@@ -1,4 +1,4 @@
-"""stdout and stderr that no command dies of: a reader that goes away, a full device, a name that they cannot show."""
+"""stdout and stderr that never end a command: the reader may leave, the device be full, a name not be encodable."""
 
 import errno
 import io

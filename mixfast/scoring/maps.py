@@ -26,7 +26,7 @@ LAST_ONLY = ("sim", "cam")  # these read what the head or the probe reads
 
 
 class Network(NamedTuple):
-    """An encoder, and what makes uint8 images [N, 3, H, W] its input."""
+    """An encoder, and the function that turns uint8 images [N, 3, H, W] into its input."""
 
     encoder: Encoder
     normalise: Callable[[Tensor], Tensor]

@@ -187,7 +187,7 @@ def announce(
 
 
 def first_weights(invocation: cli.Invocation, start: Path | None, console: Console) -> InitialWeights | None:
-    """The weights of --init, or those kept for a run that was stopped before its first checkpoint; None: drawn ones."""
+    """The weights of --init, or its stored copy if a run was stopped before its first checkpoint; None: random ones."""
     if invocation.init:
         return initial_weights.read(invocation.init, invocation.config.model, console.line)
     if invocation.resume and invocation.config.init and start is None:
@@ -221,7 +221,7 @@ def check_machine(config: RunConfig[Any]) -> torch.device:
 
 
 def set_machine(config: RunConfig[Any]) -> dict[str, Any]:
-    """Settings of this process that a run asks for; returns what env.json says of them."""
+    """Apply a run's settings to this process; returns their entries in env.json."""
     machine.set_determinism(config.train.deterministic)
     return {
         "threads": machine.set_threads(config.train.threads),
