@@ -45,17 +45,15 @@ def augment_views(
     Args:
         images: uint8 [N, 3, H, W], contiguous, RGB.
         parameters: float32 [V, B, 16] on the images' device. Crops must lie inside the image.
-        index: int64 [B] on the images' device, the rows of `images` to use, in [0, N), so that `images` can be a whole
-            data set. None: all rows, so that B = N.
+        index: int64 [B] on the images' device, rows of `images` in [0, N), which can be a data set; None: all, B = N.
         size: side, or (height, width), of the views; None: the size of the images.
         mean, std: one number for each of the three channels, in units of [0, 1].
-        interpolation: "bilinear", or "bicubic" as in Pillow: Keys' kernel with A = -0.5, which reads pixels of the crop
-            only; results are clamped to [0, 1].
+        interpolation: "bilinear", or "bicubic" as in Pillow: A = -0.5, reads the crop's pixels only, clamped to [0, 1].
         colour_first: apply jitter and grey before the crop; contrast then uses the mean of the whole image.
         grey_first: apply grey before the jitter.
-        blur_reach: radius of the blur kernel in pixels, (kernel size - 1) / 2 of torchvision. It is limited to one
-            pixel less than the smaller side of a view. 0: no view is blurred, whatever the parameters say.
-        dtype: dtype of the views, float32, bfloat16 or float16; computed in float32 and rounded once.
+        blur_reach: radius of the blur in pixels, torchvision's (kernel size - 1) / 2, kept below the views' sides.
+            0: no view is blurred, whatever the parameters say.
+        dtype: float32, bfloat16 or float16; views are computed in float32 and rounded once.
         memory_format: memory format of each view, torch.contiguous_format or torch.channels_last.
         backend: "auto", or a name from `mixfast.backends()`, which then runs or raises.
 
