@@ -1,4 +1,4 @@
-"""What every benchmark gets: small shapes for a smoke run, one way to measure a table, memory beside the times."""
+"""Fixtures of all benchmarks: small shapes for a smoke run, and the measurement of a table of times and memory."""
 
 import copy
 import ctypes

@@ -1,4 +1,4 @@
-"""multi_queue_infonce as the benchmarks call it: inputs of a case, ours, and what else computes the same."""
+"""multi_queue_infonce for the benchmarks: inputs of a case, our call, and other implementations of the same result."""
 
 import importlib
 from collections.abc import Callable, Sequence

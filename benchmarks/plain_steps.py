@@ -1,9 +1,9 @@
-"""Optimiser steps as one writes them first, in plain PyTorch and contiguous float32 maps, and lightly's step of MoCo.
+"""Optimiser steps in straightforward PyTorch with contiguous float32 maps, and lightly's step of MoCo.
 
-They stand in the style of published code: each InfoNCE term makes its own logits, region vectors come from the
-upsampled map, Approach 2 encodes the reversed mixture in a pass of its own, weights are averaged tensor by tensor.
-Views and mixtures are ready-made, the networks are copies of ours with MoCo's form of split batch norm: the losses are
-the same, and what differs is how they are computed.
+They follow the style of published code: each InfoNCE term computes its own logits, region vectors come from the
+upsampled map, Approach 2 encodes the reversed mixture in a separate pass, weights are averaged tensor by tensor. Views
+and mixtures are made before the step. The networks are copies of ours with MoCo's form of split batch norm, so that the
+losses are equal and only the computation differs.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""masked_upsample_pool as the benchmarks call it: inputs of a shape, ours, and what else computes the same."""
+"""masked_upsample_pool for the benchmarks: inputs of a shape, our call, other implementations of the same result."""
 
 from collections.abc import Callable
 from typing import NamedTuple

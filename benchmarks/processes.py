@@ -1,8 +1,8 @@
-"""python -m benchmarks.processes [--out FILE.json] [--rounds N] [--smoke] [--model]: what several processes cost.
+"""python -m benchmarks.processes [--out FILE.json] [--rounds N] [--smoke] [--model]: the cost of several processes.
 
-Steps of one process of one thread beside the same steps of two processes of one thread each, in turn, on an idle
-machine of at least two cores: ResNet-18 of width 64, images of 32 pixels, float32. Of the two, the seconds of a step
-inside each kind of exchange, waiting for the other included; of all, the most memory that a process has had.
+Compares steps of one process with one thread, and the same steps of two processes with one thread each, in turn, on an
+idle machine of at least two cores: ResNet-18 of width 64, images of 32 pixels, float32. For two processes it reports
+the seconds of a step inside each kind of exchange, with the waiting time, and for all the peak memory of a process.
 
 --model prints instead the table of docs/distributed.md: computed, for many GPUs and a ResNet-50 at 224 pixels.
 """

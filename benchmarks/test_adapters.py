@@ -1,4 +1,4 @@
-"""mixfast.adapters, forward and backward, beside what they stand in for."""
+"""mixfast.adapters, forward and backward, beside the functions that they replace."""
 
 import importlib
 import importlib.util

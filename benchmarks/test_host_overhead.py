@@ -1,7 +1,7 @@
-"""What a call costs on the host: eager, forward and backward, on shapes whose kernels take next to no time.
+"""Host time of an eager call, forward and backward, on shapes whose kernels take almost no time.
 
-The floor of a table is an autograd.Function of the same tensors around allocations alone, which is what torch asks for
-any differentiable call; the first row is one of torch's own operators.
+The floor of a table is an autograd.Function of the same tensors that only allocates: the cost of any differentiable
+call in torch. The first row is one of torch's own operators.
 """
 
 from collections.abc import Callable, Sequence

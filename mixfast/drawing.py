@@ -77,8 +77,8 @@ def label_ends(axis: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
     """Write names of curves right of the axes, at the height where each curve ends, without overlap.
 
     Args:
-        axis: with everything drawn and its limits final.
-        labels: (y of the curve's end in data units, name, colour) of each.
+        axis: everything is drawn on it and its limits are final.
+        labels: for each curve (y of its end in data units, name, colour).
     """
     step = 1.3 * _SMALL / 72 * axis.figure.dpi / axis.bbox.height  # a line of text, as a share of the axis
     axis.set_ylim(axis.get_ylim())
@@ -93,7 +93,7 @@ def label_ends(axis: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
 
 
 def _spread(heights: Sequence[float], step: float) -> list[float]:
-    """Ascending heights in [0, 1], moved about the middle of each clash until neighbours are `step` apart."""
+    """Ascending heights in [0, 1]; those that are too close move apart, about their mean, to distances of `step`."""
     clusters: list[list[float]] = []
 
     def lowest(cluster: list[float]) -> float:
@@ -110,8 +110,8 @@ def _spread(heights: Sequence[float], step: float) -> list[float]:
 
 def legend_beside(axis: "Axes", handles: Sequence[Any] | None = None) -> None:
     """A legend right of the axes."""
-    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
-    axis.legend(**place, fontsize=_SMALL, handlelength=3, **({} if handles is None else {"handles": list(handles)}))
+    position: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1), "borderaxespad": 0, "frameon": False}
+    axis.legend(**position, fontsize=_SMALL, handlelength=3, **({} if handles is None else {"handles": list(handles)}))
 
 
 def legend_below(page: "Figure", columns: int, handles: Sequence[Any] | None = None) -> None:
@@ -143,11 +143,11 @@ class Column:
 
 
 def heat(maps: Tensor, under: Tensor | None = None) -> Tensor:
-    """Maps in the colours of viridis, float32 [n, 3, H, W].
+    """Colour maps with viridis; returns float32 [n, 3, H, W].
 
     Args:
         maps: float [n, H, W] in [0, 1].
-        under: uint8 [n, 3, H, W], images that show through.
+        under: uint8 [n, 3, H, W], images that are blended in below the maps.
     """
     from matplotlib import colormaps
 
@@ -156,19 +156,19 @@ def heat(maps: Tensor, under: Tensor | None = None) -> Tensor:
 
 
 def image_grid(path: Path, columns: Sequence[Column], rows: Sequence[str] = (), title: str = "") -> None:
-    """Columns of images side by side; all have the same n, H and W.
+    """Write a PNG with columns of images side by side; all columns have the same n, H and W.
 
     Args:
-        path: of the PNG.
-        columns: left to right.
-        rows: a name for each row, or none.
-        title: above everything.
+        path: where the PNG is written.
+        columns: the columns, left to right.
+        rows: a name for each row, or empty.
+        title: a line above all columns.
     """
     count = len(columns[0].cells)
     height, width = (side + _GAP for side in columns[0].cells.shape[-2:])
     titles = ["\n".join(fill(line, _TITLE) for line in column.title.splitlines()) for column in columns]
     lines = max(text.count("\n") + 1 for text in titles)
-    # One picture: an axis for every cell would take seconds to draw.
+    # All cells share one axis: matplotlib takes seconds to draw an axis for every cell.
     page, axes = figure(
         _CELL * len(columns) + 0.3 * bool(rows), _CELL * count * height / width + 0.15 * lines + 0.25 * bool(title)
     )
@@ -193,7 +193,7 @@ def image_grid(path: Path, columns: Sequence[Column], rows: Sequence[str] = (), 
 
 
 def _draw_box(axis: "Axes", box: Box, left: int, top: int) -> None:
-    """A frame in its colour over a wider black one; a box without area is left out."""
+    """Draw a box in its colour over a wider black one; a box without area is omitted."""
     from matplotlib.patches import Rectangle
 
     x0, y0, x1, y1 = box.corners

@@ -159,7 +159,7 @@ def check_exportable(setup: Setup) -> None:
 
 
 def facts(snapshot: Snapshot, sha256: str) -> dict[str, Any]:
-    """What somebody needs to use the weights elsewhere; `checksum` is of all other entries."""
+    """Facts for using the weights elsewhere; the entry `checksum` covers all other entries."""
     setup, backbone = snapshot.setup, snapshot.encoder.backbone
     model, splits = setup.config.model, setup.splits
     source = model.backbone.partition(":")[0]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file, with the mode that the umask leaves; if that fails, what was there stays as it was.
+    """Write a file completely; if that fails, an old file of this name stays unchanged. The umask decides its mode.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     fresh = path.with_name(path.name + ".tmp")
     try:

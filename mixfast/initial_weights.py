@@ -38,17 +38,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where weights came from."""
+    """The origin of initial weights."""
 
     path: str  # as the user gave it
     sha256: str  # of the file
     used: list[str]  # keys of the file
     unused: list[str]
-    notes: list[str]  # what the file does not say
+    notes: list[str]  # facts that the file does not contain
 
     @property
     def title(self) -> str:
-        """What stands in the configuration of a run: a name for people, and a number that only this file has."""
+        """The entry in a run's configuration: the file's name, and the beginning of its SHA-256."""
         return f"{Path(self.path).name}@{self.sha256[:12]}"
 
     def __str__(self) -> str:
@@ -88,10 +88,10 @@ class InitialWeights(NamedTuple):
 
 
 def reopen(folder: Path) -> InitialWeights:
-    """What `write` kept.
+    """Read the weights that `write` stored in a run's folder.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: they are missing or damaged.
     """
     from safetensors.torch import load
 
@@ -182,10 +182,10 @@ def _names(export_facts: Path, file: str) -> bool:
 
 
 def file_content(path: Path, called: str = "it") -> Any:
-    """What a .safetensors file, or one of torch.save, holds; no code of it is run.
+    """The content of a .safetensors file or of one by torch.save; no code in the file is run.
 
     Raises:
-        CheckpointError: it cannot be read; `called` is what the message calls it.
+        CheckpointError: the file cannot be read; `called` is its name in the message.
     """
     try:
         if path.suffix == ".safetensors":
@@ -228,7 +228,7 @@ def _run(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Sourc
 
 
 def _check_architecture(theirs: object, model: ModelConfig) -> None:
-    """Strides do not show in shapes: what says its architecture is taken at its word."""
+    """Raise unless the architecture that a file states is this run's: shapes of weights do not show strides."""
     ours = model.architecture
     if theirs == ours:
         return
@@ -306,7 +306,7 @@ def _stem(model: ModelConfig) -> str:
 
 
 def _looks(tensors: Mapping[str, Tensor], model: ModelConfig) -> str:
-    """What ResNet a state dict seems to be of, and the options that give it; "" if it is none."""
+    """A hint which ResNet a state dict seems to come from, and the options for it; "" if it seems to be none."""
     first = tensors.get("conv1.weight")
     if model.backbone != RESNET or first is None or first.dim() != 4 or "layer1.0.conv1.weight" not in tensors:
         return ""

@@ -42,13 +42,13 @@ def infonce_sum(
     A term's `negative` adds e^{q.negative/T} to the denominator.
 
     Args:
-        terms: at least one; all with the same D and names all different; N may differ (dense beside global).
-        queues: by name, [K, D] unit rows without gradient.
-        temperature: T, the cosines are divided by it.
+        terms: at least one, with equal D and different names; N may differ, as for dense and global terms.
+        queues: [K, D] unit rows without gradient, by name.
+        temperature: T, by which the cosines are divided.
 
     Returns:
-        (loss, parts): a scalar, and by term the detached mean over rows *before* weighting, to be compared with
-        the chance level, ln(1 + K).
+        (loss, parts): a scalar; and for each term, by name, its detached mean loss over rows *before* weighting, to be
+        compared with the chance level, ln(1 + K).
 
     Raises:
         ValueError: a weight is neither one number nor one per row.
@@ -78,7 +78,7 @@ def _with_negative(term: Term, rows: Tensor, temperature: float) -> Tensor:
 
 @dataclass(frozen=True)
 class PairTerm:
-    """One NT-Xent term of a loss: the rows of two views, each of which must find its partner among all rows of both."""
+    """One NT-Xent term of a loss: each row of two views is compared with all other rows of both views."""
 
     name: str  # key of the term in `Step.parts`
     first: Tensor  # [B, D] unit rows
@@ -94,8 +94,8 @@ def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, 
     With several processes, all of them compute the loss of the global batch, from the rows of all.
 
     Returns:
-        (loss, parts): a scalar, and by term the detached mean over anchors *before* weighting, to be compared with
-        the chance level, ln(2 B - 1).
+        (loss, parts): a scalar; and for each term, by name, its detached mean loss over anchors *before* weighting, to
+        be compared with the chance level, ln(2 B - 1).
     """
     losses, parts = [], {}
     here = current()
@@ -119,8 +119,8 @@ def _global(term: PairTerm, here: World) -> PairTerm:
         weight = here.ordered(weight)
     if excluded is not None:
         rows = here.rows(here.size * count, excluded.device)
-        places = torch.cat([rows, rows + here.size * count])  # of the own rows among all rows of both views
-        excluded = here.ordered(torch.where(excluded < 0, -1, places[excluded]), count)
+        own_rows = torch.cat([rows, rows + here.size * count])  # of the own rows among all rows of both views
+        excluded = here.ordered(torch.where(excluded < 0, -1, own_rows[excluded]), count)
     return PairTerm(term.name, here.everyone(term.first), here.everyone(term.second), weight, excluded)
 
 
@@ -138,5 +138,5 @@ def _weighted_mean(rows: Tensor, weight: Tensor | float) -> Tensor:
 
 @span("losses")
 def minus_cosine(predictions: Tensor, targets: Tensor) -> Tensor:
-    """-cos of the rows of `predictions` and `targets`, both [B, D]: [B] (BYOL, Grill et al. 2020, eq. 2)."""
+    """Minus the cosine of each row of `predictions` and `targets` [B, D]: [B] (BYOL, Grill et al. 2020, eq. 2)."""
     return -(unit(predictions) * unit(targets)).sum(dim=1)

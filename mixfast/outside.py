@@ -1,4 +1,4 @@
-"""Modules outside this package, which an option or the folder of a run names by their dotted path."""
+"""Import modules outside this package, which an option or a run's config.json names by their dotted path."""
 
 import importlib
 import importlib.machinery
@@ -17,15 +17,15 @@ _STANDARD = Path(sysconfig.get_path("stdlib")).resolve()
 
 
 def import_module(path: str, option: str) -> ModuleType:
-    """The module `path`, found on Python's path.
+    """Import the module `path`, which must be on Python's search path.
 
     Args:
-        path: dotted name.
-        option: whose value names it, for the message.
+        path: dotted name of the module.
+        option: name of the option that gave `path`, for error messages.
 
     Raises:
-        ConfigError: there is no such module, or `path` is no dotted name. An error inside the module, such as a missing
-            import of its own, passes as it is.
+        ConfigError: there is no such module, or `path` is not a dotted name. An error inside the module, such as a
+            missing import of its own, is not changed.
     """
     check_dotted(path, option)
     try:
@@ -53,20 +53,22 @@ def check_dotted(path: str, option: str) -> None:
 
 
 def check_trusted(names: Iterable[tuple[str, str]], folder: Path, trusted: Collection[str]) -> None:
-    """Refuse code that the folder of a run names and that may harm whoever opens it; nothing is imported.
+    """Refuse code that a run's config.json names and that may harm whoever opens the run; nothing is imported.
 
-    Refused are modules of Python's own library; modules that Python would take, or a package above them, from the
-    folder itself or from that of another run, or by way of a package that contains the folder, such as "runs"; and
-    functions of installed packages, since they would be called with what the folder says.
+    Three kinds of code are refused:
+    - modules of Python's standard library;
+    - modules that Python would load from the run's folder, from another run's folder, or through a package that
+      contains the run's folder (such as "runs"); this holds for their parent packages too;
+    - functions of installed packages, since they would be called with arguments from the run's config.json.
 
     Args:
-        names: (key of the configuration, dotted name of a module or module:function) of each.
-        folder: of the run.
-        trusted: modules that the user gave on the command line; they are not looked at.
+        names: for each name its (config key, dotted name of a module, or module:function).
+        folder: the run's folder.
+        trusted: modules that the user named on the command line; they are not checked.
 
     Raises:
         CheckpointError: a name is refused; the message says how to trust it.
-        ConfigError: a name is no dotted name.
+        ConfigError: a name is not a dotted name.
     """
     for key, name in names:
         module, called, _ = name.partition(":")
@@ -88,7 +90,7 @@ def check_trusted(names: Iterable[tuple[str, str]], folder: Path, trusted: Colle
 
 
 def _places(module: str) -> Iterator[Path]:
-    """The files and folders that importing a dotted name would run or search, without importing anything."""
+    """Yield the files and folders that importing a dotted name would run or search; nothing is imported."""
     importlib.invalidate_caches()
     name, _, rest = module.partition(".")
     search: list[str] = sys.path
@@ -102,9 +104,9 @@ def _places(module: str) -> Iterator[Path]:
 
 
 def _find(name: str, search: Iterable[str]) -> tuple[str | None, list[str]]:
-    """The file of a module, None for a namespace package, and the folders of its own modules.
+    """The file of a module (None for a namespace package), and the folders that contain its submodules.
 
-    Not by `importlib.util.find_spec`, which imports the packages above the module.
+    `importlib.util.find_spec` is not used: it imports the parent packages of the module.
     """
     portions: list[str] = []
     for entry in search:
@@ -114,9 +116,9 @@ def _find(name: str, search: Iterable[str]) -> tuple[str | None, list[str]]:
             return spec.origin, list(spec.submodule_search_locations or ())
         if spec is not None:
             portions += spec.submodule_search_locations or ()
-    if not portions:  # a package that is installed as a link to its sources has a finder of its own
-        for own in sys.meta_path:
-            spec = None if own is importlib.machinery.PathFinder else own.find_spec(name, None)
+    if not portions:  # an editable install has a finder of its own
+        for meta_finder in sys.meta_path:
+            spec = None if meta_finder is importlib.machinery.PathFinder else meta_finder.find_spec(name, None)
             if spec is not None and spec.origin:
                 return spec.origin, list(spec.submodule_search_locations or ())
     return None, portions
@@ -124,10 +126,10 @@ def _find(name: str, search: Iterable[str]) -> tuple[str | None, list[str]]:
 
 def _comes_with(folder: Path, place: Path) -> bool:
     """Whether a file or folder of code may have been sent together with the folder of a run."""
-    runs, places = ({Path(os.path.abspath(path)), path.resolve()} for path in (folder, place))
-    for found in places:
-        around = [found, *found.parents]
-        if any(run in around or run.is_relative_to(found) for run in runs):
+    runs, paths = ({Path(os.path.abspath(path)), path.resolve()} for path in (folder, place))
+    for path in paths:
+        around = [path, *path.parents]
+        if any(run in around or run.is_relative_to(path) for run in runs):
             return True
         if any((above / "config.json").is_file() and (above / "checkpoints").is_dir() for above in around):
             return True

@@ -1,6 +1,6 @@
-"""The values that an option may have: its type, and the range that the type declares, as in `temperature: Positive`.
+"""The values that an option may have: its type declares its range, as in `temperature: Positive`.
 
-A type without a range still has one: whole numbers have 64 bits, other numbers are finite.
+A plain `int` must fit into 64 bits, and a plain `float` must be finite.
 """
 
 import dataclasses
@@ -29,12 +29,12 @@ __all__ = [
     "problems",
 ]
 
-MOST = 2**31 - 1  # of a count: what 32 bits hold
+MOST = 2**31 - 1  # the largest count: it fits into 32 bits
 
 
 @dataclass(frozen=True)
 class Range:
-    """An interval with both ends, or without the low one (`above`) or the high one (`below`)."""
+    """An interval [low, high]; `above` excludes `low` from it, and `below` excludes `high`."""
 
     low: float
     high: float = math.inf
@@ -63,11 +63,11 @@ Width = Annotated[int, Range(1, 2**20)]
 Side = Annotated[int, Range(1, 2**14)]
 # A number of threads or processes.
 Cores = Annotated[int, Range(0, 1024)]
-# What random generators are seeded with.
+# The seed of a random generator.
 Seed = Annotated[int, Range(0, 2**64 - 1)]
 # A probability, or a part of a whole.
 Share = Annotated[float, Range(0, 1)]
-# A share that is neither nothing nor all.
+# A share strictly between 0 and 1.
 InnerShare = Annotated[float, Range(0, 1, above=True, below=True)]
 # A number above 0, such as a temperature.
 Positive = Annotated[float, Range(0, above=True)]
@@ -79,28 +79,28 @@ def check_ranges(config: Any, section: str = "") -> None:
     """Raise ConfigError with a line for every field of a dataclass whose value its type does not allow.
 
     Args:
-        config: the dataclass; dataclasses among its fields are sections of it.
-        section: what the names of its options begin with: "method" for --method.temperature.
+        config: the dataclass; fields that are dataclasses themselves are its sections.
+        section: prefix of the option names, such as "method" for --method.temperature.
     """
-    if found := problems(config, f"{section}." if section else ""):
-        raise ConfigError("\n".join(found))
+    if lines := problems(config, f"{section}." if section else ""):
+        raise ConfigError("\n".join(lines))
 
 
 def problems(config: Any, prefix: str = "") -> list[str]:
     """A line for every field of the dataclass `config` whose value its type does not allow; `prefix` precedes names."""
     hints = typing.get_type_hints(type(config), include_extras=True)
-    found = []
+    lines = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
-            found += problems(value, f"{prefix}{field.name}.")
+            lines += problems(value, f"{prefix}{field.name}.")
         elif expected := _expected(value, hints[field.name]):
-            found.append(f"--{prefix}{field.name} must be {expected}; got {value!r}")
-    return found
+            lines.append(f"--{prefix}{field.name} must be {expected}; got {value!r}")
+    return lines
 
 
 def _expected(value: Any, hint: Any) -> str:
-    """What a value of a type must be, in words; "" if it is."""
+    """What `value` must be by its type `hint`, in words for a message; "" if the value is allowed."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         ranges = [item for item in arguments[1:] if isinstance(item, Range)]
@@ -114,7 +114,7 @@ def _expected(value: Any, hint: Any) -> str:
         return _expected_tuple(value, arguments)
     if hint in (int, float):
         return _expected_number(value, hint, _INT64 if hint is int else None)
-    names = {str: "a text", bool: "true or false", type(None): "none"}
+    names = {str: "a string", bool: "true or false", type(None): "none"}
     if hint in names:
         return "" if isinstance(value, hint) else names[hint]
     return "finite" if isinstance(value, float) and not math.isfinite(value) else ""

@@ -11,11 +11,11 @@ COUNTER = "counter/"  # prefix of a counter's name in a saved state
 
 
 class Generators:
-    """One independent `torch.Generator` per purpose, all derived from a single seed.
+    """One independent `torch.Generator` per purpose on `device`, all derived from the single `seed`.
 
-    The first use of a name makes its stream, so that a draw added to one part of a run does not change the stream of
-    another: `generators["mix"]`, `["shuffle"]`, `["order"]`, `["weights"]`, `["queue"]` and
-    `generators.counter("augment")`. `seed` decides all streams, which are on `device`.
+    The streams of a run are `generators["mix"]`, `["shuffle"]`, `["order"]`, `["weights"]`, `["queue"]` and
+    `generators.counter("augment")`. Each is made when its name is used first, from the seed and the name alone, so that
+    a draw added to one part of a run does not change the streams of the others.
     """
 
     def __init__(self, seed: int, device: torch.device | str = "cpu"):
@@ -30,16 +30,16 @@ class Generators:
         return self._streams[name]
 
     def counter(self, name: str) -> Tensor:
-        """The stream of draws by counter called `name`: int64 [2], (key, next draw), which a draw advances in place.
+        """The state of the counter-based stream `name` for `mixfast.draw_views`: int64 [2], (key, next draw).
 
-        `mixfast.draw_views` draws from it. A CUDA graph needs nothing else: the tensor stays the same one.
+        Each draw advances the tensor in place, so that a captured CUDA graph also draws new numbers at every replay.
         """
         if name not in self._counters:
             self._counters[name] = torch.tensor([self._seed_of(f"{COUNTER}{name}"), 0], device=self.device)
         return self._counters[name]
 
     def streams(self) -> list[torch.Generator]:
-        """The `torch.Generator` of every purpose so far; a CUDA graph must register them."""
+        """Every `torch.Generator` made so far; a CUDA graph must register them."""
         return list(self._streams.values())
 
     def _seed_of(self, name: str) -> int:
@@ -47,7 +47,7 @@ class Generators:
         return int.from_bytes(digest[:8], "little") >> 1
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The state of every stream used so far, on the CPU: uint8 tensors, and int64 ones of draws by counter."""
+        """The state of every stream used so far, on the CPU: uint8 tensors, and int64 [2] for counter-based streams."""
         counters = {f"{COUNTER}{name}": counter.to("cpu", copy=True) for name, counter in self._counters.items()}
         return {name: stream.get_state() for name, stream in self._streams.items()} | counters
 

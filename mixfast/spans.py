@@ -22,7 +22,7 @@ class span:  # used like a function
     """A part of a step as a context manager or a decorator.
 
     Args:
-        name: what the part is called, or a function that says so whenever the part begins.
+        name: the part's name, or a function that returns it, called whenever the part begins.
     """
 
     __slots__ = ("_name", "_recorded")
@@ -56,8 +56,8 @@ def recording(recorder: Recorder) -> Iterator[None]:
     """Within the block every span is entered through `recorder(name)`.
 
     Args:
-        recorder: makes the context manager of a part, such as `torch.profiler.record_function`, with which the parts
-            show in torch's own profiles.
+        recorder: makes a context manager from the name of a part. With `torch.profiler.record_function` the parts
+            appear in the profiles of torch.profiler.
     """
     global _recorder
     before, _recorder = _recorder, recorder

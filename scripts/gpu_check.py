@@ -3,9 +3,9 @@
 The sources are copied to build/gpu-check and everything happens there: nothing is installed, and modules of an editable
 install in the checkout are neither used nor touched. The folder OUT gets environment.json, parts.json, tests.jsonl,
 profile/, training/, benchmarks.jsonl, summary.md and check.log, and OUT.tar.gz has all of them. A part that has
-finished for the same sources is not repeated, unless --part names it; of the others, what has had least time comes
-first. Needs torch, setuptools, pybind11, cmake, ninja, nvcc and pytest with hypothesis, and mixfast's own requirements
-(tyro and what it needs) for training and the profile; --wheels brings what is missing.
+finished for the same sources is not repeated, unless --part names it; of the other parts, the one that has run for the
+shortest time comes first. Needs torch, setuptools, pybind11, cmake, ninja, nvcc and pytest with hypothesis, and
+mixfast's own requirements (tyro and its dependencies) for training and the profile; --wheels installs missing ones.
 
 Exit codes: 0 all is well, 1 something failed, 2 bad arguments, 3 nothing failed but parts are unfinished: call again.
 """

@@ -1,4 +1,4 @@
-"""Where and how the parts of gpu_check.py run: a copy of the sources, the time that is left, commands with limits."""
+"""The environment of the parts of gpu_check.py: a copy of the sources, the remaining time, commands with limits."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What the parts of gpu_check.py do, with a GPU and, dry, without one."""
+"""The parts of gpu_check.py, which run with a GPU, or in a dry run without one."""
 
 import itertools
 import json

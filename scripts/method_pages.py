@@ -3,7 +3,7 @@
     python scripts/method_pages.py
 
 The docstring is the page: its first line gives title and summary, indented blocks become fenced ones. Options come from
-the Config's fields and the comments behind them. Nothing on a page is written anywhere else.
+the Config's fields and the comments behind them. No text of a page has a second source.
 """
 
 import dataclasses

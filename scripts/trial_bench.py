@@ -1,4 +1,4 @@
-"""A tiny training for scripts/trials.py to disturb, and what must be true of it afterwards."""
+"""The tiny training that scripts/trials.py disturbs, and the conditions that must hold afterwards."""
 
 import copy
 import hashlib

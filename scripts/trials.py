@@ -1,11 +1,11 @@
-"""Trials of what must never go wrong silently: kills, signals, full disks, damaged and edited files, two processes.
+"""Trials of failures that must never be silent: kills, signals, full disks, damaged and edited files, two processes.
 
     python scripts/trials.py [TRIAL ...] [--count N] [--seed S]
 
-Every trial runs the real command in a process of its own on a tiny training. It passes if the run ends in the same bits
-as one that nothing happened to, or in an error with a documented exit code that names what is wrong. A traceback, a
-signal of the kernel, an internal error, or a run that succeeds with other bits fails it. Prints a table, and a line per
-failure; exits with 1 if there is one. Trials that fill a disk mount small file systems, for which they need root.
+Every trial runs the real command in a process of its own on a tiny training. It passes if the run ends with the same
+bits as an undisturbed run, or with an error that has a documented exit code and names the cause. It fails with a
+traceback, a signal of the kernel, an internal error, or a run that succeeds with other bits. The script prints a table,
+and a line per failure; it exits with 1 if there is one. Trials that fill a disk mount small file systems and need root.
 """
 
 import argparse

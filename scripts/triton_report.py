@@ -5,8 +5,8 @@
     python scripts/triton_report.py --only "merge" --out docs/triton-report.md     these lines of it anew
 
 Exits with 1 if a kernel spills registers, asks for more shared memory than a block can have, multiplies matrices in
-16 bits without tensor cores, or, where it only streams maps, stores less than 16 bytes at a time. The constants and
-launch options are those of the backends themselves.
+16 bits without tensor cores, or only reads and writes maps but stores less than 16 bytes at a time. The constants and
+launch options are those of the backends.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """python -m benchmarks.gpu --out FOLDER [--seconds N] [--only REGEX] [--list] [--smoke]
 
-Writes FOLDER/benchmarks.jsonl, a line for each implementation as soon as its group is measured. Started again with the
-same folder and the same sources, it goes on where it stopped. The most important groups come first.
+Writes FOLDER/benchmarks.jsonl, a line for each implementation as soon as its group is measured. If it is started again
+with the same folder and the same sources, it continues where it stopped. The most important groups come first.
 
-Exit codes: 0 all groups are there, 1 one of ours failed, 3 the time was over before, 4 the GPU was lost (start again).
+Exit codes: 0 all groups are measured, 1 one of ours failed, 3 the time ran out, 4 the GPU was lost (start again).
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What the machine can do, measured in the same run, and from it the least time that a call can take."""
+"""The speed of the machine, measured in the same run, and a lower bound of a call's time that follows from it."""
 
 import statistics
 from dataclasses import dataclass

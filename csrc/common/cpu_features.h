@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Which instruction set to use: what the processor has, or less if MIXFAST_CPU says "baseline" or "avx2": a test's way
-// to reach the code that other processors run.
+// The instruction set to use: the best of the processor, or less if MIXFAST_CPU is "baseline" or "avx2", so that tests
+// can run the code for other processors.
 #pragma once
 
 #include <cstdlib>

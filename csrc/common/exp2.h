@@ -15,7 +15,7 @@ constexpr int kVectorBytes = 32;
 constexpr int kVectorBytes = 16;
 #endif
 
-// Vectors of T; `Stored` is the same in memory, where it may lie anywhere and overlap with T.
+// Vectors of T; `Stored` is the same in memory, without alignment, and may alias T.
 // Polynomials: 2^f = 1 + f c_0 + f^2 c_1 + ... on [-1/2, 1/2], least relative error (2.6e-9 and 1.8e-17), found by the
 // exchange algorithm. kRound: adding it rounds to an integer, which then is in the low bits. Below kZero the result is
 // zero: less than the rounding of any sum that has a term near one, and no subnormal numbers arise, which are slow.
@@ -53,10 +53,10 @@ struct Wide<double> {
 template <class T>
 constexpr int kWidth = kVectorBytes / static_cast<int>(sizeof(T));
 
-// Weights 2^(score scale - m) of scores need an m such that the largest weight is near one. The rounded product of the
-// largest score is one, but where numbers are sparse: a fused multiply-add does not round its product, and so may come
-// out far below zero. There m is the next number or the one after it below, and exponents, now positive for scores that
-// cannot be told apart, end at one. NaN stays NaN.
+// Weights 2^(score scale - m) need an m for which the largest weight is near one. The rounded product of largest score
+// and scale is such an m, except where neighbouring numbers are far apart: the fused multiply-add of the exponent does
+// not round its product, so that the largest exponent may be far below zero. There m is one or two numbers lower, and
+// exponents, which can then be positive for scores near the largest, are limited to one. NaN stays NaN.
 template <class T>
 static inline __attribute__((always_inline)) typename Wide<T>::Vector shift_of(typename Wide<T>::Vector largest,
                                                                                typename Wide<T>::Vector scale) {

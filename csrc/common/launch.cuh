@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// How kernels are launched and get shared memory. By nvcc: the plain CUDA calls. By any host compiler: the emulator of
-// tests/cuda/emulator, which runs the same kernels on the CPU; it needs these two functions in place of CUDA's syntax.
+// Launches kernels and gives them shared memory. Compiled by nvcc: plain CUDA calls. Compiled by a host compiler: calls
+// of the emulator in tests/cuda/emulator, which runs the same kernels on the CPU and cannot parse CUDA's syntax.
 #pragma once
 
 #ifdef __CUDACC__
@@ -19,7 +19,7 @@ __device__ inline unsigned char* shared_memory() {
   return storage;
 }
 
-// Lets a kernel have more dynamic shared memory than it gets unasked; asks once for each device and larger size.
+// Raises the limit of a kernel's dynamic shared memory; calls CUDA once for each device and larger size.
 inline cudaError_t allow_shared(const void* kernel, size_t bytes) {
   static std::mutex guard;
   static std::map<std::pair<const void*, int>, size_t> allowed;

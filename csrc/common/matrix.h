@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Matrices as the callers of the CPU kernels hold them.
+// Matrices in the form in which callers pass them to the CPU kernels.
 #pragma once
 
 #include <cstdint>

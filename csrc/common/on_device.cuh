@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: MIT
-// What every call of CUDA kernels does around its launches.
+// Code that every call of CUDA kernels runs around its launches.
 #pragma once
 
 #include "common/launch.cuh"
 
 namespace mixfast::gpu {
 
-// Makes a device current, and the former one again.
+// Makes a device current, and restores the former one at the end of the scope.
 class OnDevice {
  public:
   explicit OnDevice(int device) : device_(device) {

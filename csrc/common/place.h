@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Where a call on a GPU runs. Needs no CUDA header.
+// The device and stream of a call on a GPU. Needs no CUDA header.
 #pragma once
 
 namespace mixfast::gpu {

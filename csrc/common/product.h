@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Products of small matrices in registers: vectors of one factor times scalars of the other, read where they lie.
+// Products of small matrices in registers: vectors of one factor times scalars of the other, read without packing.
 // Internal linkage, as in simd.h.
 #pragma once
 

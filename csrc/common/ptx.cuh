@@ -68,8 +68,8 @@ __device__ inline void cp_async_wait() {
   asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
 
-// Writes 16 bytes to an address aligned to 16, in one access: the compiler takes a plain one apart where a branch
-// beside it writes the same elements singly.
+// Writes 16 bytes to an address aligned to 16, in one access: the compiler splits a plain access if another branch
+// writes the same elements one by one.
 template <class T>
 __device__ inline void store_16(void* global, const T& value) {
   static_assert(sizeof(T) == 16);

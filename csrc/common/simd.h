@@ -29,7 +29,7 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-// What values of a stored type are computed in.
+// The type in which values of a stored type are computed.
 template <class T>
 struct Computed {
   using type = float;
@@ -170,7 +170,7 @@ MIXFAST_INLINE void store(T* to, vector_t<float> value) {
   __builtin_memcpy(to, &bits, sizeof(bits));
 }
 
-// The same for the first `count` lanes; the others are zero, or left alone.
+// Loads and stores of the first `count` lanes; other lanes are loaded as zero and not stored.
 template <class T>
 MIXFAST_INLINE vector_t<computed_t<T>> load_first(const T* from, int64_t count) {
   T lanes[kLanes<computed_t<T>>] = {};
@@ -184,8 +184,8 @@ MIXFAST_INLINE void store_first(T* to, vector_t<computed_t<T>> value, int64_t co
   for (int64_t l = 0; l < count; ++l) to[l] = lanes[l];
 }
 
-// A vector of which every lane is the same number. (Minus zero changes no number, so it compiles to nothing; plus zero
-// would have to turn -0 into 0.)
+// A vector with the same number in every lane. (Subtracting zero changes no number and compiles to nothing; adding zero
+// would turn -0 into 0.)
 template <class A>
 MIXFAST_INLINE vector_t<A> fill(A value) {
   return value - vector_t<A>{};

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Batch norm within groups of samples on CPU, forward and backward. No Python, no torch.
 //
-// Group s holds samples s, s + S, s + 2 S ... of N, so M = (N / S) P numbers for each of its channels. Statistics and
-// parameters are float, or double where the maps are double: `Real` below.
+// Group s holds samples s, s + S, s + 2 S ... of N, that is M = (N / S) P numbers for each of its channels. Statistics
+// and parameters are float, or double if the maps are double: `Real` below.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct Maps {
 struct Forward {
   Maps maps;
   const void *x, *weight, *bias;     // maps; Real [C]
-  void *running_mean, *running_var;  // Real [C], moved by momentum towards the groups' mean; null: left alone
+  void *running_mean, *running_var;  // Real [C], moved by momentum towards the groups' mean; null: not used
   double momentum, eps;
   void *y, *means, *inverses;  // maps; Real [S][C], inverses being 1 / sqrt(variance + eps)
   int threads;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
-// nt_xent on CPU: packs the rows into panels, lets all pairs of panels meet, makes losses or gradients of the result.
+// nt_xent on CPU: packs the rows into panels, visits all pairs of panels, computes losses or gradients from the sums.
 //
-// Meetings  as in a tournament: in a round every block of panels meets one other, so that the meetings of a round share
-//           nothing and run in any order, and a row's sums grow in the order of the rounds. That follows from shapes
-//           alone: the bits are the same for any number of threads
+// Meetings  the pairs are scheduled as in a tournament: in a round every block of panels meets one other block, so that
+//           the meetings of a round share no data and run in any order, and a row's sums grow in the order of the
+//           rounds. That order follows from shapes alone: the bits are the same for any number of threads
 // Memory    the rows as Real, and in the backward pass their gradients; nothing that grows with the square of N
 // Checked   tests/ops/test_nt_xent.py; derivation in docs/maths.md
 #include "ntxent/cpu.h"

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // nt_xent on CPU: losses of all anchors, and the gradients of all rows from one more pass. No Python, no torch.
 //
-// Rows are counted through both views, the first's [0, N), then the second's [N, 2N). Statistics are float, or double
-// where the rows are double: `Real` below.
+// Rows are numbered through both views: [0, N) for the first, [N, 2N) for the second. Statistics are float, or double
+// if the rows are double: `Real` below.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ enum class Reduction : int { kNone, kMean, kSum };
 struct Views {
   Matrix first, second;  // [N][D], adjacent elements, of one type
   int64_t dim;
-  const int64_t* excluded;  // [2N]: one more row that an anchor leaves out, or -1; null: none for all
+  const int64_t* excluded;  // [2N]: one more row that an anchor omits, or -1; null: no such rows
   double temperature;
 };
 
@@ -33,7 +33,7 @@ struct Forward {
   Isa isa;
 };
 
-// Returns the first anchor whose entry of `excluded` is no row or its positive, and then does nothing else; or -1.
+// Returns -1; or, before any other work, the first anchor whose entry of `excluded` is its positive or not a row.
 int64_t forward(const Forward& call);
 
 struct Backward {

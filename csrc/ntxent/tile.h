@@ -53,8 +53,8 @@ int64_t left_out_of(const Problem<T>& problem, int64_t row) {
 
 constexpr int64_t kScratch = 2 * kPanelRows * kPanelRows;
 
-// Both update what is known of the rows of panels `a` and `b`, which may be one and the same. One per instruction set,
-// each compiled with its own flags.
+// Both update the arrays for the rows of panels `a` and `b`, which may be the same panel. There is one version per
+// instruction set, each compiled with its own flags.
 #define MIXFAST_TILES(T)                                                                       \
   void forward_tile(const Problem<T>& problem, int64_t a, int64_t b, T* scratch /*kScratch*/); \
   void backward_tile(const Problem<T>& problem, int64_t a, int64_t b, T* scratch /*kScratch*/)

@@ -1,4 +1,4 @@
-"""What detection code and transformers have at hand, as `masked_upsample_pool` and `region_weights` take it."""
+"""Pooling for detection code and transformers: their boxes and tokens in the form that the operations take."""
 
 import math
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def token_map(tokens: Tensor, grid: tuple[int, int] | None = None, prefix: int =
     Args:
         tokens: [B, prefix + h w, C], the patches row by row.
         grid: (h, w); None: a square.
-        prefix: tokens before the patches, which are left out: 1 for a class token, more with registers, 0 for none.
+        prefix: number of tokens before the patches, which are omitted: 1 for a class token, more with registers.
 
     Returns:
         [B, C, h, w], a view.

@@ -1,4 +1,4 @@
-"""What is done to an image to make a view of it, and the recipes of the literature as presets."""
+"""Options of the random augmentation that makes views of an image, and published recipes as presets."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Literal

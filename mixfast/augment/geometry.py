@@ -37,7 +37,7 @@ def to_view(boxes: Tensor, crops: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def intersection(first: Tensor, second: Tensor) -> Tensor:
-    """What boxes `first` and `second`, [..., 4] each, share; if nothing, a box with x0 >= x1 or y0 >= y1."""
+    """The intersection of the boxes `first` and `second`, [..., 4] each; if empty, x0 >= x1 or y0 >= y1."""
     low, high = torch.maximum(first[..., :2], second[..., :2]), torch.minimum(first[..., 2:], second[..., 2:])
     return torch.cat([low, high], dim=-1)
 

@@ -23,7 +23,7 @@ CROP = 5  # the first columns of a view's parameters: top, left, height, width, 
 
 
 class Views(list[Tensor]):
-    """A list of views of the same images, [B, 3, S, T] each, that knows where in the images they were cut out."""
+    """A list of views of the same images, [B, 3, S, T] each, with the crop that each view shows."""
 
     def __init__(self, views: Iterable[Tensor], crops: Tensor):
         """`crops` is float32 [V, B, 5]: top, left, height, width in pixels of the image, 1 where it is mirrored."""
@@ -53,13 +53,13 @@ def augment(
     Args:
         images: uint8 [B, 3, H, W], RGB; the rows of this process (`mixfast.world`).
         cfg: the recipe.
-        state: int64 [2] on the images' device, as `mixfast.rng.Generators.counter` keeps it; its draw moves on by one.
-        mean, std: of the three channels, of pixels in [0, 1].
+        state: int64 [2] on the images' device, from `mixfast.rng.Generators.counter`; its draw number grows by one.
+        mean, std: three numbers each, for pixels in [0, 1].
         size: side, or (height, width), of the views in pixels; None: the size of the images.
         memory_format: memory format of the views.
 
     Returns:
-        `count` tensors float32 [B, 3, S, T], normalised, and where they were cut out.
+        `count` tensors float32 [B, 3, S, T], normalised, with their crops.
     """
     _check(images)
     recipes = [cfg] + [second_view(cfg)] * (count - 1)
@@ -92,5 +92,5 @@ def _check(images: Tensor) -> None:
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(
             f"augment: images must be uint8 [B, 3, H, W]; got {images.dtype} {list(images.shape)}. "
-            "Keep images as bytes; the views are what is float."
+            "Keep images as bytes; only the views are floating-point."
         )

@@ -1,1 +1,1 @@
-"""What `python -m mixfast.compare` does: runs side by side, with the paper's table, intervals and pictures."""
+"""`python -m mixfast.compare`: compares runs, with the paper's table, intervals and pictures."""

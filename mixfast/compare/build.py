@@ -120,7 +120,7 @@ def _chapter(section: Section, options: Compare, folder: Path) -> Chapter:
 
 
 def _networks(chapter: Chapter, options: Compare, folder: Path) -> None:
-    """What is measured and drawn now, of the finished runs that have a checkpoint."""
+    """Measure and draw the networks of the finished runs that have a checkpoint."""
     section = chapter.section
     if missing := [run.label for run in section.members if run.finished and not run.has_checkpoint]:
         chapter.notes.append(f"No checkpoint, so neither maps nor localisation: {shlex.join(missing)}.")

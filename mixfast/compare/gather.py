@@ -148,7 +148,7 @@ class Section:
         return self.groups[0].config
 
     def table_1_groups(self) -> dict[str, Group]:
-        """By recipe of the paper's table, the group that stands in its row: the nearest to the method's defaults.
+        """The group for each row of the paper's table, by recipe: the group nearest to the method's defaults.
 
         Of several as near, the one with most finished runs, and of these the one that was trained for most epochs.
         """

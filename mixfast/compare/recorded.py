@@ -35,22 +35,22 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Detection:
-    """What the runs of a section have recorded."""
+    """The detection scores that the runs of a section have recorded."""
 
     section: Section
     protocols: list[Protocol]
     corloc: Values
-    corloc_title: str  # what it was measured on
-    notes: list[str]  # what was left out, and why
+    corloc_title: str  # the data of `corloc`
+    notes: list[str]  # omitted lines, and the reasons
 
 
 def gather(section: Section, corloc: Values, corloc_title: str) -> Detection:
-    """The recorded detection scores of a section's finished runs; of several lines of a protocol the last counts.
+    """The recorded detection scores of a section's finished runs; the last of several lines of a protocol counts.
 
     Args:
-        section: its unfinished runs are left out.
-        corloc: of the runs; empty: what `evaluate localise` has recorded.
-        corloc_title: what `corloc` was measured on.
+        section: its unfinished runs are omitted.
+        corloc: CorLoc of the runs; empty: the scores that `evaluate localise` has recorded.
+        corloc_title: the data on which `corloc` was measured.
 
     Raises:
         CheckpointError: a file of recorded scores that cannot be read.

@@ -21,12 +21,12 @@ _WHOLE = {"preset", "values", "origins"}  # of the config.json of a run
 
 @dataclass(frozen=True)
 class ConfigFile:
-    """What a file says, before it is known which options its method has."""
+    """The content of a configuration file, before the options of its method are known."""
 
     path: Path
     names: list[str]  # preset and modifiers
-    method: str  # "" if it names none
-    init: str  # the same
+    method: str  # "" if the file names none
+    init: str  # "" if the file names none
     values: dict[str, Any]  # dotted key as written: value
     whole: bool  # the config.json of a run: every value is there
 
@@ -84,7 +84,7 @@ def read(path: Path) -> ConfigFile:
     texts = {"preset": content.get("preset", ""), **{key: flat.pop(key, "") for key in ("method_name", "init")}}
     for key, text in texts.items():
         if not isinstance(text, str):
-            raise ConfigError(f"--config {path}: {key} must be a text; got {text!r:.100}.")
+            raise ConfigError(f"--config {path}: {key} must be a string; got {text!r:.100}.")
     if whole and not texts["method_name"]:
         raise ConfigError(f"--config {path}: values.method_name must be the name of a method; got nothing.")
     init = str(path.parent / "initial.safetensors") if whole and texts["init"] else texts["init"]

@@ -1,6 +1,6 @@
-"""What a run is made of: frozen dataclasses, the checks on their values, and their JSON form.
+"""The configuration of a run: frozen dataclasses, the checks on their values, and their JSON form.
 
-Nothing is derived from another key while parsing: a value in here is the default, a preset's, or the user's.
+Parsing derives no value from another key: each value is the default, that of a preset, or the user's.
 """
 
 import contextlib
@@ -179,7 +179,7 @@ def from_dict(cls: type, data: Any, method_config: type, key: str = "") -> Any:
     return cls(**values)
 
 
-_JSON_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text", type(None): "null"}
+_JSON_TYPES = {bool: "true or false", int: "a whole number", float: "a number", str: "a string", type(None): "null"}
 
 
 def from_json(value: Any, hint: Any, key: str) -> Any:
@@ -222,9 +222,9 @@ def _tuples(value: Any) -> Any:
 
 
 def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
-    """One line per key in which two flat configurations differ, keys that a resumed run may change left out.
+    """One line per key in which two flat configurations differ, without the keys that a resumed run may change.
 
-    Left out too is the number of epochs, which `mixfast.run.restore.check_length` looks at.
+    The number of epochs is omitted too: `mixfast.run.restore.check_length` checks it.
     """
     keys = [key for key in dict.fromkeys([*saved, *wanted]) if key not in {*FREE_ON_RESUME, "train.epochs"}]
     missing = "(absent)"

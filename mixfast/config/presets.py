@@ -20,7 +20,7 @@ DEFAULT = "demo"
 
 @dataclass(frozen=True)
 class Preset:
-    """What `python -m mixfast.train NAME` starts from."""
+    """The options with which `python -m mixfast.train NAME` starts."""
 
     method: str
     values: dict[str, Any]  # dotted key: value
@@ -80,7 +80,7 @@ def recipe_name(config: RunConfig[Any], preset: str) -> str:
 
 
 def modifiers_by_name() -> dict[str, dict[str, Any]]:
-    """What may follow a preset: changes to any of them, such as `augment_v2`, the augmentation of MoCo v2."""
+    """The modifiers that may follow any preset, such as `augment_v2`, the augmentation of MoCo v2."""
     recipes = {f"augment_{name}": recipe_options(name) for name in AUGMENTATIONS}
     return {**methods.MODIFIERS, **{name: values for name, values in recipes.items() if values}}
 

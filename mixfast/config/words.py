@@ -35,7 +35,7 @@ class Option(NamedTuple):
 
 @functools.cache
 def plain(name: str) -> str:
-    """A name without what people spell differently: case, `-`, `.` and `_`, and American endings."""
+    """A name without differences of spelling: case, `-`, `.` and `_`, and American endings."""
     name = re.sub(r"[-._]+", "_", name.lower())
     for american, british in _BRITISH.items():
         name = name.replace(american, british)
@@ -52,7 +52,7 @@ def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
 
 
 def same(name: str, known: Iterable[str]) -> str | None:
-    """The known name that is spelled like `name` but for what `plain` takes away; None if there is none."""
+    """The known name that equals `name` apart from the differences that `plain` removes; None if there is none."""
     wanted = plain(name).replace("_", "")
     return next((other for other in known if other == name or plain(other).replace("_", "") == wanted), None)
 
@@ -142,8 +142,8 @@ def _written(default: Any) -> str:
 
 
 def as_words(options: Mapping[str, Any]) -> list[str]:
-    """The words that set options from Python: {"model__depth": 18, "eval__baselines": False} is what
-    --model.depth=18 --eval.no-baselines says.
+    """Options from Python as words of a command line: {"model__depth": 18, "eval__baselines": False} becomes
+    --model.depth=18 --eval.no-baselines.
 
     Raises:
         ConfigError: a dictionary, where the keyword of an option inside a section was meant.
@@ -164,7 +164,7 @@ def as_words(options: Mapping[str, Any]) -> list[str]:
 
 
 def expected(hint: Any, several: bool = False) -> str:
-    """What values of a type are, in words."""
+    """A type in words, for messages; `several`: in the plural."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         return expected(arguments[0], several)
@@ -174,7 +174,7 @@ def expected(hint: Any, several: bool = False) -> str:
         return " or ".join(expected(argument, several) for argument in arguments)
     if kind is tuple:
         return f"{'any number of' if Ellipsis in arguments else len(arguments)} {expected(arguments[0], True)}"
-    singular = {int: "a whole number", float: "a number", str: "a text", type(None): "None"}
+    singular = {int: "a whole number", float: "a number", str: "a string", type(None): "None"}
     plural = {int: "whole numbers", float: "numbers", str: "words"}
     names = {**singular, **plural} if several else singular
     if hint is bool:

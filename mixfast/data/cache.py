@@ -1,7 +1,7 @@
-"""What decoding a folder's files came to, kept in a file: the squares, or only which files could be decoded.
+"""A cache file with the result of decoding a folder: the square images, or only which files can be decoded.
 
-There is one file for a folder, a side and a form, whatever the split, the seed and the limit of a run: each image file
-that could be decoded has a row, which counts as long as it keeps its size and its time. The layout:
+There is one cache file for each folder, side and form, whatever the split, the seed and the limit of a run. Each image
+file that could be decoded has a row, which is valid while the file's size and time are unchanged. The layout:
 
     magic     16 bytes
     length    int64, little-endian   bytes of the header

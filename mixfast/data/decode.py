@@ -28,20 +28,20 @@ Say = Callable[[str], None]
 
 
 class Readable(NamedTuple):
-    """Which files of a listing can be decoded, and to what."""
+    """The files of a listing that can be decoded, and digests of their images."""
 
     positions: Tensor  # int64 [R], ascending, in the listing
     digests: Tensor  # int64 [R]: equal for equal images
 
 
 def read(listing: Listing, cfg: DataConfig, say: Say) -> tuple[Tensor, Readable]:
-    """The images of a listing in memory: from the cache where their files are unchanged, else decoded.
+    """Load the images of a listing into memory: from the cache where their files are unchanged, else by decoding.
 
-    Files that cannot be decoded are left out, counted and named in a line of `say`.
+    Files that cannot be decoded are omitted, counted and named in a line of `say`.
 
-    Threads, not processes: decoding and resizing work outside Python's lock, and a new process would spend longer on
-    importing torch than on decoding 10,000 small images. For small files the lock is all there is, and one thread is
-    the fastest.
+    Threads decode, not processes: decoding and resizing release Python's global lock, and a new process would spend
+    longer on importing torch than on decoding 10,000 small images. For small files most of the time is spent with the
+    lock, and one thread is the fastest.
 
     Returns:
         (images, readable): uint8 [R, 3, size, size], and which they are.
@@ -127,7 +127,7 @@ def examine(listing: Listing, library: Library, first: int, cfg: DataConfig, say
 
 
 def _in_threads(task: Callable[[int], int], arguments: Sequence[int], workers: int) -> Iterator[int]:
-    """What the task returns for each argument, in order; 0 workers: without another thread."""
+    """Yield the result of the task for each argument, in order; with 0 workers, without another thread."""
     if workers == 0:
         yield from map(task, arguments)
         return
@@ -139,7 +139,7 @@ def _in_threads(task: Callable[[int], int], arguments: Sequence[int], workers: i
 
 
 def _left(listing: Listing, failed: dict[int, str], say: Say) -> Tensor:
-    """Positions of the files that did not fail, int64; says which did."""
+    """Positions of the files that did not fail, int64; prints how many failed, and the first of them."""
     if failed:
         first, count = min(failed), len(listing.files)
         what = f"{len(failed)} of {count} image files under {shown(listing.root)} could not be read; the first is "
@@ -209,7 +209,7 @@ def fits_in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> boo
 
 
 def check_memory(count: int, size: int, what: object) -> None:
-    """Raise DataError if `count` images would take more than what is free; `what` names them."""
+    """Raise DataError if `count` images do not fit into the free memory; `what` is their name in the message."""
     need, free = count * 3 * size**2, available_bytes()
     if free is not None and need > 0.9 * free:
         raise DataError(
@@ -230,9 +230,9 @@ def available_bytes() -> int | None:
 
 
 def group_bytes(group: Path) -> int | None:
-    """What a control group (v2) may still take; None without one, or without a limit.
+    """Memory in bytes that a control group (v2) may still use; None without a group, or without a limit.
 
-    What the system keeps of files that were read counts as used, and is given back on demand.
+    The system's cache of files counts as used memory, but the system frees it on demand.
     """
     try:
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))

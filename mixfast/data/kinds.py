@@ -13,7 +13,7 @@ CIFAR10_STATISTICS: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2
 
 
 class Kind(NamedTuple):
-    """What is known of a data set before it is read."""
+    """Facts about a data set that are known before it is read."""
 
     title: str  # in tables
     counts: tuple[int, int] | None = None  # training and test images; None: options or files decide
@@ -45,10 +45,10 @@ OBJECT = "object"  # images that were passed to mixfast.fit, which no other comm
 
 
 def kind_of(name: str) -> Kind:
-    """What is known of a data set by its name, or by package.module:factory, or of an object.
+    """The `Kind` of a data set by its name, by package.module:factory, or of an object that was passed from Python.
 
     Raises:
-        ConfigError: there is none of that name.
+        ConfigError: there is no data set of that name.
     """
     if name in KINDS:
         return KINDS[name]

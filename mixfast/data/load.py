@@ -47,7 +47,9 @@ def load(
         ConfigError: an impossible combination of options.
     """
     if images is not None and cfg.kind != OBJECT:
-        raise ConfigError(f"data: images are passed, and the data of the run are --data.kind {cfg.kind}; omit them.")
+        raise ConfigError(
+            f"data: the run reads its images by --data.kind {cfg.kind}, but images were passed as well. Omit data."
+        )
     name, passed, published = cfg.kind, None, None
     if cfg.kind == "scenes":
         train = scenes.generate(cfg.scenes, cfg.size, seed, "train", cfg.scene)

@@ -35,7 +35,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Decoded(NamedTuple):
-    """What a worker sends."""
+    """The result that a worker sends."""
 
     images: Tensor  # uint8 [n, 3, size, size]
     labels: Tensor  # int64 [n], where images have labels of their own; else empty
@@ -106,12 +106,12 @@ class Library:
             yield batch
 
     def decoded(self, tasks: Sequence[Tensor], pin: bool = False) -> Iterator[Decoded]:
-        """What the decoder makes of the numbers int64 [n] of each task, in order.
+        """Yield the decoded images of each task, in order; a task is int64 [n], the numbers of its images.
 
-        While somebody reads, others who read are served by this process.
+        While one caller uses the workers, this process decodes for other callers itself.
 
         Args:
-            tasks: as small as one worker is to decode at once.
+            tasks: each as small as one worker should decode at once.
             pin: put images into pinned memory.
 
         Raises:
@@ -211,7 +211,7 @@ def _checked(found: Decoded) -> Decoded:
 
 @contextmanager
 def _main_left_alone() -> Iterator[None]:
-    """Keep new processes from importing the program's main module, which may be a script that trains as it is read."""
+    """Keep new processes from importing the program's main module: a script without a main guard would train again."""
     main = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
     try:

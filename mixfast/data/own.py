@@ -1,4 +1,4 @@
-"""Data sets of the user's own: what a factory returns, and tensors."""
+"""The user's own data sets: from a factory, or as tensors."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +55,7 @@ def as_pixels(image: Any) -> Tensor:
     """uint8 [3, H, W] of one image.
 
     Raises:
-        TypeError: it is none, or not of bytes. ValueError: it has another shape.
+        TypeError: it is not an image, or not uint8. ValueError: it has another shape.
     """
     from PIL import Image
 
@@ -121,7 +121,7 @@ def checked_object(passed: object) -> Sequence[Any]:
 
 
 def title_of(kind: str) -> str:
-    """What messages call the data."""
+    """The name of the data in messages."""
     return "data" if kind == OBJECT else f"--data.kind {kind}"
 
 

@@ -1,4 +1,4 @@
-"""Which image files lie below a folder, of which classes, and what is passed over.
+"""Lists the image files below a folder, their classes, and the files that are ignored.
 
 Layouts:
     folder/<class>/**/*.jpg   one class per subfolder that holds an image
@@ -78,7 +78,7 @@ class _File(NamedTuple):
 
 
 def shown(name: object) -> str:
-    """A file's name for a message: what is not UTF-8, or would move a terminal's cursor, as an escape."""
+    """A file's name for a message; bytes that are not UTF-8, and characters that do not print, become escapes."""
     text = os.fsencode(str(name)).decode("utf-8", "backslashreplace")
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
@@ -193,7 +193,7 @@ class _Walk:
         return self._without_repeats(files)
 
     def entries(self, folder: Path) -> list[os.DirEntry[str]]:
-        """What is in a folder, sorted; nothing if it cannot be read."""
+        """The entries of a folder, sorted by name; empty if the folder cannot be read."""
         try:
             with os.scandir(folder) as entries:
                 return sorted(entries, key=lambda entry: entry.name)

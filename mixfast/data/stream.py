@@ -20,9 +20,9 @@ class Batches:
         """
         Args:
             images: [N, ...], on any device, or in files.
-            batch_size: at most N; the last N mod batch_size images of each permutation are left out.
-            generator: draws the permutations, on its own device; use one for nothing else.
-            rows: int64, the places of a batch that are read here, where other processes read the rest; None: all.
+            batch_size: at most N; the last N mod batch_size images of each permutation are omitted.
+            generator: draws the permutations, on its own device; nothing else may draw from it.
+            rows: int64, the positions in a batch that this process reads, if others read the rest; None: all.
         """
         if not 1 <= batch_size <= len(images):
             raise ValueError(

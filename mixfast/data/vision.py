@@ -17,9 +17,9 @@ _CHUNK = 1024  # images resized at once
 
 
 def load_vision(cfg: DataConfig) -> tuple[ImageSet, ImageSet, str, Statistics | None]:
-    """Training set, test set, where they are, and the published normalisation if there is one.
+    """(training set, test set, description of their place for messages, published normalisation or None).
 
-    STL-10 is its 5,000 labelled training images and 8,000 test images; the 100,000 without labels are not used.
+    Of STL-10 the 5,000 labelled training images and the 8,000 test images are used, not the 100,000 without labels.
 
     Raises:
         PlatformError: torchvision is missing or does not fit torch. DataError: the data is not at cfg.path.
@@ -37,27 +37,27 @@ def load_vision(cfg: DataConfig) -> tuple[ImageSet, ImageSet, str, Statistics | 
     sets = []
     for split in splits:
         try:
-            found = getattr(datasets, name)(root, download=cfg.download, **{keyword: split})
+            dataset = getattr(datasets, name)(root, download=cfg.download, **{keyword: split})
         except (RuntimeError, OSError) as error:
             raise DataError(
                 f"data.kind {cfg.kind}: {shown(root / folder)} is missing or damaged ({error}). Set --data.path to "
                 f"the folder that holds {folder}/ (the unpacked {archive}), or let --data.download fetch it."
             ) from error
-        sets.append(_image_set(found, cfg.size))
+        sets.append(_image_set(dataset, cfg.size))
     return sets[0], sets[1], f"{cfg.kind} at {shown(root)}", kind.statistics
 
 
-def _image_set(found: Any, size: int) -> ImageSet:
-    """torchvision's data set in memory as ours; CIFAR keeps [N, H, W, 3], STL-10 [N, 3, H, W]."""
-    images = torch.from_numpy(found.data)
+def _image_set(dataset: Any, size: int) -> ImageSet:
+    """An `ImageSet` from a data set of torchvision; CIFAR stores [N, H, W, 3], STL-10 [N, 3, H, W]."""
+    images = torch.from_numpy(dataset.data)
     if images.shape[1] != 3:
         images = images.permute(0, 3, 1, 2).contiguous()
-    labels = torch.as_tensor(found.labels if hasattr(found, "labels") else found.targets, dtype=torch.int64)
-    return ImageSet(resized(images, size), labels, tuple(found.classes))
+    labels = torch.as_tensor(dataset.labels if hasattr(dataset, "labels") else dataset.targets, dtype=torch.int64)
+    return ImageSet(resized(images, size), labels, tuple(dataset.classes))
 
 
 def resized(images: Tensor, size: int) -> Tensor:
-    """uint8 [N, 3, H, W] as [N, 3, size, size]: antialiased bilinear, rounded; unchanged if they have the size."""
+    """Resize uint8 [N, 3, H, W] to [N, 3, size, size], bilinear with antialiasing; unchanged if the size is equal."""
     if images.shape[2:] == (size, size):
         return images
     parts = [

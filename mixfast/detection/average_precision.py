@@ -37,7 +37,7 @@ class Truth(NamedTuple):
 
 
 class Detections(NamedTuple):
-    """What a detector found in N images, up to D boxes each."""
+    """The detections of a detector in N images, up to D boxes each."""
 
     boxes: Tensor  # float [N, D, 4]
     labels: Tensor  # int64 [N, D]; -1 for no detection
@@ -46,7 +46,7 @@ class Detections(NamedTuple):
 
 
 class Matches(NamedTuple):
-    """What became of n detections in N images, by falling score, for A sizes of objects and T thresholds."""
+    """The outcome of n detections in N images, by falling score, for A sizes of objects and T thresholds."""
 
     image: Tensor  # int64 [n]
     label: Tensor  # int64 [n]
@@ -171,7 +171,7 @@ def voc07_summary(table: Tensor) -> dict[str, float]:
 
 
 def percentages(table: Tensor) -> dict[str, Tensor]:
-    """What `summary` says of each of several tables [..., C, A, T]: [...] by name; of A = 1 without the three sizes."""
+    """The scores of `summary` for several tables [..., C, A, T]: [...] by name, without the three sizes if A = 1."""
     every = table[..., 0, :]
     scores = {"ap": every, "ap50": every[..., :1], "ap75": every[..., 5:6]}
     scores |= {f"ap_{name}": values for name, values in zip(SIZES, table.unbind(-2)[1:], strict=False)}
@@ -179,7 +179,7 @@ def percentages(table: Tensor) -> dict[str, Tensor]:
 
 
 class _Flat(NamedTuple):
-    """Boxes in a row: by image and class, those of a class in the order of their scores, or else as they stand."""
+    """All boxes in one row, sorted by image and class; within a class by score, or in the given order without one."""
 
     cell: Tensor  # image * classes + class
     image: Tensor
@@ -198,7 +198,7 @@ def _flat(labels: Tensor, classes: int, scores: Tensor | None = None) -> _Flat:
 
 
 def _count(labels: Tensor, which: Tensor, classes: int) -> Tensor:
-    """int64 [N, C]: by image and class, the objects of labels [N, M] among `which`."""
+    """int64 [N, C]: the number of objects in labels [N, M] where `which` is true, by image and class."""
     image, slot = (which & (labels >= 0)).nonzero(as_tuple=True)
     return torch.bincount(image * classes + labels[image, slot], minlength=len(labels) * classes).view(-1, classes)
 
@@ -281,7 +281,7 @@ def _match_cells(overlap: Tensor, counts: Tensor, crowd: Tensor, left_out: Tenso
 
 
 def _area(hits: Tensor, number: Tensor, objects: Tensor, recalls: Tensor) -> Tensor:
-    """float64 [R]: mean over `recalls` of the best precision at that recall or a higher one; 0 for what is not reached.
+    """float64 [R]: mean over `recalls` of the best precision at that recall or a higher one; 0 beyond the last recall.
 
     Args:
         hits, number: float64 [K, R]: right ones, and right and wrong ones, down to each right detection.

@@ -19,21 +19,21 @@ WIDER = 3  # side of a canvas over that of an image
 OBJECTS = (2, 5)  # scenes on a canvas
 PICTURES = 3  # pictures on a canvas
 _MOST_OVERLAP = 0.1  # IoU of two scenes' boxes
-_TRIES = 20  # places that are tried for an object before it is left out
+_TRIES = 20  # positions that are tried for an object before it is omitted
 _CLUTTER = 6  # blobs of a canvas, as large as in the scenes
 
 
 def scene_canvases(count: int, tile: int, seed: int, split: str, look: SceneConfig) -> LabelledImages:
     """`count` canvases with 2 to 5 objects of scenes of `tile` pixels, cut out by their masks, on one background.
 
-    An object for which none of 20 random places is free is left out; the first always has one.
+    An object is omitted if none of 20 random positions is free; the first object always fits.
 
     Args:
-        count: N.
+        count: N, the number of canvases.
         tile: side of the scenes; the canvas is three times as wide.
-        seed: of everything that is drawn, together with `split`.
+        seed: decides all draws, together with `split`.
         split: name of an independent stream, such as "test".
-        look: of the scenes.
+        look: options of the scenes.
     """
     draw = Generators(seed)[f"detection/{split}"]
     most, size = OBJECTS[1], WIDER * tile

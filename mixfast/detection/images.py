@@ -37,7 +37,7 @@ class LabelledImages:
 
     @property
     def truth(self) -> Truth:
-        """What the detections are scored against."""
+        """The ground truth, against which detections are scored."""
         return Truth(self.boxes, self.labels, self.ignored, self.crowd, self.areas)
 
     def detections(self, boxes: Tensor, labels: Tensor, scores: Tensor) -> Detections:
@@ -52,7 +52,7 @@ class LabelledImages:
 
 
 def canvases(images: Tensor, boxes: Tensor, labels: Tensor, class_names: tuple[str, ...], name: str) -> LabelledImages:
-    """Images that were composed, of which every object counts."""
+    """`LabelledImages` of composed images, in which every object counts."""
     plain = torch.zeros_like(labels, dtype=torch.bool)
     areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1)
     return LabelledImages(images, boxes, labels, class_names, name, plain, plain, areas, torch.ones(len(images)))

@@ -39,10 +39,10 @@ class Shot(NamedTuple):
 
 
 def originals(photographs: Sequence[Photograph], left_out: Counter[str]) -> list[Original]:
-    """The photographs with their sizes, from the heads of the files; boxes that are left out or cut are counted.
+    """The photographs with their sizes, from the headers of the files; boxes that are omitted or cut are counted.
 
     Raises:
-        DataError: a file is missing or no image: now, not after hours of training.
+        DataError: a file is missing or is not an image. This is checked here, before hours of training.
     """
     found = []
     for path, objects in photographs:

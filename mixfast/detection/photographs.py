@@ -1,7 +1,7 @@
 """Photographs that `mixfast.scoring.annotations` reads, as labelled squares that a detector takes.
 
-Images are stretched to squares and their boxes with them, which changes no intersection over union. What cannot be used
-is left out and counted, never corrected in silence.
+Images are stretched to squares and their boxes with them, which changes no intersection over union. Boxes that cannot
+be used are omitted and counted, never corrected silently.
 """
 
 from collections import Counter
@@ -25,7 +25,8 @@ def split_off(photographs: Sequence[Photograph], most: int) -> tuple[list[Photog
     """
     if len(photographs) < 2:
         raise DataError(
-            f"one photograph to train on and one to score are the least; got {len(photographs)}. Give a larger folder."
+            f"at least two photographs are needed, one to train on and one to score; got {len(photographs)}. "
+            "Give a larger folder."
         )
     ordered = sorted(photographs, key=lambda photograph: photograph.path)
     order = torch.randperm(len(ordered), generator=Generators(0)["detection/test"]).tolist()
@@ -84,7 +85,10 @@ class Album:
 
 
 def usable(marked: Marked, width: int, height: int, left_out: Counter[str]) -> Marked | None:
-    """The object with its area, and a box cut at the edge of its photograph; None if it has none. Both are counted."""
+    """The object with its area and its box cut at the edge of the photograph; None if nothing remains of the box.
+
+    `left_out` counts the boxes that are cut or omitted.
+    """
     x0, y0, x1, y1 = marked.box
     if not (x1 > x0 and y1 > y0):
         left_out["boxes left out, empty or inverted"] += 1

@@ -1,4 +1,4 @@
-"""What a detector's boxes are scored by, also on sets of images that a bootstrap draws."""
+"""Scores of a detector's boxes, for the images themselves and for sets of them that a bootstrap draws."""
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ _SAME = 0.5  # IoU above which boxes of several classes are one box without a cl
 
 
 def scores(found: Detections, test: LabelledImages) -> dict[str, float]:
-    """In percent: COCO's AP, AP50, AP75 and by size, the same of boxes without their class, and VOC 2007's."""
+    """Percentages: AP, AP50, AP75 and AP by size of COCO, the same without regard to classes, and AP of VOC 2007."""
     truth, classes = test.truth, len(test.class_names)
     table = summary(coco(truth, found, classes)) | voc07_summary(voc07(truth, found, classes))
     unnamed = summary(coco(_located(truth), any_class(found), 1))

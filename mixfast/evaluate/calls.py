@@ -99,7 +99,7 @@ def _called(
     options: dict[str, Any],
     evaluation: Callable[[T, dict[str, Splits], Console], Any],
 ) -> Any:
-    """What an evaluation of the command's package returns, by options that go through the command's parser."""
+    """Parse the options as the command line does, call the evaluation, and return its result."""
     console = Console(quiet=quiet)
     with fresh_torch_state():
         paths = [str(run.folder if isinstance(run, Result) else Path(run)) for run in runs]

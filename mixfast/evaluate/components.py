@@ -64,7 +64,7 @@ def contestants(run: LoadedRun) -> list[tuple[str, str, Network, Space]]:
 
 
 def region_space(method: Method) -> Space:
-    """Where a method compares regions: its region head, or the encoder's head for a method without one."""
+    """The space in which a method compares regions: after its region head, or else after the encoder's head."""
     head = getattr(method, "region_head", None)
     if isinstance(head, nn.Module):
         return Space("region head", getattr(method.config, "region_layer", None), head)

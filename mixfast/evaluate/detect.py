@@ -76,7 +76,7 @@ class Detect(ScoringOptions):
 
 @dataclass
 class Contestant:
-    """A row: networks by seed, and what their detectors reached."""
+    """A row of the table: its networks by seed, and the scores of their detectors."""
 
     name: str
     role: str  # run, untrained or supervised
@@ -169,7 +169,8 @@ def check_alike(runs: Sequence[LoadedRun]) -> None:
             if of(run) != of(runs[0]):
                 raise ConfigError(
                     f"{run.checkpoint} has another {what} than {runs[0].checkpoint}: {of(run)}, not {of(runs[0])}. "
-                    "Average precision compares networks of one architecture on one kind of image: evaluate them apart."
+                    "Average precision compares networks of one architecture on one kind of image: "
+                    "evaluate them separately."
                 )
 
 

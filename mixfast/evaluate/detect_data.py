@@ -36,7 +36,7 @@ class DetectionData:
     left_out: Callable[[], dict[str, int]] = dict  # images and boxes by reason, of all that has been drawn
 
     def of_seed(self, seed: int) -> tuple[LabelledImages, LabelledImages, int]:
-        """(training images, test images, objects left out): of a class that no training image shows, none counts."""
+        """(training images, test images, number of ignored test objects, whose class no training image shows)."""
         train = self.draw(seed)
         known = torch.zeros(len(train.class_names) + 1, dtype=torch.bool)
         known[train.labels[(train.labels >= 0) & ~train.crowd]] = True
@@ -47,15 +47,15 @@ class DetectionData:
 def load(
     data: Sequence[str], first: LoadedRun, images: int, count: int, size: int | None, splits: tuple[str, str] | None
 ) -> DetectionData:
-    """What `--data` names.
+    """The data that `--data` names.
 
     Args:
         data: a kind and its paths.
-        first: the run whose images canvases follow.
-        images: to train on, at most.
-        count: to score, at most.
+        first: the run whose images are the model for canvases.
+        images: largest number of training images.
+        count: largest number of test images.
         size: side of the images in pixels; None: three times the run's (canvases), 224 (photographs).
-        splits: voc: lists of images to train on and to score.
+        splits: for voc, the lists of training and test images.
 
     Raises:
         ConfigError: another kind, or other paths than it takes. DataError: files that are missing or unreadable.

@@ -1,4 +1,4 @@
-"""What `evaluate detect` prints and writes: tables as text, Markdown and JSON, and a picture of predictions."""
+"""The output of `evaluate detect`: tables as text, Markdown and JSON, and a picture of predictions."""
 
 import math
 from collections.abc import Sequence
@@ -187,7 +187,7 @@ def _difference(gap: dict[str, Any]) -> str:
 
 
 def heading(result: Result) -> str:
-    """What was done, in two lines."""
+    """The task and the training of the detectors, in two lines."""
     s = result.settings
     how = "fine-tuned" if s["finetune"] else "frozen"
     stages = ", ".join(f"{layer} (stride {stride})" for layer, stride in zip(s["layers"], s["strides"], strict=True))
@@ -202,7 +202,7 @@ def heading(result: Result) -> str:
 
 
 def remarks(result: Result) -> list[str]:
-    """How images were split, and what was left out, if anything was."""
+    """Lines on the split of the images, on omitted images and boxes, and on detectors that found nothing."""
     lines = [result.settings["split"]] if result.settings["split"] else []
     lines += [f"{what}: {count}" for what, count in result.settings["left_out"].items()]
     unknown = {seed: n for seed, n in result.settings["objects_of_unknown_classes"].items() if n}
@@ -220,7 +220,7 @@ def remarks(result: Result) -> list[str]:
 
 
 def words(result: Result) -> str:
-    """The table and what belongs to it, as text."""
+    """Heading, remarks, table and notes, as text."""
     notes = [_NOTES[key] for key in ("", result.test.name) if key in _NOTES]
     return "\n".join([heading(result), *remarks(result), table(_cells(result)), *notes])
 
@@ -264,7 +264,7 @@ def verdicts(found: Detections, test: LabelledImages, image: int) -> list[tuple[
 
 
 def draw(path: Path, result: Result) -> None:
-    """A few test images with their objects, and with what each row's detector of the first seed found in them."""
+    """Draw a few test images with their objects, and the detections of each row's detector of the first seed."""
     test, seed = result.test, result.seeds[0]
     shown = torch.linspace(0, len(test) - 1, min(_SHOWN, len(test))).long()
     cells = test.images[shown].cpu() / 255

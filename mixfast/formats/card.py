@@ -98,7 +98,7 @@ def _header(subject: Snapshot, title: str, library: str) -> str:
 
 
 def _facts(subject: Snapshot) -> dict[str, str]:
-    """What somebody asks of weights, as rows of a table."""
+    """Facts about the weights, as rows of a table."""
     setup = subject.setup
     config, splits, backbone = setup.config, setup.splits, setup.method.encoder.backbone
     side = splits.train.images.shape[-1]
@@ -158,7 +158,8 @@ def _scores(subject: Snapshot) -> str:
             isinstance(values, dict) for values in scores.values()
         ):
             raise CheckpointError(
-                f"{subject.folder.evaluations}, line {number}: settings and scores must be objects; mend or delete it."
+                f"{subject.folder.evaluations}, line {number}: settings and scores must be objects; "
+                "repair or delete it."
             )
         words = ", ".join(f"{key} {json.dumps(_short(value))}" for key, value in settings.items())
         latest[f"evaluate {line.get('command')}: {words}"] = scores

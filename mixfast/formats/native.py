@@ -1,4 +1,4 @@
-"""backbone.safetensors and export.json: the weights, what they mean, and the network that both make."""
+"""backbone.safetensors and export.json: the weights, the facts about them, and the network built from both."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ WEIGHTS, FACTS = "backbone.safetensors", "export.json"
 
 
 def structure(backbone: Backbone) -> dict[str, Any]:
-    """What shapes of weights do not tell: two stems may have the same ones and different strides."""
+    """Structure that the shapes of weights do not show: two stems may have equal shapes but different strides."""
     network = named_weights(backbone)
     conv, pool = getattr(network, "conv1", None), getattr(network, "maxpool", None)
     stem = None
@@ -37,7 +37,7 @@ def checksum(described: dict[str, Any]) -> str:
 
 
 class Exported(NamedTuple):
-    """What the folder of an export holds."""
+    """The content of an export's folder."""
 
     facts: dict[str, Any]  # of export.json
     weights: dict[str, Tensor]

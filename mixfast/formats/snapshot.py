@@ -1,4 +1,4 @@
-"""What is exported: a method's network as a checkpoint has it, and where that stands in its run."""
+"""The object of an export: a method's network at a checkpoint, and the position of that checkpoint in its run."""
 
 from dataclasses import dataclass
 
@@ -36,8 +36,8 @@ class Snapshot:
         followers = [child for child in method.children() if isinstance(child, Encoder) and child is not method.encoder]
         if len(followers) != 1:
             raise ConfigError(
-                f"--encoder key: method {self.setup.config.method_name} has {len(followers) or 'no'} encoders beside "
-                "the trained one, and it must be the only one; omit it."
+                f"--encoder key: method {self.setup.config.method_name} must have exactly one encoder beside the "
+                f"trained one; it has {len(followers) or 'none'}. Omit the option."
             )
         return followers[0]
 
@@ -54,5 +54,5 @@ class Snapshot:
         return {name: value.detach().cpu().clone(memory_format=plain) for name, value in state.items()}
 
     def images(self) -> Tensor:
-        """Four images [4, 3, S, S] as the encoder takes them, on its device: what maps are compared on."""
+        """Four images [4, 3, S, S], normalised, on the encoder's device, for the comparison of maps."""
         return self.setup.normalise(self.setup.splits.test.images[:4])

@@ -1,4 +1,4 @@
-"""What is written for other libraries: a plain network, and which of their ResNets it is."""
+"""The source of files for other libraries: a plain network, and the ResNet of those libraries that it equals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Source:
         return self.backbone.maps(self.images, self.stages)
 
     def named(self) -> adapters.Named | None:
-        """What `model.backbone` named; None for the ResNet of this package."""
+        """The network that `model.backbone` names; None for the ResNet of this package."""
         return adapters.parse(self.architecture["backbone"]) if "backbone" in self.architecture else None
 
 
@@ -113,7 +113,7 @@ def bytes_of_255(values: Sequence[float]) -> list[float]:
 
 @torch.no_grad()
 def outputs_of(network: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:
-    """What the children of these names give in a network's own forward pass."""
+    """The outputs of the children with these names in the network's own forward pass."""
     found: dict[str, Tensor] = {}
     hooks = [
         network.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: found.update({name: output}))

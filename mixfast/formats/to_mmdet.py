@@ -19,7 +19,7 @@ def files(source: Source) -> dict[str, bytes]:
 
 
 def _preprocessor(source: Source) -> dict[str, object]:
-    """What mmdet's data_preprocessor must do; it reads images as BGR."""
+    """Arguments of mmdet's data_preprocessor, which gets BGR images."""
     return {"mean": bytes_of_255(source.mean), "std": bytes_of_255(source.std), "bgr_to_rgb": True}
 
 
@@ -35,7 +35,7 @@ def maps(folder: Path, source: Source) -> list[Tensor]:
 
 
 def usage(source: Source) -> str:
-    """What a configuration of mmdet says to load the file."""
+    """A configuration of mmdet that loads the file."""
     depth = layout_of(source, "mmdet", ["imagenet"]).depth
     preprocessor = ", ".join(f"{key}={value}" for key, value in _preprocessor(source).items())
     pretrained = f'dict(type="Pretrained", checkpoint="{FILE}")'

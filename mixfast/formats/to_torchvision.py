@@ -19,7 +19,7 @@ def files(source: Source) -> dict[str, bytes]:
 
 
 def saved(content: object) -> bytes:
-    """What torch.save makes of tensors and primitives."""
+    """The bytes that torch.save writes for tensors and primitives."""
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()

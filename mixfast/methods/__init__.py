@@ -9,12 +9,12 @@ from mixfast.outside import import_module
 
 __all__ = ["MODIFIERS", "Method", "Step", "load", "names"]
 
-# Settings that change any preset, by full option name. "paper_literal": the optimiser as the paper prints it. Its
-# learning rate is 20 times smaller than the one the published code uses. "moco_demo": the schedule of MoCo's CIFAR
-# demo, of Un-Mix and of the paper's code to the letter, whose cosine counts epochs from 1: the last runs at rate 0.
-# The others are data sets with the network and sizes that suit them; "imagenet" is MoCo's published recipe (He et al.
-# 2020: eight groups of 32 images with batch statistics of their own), for methods with a queue alone. docs/data.md has
-# what they leave open.
+# Settings that change any preset, by full option name. "paper_literal": the optimiser as the paper prints it; its
+# learning rate is 20 times smaller than that of the published code. "moco_demo": the exact schedule of MoCo's CIFAR
+# demo, of Un-Mix and of the paper's code, whose cosine counts epochs from 1, so that the last epoch has rate 0. The
+# others are data sets with a suitable network and suitable sizes. "imagenet" is MoCo's published recipe (He et al.
+# 2020: eight groups of 32 images, each with its own batch statistics) and only fits methods with a queue. docs/data.md
+# lists the options that these settings do not decide.
 MODIFIERS: dict[str, dict[str, object]] = {
     "paper_literal": {"optim.lr": 3e-3, "optim.weight_decay": 1e-4},
     "moco_demo": {"optim.cosine_origin": 1},

@@ -21,22 +21,23 @@ g is a linear region head. The key encoder f_k and head g_k follow f_q and g_q b
 names the queue that takes a key (of the first R of each image). A step makes MoCo's two encoder passes. Region vectors
 are means over the bilinearly enlarged map within boxes, computed without that map (`mixfast.ops.region_weights`).
 
-It is the paper's idea, local and global regions of a mixture as queries, with two changes. Approach 1 pastes pixels of
-the key's own view, so that the same colours are on both sides; here the patch shows a third view, whose crop and
-colours no key shares. And there a region is compared with another part of the image, here with its own place.
+As in the paper, local and global regions of a mixture are queries. Two things differ from Approach 1. Approach 1 pastes
+pixels of the key's own view, so that query and key have the same colours; here the patch shows a third view, whose crop
+and colours no key shares. Approach 1 compares a region with another part of the image; here a region is compared with
+the same part of the image.
 
-What counts: the patched queries are the first rows of a batch, whose order is random, and the patches come from its
-last. Box sides are between `min_side` and 1 times those of what both views show. A box weighs 0 if both views share
-less than an eighth of a view's width or height, or if the patch covers three tenths of it or more; a patch weighs 0 as
-a region if the key view shows half of it or less. The mean over rows counts such boxes, so that a recipe of small
-crops has weaker region terms. Borders are rounded to pixels.
+Rows and weights: the patched queries are the first rows of a batch, whose order is random, and the patches come from
+its last rows. The sides of a box are between `min_side` and 1 times the sides of the area that both views show. A box
+has weight 0 if both views share less than an eighth of a view's width or height, or if the patch covers three tenths of
+the box or more. A patch has weight 0 as a region if the key view shows half of it or less. The mean over rows counts
+boxes of weight 0 too, so that small crops make the region terms weaker. Borders are rounded to pixels.
 
-With `p_mix 0` nothing is pasted: what is left are aligned regions (preset `aligned_regions`), the idea of SCRL (Roh et
-al. 2021), there with BYOL's loss. Related: ReSim (Xiao et al. 2021) and PixPro (Xie et al. 2021) align parts of
-overlapping crops, SoCo (Wei et al. 2021) boxes of selective search; DenseCL (Wang et al. 2021) matches cells by their
-features; RegionCL (Xu et al. 2022) swaps regions within the batch and compares them with whole views. None of them
-gives a pasted patch its exact counterpart; the combination, the shares of the whole image's term and all defaults are
-ours. The mixture's label is CutMix's (Yun et al. 2019).
+With `p_mix 0` nothing is pasted, and only aligned regions remain (preset `aligned_regions`). That is the idea of SCRL
+(Roh et al. 2021), which has BYOL's loss. Related methods: ReSim (Xiao et al. 2021) and PixPro (Xie et al. 2021) align
+parts of overlapping crops; SoCo (Wei et al. 2021) aligns boxes of selective search; DenseCL (Wang et al. 2021) matches
+cells by their features; RegionCL (Xu et al. 2022) swaps regions within the batch and compares them with whole views.
+None of them compares a pasted patch with the same part of the image it came from. The combination, the weights of the
+terms and all defaults are ours. The label of a mixture is that of CutMix (Yun et al. 2019).
 """
 
 from collections.abc import Callable
@@ -68,8 +69,8 @@ from mixfast.world import current
 
 PATCH_RATIO = (2 / 3, 3 / 2)  # width / height of a patch, in units of the view's
 LEAST_OVERLAP = 1 / 8  # of a view's sides: below it, boxes weigh 0
-MOST_COVERED = 0.3  # of a box by the patch: from there on the box weighs 0
-LEAST_SHOWN = 0.5  # of a patch by the key view: up to there the patch weighs 0 as a region
+MOST_COVERED = 0.3  # of a box by the patch: from this share on, the box weighs 0
+LEAST_SHOWN = 0.5  # of a patch by the key view: up to this share, the patch weighs 0 as a region
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class AlignedMixture(Method):
         return views
 
     def shared_boxes(self, both: Views, generator: torch.Generator) -> dict[str, Tensor]:
-        """Unmixed views with boxes [B, M, 4] of the same places, and the weight [B, M] of each."""
+        """Unmixed views, boxes [B, M, 4] that show the same parts of the images in both, and their weights [B, M]."""
         x1, x2 = both
         size = (x1.shape[2], x1.shape[3])
         first, second = crop_boxes(both.crops)
@@ -139,7 +140,10 @@ class AlignedMixture(Method):
     def patched(
         self, views: dict[str, Tensor], both: Views, third: Views, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """What changes with patches of the last images in the first queries; a patch is one more box of its image."""
+        """The entries of `views` that change when patches of the last images are pasted into the first queries.
+
+        A patch is one more box of the image that it was cut from.
+        """
         x1, boxes, weight, lam = (views[name] for name in ("query", "boxes_query", "weight_region", "lam"))
         batch, count, size = len(x1), len(third[0]), (x1.shape[2], x1.shape[3])
         cut, crops, key_crops = third[0].flip(0), third.crops[0].flip(0), both.crops[1, -count:].flip(0)

@@ -20,9 +20,9 @@ g is a linear region head. The key encoder f_k and head g_k follow f_q and g_q b
 names the queue that takes a key. Region vectors are means over the bilinearly enlarged map inside and outside the box,
 computed without that map (`mixfast.masked_upsample_pool`).
 
-Every part of every mixture shows image n, so all five positives are right, no label is mixed, and lam is a balance
-between terms. With two boxes, the patch of the local-global term usually lies inside the key's region, so that the same
-pixels are on both sides; with `box_mode shared` they never are.
+Every part of every mixture shows image n. So all five positives show the image of their query, no label is mixed, and
+lam only balances the terms. With two independent boxes, the pixels of the query's patch usually lie inside the key's
+region of the local-global term, so that query and key contain the same pixels; with `box_mode shared` they never do.
 
 No code of this method was published. Where the paper leaves a choice, the default follows its text:
 
@@ -33,13 +33,13 @@ No code of this method was published. Where the paper leaves a choice, the defau
                 keeps boxes, regions and weights. mixup has no regions and is refused
     symmetric, box_per_sample, region_layer, patch    ours
 
-The patch of a query shows pixels of the view from which the keys are made, and the other way round. Terms can then be
-solved by the colours and the crop that both sides share, which is no knowledge of the image: the diagnostics
-`top1_fresh` of a run say how often a positive is still found once the patches show views that no other vector shares.
-With `patch fresh` the training's patches do.
+The patch of a query shows pixels of the key's view, and the patch of a key shows pixels of the query's view. A network
+can then find positives by the colours and the crop that both sides share, without knowing what the image shows. The
+diagnostics `top1_fresh` of a run measure how often a positive is still found when the patches come from views that no
+other vector shares. `patch fresh` uses such patches in training.
 
-The printed equation 7 has the local term twice and no global one; the text has the loss above. The paper reports one
-run, without spread.
+The printed equation 7 has the local term twice and no global term; the paper's text has the loss above. The paper
+reports one run, without a spread.
 
 The optimiser is that of the paper's code for its other methods, a rate of 0.06 with a weight decay of 5e-4; the paper's
 text states 3e-3 and 1e-4 (modifier `paper_literal`). The preset trains for 200 epochs, the paper for 1000

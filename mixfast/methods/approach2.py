@@ -31,13 +31,13 @@ regions that is wrong: the outside of mixture N-1-n shows image N-1-n, and every
 Where the other options come from:
 
     mixed_key   equation 3 has the clean key, the figures compare mixture with mixture
-    mixture     cutmix; saliency is the paper's future work; mixup has no regions and is refused. Both branches of a
-                step are mixed or neither. What is not mixed shows one image: lam = 1, and no reversed term counts
+    mixture     cutmix; saliency is the paper's future work; mixup has no regions and is refused. A step mixes both
+                branches or neither. Images that are not mixed have lam = 1, so that reversed terms have weight 0
     symmetric, region_layer    ours
     box_per_sample    ours; a reversed query keeps the lam of its own mixture
 
-The published code differs further: `approach2_reference` is its exact objective. The paper reports one run, without
-spread.
+The published code has further differences: `approach2_reference` is its exact objective. The paper reports one run,
+without a spread.
 
 The optimiser is that of the published code, a rate of 0.06 with a weight decay of 5e-4; the paper's text states 3e-3
 and 1e-4 (modifier `paper_literal`). The preset trains for 200 epochs, the paper for 1000 (`--train.epochs 1000`).

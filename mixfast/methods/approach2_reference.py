@@ -23,12 +23,12 @@ differs from `approach2` and from the paper's text:
     the region head of the keys is the trained one, not its moving average
     the mixtures of the key side are not encoded in shuffled order
 
-What that code does by accident is left out: a third pass for reversed mixtures, which gives the same bits as reversed
-outputs, and options that it ignores. Boxes are CutMix's, one size and two centres for a batch.
+Two parts of that code have no effect on the loss and are omitted: a third pass for reversed mixtures, which gives the
+same bits as reversed outputs, and options that it ignores. Boxes are CutMix's, one size and two centres for a batch.
 
-Loss and gradients do not depend on the third pass, but the running statistics of batch norm do, which evaluation and
-export use: with a momentum of 0.1 mixtures have 70 % of them in the published code (passes x1, x1M, rho x1M), and 53 %
-here (x1, x1M). What that does to scores was not measured.
+Loss and gradients do not depend on the third pass. But the running statistics of batch norm do, and evaluation and
+export use them: with a momentum of 0.1 mixtures contribute 70 % of them in the published code (passes x1, x1M,
+rho x1M), and 53 % here (x1, x1M). The effect on scores was not measured.
 
 The optimiser is that of the published code, a rate of 0.06 with a weight decay of 5e-4; the paper's text states 3e-3
 and 1e-4 (modifier `paper_literal`). The preset trains for 200 epochs, the paper for 1000 (`--train.epochs 1000`).

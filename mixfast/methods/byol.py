@@ -16,18 +16,18 @@ either the share `ema` of the target that survives a step is fixed, and the targ
 the share grows to 1 by 1 - (1 - ema) (1 + cos(pi progress)) / 2, and the target moves after the optimiser (Grill et al.
 2020, W-MSE; progress is counted in steps here, in epochs in W-MSE's code).
 
-`byol` follows the benchmark of lightly, whose number is its highest of all epochs; `byol_wmse` follows W-MSE, from
-whose code the baseline of Un-Mix comes: distance, a cosine for the target's rate, Adam, whose rate falls 50 and 25
-epochs before the end whatever the number of epochs.
+`byol` follows the benchmark of lightly, whose number is the highest of all epochs. `byol_wmse` follows W-MSE, whose
+code is the origin of Un-Mix's baseline: the loss `distance`, a cosine schedule for the target's rate, and Adam with a
+rate that falls 50 and 25 epochs before the end, whatever the number of epochs.
 
 `byol` differs from that benchmark in normalisation (statistics of the data set here, of ImageNet there), first weights
 (Kaiming's for convolutions here, PyTorch's defaults there), the stem (its ReLU is missing there) and the last bias of
 the projector (fixed at 0 here; trained there, which only decays it, since the predictor's batch norm removes it).
 Presets train for 200 epochs, the paper for 1000 (`--train.epochs 1000`).
 
-The paper's 94.20 is not a kNN score of plain BYOL as far as others' numbers tell: lightly has 91.0 (kNN, 800 epochs),
-solo-learn 92.58 (linear, 1000). It lies where Un-Mix shows BYOL *with* Un-Mix under a linear classifier. The paper's
-code holds no BYOL.
+The paper's 94.20 is probably not a kNN score of plain BYOL: lightly reports 91.0 (kNN, 800 epochs), solo-learn 92.58
+(linear, 1000 epochs). It is about the score that Un-Mix shows for BYOL *with* Un-Mix under a linear classifier. The
+paper's code contains no BYOL.
 """
 
 import math

@@ -13,12 +13,12 @@ B is BYOL's loss of two views: d, p and t are as in BYOL. rho reverses the batch
 View 2 is never mixed. Mixture N-1-n holds image n with share 1 - lam, so the reversed outputs rho pM and rho tM are
 compared with view 2. Outputs are reversed, never inputs, since batch statistics do not see the order of a batch.
 
-The loss for BYOL was only described by Un-Mix's author, its code never released. Un-Mix's two numbers are read from a
-figure and are a linear classifier's: they do not compare with kNN. The paper has no row of this name, but its BYOL row
-shows about this method's published score. Where the options come from:
+The author of Un-Mix described the loss for BYOL but never released its code. Un-Mix's two numbers are read from a
+figure and are scores of a linear classifier, which cannot be compared with kNN. The paper has no row of this name, but
+the score in its BYOL row is about the published score of this method. Where the options come from:
 
     mix_online_only    B(M, 2) and B(rho M, 2) keep their first direction only: no mixture goes through the target.
-                       Which branch to mix was asked and never answered; the description has the full B
+                       No source says which branch is mixed; the author's description has the full B
     ema, ema_schedule, ema_when, loss, predictor_hidden    as in BYOL
     p_global, mixture, alpha, box_per_sample               as in MoCo + Un-Mix
 """

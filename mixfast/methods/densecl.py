@@ -15,9 +15,9 @@ A baseline for detection without mixtures (Wang et al. 2021). I(query, positive,
 
 d is a dense head: Linear, ReLU, Linear on each cell, which is two 1 x 1 convolutions. The key encoder f_k and head d_k
 follow f_q and d_q by exponential moving average; an arrow names the queue that takes a key. A step makes MoCo's two
-encoder passes. Cells are matched by features of the backbone, which no gradient goes through; several cells of a query
-may find the same one. The negatives of a cell are whole images, each the mean of its projected cells before it is made
-a unit vector.
+encoder passes. Cells are matched by features of the backbone, without gradient; several cells of a query may be matched
+with the same cell of the key. The negatives of a cell are whole images: the mean of an image's projected cells, then
+normalised to a unit vector.
 
 w is lambda of the paper, 0.5 there too. What differs from the paper: temperature, queue, moving average and the head
 of the whole image are those of the method `moco` here (the paper has MoCo v2's: an MLP head, 0.2, 65,536 keys, 0.999);

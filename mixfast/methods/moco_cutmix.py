@@ -14,8 +14,8 @@ The key encoder f_k follows f_q by exponential moving average. The paper's secti
 come from:
 
     partner     batch_reverse: the patch shows x1 of the reversed batch, as in the published code. other_view: it shows
-                x2 of the same image, which makes the loss equation 7 without region terms; the paper's remark that
-                mixing within the batch is not always better fits that reading
+                x2 of the same image, so that the loss is equation 7 without region terms; that variant fits the paper's
+                remark that mixing within the batch is not always better
     mixture     cutmix; saliency is the paper's future work; mixup; none: x1M = x1, and the loss is counted twice
     symmetric   adds the same mixture against f_k(x1), and the original term of x2; ours, as in MoCo + Un-Mix
     alpha       as in CutMix and mixup

@@ -21,8 +21,8 @@ Where the options come from (Shen et al. 2022, defaults as for CIFAR-10):
     p_global    0.5; 0 mixes regions only, as Un-Mix does on ImageNet and the paper's published code does here
     symmetric   adds the query x2 against f_k(x1), and the same mixture of x1 against f_k(x1): six terms; x2 is never
                 mixed, both key sets are enqueued
-    mixture     how a step mixes that is not global: cutmix; saliency; mixup: every step mixes whole images; none: no
-                step mixes at all, x1M = x1, and the loss is counted twice
+    mixture     the mixture of steps that are not global: cutmix; saliency; mixup: every step mixes whole images; none:
+                no step mixes at all, x1M = x1, and the loss counts twice
     alpha       1
     box_per_sample    ours
 
@@ -30,12 +30,12 @@ Where this differs from Un-Mix's code, with the same loss and gradients:
 
     symmetric   the mixture is encoded once, as the last of x1, x2, x1M; Un-Mix encodes it once per direction (x1, x1M,
                 x2, x1M). Running statistics of batch norm, which evaluation and export use, are therefore 37 % of
-                mixtures here and 53 % there (momentum 0.1); what that does to scores was not measured
+                mixtures here and 53 % there (momentum 0.1); the effect on scores was not measured
     queue       both key sets are enqueued as [k2, k1], in Un-Mix as [k1, k2]; every key lives equally long
     boxes       one without a pixel (0.4 % of Un-Mix's draws at 32 pixels) is widened to one pixel
 
-Un-Mix reports a gain of 2.2 points over MoCo at 1000 epochs (89.11 to 91.34). The paper's 91.34 is that number to the
-digit, so it is probably quoted: the published code parses the probability of mixing whole images and never uses it.
+Un-Mix reports a gain of 2.2 points over MoCo at 1000 epochs (89.11 to 91.34). The paper's 91.34 has the same digits, so
+it is probably quoted from Un-Mix: the published code parses the probability of mixing whole images but never uses it.
 
 The optimiser is that of the published code, a rate of 0.06 with a weight decay of 5e-4; the paper's text states 3e-3
 and 1e-4 (modifier `paper_literal`). The preset trains for 200 epochs, the paper for 1000 (`--train.epochs 1000`).

@@ -19,12 +19,12 @@ I(query, positive, queue) is InfoNCE; rho reverses the batch.
 g is a linear region head. The key encoder f_k and head g_k follow f_q and g_q by exponential moving average; an arrow
 names the queue that takes a key. A step makes three encoder passes instead of the four of Approaches 1 and 2.
 
-The paper weighs mixing in one branch against mixing in both and takes both (section 3.1); it gives no loss, code or
-number for the first, so the formulas are our reading of it. A key branch without a mixture has no inside and no
-outside. What the region terms of equations 7 and 8 leave defined is the clean view as a whole, the outside of an empty
-box: local is compared with global as in equation 6, global with global as in equation 4, and the local-local term has
-no key. With other_view the weights are those of equation 7; with batch_reverse each region has the weight of the image
-that it shows, and the reversed query is the only one whose patch shows image n.
+The paper discusses mixing in one branch and in both, and chooses both (section 3.1). It gives no loss, code or number
+for one branch, so the formulas are our interpretation. A key branch without a mixture has no box, and so no inside. Its
+global region is the whole clean view, the outside of an empty box. So local is compared with global as in equation 6,
+global with global as in equation 4, and the local-local term has no key and is omitted. With other_view the weights are
+those of equation 7. With batch_reverse each region has the weight of the image that it shows, and only the patch of the
+reversed query shows image n.
 
 Where the options come from:
 

@@ -13,9 +13,9 @@ reverses the batch.
                                                         `------ mean inside ------------- head -- qP
     view 2 -- shuffle -- f_k --------- head -- k  -> Q
 
-The key encoder f_k follows f_q by exponential moving average; the arrow names the queue that takes the keys, of whole
-clean views alone. One head serves whole images and regions. Q + qP: a region has one negative beside the queue, the
-other region of its own query, through which no gradient goes. Means are over the bilinearly enlarged map inside and
+The key encoder f_k follows f_q by exponential moving average; the arrow names the queue that takes the keys, which come
+from whole clean views only. One head serves whole images and regions. Q + qP: a region has one negative in addition to
+the queue, the other region of its own query, without gradient. Means are over the bilinearly enlarged map inside and
 outside the box, computed without that map (`mixfast.masked_upsample_pool`).
 
 What differs from the paper and its code:
@@ -28,8 +28,8 @@ What differs from the paper and its code:
               squares of 3/7 and 5/7 by default
     recipe    temperature, queue, moving average and a linear head are those of the method `moco` here; there MoCo v2's
 
-The sum of the weights is 2, as there. The loss is written from the paper's description; sizes of boxes, weights and the
-negative without gradient are those of its code.
+The sum of the weights is 2, as in the paper's code. The loss follows the paper's description; sizes of boxes, weights
+and the negative without gradient follow its code.
 """
 
 from collections.abc import Callable

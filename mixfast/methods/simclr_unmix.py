@@ -14,11 +14,11 @@ f is the encoder with its head; each of the three images passes it once, with ba
 never mixed. Mixture N-1-n holds image n with share 1 - lam, so the reversed vectors rho zM are compared with z2.
 Outputs are reversed, never inputs, since batch statistics do not see the order of a batch.
 
-The loss for SimCLR was described by Un-Mix's author and its code never released. Un-Mix's two numbers are read from a
-figure and are a linear classifier's: they do not compare with kNN. Where the options come from:
+The author of Un-Mix described the loss for SimCLR but never released its code. Un-Mix's two numbers are read from a
+figure and are scores of a linear classifier, which cannot be compared with kNN. Where the options come from:
 
     mask_reverse_negative    ours: in the mixed terms, row N-1-n of either view is a negative of row n of the other
-                             although both show the same image in part; this leaves it out
+                             although both partly show the same image; this option omits that negative
     p_global, mixture, alpha, box_per_sample    as in MoCo + Un-Mix
 """
 

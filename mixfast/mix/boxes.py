@@ -23,14 +23,14 @@ def sample_centres(draws: int, size: tuple[int, int], generator: torch.Generator
 
 
 def boxes_around(centres: Tensor, lam0: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Boxes of the size that lam0 gives around pixels, and the share of the image outside of each.
+    """Boxes around given pixels, with sizes from lam0, and the share of the image outside each box.
 
-    The sides are floor(H sqrt(1 - lam0)) and floor(W sqrt(1 - lam0)), rounded down to even numbers; what sticks out of
-    the image is clipped. A box has at least one pixel and never covers an image of two pixels or more.
+    The sides are floor(H sqrt(1 - lam0)) and floor(W sqrt(1 - lam0)), rounded down to even numbers; boxes are clipped
+    to the image. A box has at least one pixel and never covers an image of two pixels or more.
 
     Args:
-        centres: int64 [N, 2], (row, column); or [1, 2] for N times the same.
-        lam0: float32 [N] in [0, 1]; or [1].
+        centres: int64 [N, 2], (row, column), or [1, 2] for all images.
+        lam0: float32 [N] in [0, 1], or [1] for all images.
         size: (H, W) in pixels.
 
     Returns:

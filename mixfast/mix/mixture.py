@@ -29,7 +29,7 @@ SALIENCY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """Options that every mixing method has."""
+    """Options that every method with mixtures has."""
 
     mixture: Literal["cutmix", "mixup", "saliency", "none"] = "cutmix"  # patch, whole images, salient patch, nothing
     alpha: Positive = 1.0  # lam0 ~ Beta(alpha, alpha) is the base image's share; 1 is uniform
@@ -65,8 +65,8 @@ def mix(
     Args:
         base, donor: [B, 3, H, W], of the same shape, dtype and device.
         generator: on their device.
-        config: the kind, and how lam0 and boxes are drawn.
-        p_global: probability of mixing whole images, whatever the region would be; kind "none" stays unmixed.
+        config: the kind of mixture, and how lam0 and boxes are drawn.
+        p_global: probability of mixing whole images in place of regions; kind "none" stays unmixed.
     """
     if config.mixture == "none":
         return Mixture(base, *_no_box(base))
@@ -134,7 +134,7 @@ def _blend(base: Tensor, donor: Tensor, lam0: Tensor) -> Mixture:
 
 
 def _mixture(base: Tensor, donor: Tensor, boxes: Tensor, outside: Tensor, boxed: Tensor, share: Tensor) -> Mixture:
-    """`donor` in `boxes` if `boxed`, else none; around it `share` of `base`, which with a box must be 1."""
+    """`donor` inside `boxes` where `boxed`; elsewhere `share` of `base`, which must be 1 where there is a box."""
     boxes, share = boxes * boxed[:, None], share.expand(len(base))
     return Mixture(mix_views(base, donor, boxes, share), boxes, torch.where(boxed, outside, share))
 

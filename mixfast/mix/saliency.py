@@ -1,4 +1,4 @@
-"""Where an image is salient: a centre-surround map in plain tensor code, for the boxes of SaliencyMix."""
+"""Salient pixels of images by a centre-surround map in plain tensor code, for the boxes of SaliencyMix."""
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,7 @@ def saliency_map(images: Tensor) -> Tensor:
     """How much each pixel differs from the mean of its surround, lightly smoothed: float32 [B, H, W], >= 0.
 
     Squared difference between a pixel and the mean of the window around it, 5 / 32 of the sides and at least 3 pixels,
-    summed over the channels; then averaged over windows of that size, to which the outside of the image adds nothing.
+    summed over the channels; then averaged over windows of that size, with zeros outside the image.
 
     Args:
         images: [B, C, H, W], normalised or not: an offset added to a channel cancels, and dividing by the data set's

@@ -165,10 +165,10 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def adapted(module: object, text: str) -> Backbone:
-    """What a factory returned as a `Backbone`.
+    """Turn the network that a factory returned into a `Backbone`.
 
     Raises:
-        ConfigError: it is none, and cannot be adapted.
+        ConfigError: `module` is not a `Backbone` and cannot be adapted.
     """
     kind = type(module).__name__
     if isinstance(module, Backbone):
@@ -263,7 +263,7 @@ def _torchvision_chain(network: nn.Module, text: str) -> Chain:
 
 
 class TimmBackbone(Adapted):
-    """A network of timm. A transformer's tokens become a map; its class token is left out.
+    """A network of timm. The patch tokens of a transformer become a feature map; its class token is omitted.
 
     The stages are those of timm's `feature_info`; of a transformer, its blocks, whose tokens pass the network's final
     norm (timm's `forward_intermediates` with norm=True).

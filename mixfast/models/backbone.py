@@ -1,4 +1,4 @@
-"""What the rest of the package needs of a network that turns images into maps."""
+"""The interface of a backbone: a network that turns images into feature maps."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from mixfast.errors import ConfigError
 
 
 class Backbone(nn.Module):
-    """A network of stages, each of which ends in a map; a subclass sets the two lists and defines `maps`.
+    """A network of stages, each ending in a feature map; a subclass sets both attributes and defines `maps`.
 
     Attributes:
         channels: C_s, the channels of the map after each stage.
@@ -25,7 +25,7 @@ class Backbone(nn.Module):
 
         Args:
             images: [B, 3, H, W], normalised.
-            layers: numbers of stages, 1 for the first; in any order, the same one perhaps twice.
+            layers: numbers of stages, 1 for the first; in any order, repetitions allowed.
 
         Returns:
             A map [B, C_s, h, w] for each of `layers`, in their order.

@@ -1,4 +1,4 @@
-"""What network is trained: the `model` section of a run's configuration, and how it is built from a generator."""
+"""The network of a run: the `model` section of its configuration, and the function that builds the encoder."""
 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal

@@ -17,11 +17,11 @@ def _kind() -> str:
 
 
 class Encoding(NamedTuple):
-    """What an encoder says of a batch of images."""
+    """The outputs of an encoder for a batch of images."""
 
     z: Tensor  # [B, D] embedding, not normalised
     h: Tensor  # [B, C] average pool of the last map
-    map: Tensor  # [B, C', h, w] map of the layer that was asked for; the last by default
+    map: Tensor  # [B, C', h, w] feature map of the requested layer; the last by default
 
 
 class Encoder(nn.Module):

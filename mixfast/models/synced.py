@@ -9,13 +9,14 @@ from mixfast.world import World
 
 
 def synced_batch_norm(norm: Any, x: Tensor, world: World) -> Tensor:
-    """What a batch norm in training makes of the samples of all processes: the rows of this one.
+    """Batch norm in training mode with the statistics of all processes; returns the rows of this process.
 
-    Differentiable, on every device, with one exchange of mean and variance forward and one of their gradients backward.
-    The variances are put together by the deviations of the means, so that nothing cancels.
+    It is differentiable and runs on every device. Processes exchange means and variances once in the forward pass, and
+    their gradients once in the backward pass. The variances are merged from the deviations of the means, which avoids
+    cancellation.
 
     Args:
-        norm: a BatchNorm1d or BatchNorm2d with weights; its running statistics move if it tracks them.
+        norm: a BatchNorm1d or BatchNorm2d with weights; its running statistics are updated if it tracks them.
         x: [B, C, ...], the same shape in all processes.
         world: the processes.
     """

@@ -39,7 +39,7 @@ class Check:
         self.dense(name, tensor)
 
     def all_floats(self, name: str, tensors: Sequence[Any]) -> None:
-        """Dense tensors of floating-point numbers; a name is made only for one that is none."""
+        """Dense tensors of floating-point numbers; the name name[i] is formatted only for an error."""
         for i, tensor in enumerate(tensors):
             if not isinstance(tensor, Tensor) or tensor.dtype not in FLOATS or tensor.layout is not torch.strided:
                 self.floats(f"{name}[{i}]", tensor)
@@ -70,7 +70,7 @@ class Check:
         self.device_of("temperature", temperature, other, device)
 
     def positive(self, name: str, number: float) -> None:
-        """A temperature, as a number or as an entry of a tensor where reading it is free."""
+        """A temperature: a number, or an entry of a CPU tensor, which can be read without waiting for a device."""
         if not (number > 0 and is_finite(number)):
             self.value_error(f"{name} must be positive and finite; got {number}.")
 
@@ -86,8 +86,9 @@ def is_finite(value: Any) -> bool:
 
 
 def autocast_rows(value: Any) -> Any:
-    """A loss's rows, a tensor or a sequence of them, as autocast converts them: to float32 on a CPU as the input of a
-    loss, to float16 on a GPU as that of a matrix product. float64, and whatever is no such rows, stays as it is."""
+    """Convert a loss's rows (a tensor or a sequence of tensors) as autocast does: to float32 on a CPU, where it treats
+    them as the input of a loss, and to float16 on a GPU, where it treats them as that of a matrix product. float64
+    tensors, and values that are not floating-point tensors, are returned unchanged."""
     if isinstance(value, (list, tuple)):
         return [autocast_rows(rows) for rows in value]
     if not isinstance(value, Tensor) or value.dtype not in FLOATS or value.dtype == torch.float64:
@@ -99,10 +100,10 @@ def autocast_rows(value: Any) -> Any:
 
 
 def in_autocast() -> bool:
-    """Whether autocast is on for any device whose tensors it converts here."""
+    """Whether autocast is on for CPU or CUDA tensors."""
     return torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
 
 
 def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What sums over numbers of `dtype` are made and kept in."""
+    """The dtype in which sums over numbers of `dtype` are computed and stored."""
     return torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,6 +1,7 @@
-"""What makes of an operation's derivatives, stated once as a rule, the `torch.autograd.Function`s that torch asks for.
+"""Builds from one rule for an operation's derivatives the `torch.autograd.Function`s that torch needs.
 
-Derivatives that are made of saved numbers have no second ones, which would silently lack terms: those raise.
+First derivatives are computed from saved statistics. Differentiating them again would silently lose terms, so that
+second derivatives raise an error.
 """
 
 import functools
@@ -15,7 +16,7 @@ from mixfast.ops._register import LIBRARY
 
 
 def forward_mode() -> bool:
-    """Whether tensors may carry tangents: inside of torch.func.jvp, or of a dual level. A compiled call guards it."""
+    """Whether tensors may carry tangents: inside torch.func.jvp or a dual level. torch.compile guards on the result."""
     return forward_ad._current_level >= 0
 
 
@@ -26,19 +27,19 @@ def _transformed() -> bool:
     return any(level.key() in (kinds.Grad, kinds.Jvp) for level in levels)
 
 
-# Under torch.compile, as it is while tracing; see `_dispatch.choose`.
+# torch.compile takes the result at the time of tracing as a constant; see `_dispatch.choose`.
 _transformed._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def recorded(*tensors: Tensor | None) -> bool:
-    """Whether a call with these inputs, which are all that have derivatives, has to go through its rule."""
+    """Whether a call must be recorded for derivatives; `tensors` are all inputs that have derivatives."""
     if torch._C._are_functorch_transforms_active() or forward_mode():
         return True
     return torch.is_grad_enabled() and any([tensor is not None and tensor.requires_grad for tensor in tensors])
 
 
 def keep(ctx: Any, *tensors: Tensor | None) -> None:
-    """Saves tensors for both modes."""
+    """Save tensors for derivatives in reverse mode, and in forward mode where it is active."""
     ctx.save_for_backward(*tensors)
     if forward_mode():
         ctx.save_for_forward(*tensors)
@@ -48,15 +49,15 @@ def differentiable(name: str, rule: Any, results: int | None = None, operator: A
     """A function of the rule's inputs that returns its first `results` outputs, with derivatives in both modes.
 
     A rule is a class of four static methods:
-        forward(*inputs): the results, then further tensors of which derivatives are made; a tuple.
-        save(ctx, inputs, outputs): stores what the other two read, tensors by `keep`.
-        backward(ctx, *grads): a gradient, or None, for each of the inputs; a tuple.
-        jvp(ctx, *tangents): a tangent for each of the results, a tuple, from one for each tensor among the inputs
-            (zeros, if it has none) and None for each other one.
+        forward(*inputs): returns a tuple: the results, then further tensors that the derivatives are computed from.
+        save(ctx, inputs, outputs): stores what `backward` and `jvp` read; tensors by `keep`.
+        backward(ctx, *grads): returns a tuple with a gradient, or None, for each input.
+        jvp(ctx, *tangents): returns a tuple with a tangent for each result. `tangents` has one entry for each input:
+            a tensor for a tensor (zeros if it has no tangent), None for anything else.
 
-    One of three Functions is applied: the transforms of torch.func know those with a `setup_context` only, which cost
-    70 microseconds a call; torch.compile knows those without a `jvp` only. An `operator` of the same inputs and results
-    is made differentiable, and takes the place of the last.
+    One of three Functions is applied. The transforms of torch.func need one with `setup_context`, which costs 70
+    microseconds more per call, and torch.compile needs one without `jvp`; eager calls take the third. If an `operator`
+    with the same inputs and results is given, it is made differentiable and used under torch.compile.
     """
 
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -82,7 +83,7 @@ def differentiable(name: str, rule: Any, results: int | None = None, operator: A
 
     @functools.cache
     def transformed() -> Callable[..., Any]:
-        off = torch.compiler.disable  # imports what torch.func has imported already
+        off = torch.compiler.disable  # imports torch._dynamo, which torch.func has imported already
         methods = {"forward": rule.forward, "setup_context": setup_context, "backward": off(backward), "jvp": jvp}
         apply: Callable[..., Any] = off(function(**methods).apply)
         return apply
@@ -113,7 +114,7 @@ def _refuse_compiled(name: str) -> None:
 
 
 class _NoSecond:
-    """Tensors as functions of others, whose derivative raises."""
+    """Returns the first `count` tensors as functions of all tensors, whose derivative raises an error."""
 
     @staticmethod
     def forward(name: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -141,9 +142,10 @@ def present(*tensors: Tensor | None) -> list[Tensor]:
 
 
 def no_second(name: str, derivatives: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> list[Tensor | None]:
-    """First derivatives as functions of `inputs` whose own derivative raises, wherever that would be recorded.
+    """Return first derivatives so that differentiating them again raises an error, wherever that would be recorded.
 
-    `inputs` are all that a derivative depends on: with one left out its second derivative would be silently 0.
+    `inputs` must be all tensors that a derivative depends on: for an omitted one, the second derivative would silently
+    be 0.
     """
     if not (torch.is_grad_enabled() or forward_mode()):
         return list(derivatives)
@@ -169,9 +171,9 @@ class _NoTangent(torch.autograd.Function):
 
 
 def refuse_tangents(operation: str, backend: str | None = "reference", **inputs: Any) -> None:
-    """Raises if one of these inputs, tensors or sequences of them, has a tangent: the operation would drop it.
+    """Raise if one of `inputs` (tensors or sequences of tensors) has a tangent, which the operation would ignore.
 
-    `backend` is the one that has this derivative.
+    `backend` is the backend that has this derivative, for the message; None if there is none.
     """
     if not forward_mode():
         return
@@ -185,7 +187,7 @@ def refuse_tangents(operation: str, backend: str | None = "reference", **inputs:
 
 
 def refuse_derivatives(operation: str, **inputs: Tensor) -> None:
-    """Raises if one of these inputs requires a gradient where gradients are recorded, or has a tangent."""
+    """Raise if one of `inputs` has a tangent, or requires a gradient while gradients are recorded."""
     for name, tensor in inputs.items():
         if tensor.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{operation}: {name} receives no gradient, but it requires one. Pass {name}.detach().")

@@ -1,10 +1,10 @@
-"""Which backend runs a call: a named one runs or raises, "auto" takes the first of ORDER that has no reason to refuse.
+"""Chooses the backend of a call: a named backend runs or raises, "auto" takes the first of ORDER that can run the call.
 
-A backend of an operation is a module in that operation's folder; it is imported when it is first considered, so that
-Triton, say, is not imported on a machine that never uses it. A backend exists for an operation if its file does.
+A backend of an operation is a module in that operation's folder, and exists if its file does. It is imported when it is
+first considered, so that a machine that never uses Triton does not import it.
 
-The module answers `unavailable()`, why this machine cannot run it, and `why_not(*facts)`, why it cannot run this call;
-both None or a reason.
+The module has two functions: `unavailable()` returns the reason why this machine cannot run the backend, and
+`why_not(*facts)` the reason why the backend cannot run this call. Both return None if there is no such reason.
 """
 
 import functools
@@ -19,15 +19,15 @@ from types import ModuleType
 import torch
 
 FILES = {"cuda": "gpu_cuda", "triton": "gpu_triton", "cpu": "cpu_native", "reference": "reference"}
-# What "auto" tries, by the type of the tensors' device; on any other device the reference. "cpu" is measured
-# (docs/benchmarks.md). "cuda" is not yet: its kernels are compared with the reference in an emulator and an
-# interpreter, and CUDA C++ comes first as it launches less and reads tensors where they lie.
+# The backends that "auto" tries, by the type of the tensors' device; on any other device the reference. The order for
+# "cpu" is measured (docs/benchmarks.md). That for "cuda" is not: CUDA C++ comes first because it launches fewer kernels
+# and reads strided tensors without a copy. Its results are checked in an emulator, those of Triton in an interpreter.
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 
 @functools.cache
 def packages() -> dict[str, str]:
-    """The package of each operation, which says the operation's name as NAME."""
+    """The package of each operation, by the operation's name, which is the constant NAME of the package."""
     folder = Path(__file__).parent
     names = [f"mixfast.ops.{found.name}" for found in pkgutil.iter_modules([str(folder)]) if found.ispkg]
     return dict(sorted((importlib.import_module(name).NAME, name) for name in names))
@@ -43,9 +43,9 @@ def load(operation: str, backend: str) -> ModuleType | None:
 @functools.cache
 def module(operation: str, backend: str) -> ModuleType:
     """The module of a backend that exists."""
-    found = load(operation, backend)
-    assert found is not None, f"{operation} has no backend {backend}"
-    return found
+    backend_module = load(operation, backend)
+    assert backend_module is not None, f"{operation} has no backend {backend}"
+    return backend_module
 
 
 def names(operation: str) -> list[str]:
@@ -64,10 +64,13 @@ def backends() -> dict[str, dict[str, str | None]]:
 
 
 def choose(operation: str, wanted: str, *facts: object) -> str:
-    """The name of the backend that runs this call; under torch.compile, chosen once, while tracing.
+    """The name of the backend that runs this call. Under torch.compile it is chosen once, while tracing.
 
-    `wanted="auto"` is replaced by the environment variable MIXFAST_BACKEND if set. `facts` go to `why_not(*facts)`: the
-    type of the device, then other constants such as dtypes, but nothing that reads a tensor's values.
+    Args:
+        operation: name of the operation.
+        wanted: name of a backend, or "auto", which the environment variable MIXFAST_BACKEND replaces if it is set.
+        facts: arguments of `why_not`: the type of the device, then other constants such as dtypes, but nothing that
+            depends on a tensor's values.
     """
     if not isinstance(wanted, str):
         raise TypeError(f"{operation}: backend must be auto, {', '.join(names(operation))}; got {wanted!r}")
@@ -77,13 +80,13 @@ def choose(operation: str, wanted: str, *facts: object) -> str:
 
 
 def constant_dim(dim: int) -> int:
-    """The fact D for `choose`: under torch.compile, where it may be a symbol, the largest that is treated alike."""
+    """D as a fact for `choose`; under torch.compile, where D may be a symbol, a limit that backends treat like D."""
     if not torch.compiler.is_compiling():
         return dim
     return next((limit for limit in (128, 256) if dim <= limit), 257)
 
 
-# What torch.compiler.assume_constant_result(choose) does, less its import of all of torch._dynamo, which takes seconds.
+# The effect of torch.compiler.assume_constant_result(choose), which would import torch._dynamo and take seconds.
 choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -91,8 +94,8 @@ choose._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _choose(operation: str, wanted: str, facts: tuple[object, ...]) -> str:
     existing = names(operation)
     if wanted != "auto" and wanted not in existing:
-        asked = os.environ.get("MIXFAST_BACKEND") == wanted
-        source = " (MIXFAST_BACKEND, which is for all operations)" if asked else ""
+        from_environment = os.environ.get("MIXFAST_BACKEND") == wanted
+        source = " (MIXFAST_BACKEND, which is for all operations)" if from_environment else ""
         raise ValueError(f"{operation}: backend must be auto, {', '.join(existing)}; got {wanted!r}{source}")
     refused: dict[str, str] = {}
     for name in automatic(operation, str(facts[0])) if wanted == "auto" else [wanted]:

@@ -1,17 +1,17 @@
-"""Loads the compiled modules, or keeps the reason why one is absent.
+"""Loads the compiled modules, or stores the reason why one is missing.
 
-They are top-level modules, not members of the package: run from a checkout's root, `./mixfast` shadows the
-installed package, and a module inside the package would not be found there.
+They are top-level modules, not members of the package: when Python runs in the root of a checkout, `./mixfast` shadows
+the installed package, and a compiled module inside that package would not be found.
 """
 
 import importlib
 from types import ModuleType
 
-import torch  # before the modules: its OpenMP runtime must be the one in the process
+import torch  # before the compiled modules, so that they use torch's OpenMP runtime
 from torch import Tensor
 
 ABI = 8  # raised whenever the signature of a native function changes, or what its memory holds
-# The numbers by which all native functions call dtypes and reductions (csrc/common/matrix.h and the headers of csrc).
+# Codes of dtypes and reductions, equal to those in C++ (csrc/common/matrix.h and the headers of csrc).
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.bool: 4, torch.uint8: 4}
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}
 
@@ -21,9 +21,9 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
         module = importlib.import_module(name)
     except ImportError as error:
         return None, f"{name} is not installed ({error}); run `pip install .` in the checkout"
-    found = getattr(module, "ABI", None)
-    if found != ABI:
-        return None, f"{module.__file__} has interface {found}, this source needs {ABI}; run `pip install .` again"
+    interface = getattr(module, "ABI", None)
+    if interface != ABI:
+        return None, f"{module.__file__} has interface {interface}, this source needs {ABI}; run `pip install .` again"
     return module, ""
 
 
@@ -42,25 +42,25 @@ def cuda_unavailable() -> str | None:
         return cuda_error
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    found = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
-    if any(_runs_on(code, capability) for code in cuda.archs.split(",") for capability in found):
+    capabilities = [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+    if any(_runs_on(code, capability) for code in cuda.archs.split(",") for capability in capabilities):
         return None
-    here = " ".join(sorted({f"{major}{minor}" for major, minor in found}))
+    here = " ".join(sorted({f"{major}{minor}" for major, minor in capabilities}))
     return f"it is built for {cuda.archs}; the GPUs here are {here} (MIXFAST_CUDA_ARCHS of the build, 80 at least)"
 
 
 def _runs_on(code: str, capability: tuple[int, int]) -> bool:
-    """Machine code ("80-real") on later GPUs of the same generation, PTX ("80-virtual") on all later ones."""
+    """Machine code ("80-real") runs on later GPUs of its generation, PTX ("80-virtual") on all later GPUs."""
     number, _, kind = code.partition("-")
     major, minor = divmod(int(number), 10)
     return capability >= (major, minor) and (kind == "virtual" or capability[0] == major)
 
 
 def cpu_place(available: list[int], instruction_set: int) -> tuple[int, int]:
-    """Where a CPU call runs: torch's number of threads, and the code of its instruction set; -1 is the fastest."""
+    """Launch arguments of a CPU call: (threads, code of the instruction set); -1 stands for the fastest available."""
     return torch.get_num_threads(), available[-1] if instruction_set < 0 else instruction_set
 
 
 def place(tensor: Tensor) -> tuple[int, int]:
-    """Where a GPU call runs: the tensor's device and its current stream."""
+    """Launch arguments of a GPU call: (device number, handle of the device's current stream)."""
     return tensor.get_device(), torch.cuda.current_stream(tensor.device).cuda_stream

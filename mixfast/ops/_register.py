@@ -1,4 +1,4 @@
-"""The operators' namespace in torch, `torch.ops.mixfast`, and the one way in which an operator enters it."""
+"""Registration of operators in torch's namespace `torch.ops.mixfast`."""
 
 import functools
 from collections.abc import Callable
@@ -39,14 +39,14 @@ def by_backend(operation: str, function: str) -> Callable[..., Any]:
 
 
 def packed(kind: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` whose first argument is a NamedTuple, as one that takes the tuple's fields: an operator's arguments
-    are flat."""
+    """Turn a `function` whose first argument is a NamedTuple `kind` into one that takes the tuple's fields one by one,
+    because an operator's arguments cannot be nested."""
     count = len(kind._fields)
     return lambda *arguments: function(kind(*arguments[:count]), *arguments[count:])
 
 
 def refuse_vmap(message: str, *operators: Any) -> None:
-    """vmap over any of these operators raises NotImplementedError with this message."""
+    """Make vmap over any of these operators raise NotImplementedError with this message."""
 
     def refuse(*_: Any) -> tuple[Any, Any]:
         raise NotImplementedError(message)
@@ -56,7 +56,7 @@ def refuse_vmap(message: str, *operators: Any) -> None:
 
 
 def map_in_turn(*operators: Any) -> None:
-    """vmap over any of these operators calls it once for each entry: a gradient of few results, as in jacrev."""
+    """Make vmap over any of these operators call it once per entry: jacrev maps over the gradients of few results."""
     for operator in operators:
         torch.library.register_vmap(operator, functools.partial(_in_turn, operator), lib=LIBRARY)
 

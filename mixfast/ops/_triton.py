@@ -1,4 +1,4 @@
-"""What the Triton backends of all operations share. Triton itself is imported by the modules with kernels only."""
+"""Functions that the Triton backends of all operations share. Only the modules with kernels import Triton itself."""
 
 import functools
 import importlib.util
@@ -22,9 +22,9 @@ def unavailable() -> str | None:
         return None
     if not torch.cuda.is_available():
         return "torch finds no CUDA device"
-    found = max(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
-    if found < OLDEST:
-        return f"it needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]}; the best one here has {found}"
+    best = max(torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count()))
+    if best < OLDEST:
+        return f"it needs a GPU of compute capability {OLDEST[0]}.{OLDEST[1]}; the best one here has {best}"
     return None
 
 
@@ -37,7 +37,7 @@ def why_not(device_type: str, *dtypes: torch.dtype) -> str | None:
 
 @functools.cache
 def architecture(device: torch.device) -> int:
-    """90 for compute capability 9.0. The interpreter stands in for the oldest."""
+    """The compute capability of a device as a number, 90 for 9.0; the interpreter has the oldest supported one."""
     major, minor = OLDEST if device.type == "cpu" else torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
@@ -48,12 +48,13 @@ def power_of_two(number: int, least: int = 1) -> int:
 
 
 def factors(dtype: torch.dtype, queue_dtype: torch.dtype) -> str:
-    """How matrix products are made, by what they multiply.
+    """How matrix products are computed, for operands of these two dtypes.
 
-    "fp16", "bf16": operands that are so already. "cast": float32 as float16, where torch's settings allow products of
-    float32 in TF32, to which float16 is equal for entries below 65504; those of unit rows are below one. "bf16x3": all
-    others, both operands as a sum of two bfloat16, in three products. "ieee": in place of the last two of these in the
-    interpreter, which multiplies no bfloat16.
+    "fp16", "bf16": both operands have this dtype already.
+    "cast": float32 is rounded to float16, where torch's settings allow TF32. float16 has as many fraction bits as TF32,
+        and the range is enough for unit rows, whose entries are at most one.
+    "bf16x3": all other cases; each operand is a sum of two bfloat16 numbers, in three products.
+    "ieee": in the interpreter, which cannot multiply bfloat16, instead of "bf16" and "bf16x3".
     """
     if dtype == queue_dtype == torch.float16:
         return "fp16"
@@ -65,6 +66,6 @@ def factors(dtype: torch.dtype, queue_dtype: torch.dtype) -> str:
 
 
 def row_constants(dim: int) -> dict[str, Any]:
-    """Constants of the kernels that stream rows: tiles of 1024 numbers."""
+    """Constants of the kernels that read rows once: tiles of 1024 numbers."""
     block_d = power_of_two(dim, least=16)
     return {"D": dim, "BLOCK_N": max(1024 // block_d, 1), "BLOCK_D": block_d}

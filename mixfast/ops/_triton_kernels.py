@@ -1,5 +1,5 @@
 # mypy: allow-untyped-defs
-"""What the Triton kernels of several operations call."""
+"""Triton functions that the kernels of several operations call."""
 
 import triton
 import triton.language as tl
@@ -10,11 +10,12 @@ LN_2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def shift_of(largest, scale):
-    """What the exponents s scale of base-2 weights are reduced by: that of the largest score, rounded.
+    """The shift that is subtracted from the exponents s * scale of base-2 weights: largest * scale, rounded.
 
-    A fused multiply-add does not round its product. From 2^24 on numbers are more than one apart, and the largest
-    weight could vanish: there the shift is lower by a unit or two in the last place. Weights may then overflow, which
-    shows, as NaN in the loss.
+    The exponents come from a fused multiply-add, which does not round s * scale, but the shift is rounded. From 2^24 on
+    float32 numbers are at least 2 apart, so that a shift rounded upwards could make the largest weight vanish. There
+    the shift is lowered by one or two units in the last place. Weights may then overflow, which shows as NaN in the
+    loss.
     """
     product = largest * scale
     size = tl.abs(product)

@@ -1,1 +1,1 @@
-"""What a training step costs by part, beside the bare encoder passes that it needs; mixfast.profile is the command."""
+"""The cost of each part of a training step, compared with the bare encoder passes; mixfast.profile is the command."""

@@ -62,7 +62,7 @@ class Timing:
 
 
 class Ledger(Clock):
-    """A clock that keeps what its records have read.
+    """A clock that stores the times of all its records.
 
     Args:
         device: where the steps run.
@@ -108,9 +108,9 @@ class Silent(Console):
 
 
 def prepare(config: RunConfig[Any], device: torch.device, folder: Path) -> Run:
-    """A run on `STEPS` batches of noise whose weights stay where they are: the rate is 0, which costs the same.
+    """A run on `STEPS` batches of noise with learning rate 0: weights do not change, and a step costs the same.
 
-    `folder` takes its records.
+    Its records go to `folder`.
     """
     config = replace(config, {"optim.lr": 0.0, "train.checkpoint_seconds": 0.0})
     count, side = STEPS * config.train.batch_size, config.data.size

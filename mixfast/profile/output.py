@@ -56,7 +56,7 @@ def to_record(
 
 
 def evaluation_record(config: RunConfig[Any], seconds: float | None, step: float) -> Record | None:
-    """What an evaluation costs, and its share of a training that evaluates every `eval.every` epochs."""
+    """The cost of an evaluation, and its share of a training that evaluates every `eval.every` epochs."""
     if seconds is None or config.eval.every == 0:
         return None
     return {"seconds": seconds, "every": config.eval.every, "epoch_seconds": step * _steps(config)}
@@ -69,7 +69,7 @@ def _steps(config: RunConfig[Any]) -> int:
 
 
 def beyond(record: Record) -> Parts:
-    """What each part adds to the bare encoder passes, as a share of these; they add up to the ratio less 1."""
+    """The additional cost of each part, as a share of the bare encoder passes; the sum is the ratio less 1."""
     bare = record["bare_seconds"]
     total = sum(bare.values())
     shares = {name: (value - bare.get(name, 0.0)) / total for name, value in record["seconds"].items()}
@@ -79,7 +79,7 @@ def beyond(record: Record) -> Parts:
 
 
 def own(record: Record) -> float:
-    """What the parts that the bare encoder does not have cost, as a share of its passes; free of the noise of these."""
+    """The cost of the parts that a bare encoder does not have, as a share of its passes, without the passes' noise."""
     return sum(share for name, share in beyond(record).items() if name not in GREYS)
 
 
@@ -96,7 +96,7 @@ def headline(record: Record) -> str:
 
 
 def table(record: Record) -> str:
-    """A line per part: milliseconds, those of the bare encoder, what is beyond these in percent of them, memory."""
+    """A line per part: milliseconds, milliseconds of the bare encoder, the excess in percent of these, memory."""
     bare, peaks = record["bare_seconds"], record["peak_bytes"]
     lines = [headline(record), f"{'part':<16}{'ms':>9}{'bare ms':>10}{'beyond %':>10}{'peak MiB':>10}"]
     for name, share in beyond(record).items():

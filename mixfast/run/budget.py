@@ -1,4 +1,4 @@
-"""What a step of a method costs, found by running a tiny one: encoder passes, and memory held for the backward pass."""
+"""The cost of a method's step, measured on a tiny step: encoder passes, and memory that the backward pass needs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -104,8 +104,8 @@ def check_memory(config: RunConfig[Any], device: torch.device) -> None:
     if least > total:
         listing = ", ".join(f"{name} {size / 2**30:,.1f}" for name, size in needed.items() if size > least / 100)
         raise OutOfMemoryError(
-            f"too large for {device} with its {total / 2**30:,.1f} GiB; at least needed are {listing}. "
-            "Make them smaller."
+            f"the run does not fit into the {total / 2**30:,.1f} GiB of {device}. It needs at least (GiB): {listing}. "
+            "Reduce these options."
         )
 
 
@@ -125,7 +125,7 @@ def state_bytes(method: nn.Module, moments: int = 1) -> dict[str, int]:
 def explain_out_of_memory(
     config: RunConfig[Any], method: nn.Module, images: Images, total_bytes: int, part: str
 ) -> str:
-    """Where the memory went, the largest batch that would fit by that reckoning, and the options that help."""
+    """A message with the use of the memory, an estimate of the largest batch that fits, and the options that help."""
     cost = step_cost(config, images.shape[-1])
     state = {"images": images.nbytes, **state_bytes(method, 2 if config.optim.name == "adam" else 1)}
     batch, micro = config.train.batch_size, config.train.accumulate

@@ -9,10 +9,10 @@ from torch import nn
 
 
 class Moment(NamedTuple):
-    """Where a training stands when it calls a callback, and what it has to say.
+    """The argument of a callback: the position in the training, and the newest values.
 
-    The encoder is the one in training, with weights and mode as they are: read it, and leave both as they were. So is
-    torch's global generator: draw from one of your own.
+    `encoder` is the network in training, not a copy: a callback may read it, but must not change its weights or mode.
+    It must not draw from torch's global generator either, but from a generator of its own.
     """
 
     step: int  # optimiser steps done
@@ -31,7 +31,7 @@ Callback = Callable[[Moment], object]
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What to call, if anything. What a callback raises ends the training, after the state is saved."""
+    """Functions that the training calls, or None. An error in one ends the training, after the state is saved."""
 
     step: Callback | None = None  # after every optimiser step
     epoch: Callback | None = None  # after every epoch, when it is evaluated and saved

@@ -53,7 +53,7 @@ def _write(path: Path, state: dict[str, Any]) -> None:
 
 
 def contents(value: Any, name: str = "") -> dict[str, str]:
-    """What a nested dictionary holds: by dotted name the type of each entry, of a tensor its dtype and shape."""
+    """The type of each entry of a nested dictionary, by dotted name; for a tensor, its dtype and shape."""
     if isinstance(value, dict) and value:
         found: dict[str, str] = {}
         for key, item in value.items():

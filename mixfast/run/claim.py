@@ -1,4 +1,4 @@
-"""Who may write to a run folder: one process at a time; and what remains of a start that came to nothing."""
+"""Locks a run folder, so that one process at a time writes to it, and cleans up after a start that failed."""
 
 import errno
 import fcntl

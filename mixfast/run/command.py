@@ -1,4 +1,4 @@
-"""What every command but training does with --version and --traceback, and how it ends."""
+"""--version, --traceback and the exit code of every command except training."""
 
 import sys
 import traceback

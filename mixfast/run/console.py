@@ -1,4 +1,4 @@
-"""What a person sees: lines, and on a terminal a progress bar below them. Every line also goes to log.txt."""
+"""Output for people: lines, and on a terminal a progress bar below them. Every line is also written to log.txt."""
 
 import sys
 import time

@@ -61,7 +61,7 @@ def train_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
 
 
 class Before:
-    """What the first half of a step changes: the generators, and statistics and other buffers of the method."""
+    """A copy of all that the first half of a step changes: generators, statistics and other buffers of the method."""
 
     def __init__(self, run: Run):
         self.generators = run.generators.state_dict()

@@ -1,10 +1,10 @@
-"""What a command says when it fails: whose error it was, the lines that show where, and the exit code.
+"""The message of a command that fails: whose code failed, the lines that show where, and the exit code.
 
-A `UserError` has its own message and code. Any other error belongs to the owner of the innermost frame that is neither
-Python's, torch's nor another installed package's, with one exception: a frame of mixfast that a user's frame called
-counts as the user's, because operations refuse wrong shapes and types by raising. A defect of ours that such a call
-meets is therefore shown as the user's at first, with the line of ours that raised it and the request to report it if
-what was passed is right.
+A `UserError` has its own message and code. Any other error is attributed to the owner of the innermost frame that does
+not belong to Python, torch or another installed package. There is one exception: a frame of mixfast that a user's frame
+called counts as the user's, because operations raise errors for wrong shapes and types. So a defect of mixfast that
+such a call meets is attributed to the user at first; the message then shows the line of mixfast that raised the error,
+and asks to report it if the arguments are right.
 """
 
 import errno
@@ -146,7 +146,7 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def _storage(error: Exception, folder: Path | None) -> str:
-    """What the operating system refused to write or read, and what to do; "" for any other error."""
+    """The message for an error of the operating system while reading or writing; "" for any other error."""
     number, path, cause = 0, "", str(error)
     if isinstance(error, OSError) and error.filename is not None:
         number, path = error.errno or 0, os.fspath(error.filename)
@@ -167,7 +167,7 @@ def _storage(error: Exception, folder: Path | None) -> str:
 
 
 def _free(path: str) -> str:
-    """What the file system of a path still has: it may be files that it has run out of."""
+    """The free space of a path's file system in words; a full one may lack bytes, or room for further files."""
     place = Path(path)
     try:
         while not place.exists() and place != place.parent:

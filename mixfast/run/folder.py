@@ -88,7 +88,7 @@ class RunFolder:
         for key, kind in expected.items():
             if not isinstance(content, dict) or not isinstance(content.get(key), kind):
                 found = repr(content.get(key, "nothing") if isinstance(content, dict) else content)
-                what = "a text" if kind is str else "an object"
+                what = "a string" if kind is str else "an object"
                 raise CheckpointError(f"{path} cannot be read: {key} must be {what}; got {found:.100}.")
         values, preset, origins = content["values"], content["preset"], content["origins"]
         name = values.get("method_name")
@@ -134,12 +134,12 @@ class RunFolder:
         return any((self.checkpoints / name).is_file() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
 
     def has_trained(self) -> bool:
-        """Whether there is a checkpoint, or a record of a step that one must have followed."""
+        """Whether there is a checkpoint, or the record of a step, after which a checkpoint must have been saved."""
         path = self.metrics.path
         return self.has_checkpoint() or (path.is_file() and b'"kind": "train"' in path.read_bytes())
 
     def drop_unfinished(self) -> None:
-        """Delete files that were being written when something went wrong; the disk may be full of them."""
+        """Delete files whose writing was interrupted: they may fill the disk."""
         for path in (*self.path.glob("*.tmp"), *self.checkpoints.glob("*.tmp")):
             path.unlink()
 

@@ -20,7 +20,7 @@ class Recorder(Protocol):
         """Run `work` as the recording will; returns its result."""
 
     def record(self, work: Work) -> tuple[Callable[[], None], Any]:
-        """(replay, result): recording moves nothing on the device, and each replay writes into the same result."""
+        """(replay, result): recording computes nothing on the device, and each replay writes into the same result."""
 
 
 class CudaRecorder:

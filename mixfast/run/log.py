@@ -1,4 +1,4 @@
-"""What a run writes down: running means that stay on the device until they are printed, and the metrics files.
+"""The log of a run: running means, which stay on the device until they are printed, and the metrics files.
 
 Every record is one JSON object on a line of metrics.jsonl. Fields whose name begins with `time_` or `images_per_s`
 depend on the machine; all others are the same bits in a resumed run as in an uninterrupted one.
@@ -98,7 +98,7 @@ class Metrics:
         self.loggers.record(record)
 
     def position(self) -> int:
-        """Bytes written so far: what a checkpoint remembers."""
+        """Bytes written so far; a checkpoint stores this number."""
         return self.path.stat().st_size if self.path.exists() else 0
 
     def truncate(self, position: int) -> None:

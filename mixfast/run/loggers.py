@@ -1,7 +1,8 @@
-"""Where else the records and pictures of a run go while it trains: TensorBoard, Weights & Biases, MLflow.
+"""Further loggers for the records and pictures of a run: TensorBoard, Weights & Biases, MLflow.
 
-`--train.log` names them; each is imported when it is named. Accounts, servers and offline modes are the libraries' own
-(WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME). A resumed run continues theirs.
+`--train.log` names them; a library is imported only if it is named. Accounts, servers and offline modes are set as the
+libraries document it (WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME). A resumed run continues
+the same run in each library.
 """
 
 import importlib
@@ -164,7 +165,8 @@ class Loggers:
                 self._open[name] = LOGGERS[name][0](folder, options, step)
             except Exception as error:  # of any type: no account, no network, no room
                 raise PlatformError(
-                    f"--train.log {name} cannot begin: {error}. Continue with --train.log and no word for none."
+                    f"--train.log {name} cannot begin: {error}. "
+                    "To continue without loggers, give --train.log without a value."
                 ) from error
 
     def record(self, record: dict[str, Any]) -> None:
@@ -203,7 +205,7 @@ def _title(folder: Path) -> str:
 
 
 def _kept(folder: Path, name: str) -> str:
-    """What a library calls the run of a folder; "" if it has none."""
+    """The identifier of a folder's run in a library; "" if there is none."""
     try:
         return str(json.loads((folder / "loggers.json").read_text(encoding="utf-8")).get(name, ""))
     except (OSError, ValueError, AttributeError):

@@ -1,4 +1,4 @@
-"""What a run says about itself while it trains: records of the loss, evaluations, a table row per epoch."""
+"""Reports of a run while it trains: records of the loss, evaluations, and a table row per epoch."""
 
 import math
 import time

@@ -37,7 +37,7 @@ def learning_rate(config: OptimConfig, epoch: int, epochs: int, step: int) -> fl
     cosine: lr/2 (1 + cos(pi e / epochs)) with e = epoch + cosine_origin. step: lr step_factor^n with n of the steps
     passed; the first epoch at a new rate is share x epochs, or epochs - n for -n, counted from 0 as torch's
     MultiStepLR and MoCo's ImageNet script do (MoCo's CIFAR demo, Un-Mix and the paper's code count from 1: one epoch
-    earlier). As in MultiStepLR, a step that would lie before the first epoch is left out. constant: lr.
+    earlier). As in MultiStepLR, a step that would lie before the first epoch is ignored. constant: lr.
 
     A warm-up multiplies the rate by (epoch + 1) / (warmup_epochs + 1) in its epochs, or by (step + 1) / warmup_steps
     in its steps; the smaller factor counts.
@@ -75,7 +75,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 
 
 def state_names(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What the optimiser keeps for a parameter [2, 3] after a step, by name."""
+    """The optimiser's state of a parameter [2, 3] after a step, by name."""
     parameter = nn.Parameter(torch.zeros(2, 3, device=optimizer.param_groups[0]["params"][0].device))
     parameter.grad = torch.zeros_like(parameter)
     probe = type(optimizer)([parameter], **optimizer.defaults)

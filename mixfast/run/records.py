@@ -28,7 +28,7 @@ def read(metrics: Metrics) -> Records:
             wrong = ["epoch"]
         if wrong:
             shown = ", ".join(f"{key} {record.get(key, 'missing')!r:.40}" for key in wrong)
-            raise CheckpointError(f"{metrics.path}, line {number}: {shown}; mend or delete the line.")
+            raise CheckpointError(f"{metrics.path}, line {number}: {shown}; repair or delete the line.")
     return records
 
 

@@ -17,9 +17,9 @@ from mixfast.world import alone
 
 @dataclass(frozen=True, kw_only=True)
 class MachineOptions:
-    """Where a command computes, and where its images are."""
+    """Options about the machine: device, threads, the place of the images, trusted modules."""
 
-    data_path: str | None = None  # where the images are now, if they have moved
+    data_path: str | None = None  # the images' new place, if they were moved after the training
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: Cores = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota
     trust: tuple[str, ...] = ()  # modules in or around a run's folder, which the run names, that may be imported

@@ -1,7 +1,7 @@
-"""What a checkpoint holds, checked against the run that it is to continue before anything of it is used.
+"""Checks a checkpoint against the run that continues from it, before anything of the checkpoint is used.
 
-A tensor of another shape would be written past its end by a fused optimiser, and a NaN would end every later step;
-each function names the entry, what it must be and what it is.
+A fused optimiser would write past the end of a tensor of another shape, and a NaN would make every later step fail.
+Each message names the entry, what was expected and what came.
 """
 
 import math
@@ -199,7 +199,7 @@ def checked_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], s
 
 
 def _moment(value: object, probe: object, parameter: Tensor | None, path: Path, name: str) -> Any:
-    """A moment in the memory layout of its parameter; what has no dimension counts steps."""
+    """A moment in the memory layout of its parameter; a scalar is a count of steps."""
     if not isinstance(probe, Tensor) or parameter is None:
         expect(type(value) is type(probe), path, name, f"a {type(probe).__name__}", value)
         return value

@@ -1,4 +1,4 @@
-"""What a configuration would quietly get wrong on its data: warnings with the numbers, before anything is trained."""
+"""Warnings, before training, about settings that do not suit the data and would otherwise fail silently."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def _rate(config: RunConfig[Any], steps: int) -> list[str]:
     if mean > LOW_RATE * optim.lr and not reasons:
         return []
     if optim.schedule == "cosine" and optim.cosine_origin == 1:
-        reasons.append("the last epoch runs at rate 0; take --optim.cosine_origin 0 (leave out moco_demo)")
+        reasons.append("the last epoch runs at rate 0; set --optim.cosine_origin 0 (omit moco_demo)")
     if optim.schedule == "step":
         shares = " ".join(f"{step:g}" for step in optim.steps)
         reasons.append(f"the rate falls at --optim.steps {shares} by --optim.step_factor {optim.step_factor:g}")

@@ -35,7 +35,7 @@ class Setup:
     method: Method
 
     def augmenter(self, generators: Generators, recipe: AugmentConfig | None = None) -> Augment:
-        """What makes random views of images on the device, by the configuration's recipe or another."""
+        """A function that makes random views of images on the device, by `recipe`, or the configuration's if None."""
         cfg, state = recipe or self.config.augment, generators.counter("augment")
         given = (cfg, state, self.splits.mean, self.splits.std)
 

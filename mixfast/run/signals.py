@@ -75,11 +75,11 @@ class StopRequest:
         self.obey()
 
     def ask(self, number: int) -> None:
-        """What a signal inside `between_steps` does, unless one came before."""
+        """Store the number of a signal that arrives inside `between_steps`; the first signal counts."""
         self.number = self.number or number
 
     def leave(self) -> None:
-        """From here on a signal changes nothing any more: the process is on its way out."""
+        """Ignore further signals, because the process is ending."""
         self._deferred = self._left = True
 
     def obey(self) -> None:

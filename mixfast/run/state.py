@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 
 @dataclass
 class Run(Setup):
-    """A set-up that is trained: everything that the loop reads and moves beside it. `build` makes one."""
+    """A set-up in training: beside the set-up, everything that the loop reads and changes. `build` makes one."""
 
     folder: RunFolder
     console: Console
@@ -41,11 +41,11 @@ class Run(Setup):
     optimizer: torch.optim.Optimizer
     batches: Batches
     progress: Tensor  # float64 scalar on the device: share of the steps done
-    graph: StepGraph | None  # through which the halves of a step are called; None: as they are
+    graph: StepGraph | None  # calls the halves of a step as CUDA graphs; None: they are called directly
     clock: Clock
     task: Task
     callbacks: Callbacks
-    untold: list[dict[str, Any]] = field(default_factory=list)  # records of which the callbacks do not know yet
+    untold: list[dict[str, Any]] = field(default_factory=list)  # records that the callbacks have not received yet
     meter: Meter = field(default_factory=Meter)
     step: int = 0  # optimiser steps done
     epoch: int = 0  # epochs done

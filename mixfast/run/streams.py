@@ -1,4 +1,4 @@
-"""stdout and stderr that no command dies of: a reader that goes away, a full device, a name that they cannot show."""
+"""stdout and stderr that never end a command: the reader may leave, the device be full, a name not be encodable."""
 
 import errno
 import io
@@ -99,5 +99,5 @@ def steady_streams(remark: str = "") -> Iterator[Steady]:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, without number and file name."""
+    """The text of an error, without the error number and the file name."""
     return (error.strerror if isinstance(error, OSError) else "") or str(error)

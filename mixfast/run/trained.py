@@ -1,4 +1,4 @@
-"""What a training gives to Python."""
+"""The result of a training, for Python."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +11,11 @@ from mixfast.run.state import Run
 
 @dataclass(frozen=True)
 class Result:
-    """What `mixfast.fit` returns: plain data, and a network without ties to the training."""
+    """The result of `mixfast.fit`: plain data, and a network that is independent of the training."""
 
     encoder: Backbone  # the trained backbone, as `mixfast.export.load_backbone` gives it: on the CPU, in eval mode
     scores: dict[str, float]  # of the last evaluation: "knn_z" and "knn_h" in percent; {} without classes
-    baselines: dict[str, dict[str, float]]  # the same of "raw pixels" and of the "untrained" network
+    baselines: dict[str, dict[str, float]]  # the same scores for "raw pixels" and for the "untrained" network
     history: list[dict[str, Any]]  # by epoch: epoch, step, lr, loss and its terms; scores and diagnostics where due
     folder: Path  # of the run: report, checkpoints, export, metrics
     data: Splits = field(repr=False)  # the images, as they were trained on

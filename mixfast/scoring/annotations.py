@@ -58,7 +58,7 @@ def read_voc(root: Path, split: str | None = None, difficult: bool = True) -> li
 
 
 def read_coco(file: Path, images: Path) -> list[Annotated]:
-    """The boxes of the images that a COCO instances file lists; groups of objects ("iscrowd") are left out.
+    """The boxes of the images that a COCO instances file lists; groups of objects ("iscrowd") are omitted.
 
     Args:
         file: such as annotations/instances_val2017.json.

@@ -1,4 +1,4 @@
-"""What a score has to beat: raw pixels, the same network without training, edges, a box in the centre."""
+"""Baselines of the scores: raw pixels, the same network without training, edges, a box in the centre."""
 
 import copy
 from collections.abc import Callable

@@ -76,14 +76,14 @@ def component_scores(
     """`retrieval` on CutMix mixtures of n images.
 
     Args:
-        network: its map is pooled.
+        network: the network whose feature map is pooled.
         images: uint8 [n, 3, H, W], n >= 2, on the generator's device.
         area: share of the image that is pasted.
         generator: partners and boxes.
         head: from pooled features to vectors, such as a method's region head; None: the features themselves.
         layer: stage whose map is pooled; None: the last.
-        view: uint8 images to random, normalised views of which the mixtures are made; None: the plain images, so that
-            a mixture and the gallery share their pixels.
+        view: turns uint8 images into random, normalised views, from which the mixtures are made; None: mixtures of the
+            plain images, which then have the same pixels as the gallery.
         batch_size: images per forward pass.
 
     Returns:

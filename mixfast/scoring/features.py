@@ -59,15 +59,15 @@ def extract(
 
 
 def by_batches(images: Images, batch_size: int, work: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """What `work` makes of all images, batch by batch, in order.
+    """Call `work` on all images, batch by batch, and concatenate its results in order.
 
-    Of several processes each takes its share of the batches, which are the same whatever their number; `work` is called
-    as often in all of them.
+    Several processes share the batches, and each calls `work` equally often. The batches do not depend on the number of
+    processes.
 
     Args:
         images: [N, 3, H, W] uint8, in memory or in files.
-        batch_size: images of a call.
-        work: takes uint8 [n, 3, H, W], returns tensors [n, ...].
+        batch_size: images per call.
+        work: takes uint8 [n, 3, H, W] and returns tensors [n, ...].
     """
     here, parts = current(), torch.arange(len(images)).split(batch_size)
     results = [work(batch) for batch in read(images, here.dealt(parts))]

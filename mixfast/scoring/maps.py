@@ -26,7 +26,7 @@ LAST_ONLY = ("sim", "cam")  # these read what the head or the probe reads
 
 
 class Network(NamedTuple):
-    """An encoder, and what makes uint8 images [N, 3, H, W] its input."""
+    """An encoder, and the function that turns uint8 images [N, 3, H, W] into its input."""
 
     encoder: Encoder
     normalise: Callable[[Tensor], Tensor]
@@ -113,12 +113,12 @@ def fit_mapper(
     classifier: Tensor | None = None,
     p: float = 2.0,
 ) -> Mapper:
-    """A mapper whose channel means are those of reference images uint8 [N, 3, H, W], none of which is to be scored.
+    """A mapper with channel means from reference images uint8 [N, 3, H, W], which must not be scored themselves.
 
     Args:
-        network: left as it is.
-        reference: at the size of the images to come.
-        layer: stage to look at, 1 is the first; None: the last.
+        network: not changed.
+        reference: images of the same size as those that will be scored.
+        layer: stage whose map is used, 1 is the first; None: the last.
         stride: pixels per cell, by dilation (`dilate.dilated`); None: fine enough for the size of the reference images
             (`dilate.fine_stride`).
         classifier: [classes, C], weights of a linear probe on the pooled features; None: no "cam".

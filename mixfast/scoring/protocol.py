@@ -147,7 +147,7 @@ def choose_and_score(make: MapMaker, validation: Objects, test: Objects, options
 
     Args:
         make: a contestant, such as `mapper_contestant(fit_mapper(network, images))`.
-        validation: images to choose on, none of which is in `test`.
+        validation: images on which map and thresholds are chosen; disjoint from `test`.
         test: images to score.
         options: how maps are enlarged and scored.
     """

@@ -265,7 +265,7 @@ examples  python -m mixfast.train
 
 
 def short_help() -> str:
-    """What --help prints; it fits on a screen."""
+    """The text of --help, which fits on a screen."""
     rows = [("preset", "cost", "expected score (kNN on z, %)")]
     own = {"demo", *methods.names()}
     rows += [(name if name in own else f"  {name}", preset.cost, preset.score) for name, preset in presets().items()]

@@ -42,18 +42,18 @@ class Ending(NamedTuple):
 
 @dataclass
 class Attempt:
-    """What a call has got hold of, for whoever must leave it in order."""
+    """The resources and progress of one call, for the code that must clean up after an error."""
 
     console: Console
     method: str = ""  # dotted name of the user's method that is trained; "" for one of mixfast
     claim: Claim | None = None
     resumed: bool = False
-    begun: bool = False  # whether training has; a start that fails before leaves everything as it was
-    finished: bool = False  # whether training has, and its report is written; what the networks are worth may follow
-    done: bool = False  # to the end
+    begun: bool = False  # training has begun; a failure before that changes nothing
+    finished: bool = False  # training has ended and its report is written; scores of the networks may follow
+    done: bool = False  # everything has ended
 
     def ending(self, error: BaseException) -> Ending:
-        """What an error means that has ended the attempt: somebody stopped it, or it failed."""
+        """The ending that an error stands for: the call was stopped, or it failed."""
         if isinstance(error, Exception):
             folder = self.claim.folder.path if self.claim else None
             failure = explain(error, self.console.log_path, self.method, folder)
@@ -187,7 +187,7 @@ def announce(
 
 
 def first_weights(invocation: cli.Invocation, start: Path | None, console: Console) -> InitialWeights | None:
-    """The weights of --init, or those kept for a run that was stopped before its first checkpoint; None: drawn ones."""
+    """The weights of --init, or its stored copy if a run was stopped before its first checkpoint; None: random ones."""
     if invocation.init:
         return initial_weights.read(invocation.init, invocation.config.model, console.line)
     if invocation.resume and invocation.config.init and start is None:
@@ -221,7 +221,7 @@ def check_machine(config: RunConfig[Any]) -> torch.device:
 
 
 def set_machine(config: RunConfig[Any]) -> dict[str, Any]:
-    """Settings of this process that a run asks for; returns what env.json says of them."""
+    """Apply a run's settings to this process; returns their entries in env.json."""
     machine.set_determinism(config.train.deterministic)
     return {
         "threads": machine.set_threads(config.train.threads),

@@ -81,7 +81,7 @@ def draw(run: Run, runs: dict[str, Records]) -> None:
 
 
 def first_views(run: Run, count: int = 8) -> tuple[Tensor, dict[str, Tensor]]:
-    """What the method sees: the first images, uint8 [count, 3, H, W], their views and mixtures with boxes."""
+    """The method's input: the first images, uint8 [count, 3, H, W], and their views and mixtures with boxes."""
     images = run.batches.images[:count]
     return images, run.views(images, Generators(run.config.seed, run.device))
 

@@ -115,7 +115,7 @@ def gains_by_company(run: Run, names: Collection[str], cost: Callable[[str], Ste
 
 @contextmanager
 def beside(run: Run, other: RunConfig[Any], ratio: float) -> Iterator[Run]:
-    """Another method on the same data, ready to train in a folder inside the run's for as many epochs as cost the same.
+    """Another method on the same data, ready to train in a folder inside the run's, for the epochs of equal cost.
 
     The folder counts as finished when the block ends.
 

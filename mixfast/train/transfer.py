@@ -60,7 +60,7 @@ class Gap(NamedTuple):
 
 
 class Worth(NamedTuple):
-    """What was measured, by row: the methods, and "untrained"."""
+    """Scores by row: the methods, and "untrained"."""
 
     knn: dict[str, float]  # on h
     located: localise.Result

@@ -78,7 +78,7 @@ BAD: list[tuple[Any, str]] = [
     ("[1", "cannot be read: "),
     ([1], "must hold keys and values; got [1]"),
     ({"method": "moco"}, "unknown key method"),
-    ({"preset": 3}, "preset must be a text; got 3"),
+    ({"preset": 3}, "preset must be a string; got 3"),
     ({"values": {}, "preset": "moco"}, "values.method_name must be the name of a method"),
 ]
 

@@ -106,7 +106,7 @@ def test_no_option_takes_what_no_run_could_have(
         ("train.epochs", True, "--train.epochs must be a whole number; got True"),
         ("data.cache", 1, "--data.cache must be true or false; got 1"),
         ("augment.crop_scale", (0.1, 0.5, 1.0), "--augment.crop_scale must be 2 values; got (0.1, 0.5, 1.0)"),
-        ("compare", ("moco", 1), "--compare must be values, each a text; got ('moco', 1)"),
+        ("compare", ("moco", 1), "--compare must be values, each a string; got ('moco', 1)"),
     ],
 )
 def test_a_value_outside_its_type_or_range_is_named(key: str, value: object, message: str) -> None:

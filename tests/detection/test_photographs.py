@@ -77,7 +77,7 @@ def test_a_quarter_is_scored_and_never_trained_on() -> None:
     train, test = split_off(photographs, 300)
     assert len(train) == 15 and len(test) == 5 and sorted(train + test) == photographs
     assert split_off(photographs[::-1], 300) == (train, test) and len(split_off(photographs, 2)[1]) == 2
-    with pytest.raises(DataError, match=r"one to score are the least; got 1"):
+    with pytest.raises(DataError, match=r"one to train on and one to score; got 1"):
         split_off(photographs[:1], 300)
 
 

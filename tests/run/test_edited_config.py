@@ -80,7 +80,7 @@ def test_what_the_files_of_all_presets_hold_is_read(tmp_path: Path) -> None:
         ("3", "values must be an object; got 3"),
         ('{"values": {}, "preset": "moco", "origins": null}', "origins must be an object; got None"),
         ('{"values": [], "preset": "moco", "origins": {}}', r"values must be an object; got \[\]"),
-        ('{"values": {}, "preset": 5, "origins": {}}', "preset must be a text; got 5"),
+        ('{"values": {}, "preset": 5, "origins": {}}', "preset must be a string; got 5"),
         ('{"values": {}, "preset": "moco", "origins": {}}', "method_name must be a method's name; got None"),
         ('{"values": {"method_name": ["moco"]}, "preset": "moco", "origins": {}}', "method_name must be"),
         ('{"values": {"method_name": "moco"}, "preset": "moco", "origins": {}}', "method is missing; .*compare is"),

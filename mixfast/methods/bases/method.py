@@ -26,7 +26,7 @@ class Step:
     def total_weight(self) -> Tensor:
         """The sum of the terms' weights, a float32 scalar on the device; per-row weights count with their mean.
 
-        loss / total_weight is the weighted mean of the terms: what is printed beside the chance level.
+        loss / total_weight is the weighted mean of the terms, the number that is printed beside the chance level.
         """
         total = torch.zeros((), dtype=torch.float32, device=self.loss.device)
         for weight in [term.weight for term in self.terms] or [self.weight]:
@@ -78,12 +78,12 @@ class Method(nn.Module):
         return None
 
     def views(self, images: Tensor, augment: Augment, generators: Generators) -> dict[str, Tensor]:
-        """uint8 images [B, 3, H, W] to everything a step needs, without parameters; draws from generators["mix"].
+        """Turn uint8 images [B, 3, H, W] into all inputs of `step`, without parameters; draws from generators["mix"].
 
         `augment(images, count=2)` makes `count` random, normalised float32 views of each image in one call: the first
         by the recipe of the first view, the others by that of the second (the same unless options say otherwise).
-        `.crops` of the result says where in the images they are, for `mixfast.augment.geometry`. Entries [B, 3, H, W]
-        are what the report shows; boxes of an entry "name" are int64 [B, 4] or [B, M, 4] under "boxes_name".
+        `.crops` of the result holds the crops of the views, for `mixfast.augment.geometry`. The report shows entries of
+        shape [B, 3, H, W]; the boxes of an entry "name" are int64 [B, 4] or [B, M, 4] under "boxes_name".
         """
         raise NotImplementedError
 
@@ -92,8 +92,8 @@ class Method(nn.Module):
 
         Args:
             progress: share of the run's optimiser steps that are done, in [0, 1), for schedules. A float64 scalar
-                tensor on the device, filled anew for every step. Compute with it on the device: a step can then be
-                recorded as a CUDA graph. A method that reads it says so by `follows_progress`.
+                tensor on the device, which gets a new value before every step. Compute with it on the device, so that a
+                step can be recorded as a CUDA graph. A method that reads it must return True in `follows_progress`.
         """
 
     def step(self, views: dict[str, Tensor], generators: Generators) -> Step:

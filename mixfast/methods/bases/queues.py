@@ -25,11 +25,11 @@ class Queues(nn.Module):
     written next. No call waits for the device, so a CUDA graph can record them.
 
     Args:
-        names: of the queues; none may be "pointer".
+        names: names of the queues; none may be "pointer".
         dim: D, the length of a key.
-        size: K, the keys of each queue; a multiple of the rows that are pushed at a time.
-        generator: draws the first keys, queue after queue; the buffers live on its device.
-        dtype: of the keys; None: `key_dtype` of the device. The trainer builds a method within its autocast.
+        size: K, the number of keys in each queue; a multiple of the rows of one push.
+        generator: draws the first keys, queue after queue; the buffers are on its device.
+        dtype: dtype of the keys; None: `key_dtype` of the device. The trainer builds a method within its autocast.
     """
 
     pointer: Tensor
@@ -69,8 +69,8 @@ class Queues(nn.Module):
                 f"and {', '.join(f'{len(new)} rows for {name}' for name, new in rows.items())}."
             )
         count = counts.pop()
-        place = (self.pointer + torch.arange(count, device=self.pointer.device)).remainder(size)
+        oldest = (self.pointer + torch.arange(count, device=self.pointer.device)).remainder(size)
         for name, new in rows.items():
             keys = self.get_buffer(name)
-            keys.index_copy_(0, place, new.to(keys.dtype))
+            keys.index_copy_(0, oldest, new.to(keys.dtype))
         self.pointer.add_(count).remainder_(size)

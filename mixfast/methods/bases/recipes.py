@@ -1,4 +1,4 @@
-"""What the recipes of SimCLR and BYOL on CIFAR-10 share, by the code that they come from."""
+"""Options that the recipes of SimCLR and BYOL on CIFAR-10 share, named after the code that they come from."""
 
 from mixfast.augment import recipe_options
 

@@ -1,10 +1,10 @@
-"""Batch norm within each group of samples n mod S: one pass over the maps for statistics, one that normalises.
+"""Batch norm within each group of samples n mod S: one pass over the maps for the statistics, one to normalise.
 
 With h = (x - mean) / sqrt(variance + eps) over the M = (B / S) H W numbers of a group's channel, y = weight h + bias,
 and for upstream gradients dy (Ioffe and Szegedy 2015, section 3)
     dx = weight / sqrt(variance + eps) (dy - avg dy - h avg(dy h)),  d_weight = sum dy h,  d_bias = sum dy
-Maps in channels_last and contiguous maps are read and written where they lie. For backward x is kept, and two numbers
-for each channel of a group.
+Contiguous maps and channels_last maps are read and written without a copy. The forward pass saves x, and two numbers
+for each channel of each group.
 """
 
 from torch import Tensor
@@ -27,21 +27,21 @@ def split_batch_norm(
     eps: float = 1e-5,
     backend: str = "auto",
 ) -> Tensor:
-    """Batch norm in training, with statistics of their own for each of S groups of samples (He et al. 2020, MoCo).
+    """Batch norm in training mode, with separate statistics for each of S groups of samples (He et al. 2020, MoCo).
 
-    Group s holds samples s, s + S, s + 2 S ..., as in MoCo's recipe for one device. Running statistics, if given, are
-    changed in place: (1 - momentum) running + momentum new, new being the mean over groups of their means, or of their
-    unbiased variances. The same bits on every run and for any number of threads. Works under torch.compile and
-    under torch.func; autocast leaves it alone.
+    Group s holds the samples s, s + S, s + 2 S, and so on, as in MoCo's recipe for one device. Running statistics, if
+    given, are updated in place: running = (1 - momentum) running + momentum new, where new is the mean over the groups
+    of their means, or of their unbiased variances. Results have the same bits on every run and for any number of
+    threads. Works under torch.compile and torch.func; autocast does not change it.
 
     Args:
         x: [B, C, H, W], B a multiple of S, (B / S) H W >= 2; float16, bfloat16, float32 or float64. Contiguous or
             channels_last maps are not copied.
         weight, bias: [C], contiguous, float32, or float64 for float64 maps.
-        running_mean, running_var: [C] like weight, without gradient; or None, both.
+        running_mean, running_var: both [C] like weight, without gradient, or both None.
         num_splits: S, the number of groups; 1 is ordinary batch norm.
-        momentum: how far running statistics move, in [0, 1].
-        eps: added to variances; positive.
+        momentum: weight of the new statistics in the running ones, in [0, 1].
+        eps: positive number that is added to variances.
         backend: "auto", or a name from `mixfast.backends()`, which then runs or raises. There is no "cuda": on a GPU
             "auto" takes Triton.
 

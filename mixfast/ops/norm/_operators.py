@@ -50,14 +50,14 @@ def _backward_fake(dy: Tensor, x: Tensor, weight: Tensor, *rest: Any) -> Three:
     return torch.empty_like(dense(x)), torch.empty_like(weight), torch.empty_like(weight)
 
 
-# -> y, as x but dense; means and inverses [S, C] of 1 / sqrt(variance + eps). Moves the running statistics.
+# -> y, like x but dense; means [S, C]; inverses [S, C], 1 / sqrt(variance + eps). Updates the running statistics.
 forward = define(
     f"{NAME}_forward(Tensor x, Tensor weight, Tensor bias, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
     "int splits, float momentum, float eps, str backend) -> (Tensor, Tensor, Tensor)",
     _dense_forward,
     _forward_fake,
 )
-# -> dx, as x but dense; d_weight, d_bias [C].
+# -> dx, like x but dense; d_weight, d_bias [C].
 backward = define(
     f"{NAME}_backward(Tensor dy, Tensor x, Tensor weight, Tensor means, Tensor inverses, int splits, str backend)"
     " -> (Tensor, Tensor, Tensor)",
@@ -69,7 +69,7 @@ map_in_turn(backward)
 
 
 class _SplitBatchNorm:
-    """Differentiable in x, weight and bias, the first of the operator's arguments."""
+    """Differentiable in x, weight and bias, the first three of the operator's arguments."""
 
     @staticmethod
     def forward(*inputs: Any) -> Three:
@@ -85,13 +85,13 @@ class _SplitBatchNorm:
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *_ = ctx.saved_tensors
         with torch.no_grad():
-            found = backward(dy, *ctx.saved_tensors, *ctx.options)
-        grads = [grad if need else None for grad, need in zip(found, ctx.needs_input_grad[:3], strict=True)]
+            derivatives = backward(dy, *ctx.saved_tensors, *ctx.options)
+        grads = [grad if need else None for grad, need in zip(derivatives, ctx.needs_input_grad[:3], strict=True)]
         return *no_second(NAME, grads, (dy, x, weight)), *[None] * 6
 
     @staticmethod
     def jvp(ctx: Any, dx: Tensor, d_weight: Tensor, d_bias: Tensor, *rest: Any) -> tuple[Tensor]:
-        """With respect to x, y's derivative is its own adjoint: the tangent is what `backward` makes of dx."""
+        """The derivative of y with respect to x is its own adjoint, so that `backward` of dx is the tangent by x."""
         x, weight, means, inverses = ctx.saved_tensors
         splits, _ = ctx.options
         with torch.no_grad():

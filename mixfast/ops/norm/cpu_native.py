@@ -1,4 +1,4 @@
-"""split_batch_norm on CPU in C++ (csrc/norm): checks are done, addresses and sizes go out."""
+"""split_batch_norm on CPU in C++ (csrc/norm): passes addresses and sizes of checked arguments."""
 
 import functools
 from typing import Any
@@ -23,7 +23,7 @@ def instruction_sets() -> list[int]:
 
 
 def _maps(x: Tensor, splits: int) -> tuple[Any, ...]:
-    """Sizes, layout and dtype of dense maps. Those of one channel are both layouts; contiguous is the faster one."""
+    """Sizes, layout and dtype of dense maps. Maps with one channel have both layouts; contiguous is faster."""
     batch, channels, height, width = x.shape
     last = channels > 1 and x.is_contiguous(memory_format=torch.channels_last)
     return batch, channels, height * width, splits, last, DTYPES[x.dtype]
@@ -48,7 +48,7 @@ def forward(
         x.data_ptr(),
         weight.data_ptr(),
         bias.data_ptr(),
-        *(0 if each is None else each.data_ptr() for each in (running_mean, running_var)),
+        *(0 if tensor is None else tensor.data_ptr() for tensor in (running_mean, running_var)),
         momentum,
         eps,
         y.data_ptr(),
@@ -67,7 +67,7 @@ def backward(
     tensors = dy, x, weight, means, inverses, dx, d_weight, d_bias
     _native.cpu.split_batch_norm_backward(  # type: ignore[union-attr]
         *_maps(x, splits),
-        *(each.data_ptr() for each in tensors),
+        *(tensor.data_ptr() for tensor in tensors),
         *_native.cpu_place(instruction_sets(), instruction_set),
     )
     return dx, d_weight, d_bias

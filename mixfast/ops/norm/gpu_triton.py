@@ -1,4 +1,4 @@
-"""split_batch_norm in Triton (gpu_triton_kernels.py): all of split_batch_norm that there is on a GPU."""
+"""split_batch_norm in Triton (gpu_triton_kernels.py), its only fast backend on a GPU."""
 
 from typing import Any, NamedTuple
 
@@ -9,22 +9,22 @@ from mixfast.ops._triton import power_of_two, unavailable, why_not
 
 __all__ = ["backward", "forward", "unavailable", "why_not"]
 
-TILE = 2048  # numbers of a step; two tiles of float32 sums are 32 registers of a thread
-PROGRAMS = 1056  # chunks are cut for about so many programs, eight for each multiprocessor of a large GPU
-LONGEST = 256  # chunks of a group at most: one tile of the merging kernels
+TILE = 2048  # numbers per step; two tiles of float32 sums take 32 registers of each thread
+PROGRAMS = 1056  # target for the number of programs: eight for each multiprocessor of a large GPU
+LONGEST = 256  # largest number of chunks per group, which fit into one tile of the merging kernels
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 class Plan(NamedTuple):
-    """How maps are cut, from their shape and layout alone: the order of sums decides the last bits."""
+    """How maps are cut into chunks. It follows from shape and layout alone: the order of sums decides the last bits."""
 
-    sizes: tuple[int, int, int, int, int]  # groups, channels, pixels, strides of both
-    steps: int  # of a sample
-    chunk: int  # steps
-    chunks: int  # of a group
-    total: int  # steps of a group
-    tiles: int  # of channels
-    constants: dict[str, Any]  # of the kernels that read maps
+    sizes: tuple[int, int, int, int, int]  # groups, channels, pixels, stride of channels, stride of pixels
+    steps: int  # steps per sample
+    chunk: int  # steps per chunk
+    chunks: int  # chunks per group
+    total: int  # steps per group
+    tiles: int  # tiles of channels
+    constants: dict[str, Any]  # constants of the kernels that read maps
 
 
 def plan(x: Tensor, splits: int) -> Plan:
@@ -165,7 +165,7 @@ def backward(
 
 
 def map_constants(channels: int, pixels: int, channels_last: bool) -> dict[str, Any]:
-    """A step of TILE numbers: as many neighbours as are worth one access of memory, then the other side."""
+    """Tiles of TILE numbers: first enough neighbours in memory for efficient access, the rest along the other axis."""
     if channels_last:
         block_c = min(power_of_two(channels), 64)
         return {"BLOCK_P": min(power_of_two(pixels), TILE // block_c), "BLOCK_C": block_c}

@@ -1,6 +1,6 @@
-"""split_batch_norm by its definition, in plain PyTorch: the groups as further channels of one batch norm.
+"""split_batch_norm by its definition, in plain PyTorch: one batch norm with a channel for each pair (group, channel).
 
-Shares no code with the other backends, which are tested against it. Gradients, second ones too, are PyTorch's own.
+It shares no code with the other backends, which are tested against it. PyTorch computes all derivatives.
 """
 
 import torch
@@ -30,7 +30,7 @@ def normalise(
     batch, channels, height, width = x.shape
     grouped = x.contiguous().reshape(batch // splits, splits * channels, height, width)
     running = running_mean, running_var
-    mean, var = (None if each is None else each.repeat(splits) for each in running)
+    mean, var = (None if statistic is None else statistic.repeat(splits) for statistic in running)
     scale, shift = weight.repeat(splits), bias.repeat(splits)
     y = F.batch_norm(grouped, mean, var, scale, shift, True, momentum, eps).reshape(x.shape)
     for old, new in zip(running, (mean, var), strict=True):

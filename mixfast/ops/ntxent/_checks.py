@@ -11,7 +11,7 @@ check = Check(NAME)
 
 
 def check_views(first: Any, second: Any) -> None:
-    """Both views: tensors [N, D] that agree in everything."""
+    """Both views: tensors [N, D] with the same shape, dtype and device."""
     for name, tensor in (("first", first), ("second", second)):
         check.floats(name, tensor, "a tensor [N, D]")
         if tensor.ndim != 2:
@@ -53,7 +53,7 @@ def check_excluded(excluded: Any, first: Tensor) -> None:
 
 
 def refuse_excluded(anchor: int, row: int, rows: int) -> NoReturn:
-    """The value of an entry of `excluded` that cannot be, where reading it is free."""
+    """Raise for a wrong value in `excluded`, which the cpu backend has found."""
     if -1 <= row < rows:
         check.value_error(f"excluded[{anchor}] must not be the anchor's positive, row {row}.")
     check.value_error(f"excluded[{anchor}] must be -1 (none) or a row in [0, {rows}); got {row}.")

@@ -17,13 +17,13 @@ NAME = "nt_xent"
 
 
 class Problem(NamedTuple):
-    """A call, as both passes ask for it."""
+    """The arguments of a call, which both passes take."""
 
     first: Tensor  # [N, D]
     second: Tensor
     excluded: Tensor | None  # [2N]
     temperature: Tensor | None  # []
-    number: float  # the temperature, if there is no tensor
+    number: float  # the temperature, if `temperature` is None
     reduction: str
 
 
@@ -42,8 +42,8 @@ def _backward_fake(
 
 
 _PROBLEM = "Tensor first, Tensor second, Tensor? excluded, Tensor? temperature, float number, str reduction"
-# -> losses [2N] for reduction "none", else []; denominators [2, 2N], two summands of the base-2 logarithm of the sum
-# over j, the positive included; shares [2N], the part of that sum that falls on the negatives.
+# -> losses, [2N] for reduction "none", else []; denominators [2, 2N], two numbers that sum to log2 of the sum over
+# negatives and positive; shares [2N], the negatives' part of that sum.
 forward = define(
     f"{NAME}_forward({_PROBLEM}, str backend) -> (Tensor, Tensor, Tensor)",
     packed(Problem, by_backend(NAME, "forward")),
@@ -80,13 +80,13 @@ class _NtXent:
         with torch.no_grad():
             problem = first, second, excluded, temperature, *ctx.options
             d_rows, d_temperature = backward(*problem, grad_losses, *made, wanted[3], ctx.backend)
-        found = *d_rows.chunk(2), None, d_temperature.to(temperature.dtype) if wanted[3] else None
-        grads = [grad if need else None for grad, need in zip(found, wanted, strict=True)]
+        derivatives = *d_rows.chunk(2), None, d_temperature.to(temperature.dtype) if wanted[3] else None
+        grads = [grad if need else None for grad, need in zip(derivatives, wanted, strict=True)]
         return None, *no_second(NAME, grads, present(grad_losses, first, second, temperature)), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor]:
-        """Tangent of the reduced loss, from its saved gradient; losses by anchor would need a pass over all pairs."""
+        """Tangent of the reduced loss, from its gradient; losses per anchor would need another pass over all pairs."""
         first, second, excluded, temperature, *made = ctx.saved_tensors
         if ctx.options[1] == "none":
             raise NotImplementedError(
@@ -95,9 +95,9 @@ class _NtXent:
             )
         _, d_first, d_second, _, d_temperature, *_ = tangents
         with torch.no_grad():
-            problem, one = (first, second, excluded, temperature, *ctx.options), made[0].new_ones(())
-            grads, slope = backward(*problem, one, *made, temperature is not None, ctx.backend)
-            tangent = (grads.to(one.dtype) * torch.cat([d_first, d_second])).sum()
+            problem, upstream = (first, second, excluded, temperature, *ctx.options), made[0].new_ones(())
+            grads, slope = backward(*problem, upstream, *made, temperature is not None, ctx.backend)
+            tangent = (grads.to(upstream.dtype) * torch.cat([d_first, d_second])).sum()
             if temperature is not None:
                 tangent = tangent + slope * d_temperature
         (loss,) = no_second(NAME, [tangent], present(first, second, temperature, d_first, d_second, d_temperature))
@@ -113,7 +113,7 @@ def losses(
 ) -> Tensor:
     """[2N] for reduction "none", else [], with derivatives."""
     tensor, number = (temperature, 0.0) if isinstance(temperature, Tensor) else (None, temperature)
-    if second is first and torch.compiler.is_compiling():  # which refuses a tensor that is given twice
+    if second is first and torch.compiler.is_compiling():  # torch.compile refuses the same tensor in two arguments
         second = first.view_as(first)
     problem = Problem(first, second, excluded, tensor, number, reduction)
     if recorded(first, second, tensor):

@@ -1,4 +1,4 @@
-"""nt_xent on CPU in C++ (csrc/ntxent): checks are done, addresses and sizes go out."""
+"""nt_xent on CPU in C++ (csrc/ntxent): passes addresses and sizes of checked arguments."""
 
 import functools
 from typing import Any
@@ -26,17 +26,17 @@ def instruction_sets() -> list[int]:
 
 
 def _arguments(problem: Problem) -> tuple[tuple[Tensor | None, ...], tuple[Any, ...]]:
-    """What has to live during the call, and the arguments that both directions begin with."""
+    """The tensors that must stay alive during a call, and the arguments that both passes begin with."""
     number = problem.number
     if problem.temperature is not None:
         number = problem.temperature.item()
         check.positive("temperature", number)
     views = [view if view.stride(1) == 1 else view.contiguous() for view in (problem.first, problem.second)]
     excluded = None if problem.excluded is None else problem.excluded.contiguous()
-    places = [place for view in views for place in (view.data_ptr(), view.stride(0))]
+    addresses = [number for view in views for number in (view.data_ptr(), view.stride(0))]
     rows, dim = problem.first.shape
     address, reduction = 0 if excluded is None else excluded.data_ptr(), REDUCTIONS[problem.reduction]
-    return (*views, excluded), (*places, DTYPES[problem.first.dtype], rows, dim, address, number, reduction)
+    return (*views, excluded), (*addresses, DTYPES[problem.first.dtype], rows, dim, address, number, reduction)
 
 
 def forward(problem: Problem, instruction_set: int = -1) -> tuple[Tensor, Tensor, Tensor]:

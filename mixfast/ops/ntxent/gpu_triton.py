@@ -1,4 +1,4 @@
-"""nt_xent in Triton (gpu_triton_kernels.py): all of nt_xent that there is on a GPU."""
+"""nt_xent in Triton (gpu_triton_kernels.py), its only fast backend on a GPU."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ from mixfast.ops.ntxent._operators import Problem
 __all__ = ["backward", "forward", "unavailable", "why_not"]
 
 LARGEST_DIM, LARGEST_EXACT_DIM = 256, 128  # registers hold a tile of products [BLOCK_ROWS, D]
-BLOCK_ROWS = 64  # of a tile, usually; four warps need them for the matrix instruction of sm_90
-PROGRAMS = 384  # chunks are cut for at most so many programs, three for each multiprocessor of a large GPU
-SHORTEST_CHUNK = 128  # rows
+BLOCK_ROWS = 64  # usual number of rows of a tile; the matrix instruction of sm_90 needs it with four warps
+PROGRAMS = 384  # largest number of programs: three for each multiprocessor of a large GPU
+SHORTEST_CHUNK = 128  # smallest number of rows of a chunk
 _LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 
 
@@ -132,7 +132,7 @@ def _reduced(values: Tensor, reduction: str) -> Tensor:
 
 
 def chunk_size(total: int) -> int:
-    """Rows of a chunk. From shapes alone, not from the device: the number of chunks decides the last bits."""
+    """Rows per chunk, from shapes alone and not from the device: the number of chunks decides the last bits."""
     chunks = max(PROGRAMS // -(-total // BLOCK_ROWS), 1)
     return max(-(-total // (64 * chunks)) * 64, SHORTEST_CHUNK)
 
@@ -141,7 +141,7 @@ def chunk_size(total: int) -> int:
 
 
 def pair_constants(architecture: int, dim: int, factors: str, need_grad: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Constants and launch options of the kernels that multiply rows with rows; fixed, from docs/triton-report.md."""
+    """Constants and launch options of the kernels that multiply rows with rows, chosen from docs/triton-report.md."""
     import triton.language as tl
 
     block_d = power_of_two(dim, least=16)

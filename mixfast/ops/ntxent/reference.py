@@ -1,6 +1,6 @@
 """nt_xent by its definition, in plain PyTorch: all 2N x 2N logits, then their cross entropy.
 
-Shares no code with the other backends, which are tested against it. Gradients, second ones too, are PyTorch's own.
+It shares no code with the other backends, which are tested against it. PyTorch computes all derivatives.
 """
 
 import torch

@@ -1,9 +1,9 @@
-"""Random views of image batches: the draws of their parameters, the views that given parameters describe, mixtures.
+"""Random views of image batches in three functions: draw parameters, compute the views they describe, mix views.
 
-A view is: bytes to [0, 1]; jitter and grey (or, by `colour_first` and `grey_first`, in another order); crop, resize and
-flip; jitter and grey, if not before; blur; solarise; (x - mean) / std. Values are clamped to [0, 1] after every step
-and never rounded to 8 bits in between. Each step is torchvision's (transforms.v2.functional on float images, crops
-without antialiasing, and bicubic ones as Pillow enlarges).
+The steps of a view: bytes to [0, 1]; crop, resize and flip; colour jitter; grey; blur; solarise; (x - mean) / std.
+`colour_first` puts jitter and grey before the crop, `grey_first` puts grey before the jitter. Values are clamped to
+[0, 1] after every step and never rounded to 8 bits in between. Each step equals torchvision's
+(transforms.v2.functional on float images, without antialiasing); bicubic crops equal those of Pillow when it enlarges.
 """
 
 from collections.abc import Sequence
@@ -35,26 +35,26 @@ def augment_views(
     memory_format: torch.memory_format = torch.contiguous_format,
     backend: str = "auto",
 ) -> list[Tensor]:
-    """V views of every image in one call: one read of the bytes, and one write of each view.
+    """Compute V views of every image in one call.
 
     The columns of `parameters`: top, left, height and width of the crop in pixels; flip (0 or 1); factors of
     brightness, contrast and saturation; hue shift in turns; the order of these three steps, a permutation of 0, 1, 2;
     how many of them come before the hue (0..3); grey (0 or 1); standard deviation of the blur in pixels, 0 for none;
-    solarise (0 or 1). `draw_views` makes them. Works under torch.compile and in a CUDA graph. No gradient passes.
+    solarise (0 or 1). `draw_views` makes them. Works under torch.compile and in a CUDA graph. There is no gradient.
 
     Args:
         images: uint8 [N, 3, H, W], contiguous, RGB.
         parameters: float32 [V, B, 16] on the images' device. Crops must lie inside the image.
-        index: int64 [B] on that device, the rows of `images` to use, in [0, N): a whole data set can be given without
-            gathering a batch. None: all rows, so that B = N.
-        size: side, or (height, width), of the views; that of the images if None.
-        mean, std: of the three channels, in units of [0, 1].
-        interpolation: "bilinear", or "bicubic" as in Pillow: A = -0.5, of pixels of the crop alone, clamped to [0, 1].
-        colour_first, grey_first: jitter and grey before the crop (with the whole image's mean); grey before the jitter.
-        blur_reach: pixels that a blur reaches to each side, (kernel size - 1) / 2 of torchvision, or the smaller side
-            of a view less one if that is less; 0: no view is blurred, whatever the parameters say.
-        dtype: of the views, float32, bfloat16 or float16; computed in float32 and rounded once.
-        memory_format: of each view, torch.contiguous_format or torch.channels_last.
+        index: int64 [B] on the images' device, rows of `images` in [0, N), which can be a data set; None: all, B = N.
+        size: side, or (height, width), of the views; None: the size of the images.
+        mean, std: one number for each of the three channels, in units of [0, 1].
+        interpolation: "bilinear", or "bicubic" as in Pillow: A = -0.5, reads the crop's pixels only, clamped to [0, 1].
+        colour_first: apply jitter and grey before the crop; contrast then uses the mean of the whole image.
+        grey_first: apply grey before the jitter.
+        blur_reach: radius of the blur in pixels, torchvision's (kernel size - 1) / 2, kept below the views' sides.
+            0: no view is blurred, whatever the parameters say.
+        dtype: float32, bfloat16 or float16; views are computed in float32 and rounded once.
+        memory_format: memory format of each view, torch.contiguous_format or torch.channels_last.
         backend: "auto", or a name from `mixfast.backends()`, which then runs or raises.
 
     Returns:
@@ -84,16 +84,16 @@ def augment_views(
 def draw_views(
     state: Tensor, batch: int, size: tuple[int, int], recipes: Sequence[Recipe], *, backend: str = "auto"
 ) -> Tensor:
-    """Random parameters of a view by each recipe, of `batch` images, by a counter-based generator (Philox4x32-10).
+    """Draw random parameters for the views of `batch` images, one view per recipe, with Philox4x32-10.
 
-    The same state gives the same parameters, on every device and in every backend: crops and choices bit for bit,
-    factors to the last bit of float32 but one. An image's draws depend on its place in the batch and on the view's
-    place among the recipes, not on how many there are. `_philox.py` says which number is drawn from which counter.
-    Crops follow torchvision's RandomResizedCrop: ten tries, then the central crop.
+    The generator is counter-based. The same state gives the same parameters on every device and in every backend: crops
+    and choices have equal bits, factors differ by at most one unit in the last place of float32. The draws of an image
+    depend on its position in the batch and on the position of the view among the recipes, but not on the number of
+    images or recipes. Crops follow torchvision's RandomResizedCrop: ten tries, then the central crop.
 
     Args:
-        state: int64 [2], (key, next draw): the key names a stream, and the call adds one to the next draw, in place on
-            the device, so that nothing waits and a captured graph goes on to the next draw at every replay.
+        state: int64 [2], (key, next draw). The key identifies a stream. The call adds one to the next draw, in place on
+            the device, so that the host does not wait and every replay of a captured graph draws new parameters.
         batch: B, the number of images.
         size: (height, width) of the images.
         recipes: one for each of the V views, see `Recipe`.
@@ -117,14 +117,14 @@ def draw_views(
 
 
 def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor, *, backend: str = "auto") -> Tensor:
-    """Mixtures of finished views: CutMix, mixup, or either by image, in one pass. No gradient passes.
+    """Mix finished views: CutMix, mixup, or a choice of them per image, in one pass. There is no gradient.
 
-    Outside of its box, image i is share[i] base[i] + (1 - share[i]) donor[i]; inside it is donor[i]. So CutMix is a
-    share of 1, mixup an empty box, and an image with both is left alone. Copied numbers keep their bits.
+    Outside its box, image i is share[i] base[i] + (1 - share[i]) donor[i]; inside its box it is donor[i]. A share of 1
+    gives CutMix, an empty box gives mixup, and both together leave the image unchanged. Copied numbers keep their bits.
 
     Args:
         base, donor: floating point [B, C, H, W], same shape, dtype and device.
-        boxes: int64 [B, 4] on that device, (x0, y0, x1, y1) in pixels, half-open; what sticks out is left out.
+        boxes: int64 [B, 4] on that device, (x0, y0, x1, y1) in pixels, half-open; parts outside the image are ignored.
         share: float32 [B] on that device, in [0, 1].
         backend: "auto", or a name from `mixfast.backends()["augment_views"]`, which then runs or raises.
 

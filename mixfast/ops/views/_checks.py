@@ -13,8 +13,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _FIELDS = [name for name in vars(Recipe) if not name.startswith("_")]
 _RATIOS, _PAIRS = ("crop_ratio",), ("crop_scale", "crop_ratio", "blur_sigma")
 FORMATS = (torch.contiguous_format, torch.channels_last)
-LARGEST = 2**24  # sides beyond it are no float32
-MOST = 2**31  # images of a draw, whose places are counted in 32 bits
+LARGEST = 2**24  # float32 holds every integer up to it: limit of a side in pixels
+MOST = 2**31  # limit of the images of a draw, whose positions are 32-bit numbers
 
 
 def _tensor(operation: str, name: str, value: Any, dtype: torch.dtype) -> None:
@@ -69,7 +69,7 @@ def check_parameters(parameters: Any, images: Tensor, index: Tensor | None) -> N
 
 
 def check_format(dtype: Any, memory_format: Any, interpolation: Any, blur_reach: Any) -> None:
-    """What the views are."""
+    """Dtype, memory format, interpolation and blur of the views."""
     name = "augment_views"
     if dtype not in DTYPES:
         raise TypeError(f"{name}: dtype must be float32, bfloat16 or float16; got {dtype}.")
@@ -79,7 +79,7 @@ def check_format(dtype: Any, memory_format: Any, interpolation: Any, blur_reach:
         raise ValueError(f"{name}: interpolation must be 'bilinear' or 'bicubic'; got {interpolation!r}.")
     if isinstance(blur_reach, bool) or not isinstance(blur_reach, int) or not 0 <= blur_reach < LARGEST:
         raise ValueError(
-            f"{name}: blur_reach must be from 0 to below 2^24 pixels; got {blur_reach!r}. 0 leaves the blur out."
+            f"{name}: blur_reach must be from 0 to below 2^24 pixels; got {blur_reach!r}. 0 omits the blur."
         )
 
 
@@ -141,9 +141,9 @@ def check_mixture(base: Any, donor: Any, boxes: Any, share: Any) -> None:
     if base.ndim != 4:
         raise ValueError(f"{name}: base must be [B, C, H, W]; got {list(base.shape)}.")
     wanted = {"donor": (donor, base.dtype, base.shape), "boxes": (boxes, torch.int64, (len(base), 4))}
-    for given, (value, dtype, shape) in {**wanted, "share": (share, torch.float32, (len(base),))}.items():
-        _tensor(name, given, value, dtype)
+    for argument, (value, dtype, shape) in {**wanted, "share": (share, torch.float32, (len(base),))}.items():
+        _tensor(name, argument, value, dtype)
         if tuple(value.shape) != tuple(shape):
-            raise ValueError(f"{name}: {given} must be {list(shape)}, as base has it; got {list(value.shape)}.")
+            raise ValueError(f"{name}: {argument} must be {list(shape)}, as base has it; got {list(value.shape)}.")
         if value.device != base.device:
-            raise ValueError(f"{name}: {given} must be on the device of base, {base.device}; got {value.device}.")
+            raise ValueError(f"{name}: {argument} must be on the device of base, {base.device}; got {value.device}.")

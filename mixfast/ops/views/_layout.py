@@ -1,4 +1,4 @@
-"""What the operators and their backends hand each other: columns, options, and the numbers of a recipe."""
+"""Data structures that operators pass to backends: columns of the parameters, options, and the numbers of a recipe."""
 
 import math
 from typing import NamedTuple, Protocol
@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-# float32 [V, B, 16]: a crop in whole pixels, 0 or 1 for a flip, factors of which 1 changes nothing, a hue shift in
-# turns, three steps in their order (0 brightness, 1 contrast, 2 saturation) and how many come before the hue, 0 or 1
-# for grey, a blur's standard deviation in pixels (0: none), 0 or 1 for solarising.
+# Columns of the parameters, float32 [V, B, 16]: a crop in whole pixels; flip, 0 or 1; three factors (1: no change); a
+# hue shift in turns; the order of the three steps (0 brightness, 1 contrast, 2 saturation) and how many of them come
+# before the hue; grey, 0 or 1; standard deviation of the blur in pixels (0: none); solarise, 0 or 1.
 COLUMNS = (
     *("top", "left", "height", "width", "flip", "brightness", "contrast", "saturation"),
     *("hue", "order0", "order1", "order2", "hue_place", "grey", "sigma", "solarise"),
@@ -16,7 +16,7 @@ COLUMNS = (
 
 
 class Options(NamedTuple):
-    """All of augment_views that is the same for every image."""
+    """The options of augment_views, which are the same for every image."""
 
     height: int  # of a view
     width: int
@@ -25,13 +25,13 @@ class Options(NamedTuple):
     interpolation: str  # bilinear or bicubic
     colour_first: bool
     grey_first: bool
-    blur_reach: int  # pixels to each side that are asked for; 0: no view is blurred
+    blur_reach: int  # requested radius of the blur in pixels; 0: no view is blurred
     dtype: torch.dtype
     channels_last: bool
 
     @property
     def scale(self) -> tuple[float, ...]:
-        """A view's pixels x in [0, 1] leave as x * scale + offset."""
+        """Factor of each channel: pixels x in [0, 1] are standardised as x * scale + offset."""
         return tuple(1 / s for s in self.std)
 
     @property
@@ -45,7 +45,7 @@ class Options(NamedTuple):
 
 
 def empty_views(images: Tensor, parameters: Tensor, options: Options) -> Tensor:
-    """Memory for the views [V, B, 3, S, T] in the memory format that is asked for."""
+    """Uninitialised memory for the views [V, B, 3, S, T] in the requested memory format."""
     views, batch = parameters.shape[:2]
     if options.channels_last:
         shape = (views, batch, options.height, options.width, 3)
@@ -54,13 +54,13 @@ def empty_views(images: Tensor, parameters: Tensor, options: Options) -> Tensor:
 
 
 def memory_format(views: Tensor) -> torch.memory_format:
-    """The memory format that mixtures of such views have."""
+    """The memory format of the mixtures of such views."""
     last = views.is_contiguous(memory_format=torch.channels_last) and not views.is_contiguous()
     return torch.channels_last if last else torch.contiguous_format
 
 
 class Recipe(Protocol):
-    """How parameters of a view are distributed; mixfast.augment.AugmentConfig is one. Probabilities are per view."""
+    """The distribution of a view's parameters, such as mixfast.augment.AugmentConfig. Probabilities are per view."""
 
     @property
     def crop_scale(self) -> tuple[float, float]: ...  # share of the image's area, uniform
@@ -72,7 +72,7 @@ class Recipe(Protocol):
     def flip(self) -> float: ...  # probability
 
     @property
-    def brightness(self) -> float: ...  # factor uniform in [max(0, 1 - x), 1 + x]; also the two below
+    def brightness(self) -> float: ...  # x; the factor is uniform in [max(0, 1 - x), 1 + x], as in the next two
 
     @property
     def contrast(self) -> float: ...
@@ -84,7 +84,7 @@ class Recipe(Protocol):
     def hue(self) -> float: ...  # shift uniform in [-x, x] turns
 
     @property
-    def jitter(self) -> float: ...  # probability of these four
+    def jitter(self) -> float: ...  # probability of brightness, contrast, saturation and hue together
 
     @property
     def grey(self) -> float: ...  # probability
@@ -100,13 +100,13 @@ class Recipe(Protocol):
 
 
 class Law(NamedTuple):
-    """A recipe as the backends read it: float64 numbers, in this order. A uniform u gives low + u * range."""
+    """A recipe in the form that the backends read: float64 numbers in this order; uniform u gives low + u * range."""
 
     area_low: float  # pixels
     area_range: float
     ratio_low: float  # natural logarithms
     ratio_range: float
-    central_top: float  # the crop to take if ten do not fit
+    central_top: float  # the crop that is used if ten tries do not fit
     central_left: float
     central_height: float
     central_width: float

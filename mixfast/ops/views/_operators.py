@@ -1,4 +1,4 @@
-"""The operators as torch sees them. None has a derivative: views of bytes are data."""
+"""The operators as torch sees them. They have no derivatives, because views of images are data."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,27 +11,27 @@ from mixfast.ops._register import LIBRARY, define, refuse_vmap
 from mixfast.ops.views._layout import COLUMNS, Law, Options, empty_views, memory_format
 
 NAME = "augment_views"
-Given = tuple[int, int, Sequence[float], Sequence[float], str, bool, bool, int, torch.dtype, bool]
+Flat = tuple[int, int, Sequence[float], Sequence[float], str, bool, bool, int, torch.dtype, bool]
 
 
-def _options(given: Given) -> Options:
-    height, width, mean, std, *rest = given
+def _options(flat: Flat) -> Options:
+    height, width, mean, std, *rest = flat
     return Options(height, width, tuple(mean), tuple(std), *rest)  # type: ignore[arg-type]
 
 
-def _augment(images: Tensor, parameters: Tensor, index: Tensor | None, *given: Any) -> Tensor:
-    *numbers, backend = given
+def _augment(images: Tensor, parameters: Tensor, index: Tensor | None, *flat: Any) -> Tensor:
+    *numbers, backend = flat
     run = _dispatch.module(NAME, backend).augment_views
     rows = None if index is None else index.contiguous()
     return run(images, parameters.contiguous(), rows, _options(tuple(numbers)))  # type: ignore[no-any-return,arg-type]
 
 
-def _augment_fake(images: Tensor, parameters: Tensor, index: Tensor | None, *given: Any) -> Tensor:
-    return empty_views(images, parameters, _options(given[:-1]))  # type: ignore[arg-type]
+def _augment_fake(images: Tensor, parameters: Tensor, index: Tensor | None, *flat: Any) -> Tensor:
+    return empty_views(images, parameters, _options(flat[:-1]))  # type: ignore[arg-type]
 
 
 def laws(numbers: Sequence[float]) -> tuple[Law, ...]:
-    """One law for each view, of their numbers in a row."""
+    """One law for each view, from the numbers of all laws in one sequence."""
     width = len(Law._fields)
     return tuple(Law(*numbers[i : i + width]) for i in range(0, len(numbers), width))
 

@@ -1,4 +1,4 @@
-"""Draws by counter: Philox4x32-10 (Salmon et al. 2011) in int64 tensors, and what its numbers mean here.
+"""The counter-based generator Philox4x32-10 (Salmon et al. 2011) in int64 tensors, and the meaning of its numbers.
 
 The key is state[0]: its low 32 bits, then its high ones. The counter (draw, image, view, block), 32 bits each, gives
 four 32-bit numbers n, read as uniform u = n / 2^32 in [0, 1), float64:
@@ -8,15 +8,15 @@ four 32-bit numbers n, read as uniform u = n / 2^32 in [0, 1), float64:
     block 11    solarise, sigma, order, not used
     block 12    brightness, contrast, saturation, hue
 
-where draw is state[1] mod 2^32, image the position in the batch, and view that of the recipe. What happens is u < p. A
-value is low + u range. A place among m is floor(n m / 2^32): top among H - h + 1, left among W - w + 1, and order among
-24, o = 4 p + hue_place with p numbering the permutations of (0, 1, 2) in lexical order. A crop is (w, h) =
-(sqrt(area ratio), sqrt(area / ratio)), rounded half to even, with ratio = e^x and e^x = (sum over k <= 9 of
-(x/64)^k / k!)^64 by Horner's rule and six squarings. The first of the ten tries with 0 < w <= W and 0 < h <= H is
-taken, else the central crop.
+where draw is state[1] mod 2^32, image the position in the batch, and view the position of the recipe. An event of
+probability p happens if u < p. A uniform value is low + u range. One of m choices has the number floor(n m / 2^32): top
+is one of H - h + 1, left one of W - w + 1, and order o one of 24, with o = 4 p + hue_place, where p numbers the
+permutations of (0, 1, 2) in lexical order. A crop is (w, h) = (sqrt(area ratio), sqrt(area / ratio)), rounded half to
+even, with ratio = e^x and e^x = (sum over k <= 9 of (x/64)^k / k!)^64 by Horner's rule and six squarings. The first of
+the ten tries with 0 < w <= W and 0 < h <= H is used, else the central crop.
 
-All of it is float64 with one rounding for each operation (no fused multiply-add), so that every backend cuts the same
-pixels; results are rounded to float32 at the end.
+All computations are in float64 with one rounding per operation (no fused multiply-add), so that every backend crops the
+same pixels; results are rounded to float32 at the end.
 """
 
 import math
@@ -38,12 +38,12 @@ def philox(key: Tensor, counter: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tenso
 
     Args:
         key: int64 [], its low and high 32 bits.
-        counter: int64 tensors that broadcast, of which the low 32 bits count.
+        counter: four int64 tensors that broadcast; only their low 32 bits are used.
     """
     k0, k1 = key & _LOW, (key >> 32) & _LOW
     c0, c1, c2, c3 = (word & _LOW for word in torch.broadcast_tensors(*counter))
     for _ in range(10):
-        # int64 products wrap around; their high word is right all the same once the copies of the sign are cut off
+        # int64 products wrap around, but their 64 bits are right; the mask removes copies of the sign bit after >>
         p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
         c0, c1, c2, c3 = (p1 >> 32) & _LOW ^ c1 ^ k0, p1 & _LOW, (p0 >> 32) & _LOW ^ c3 ^ k1, p0 & _LOW
         k0, k1 = (k0 + _KEY_STEPS[0]) & _LOW, (k1 + _KEY_STEPS[1]) & _LOW

@@ -1,4 +1,4 @@
-"""The three functions on CPU in C++ (csrc/views): checks are done, addresses and sizes go out."""
+"""The three functions on CPU in C++ (csrc/views): passes addresses and sizes of checked arguments."""
 
 import functools
 

@@ -13,11 +13,11 @@ from mixfast.ops.views._layout import COLUMNS, Law, Options, empty_views
 
 __all__ = ["augment_views", "draw_views", "mix_views", "unavailable", "why_not"]
 
-THREADS = 512  # of a program at most; a view that these can make is one tile, and its mean needs no pass of its own
-TILE, STEP = 32, 16  # sides of a tile else, and of what a blur reads at once
-DRAWN = 64  # images whose parameters one program draws
+THREADS = 512  # most threads of a program; a view that they can compute is one tile, without an extra pass for its mean
+TILE, STEP = 32, 16  # side of a tile of larger views; side of the block that a blur reads at once
+DRAWN = 64  # images per program of `draw`
 _DRAW = {"num_warps": 2, "enable_fp_fusion": False}
-MIXED = 1024  # numbers that one program mixes
+MIXED = 1024  # numbers per program of `mix`
 _BLUR = {"num_warps": 4, "enable_fp_fusion": False}
 _MIX = {"num_warps": 4, "enable_fp_fusion": False}
 
@@ -36,7 +36,7 @@ def draw_views(state: Tensor, batch: int, size: tuple[int, int], laws: tuple[Law
     return parameters
 
 
-# Kept for good, as a captured graph reads it for as long as it lives.
+# Cached forever: a captured CUDA graph reads this tensor's memory at every replay.
 @functools.cache
 def _numbers(laws: tuple[Law, ...], device: torch.device) -> Tensor:
     """float64 [V, numbers of a law], copied to the device once: a later call neither copies nor waits."""
@@ -44,9 +44,10 @@ def _numbers(laws: tuple[Law, ...], device: torch.device) -> Tensor:
 
 
 def augment_views(images: Tensor, parameters: Tensor, index: Tensor | None, options: Options) -> Tensor:
-    """[V, B, 3, S, T]. One kernel if a view is one tile and not blurred; colours before the crop are a stage before it.
+    """The views [V, B, 3, S, T], by one kernel if a view is one tile and not blurred, else by several stages.
 
-    Between stages pixels are float32 in memory: [V, B, 3, H, W] where colours come first, [V, B, 3, S, T] for a blur.
+    Pixels between two stages are float32 in memory: [V, B, 3, H, W] between colours and a later crop, [V, B, 3, S, T]
+    before a blur.
     """
     for name, (height, width) in (("images", images.shape[2:]), ("views", (options.height, options.width))):
         if 3 * height * width >= 1 << 31:
@@ -81,7 +82,7 @@ def _stage(
     crop: bool,
     colour: bool,
 ) -> None:
-    """Crop and resize, or colours, or both; into `views`, or `scratch` if another stage follows."""
+    """Crop and resize, or jitter colours, or both; writes `views`, or `scratch` if another stage follows."""
     from mixfast.ops.views import gpu_triton_kernels as kernels
 
     size = (options.height, options.width) if crop else tuple(source.shape[-2:])
@@ -93,8 +94,8 @@ def _stage(
     sums = parameters.new_empty((count, batch, tiles)) if colour and tiles > 1 else None
     if sums is not None:
         kernels.grey_sums[grid](source, index, parameters, sums, *rows, **sums_constants(constants), **launch)
-    given = source, index, parameters, sums, scratch, views, options.scale, options.offset
-    kernels.render[grid](*given, *rows, **constants, **launch)
+    arguments = source, index, parameters, sums, scratch, views, options.scale, options.offset
+    kernels.render[grid](*arguments, *rows, **constants, **launch)
 
 
 def _blur(unblurred: Tensor, parameters: Tensor, views: Tensor, options: Options) -> None:
@@ -103,8 +104,8 @@ def _blur(unblurred: Tensor, parameters: Tensor, views: Tensor, options: Options
     count, batch = parameters.shape[:2]
     size = options.height, options.width
     grid = (count * batch * math.prod(-(-side // TILE) for side in size), 3)
-    given = unblurred, parameters, views, options.scale, options.offset
-    kernels.blur[grid](*given, batch, options.reach, **blur_constants(count, options), **_BLUR)
+    arguments = unblurred, parameters, views, options.scale, options.offset
+    kernels.blur[grid](*arguments, batch, options.reach, **blur_constants(count, options), **_BLUR)
 
 
 def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor) -> Tensor:
@@ -120,8 +121,8 @@ def mix_views(base: Tensor, donor: Tensor, boxes: Tensor, share: Tensor) -> Tens
         raise ValueError(f"mix_views: triton takes views of fewer than 2^31 numbers; got {list(base.shape[1:])}.")
     constants = {"CHANNELS": 1 if base.is_contiguous() else channels, "BLOCK": MIXED}
     with torch.cuda.device_of(base):
-        given = base, donor, boxes, share, mixed, numbers, height * width, width
-        kernels.mix[(batch * -(-numbers // MIXED),)](*given, **constants, **_MIX)
+        arguments = base, donor, boxes, share, mixed, numbers, height * width, width
+        kernels.mix[(batch * -(-numbers // MIXED),)](*arguments, **constants, **_MIX)
     return mixed
 
 
@@ -137,9 +138,10 @@ def render_constants(
     crop: bool,
     colour: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """And the launch options. From Blackwell on a thread makes fewer pixels and has a limit on its registers, what 512
+    """Constants and launch options of `render`.
 
-    threads can have at most: the assembler spills some otherwise.
+    From Blackwell on a thread computes fewer pixels, and its registers are limited to 128, the most that 512 threads
+    can have: otherwise the assembler spills registers.
     """
     pixels = 4 if architecture >= 100 else 8
     block_h, block_w = (power_of_two(side) for side in size)

@@ -1,4 +1,4 @@
-"""All by their definitions, in plain PyTorch on whole batches, for any device.
+"""The three functions by their definitions, in plain PyTorch on whole batches, for any device.
 
 Letters: B images, C channels, H x W input pixels, S x T output pixels, P pixels. Conventions are those of
 torchvision.transforms.v2.functional on float images: clamped to [0, 1] after every step, without rounding.
@@ -13,7 +13,7 @@ from torch import Tensor
 from mixfast.ops.views import _philox
 from mixfast.ops.views._layout import COLUMNS, Law, Options, empty_views
 
-# Images worked on at once on a CPU, so that intermediate results stay in the cache; the result does not depend on it.
+# Images per step on a CPU, so that intermediate results stay in the cache; the results do not depend on it.
 CPU_CHUNK = 64
 GREY = (0.2989, 0.587, 0.114)  # torchvision's luma weights (ITU-R 601); they sum to 0.9999
 
@@ -84,9 +84,9 @@ def _coloured(views: Tensor, how: dict[str, Tensor], options: Options) -> Tensor
     return pixels.view(views.shape)
 
 
-# Crop and flip: two batched matrix products, one per image axis. Pixel centres are at half integers. Samples outside
-# the crop are clamped to its edge (bilinear) or left out (bicubic, as in Pillow, which crops in most recipes); bicubic
-# overshoots are clamped to [0, 1], as rounding to 8 bits does there.
+# Crop and flip are two batched matrix products, one per image axis. Pixel centres are at half integers. Samples outside
+# the crop are clamped to its edge (bilinear) or omitted (bicubic, as in Pillow, which published recipes use). Bicubic
+# results are clamped to [0, 1], as in Pillow, where rounding to 8 bits does so.
 
 
 def axis_weights(
@@ -112,8 +112,8 @@ def axis_weights(
     weights = source.new_zeros(len(start), out_size, in_size)
     base = base.long()
     if interpolation == "bicubic":
-        places = {tap: base + tap for tap in range(-1, 3)}
-        inside = {tap: (place >= 0) & (place <= last) for tap, place in places.items()}
+        neighbours = {tap: base + tap for tap in range(-1, 3)}
+        inside = {tap: (place >= 0) & (place <= last) for tap, place in neighbours.items()}
         taps = {tap: torch.where(inside[tap], weight, 0.0) for tap, weight in _cubic(fraction).items()}
         total = taps[-1] + taps[0] + taps[1] + taps[2]
         taps = {tap: weight / total for tap, weight in taps.items()}
@@ -178,7 +178,7 @@ class Jitter(NamedTuple):
     hue_place: Tensor  # [B] 0..3: how many of these three come before the hue
 
 
-# Kept for good, as a captured graph reads it for as long as it lives.
+# Cached forever: a captured CUDA graph reads this tensor's memory at every replay.
 @cache
 def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """float32 tensor of a few numbers, copied to the device once: a later call neither copies nor waits."""
@@ -188,11 +188,10 @@ def constant(values: tuple[float, ...], device: torch.device) -> Tensor:
 def jitter(images: Tensor, how: Jitter) -> Tensor:
     """Brightness, contrast, saturation and hue of [B, 3, P], in each image's own order.
 
-    The first three are all "clamp(a x + (1 - a) y)", where y is black, the image's mean grey, or the pixel's grey:
-    a 3x3 matrix and an offset per image, whichever it is. An image's three such steps are therefore laid out as three
-    slots before the hue and three after it; a step runs on the side that `hue_place` says and its twin on the other
-    side is the identity (exactly: x * 1, and clamping a clamped value). That costs six small products and one hue for
-    all 24 orders, where trying every step at every place would cost sixteen steps and four hues.
+    The first three are all "clamp(a x + (1 - a) y)", where y is black, the image's mean grey, or the pixel's grey.
+    Each is therefore a 3x3 matrix and an offset per image. All images run three such steps before the hue and the same
+    three after it: `hue_place` decides on which side a step is real, and on the other side it is exactly the identity
+    (x * 1, then clamping a clamped value). So all 24 orders together cost six small products and one hue.
     """
     grey = constant(GREY, images.device)
     factors = torch.stack([how.brightness, how.contrast, how.saturation], dim=1).gather(1, how.order)  # [B, slot]
@@ -228,7 +227,7 @@ def shift_hue(images: Tensor, turns: Tensor) -> Tensor:
     red, green, blue = images.unbind(1)
     high, low = images.amax(dim=1), images.amin(dim=1)
     chroma = high - low
-    # times c; of a grey pixel 0, which the chroma at the end makes irrelevant
+    # |h| times c; the hue of grey pixels does not matter, since the product at the end has their chroma 0 as a factor
     hue = (green - low).add_(blue - low).add_(high - red)
     hue = torch.copysign(hue.div_((chroma * 6).clamp_(min=1e-12)), green - blue).add_(turns[:, None])
     # h - m in turns, plus 1.5 to be positive: its fraction less one half is then h - m brought into [-1/2, 1/2]
@@ -272,7 +271,7 @@ def blur(images: Tensor, sigma: Tensor, reach: int) -> Tensor:
 
 
 def _placements(side: int, distance: Tensor) -> Tensor:
-    """float32 [distances, side * side]: how often pixel p is met at a distance from pixel i, for all (i, p).
+    """float32 [distances, side * side]: how often pixel p occurs at a distance from pixel i, for all (i, p).
 
     A pixel p also stands for its mirror images -p and 2 (side - 1) - p beyond the two borders.
     """
