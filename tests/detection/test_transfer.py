@@ -98,6 +98,17 @@ def test_gradients_reach_the_backbone_only_when_it_is_trained(kind: str, finetun
         assert not reached and training == {False}
 
 
+def test_boxes_of_fcos_have_a_gradient_wherever_they_are() -> None:
+    """Torchvision's ReLU has none where every distance is negative, and short trainings have ended there."""
+    model = build("fcos", network().encoder.backbone, Shape([2], 10, ((5.0, 8.0, 12.0),)), frozen=True).train()
+    distances = model.get_submodule("head.regression_head.bbox_reg.0")
+    assert isinstance(distances, nn.Conv2d) and distances.bias is not None
+    nn.init.constant_(distances.bias, -3.0)
+    targets = [{"boxes": torch.tensor([[4.0, 4, 20, 20]]), "labels": torch.tensor([3])}]
+    model(torch.randn(1, 3, 48, 48), targets)["bbox_regression"].backward()
+    assert distances.bias.grad is not None and bool((distances.bias.grad < 0).all())  # every side moves outwards
+
+
 @pytest.mark.parametrize("kind", ["fcos", "c4"])
 def test_stored_maps_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(kind, **FEW)  # type: ignore[arg-type]
