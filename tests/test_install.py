@@ -82,8 +82,8 @@ def environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-# Stands for the compiler, since what is tested is where modules go: objects that the checkout's own build has are
-# copied, and what is compiled is not optimised, which takes a third of the time.
+# Stands for the compiler, since what is tested is where modules go: objects that the checkout's own build or an earlier
+# build of these tests has are copied, and what is compiled is not optimised, which takes a third of the time.
 STAND_IN = """#!/bin/sh
 made=
 for word; do
@@ -93,8 +93,11 @@ for word; do
   [ "$word" = -O3 ] && word=-O0
   set -- "$@" "$word"
 done
-[ -f "$BUILT/$made" ] && case $made in *.o) exec cp "$BUILT/$made" "$made";; esac
-exec c++ "$@"
+case $made in *.o) ;; *) exec c++ "$@";; esac
+for folder in "$BUILT" "$COMPILED"; do
+  [ -f "$folder/$made" ] && exec cp "$folder/$made" "$made"
+done
+c++ "$@" && mkdir -p "$COMPILED/${made%/*}" && cp "$made" "$COMPILED/$made"
 """
 
 
@@ -108,11 +111,11 @@ def built() -> Path | None:
 
 @pytest.fixture(scope="module")
 def compiler(checkout: Path) -> dict[str, str]:
-    """The environment variable that names it, and the one that it reads."""
+    """The environment variable that names it, and the two that it reads."""
     script = checkout.parent / "stand-in-c++"
     script.write_text(STAND_IN)
     script.chmod(0o755)
-    return {"CXX": str(script), "BUILT": str(built() or checkout.parent)}
+    return {"CXX": str(script), "BUILT": str(built() or ""), "COMPILED": str(checkout.parent / "compiled")}
 
 
 @pytest.fixture(scope="module")
