@@ -26,25 +26,22 @@ def check_rows(queries: Any, positives: Any) -> Rows:
     tensors, shapes = _terms("queries", queries)
     if not shapes:
         check.value_error("queries must hold at least one term; got none.")
-    counts, dim, dtype, device = (
-        tuple([shape[0] for shape in shapes]),
-        shapes[0][-1],
-        tensors[0].dtype,
-        tensors[0].device,
-    )
+    first, counts, dim = tensors[0], tuple([shape[0] for shape in shapes]), shapes[0][-1]
     for t, (tensor, shape) in enumerate(zip(tensors, shapes, strict=False)):
         if len(shape) != 2:
             check.value_error(f"queries[{t}] must be [N, D]; got {len(shape)}-D {list(shape)}.")
         if shape[1] != dim:
             check.value_error(f"all queries must share D = {dim}; got queries[{t}] {list(shape)}.")
-        if tensor.dtype != dtype:
-            check.type_error(f"all queries must share one dtype, {dtype}; got {tensor.dtype} for queries[{t}].")
-        if tensor.device != device:
-            check.value_error(f"all queries must be on one device, {device}; got {tensor.device} for queries[{t}].")
+        if tensor.dtype != first.dtype:
+            check.type_error(f"all queries must share one dtype, {first.dtype}; got {tensor.dtype} for queries[{t}].")
+        if tensor.device != first.device:
+            check.value_error(
+                f"all queries must be on one device, {first.device}; got {tensor.device} for queries[{t}]."
+            )
     if dim < 1 or min(counts) < 1:
         check.value_error(f"every term needs at least one row and one dimension; got rows {list(counts)}, D = {dim}.")
-    _check_positives(positives, dtype, device, shapes)
-    return Rows(counts, dim, dtype, device)
+    _check_positives(positives, first, shapes)
+    return Rows(counts, dim, first.dtype, first.device)
 
 
 def _terms(name: str, value: Any) -> tuple[Sequence[Tensor], list[torch.Size]]:
@@ -62,13 +59,13 @@ def _terms(name: str, value: Any) -> tuple[Sequence[Tensor], list[torch.Size]]:
     return value, [tensor.shape for tensor in value]
 
 
-def _check_positives(positives: Any, dtype: torch.dtype, device: torch.device, shapes: list[torch.Size]) -> None:
+def _check_positives(positives: Any, first: Tensor, shapes: list[torch.Size]) -> None:
     tensors, found = _terms("positives", positives)
     for t, tensor in enumerate(tensors):
-        if tensor.dtype != dtype or tensor.device != device:
+        if tensor.dtype != first.dtype or tensor.device != first.device:
             name = "positives" if tensor is positives else f"positives[{t}]"
-            check.dtype_of(name, tensor, "queries", dtype)
-            check.device_of(name, tensor, "queries", device)
+            check.dtype_of(name, tensor, "queries", first.dtype)
+            check.device_of(name, tensor, "queries", first.device)
     if len(found) != len(shapes):
         check.value_error(f"positives must hold as many terms as queries, {len(shapes)}; got {len(found)}.")
     for t, (shape, expected) in enumerate(zip(found, shapes, strict=True)):
@@ -86,25 +83,22 @@ def check_queues(queues: Any, rows: Rows) -> torch.dtype:
     if not queues:
         check.value_error("queues must hold at least one queue; got none.")
     check.all_floats("queues", queues)
-    common: torch.dtype = queues[0].dtype
     for i, queue in enumerate(queues):
-        shape, dtype = queue.shape, queue.dtype
+        name, shape, dtype = f"queues[{i}]", queue.shape, queue.dtype
         if len(shape) != 2 or shape[1] != rows.dim:
-            hint = f" Pass queues[{i}].T, which is read in place." if len(shape) == 2 and shape[0] == rows.dim else ""
-            check.value_error(f"queues[{i}] must be [K, D] with D = {rows.dim} as in queries; got {list(shape)}.{hint}")
+            hint = f" Pass {name}.T, which is read in place." if len(shape) == 2 and shape[0] == rows.dim else ""
+            check.value_error(f"{name} must be [K, D] with D = {rows.dim} as in queries; got {list(shape)}.{hint}")
         if shape[0] < 1:
-            check.value_error(
-                f"queues[{i}] is empty: [K, D] = {list(shape)}. Fill it, with random unit rows at first, say."
-            )
-        if queue.device != rows.device:
-            check.device_of(f"queues[{i}]", queue, "queries", rows.device)
-        if dtype != common:
-            check.type_error(f"all queues must share one dtype, {common}; got {dtype} for queues[{i}].")
+            check.value_error(f"{name} is empty: [K, D] = {list(shape)}. Fill it, with random unit rows at first, say.")
+        check.device_of(name, queue, "queries", rows.device)
+        if dtype != queues[0].dtype:
+            check.type_error(f"all queues must share one dtype, {queues[0].dtype}; got {dtype} for {name}.")
         if (dtype == torch.float64) != (rows.dtype == torch.float64):
-            check.type_error(f"float64 goes with float64 only; got queries {rows.dtype} and queues[{i}] {dtype}.")
+            check.type_error(f"float64 goes with float64 only; got queries {rows.dtype} and {name} {dtype}.")
         if queue.requires_grad:
-            check.value_error(f"queues[{i}] receives no gradient, but it requires one. Pass queues[{i}].detach().")
-    return common
+            check.value_error(f"{name} receives no gradient, but it requires one. Pass {name}.detach().")
+    first: Tensor = queues[0]
+    return first.dtype
 
 
 def check_queue_index(queue_index: Any, terms: int, queues: int) -> None:

@@ -30,31 +30,26 @@ def instruction_sets() -> list[int]:
 
 def adjacent(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Rows with adjacent elements: copies where they are not so, which live as long as the list."""
-    return [rows if rows.stride()[-1] == 1 else rows.contiguous() for rows in tensors]
+    return [rows if rows.stride(-1) == 1 else rows.contiguous() for rows in tensors]
 
 
-def term_table(
-    counts: Sequence[int],
-    queries: Sequence[Tensor],
-    positives: Sequence[Tensor] | None = None,
-    queue_index: Sequence[int] | None = None,
-) -> list[int]:
-    """Six numbers a term, as csrc/infonce/bind.h reads them; a backward pass reads neither positives nor queues."""
-    starts = _starts(queries)
-    matches, indices = starts if positives is None else _starts(positives), queue_index or [0] * len(starts)
+def term_table(queries: Sequence[Tensor], positives: Sequence[Tensor] = (), queue_index: Sequence[int] = ()) -> Any:
+    """Six numbers a term, as csrc/infonce/bind.h reads them; a backward pass needs neither positives nor queues."""
+    starts, matches = _starts(queries), _starts(positives)
     table: list[int] = []
-    for start, match, rows, index in zip(starts, matches, counts, indices, strict=True):
-        table += *start, *match, rows, index
+    for t, (address, stride, rows) in enumerate(starts):
+        match = matches[t][:2] if matches else (0, 0)
+        table += address, stride, *match, rows, queue_index[t] if queue_index else 0
     return table
 
 
-def _starts(tensors: Sequence[Tensor]) -> list[tuple[int, int]]:
-    """Address and row stride of each term."""
-    if tensors[0].dim() == 3:
+def _starts(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
+    """Address, row stride and rows of each term."""
+    if tensors and tensors[0].dim() == 3:
         (stacked,) = tensors
-        address, (term, row, _) = stacked.data_ptr(), stacked.stride()
-        return [(address + t * term * stacked.element_size(), row) for t in range(stacked.shape[0])]
-    return [(rows.data_ptr(), rows.stride()[0]) for rows in tensors]
+        address, step = stacked.data_ptr(), stacked.stride(0) * stacked.element_size()
+        return [(address + t * step, stacked.stride(1), stacked.size(1)) for t in range(stacked.size(0))]
+    return [(rows.data_ptr(), rows.stride(0), rows.size(0)) for rows in tensors]
 
 
 def queue_table(queues: Sequence[Tensor], keys: Sequence[int]) -> list[int]:
@@ -85,7 +80,7 @@ def forward(
     grad_queries = first.new_empty((total if need_grad else 0, dim), dtype=statistics)
     negative_share = first.new_empty(total, dtype=statistics)
     _C.infonce_forward(
-        term_table(counts, rows, matches, queue_index),
+        term_table(rows, matches, queue_index),
         terms.temperatures if terms.temperature is None else terms.temperature.tolist(),
         DTYPES[first.dtype],
         queue_table(queues, keys),
@@ -107,7 +102,7 @@ def backward(
     rows = adjacent(terms.queries)
     d_queries, d_positives, d_temperature = gradients = empty_gradients(terms, grad_queries, needs)
     _C.infonce_backward(
-        term_table(terms.row_counts(), rows),
+        term_table(rows),
         terms.temperatures if terms.temperature is None else terms.temperature.tolist(),
         DTYPES[rows[0].dtype],
         grad_queries.shape[1],

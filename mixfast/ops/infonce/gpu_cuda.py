@@ -86,7 +86,7 @@ def forward(
     workspace = first.new_empty(floats, dtype=torch.float32)
     valid_len = None if valid_len is None else valid_len.contiguous()
     _C.infonce_forward(
-        term_table(counts, rows, matches, queue_index),
+        term_table(rows, matches, queue_index),
         terms.temperatures,
         _scale(terms.temperature),
         DTYPES[first.dtype],
@@ -112,7 +112,7 @@ def backward(
     rows = adjacent(terms.queries)
     d_queries, d_positives, d_temperature = gradients = empty_gradients(terms, grad_queries, needs)
     _C.infonce_backward(
-        term_table(terms.row_counts(), rows),
+        term_table(rows),
         terms.temperatures,
         _scale(terms.temperature),
         DTYPES[rows[0].dtype],
