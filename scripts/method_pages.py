@@ -58,8 +58,7 @@ def page(name: str) -> str:
         "[What cost and score mean](../conventions.md#costs-and-scores); measured here, at CPU sizes: "
         "[results](../results.md).",
         options(kind.Config),
-        "[All methods](../../README.md#methods), [conventions](../conventions.md),\n"
-        "[how to add one](../own-method.md)",
+        "[All methods](../../README.md#methods), [conventions](../conventions.md),\n[how to add one](../own-method.md)",
     ]
     return "\n\n".join(blocks) + "\n"
 

@@ -165,7 +165,10 @@ def test_what_a_library_lacks_is_refused_by_name(
     assert export(tmp_path / "small", tmp_path / "out", "--to", "keras") == 2
     assert "expected one of torchvision, timm, detectron2, mmdet, onnx" in capsys.readouterr().err
     assert export(tmp_path / "small", tmp_path / "out", "--encoder", "key") == 2
-    assert "--encoder key: method simclr must have exactly one encoder beside the trained one; it has none" in capsys.readouterr().err
+    assert (
+        "--encoder key: method simclr must have exactly one encoder beside the trained one; it has none"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 
