@@ -19,7 +19,7 @@ from mixfast.world import alone
 class MachineOptions:
     """Options about the machine: device, threads, the place of the images, trusted modules."""
 
-    data_path: str | None = None  # the images' new place, if they were moved after the training
+    data_path: str | None = None  # new place of the images, if they have moved
     device: str = "auto"  # auto, cpu, cuda or cuda:N
     threads: Cores = 0  # CPU threads; 0: OMP_NUM_THREADS if set, else the CPU quota
     trust: tuple[str, ...] = ()  # modules in or around a run's folder, which the run names, that may be imported
