@@ -28,8 +28,8 @@ def nt_xent(
 ) -> Tensor:
     """Normalised temperature-scaled cross entropy (Chen et al. 2020, SimCLR, eq. 1) of two views of N images.
 
-    The loss of anchor i is -log( e^{z_i.z_pos/tau} / sum_j e^{z_i.z_j/tau} ), summed over all 2N rows j except i. z
-    holds the rows of `first`, then those of `second`, and pos is the same row of the other view. The 2N x 2N
+    The loss of anchor i is -log( e^{z_i.z_pos/tau} / sum_j e^{z_i.z_j/tau} ), where j runs over all 2N rows except i.
+    z holds the rows of `first`, then those of `second`, and pos is the same row of the other view. The 2N x 2N
     similarities are never stored, except in the reference backend. Results have the same bits on every run and for any
     number of threads. Works under torch.compile and torch.func. Autocast converts rows to float32 on a CPU and to
     float16 on a GPU; float64 rows stay.
