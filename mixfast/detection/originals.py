@@ -18,7 +18,15 @@ from mixfast.rng import Generators
 from mixfast.scoring.annotations import Marked, Photograph
 
 _AT_FULL_SCALE = 1 << 16  # pixels of a side: more than any file has
-Pick = tuple[int, bool]  # number of a photograph, and whether its mirror image is meant
+
+
+class Pick(NamedTuple):
+    """A photograph, and everything that is drawn for its place in a batch."""
+
+    number: int  # of the photograph
+    mirrored: bool = False
+    side: int = 0  # pixels that its shortest side gets; 0: those of the test
+    seed: int = 0  # of the samples of its anchors and regions
 
 
 class Original(NamedTuple):
@@ -35,6 +43,7 @@ class Shot(NamedTuple):
 
     image: Tensor  # uint8 [3, H, W]
     target: dict[str, Tensor]  # boxes float32 [n, 4], labels int64 [n] from 1; groups are no objects
+    pick: Pick
     error: str = ""
 
 
@@ -81,18 +90,18 @@ class OriginalFiles(Dataset[Shot]):
     def __getitem__(self, pick: Pick) -> Shot:
         import numpy as np
 
-        number, mirrored = pick
+        number = pick.number
         last = int(self._ends[number])
         first = int(self._ends[number - 1]) if number else 0
         try:
             with open_image(self.paths[number], _AT_FULL_SCALE) as (_, picture, _):
                 image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
         except Exception as error:  # Pillow raises whatever a broken file leads it to
-            return Shot(torch.empty(0), {}, _unreadable(self.paths[number], error))
+            return Shot(torch.empty(0), {}, pick, _unreadable(self.paths[number], error))
         boxes = self._boxes[first:last].clone()
-        if mirrored:
+        if pick.mirrored:
             image, boxes = image.flip(2), torch.stack(mirror(boxes, image.shape[2]), dim=1)
-        return Shot(image.contiguous(), {"boxes": boxes, "labels": self._labels[first:last]})
+        return Shot(image.contiguous(), {"boxes": boxes, "labels": self._labels[first:last]}, pick)
 
 
 def mirror(boxes: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -102,7 +111,7 @@ def mirror(boxes: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def picks(
-    photographs: Sequence[Original], batch: int, flip: float, draws: Generators, name: str
+    photographs: Sequence[Original], batch: int, flip: float, sides: Sequence[int], draws: Generators, name: str
 ) -> Iterator[list[Pick]]:
     """Endless batches of photographs that are all wider than high, or none of them, as in detectron2.
 
@@ -112,17 +121,20 @@ def picks(
         photographs: to choose from; each comes once before one comes again.
         batch: photographs of a batch.
         flip: probability of the mirror image.
-        draws: give the order, by name.
+        sides: pixels of the shortest side, one of which each photograph gets.
+        draws: give the order and the rest, by name.
         name: of the streams.
     """
     waiting: dict[bool, list[Pick]] = {True: [], False: []}
     while True:
         order = torch.randperm(len(photographs), generator=draws[f"{name}/order"]).tolist()
         mirrored = (torch.rand(len(photographs), generator=draws[f"{name}/flips"]) < flip).tolist()
-        for number, flipped in zip(order, mirrored, strict=True):
+        which = torch.randint(len(sides), (len(photographs),), generator=draws[f"{name}/sides"]).tolist()
+        seeds = torch.randint(2**62, (len(photographs),), generator=draws[f"{name}/samples"]).tolist()
+        for number, flipped, side, seed in zip(order, mirrored, which, seeds, strict=True):
             photograph = photographs[number]
             alike = waiting[photograph.width > photograph.height]
-            alike.append((number, flipped))
+            alike.append(Pick(number, flipped, sides[side], seed))
             if len(alike) == batch:
                 yield list(alike)
                 alike.clear()

@@ -4,6 +4,9 @@ c4    proposals and regions from the last map but one; the last stage and one mo
 fpn   pyramid with batch norm, one more map by max-pooling for proposals; two linear layers
 
 Torchvision's own classes differ in the loss of boxes (smooth L1), in RoIAlign (not aligned), and in first weights.
+
+Each of several processes has some images of a batch, equally many. Everything that is drawn for an image comes with its
+target ("side", "seed"), and the losses of the processes are such that their mean is the loss of the whole batch.
 """
 
 from collections.abc import Sequence
@@ -26,6 +29,7 @@ from mixfast.detection.detectors import DETECTIONS, RATIOS
 from mixfast.detection.recipes import PublishedRecipe
 from mixfast.errors import ConfigError
 from mixfast.models import Backbone
+from mixfast.world import current
 
 _C4_ANCHORS = (32, 64, 128, 256, 512)  # sides in pixels
 _FPN_ANCHORS = 8  # side over the stride of the map
@@ -65,7 +69,7 @@ def faster_rcnn(
         None,
         *(0.05, 0.5, DETECTIONS),
     )
-    transform = GeneralizedRCNNTransform(recipe.sides, recipe.longest, list(mean), list(std), size_divisible=coarsest)
+    transform = Resize(recipe.sides, recipe.longest, list(mean), list(std), size_divisible=coarsest)
     return GeneralizedRCNN(body, proposals, heads, transform)
 
 
@@ -149,16 +153,95 @@ class AlignedPool(nn.Module):
         return pooled
 
 
+class Resize(GeneralizedRCNNTransform):
+    """Each image gets the side that was drawn for it, and the padding that the whole batch needs, of all processes."""
+
+    _side = 0  # of the image that is resized
+
+    def resize(self, image: Tensor, target: Any = None) -> tuple[Tensor, Any]:
+        """The image with its target; in training, target["side"] is the pixels of its shortest side."""
+        self._side = 0 if target is None else target["side"]
+        return super().resize(image, target)
+
+    def torch_choice(self, _: Any) -> int:
+        """In place of a draw from PyTorch's global generator."""
+        return self._side
+
+    def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
+        """[n, 3, H, W]"""
+        if self.training:
+            sides = (max(image.shape[axis] for image in images) for axis in (1, 2))
+            high, wide = current().largest(*sides)
+            first = images[0]
+            images = [F.pad(first, (0, wide - first.shape[2], 0, high - first.shape[1])), *images[1:]]
+        return super().batch_images(images, size_divisible)
+
+
+class ImageSampler:
+    """Random samples of an image's anchors or regions that follow from its seed, whatever else is in the batch."""
+
+    def __init__(self, like: Any):
+        """
+        Args:
+            like: torchvision's sampler, whose numbers are taken.
+        """
+        self.batch_size_per_image = like.batch_size_per_image
+        self.most_right = int(self.batch_size_per_image * like.positive_fraction)
+        self.seeds: list[int] = []  # of the images that come next
+
+    def __call__(self, matched: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Masks [n] of the right and of the wrong samples of each image.
+
+        Args:
+            matched: [n] for each image: at least 1 for an object, 0 for none, -1 for what is not sampled.
+        """
+        right, wrong = [], []
+        for seed, labels in zip(self.seeds, matched, strict=True):
+            draws = torch.Generator(labels.device).manual_seed(seed)
+            right.append(_some_of(labels >= 1, self.most_right, draws))
+            wrong.append(_some_of(labels == 0, self.batch_size_per_image - int(right[-1].sum()), draws))
+        return right, wrong
+
+
+def _some_of(mask: Tensor, most: int, draws: torch.Generator) -> Tensor:
+    """bool [n]: at most so many of the places where `mask` is set."""
+    places = mask.nonzero().flatten()
+    chosen = torch.randperm(len(places), generator=draws, device=mask.device)[:most]
+    return torch.zeros_like(mask).index_fill(0, places[chosen], True)
+
+
+def _wide(values: Tensor) -> Tensor:
+    """At least float32, also under autocast: boxes in bfloat16 would lie on a grid of several pixels."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _mean_count(count: int, like: Tensor) -> Tensor:
+    """Of all processes; at least 1. A sum over it, averaged over the processes, is the mean over the whole batch."""
+    counts = like.new_tensor([count])
+    current().mean_([counts])
+    return counts[0].clamp(min=1)
+
+
 class ProposalHead(RPNHead):
-    """Its results are float32 also under autocast: boxes in bfloat16 would lie on a grid of several pixels."""
+    """Its results are at least float32."""
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, deltas = super().forward(maps)
-        return [part.float() for part in logits], [part.float() for part in deltas]
+        return [_wide(part) for part in logits], [_wide(part) for part in deltas]
 
 
 class ProposalNetwork(RegionProposalNetwork):
     """With an L1 loss; both losses are means over the anchors that are asked for, whether there are so many or not."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.fg_bg_sampler = ImageSampler(self.fg_bg_sampler)
+
+    def forward(self, images: Any, maps: dict[str, Tensor], targets: Any = None) -> tuple[list[Tensor], Any]:
+        """(regions of each image, losses); in training, target["seed"] of an image decides its samples."""
+        if self.training:
+            self.fg_bg_sampler.seeds = [target["seed"] for target in targets]
+        return super().forward(images, maps, targets)
 
     def compute_loss(
         self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], targets: list[Tensor]
@@ -166,15 +249,15 @@ class ProposalNetwork(RegionProposalNetwork):
         """(objectness, boxes): losses of the anchors of all images, [n, 1] and [n, 4]."""
         right, wrong = (torch.cat(chosen).nonzero().flatten() for chosen in self.fg_bg_sampler(labels))
         sampled, wanted = torch.cat([right, wrong]), self.fg_bg_sampler.batch_size_per_image * len(labels)
-        named = F.binary_cross_entropy_with_logits(
-            objectness.flatten()[sampled], torch.cat(labels)[sampled], reduction="sum"
-        )
+        logits = objectness.flatten()[sampled]
+        shows = torch.cat(labels)[sampled].to(logits.dtype)
+        named = F.binary_cross_entropy_with_logits(logits, shows, reduction="sum")
         placed = F.l1_loss(deltas[right], torch.cat(targets)[right], reduction="sum")
         return named / wanted, placed / wanted
 
 
 class Predictor(FastRCNNPredictor):
-    """Class scores and a box for every class, in float32; the first weights are small."""
+    """Class scores and a box for every class, at least float32; the first weights are small."""
 
     def __init__(self, features: int, classes: int):
         super().__init__(features, classes)
@@ -184,17 +267,22 @@ class Predictor(FastRCNNPredictor):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         logits, deltas = super().forward(features)
-        return logits.float(), deltas.float()
+        return _wide(logits), _wide(deltas)
 
 
 class RegionHeads(RoIHeads):
     """Boxes without masks, with an L1 loss."""
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.fg_bg_sampler = ImageSampler(self.fg_bg_sampler)
 
     def forward(
         self, maps: dict[str, Tensor], proposals: list[Tensor], shapes: Any, targets: Any = None
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """(detections of each image, {}), or in training ([], losses)."""
         if self.training:
+            self.fg_bg_sampler.seeds = [target["seed"] + 1 for target in targets]  # other ones than those of anchors
             proposals, _, labels, boxes = self.select_training_samples(proposals, targets)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, proposals, shapes)))
         if self.training:
@@ -205,7 +293,7 @@ class RegionHeads(RoIHeads):
 
 
 def region_losses(logits: Tensor, deltas: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy, and L1 of the boxes of the true classes, as means over all regions.
+    """Cross entropy, and L1 of the boxes of the true classes, as means over the regions of all processes.
 
     Args:
         logits: [n, C + 1], of the background first.
@@ -215,5 +303,6 @@ def region_losses(logits: Tensor, deltas: Tensor, labels: Tensor, boxes: Tensor)
     """
     objects = labels.nonzero().flatten()
     chosen = deltas.view(len(labels), -1, 4)[objects, labels[objects]]
-    placed = F.l1_loss(chosen, boxes[objects], reduction="sum") / max(1, len(labels))
-    return F.cross_entropy(logits, labels), placed
+    count = _mean_count(len(labels), logits)
+    placed = F.l1_loss(chosen, boxes[objects], reduction="sum") / count
+    return F.cross_entropy(logits, labels, reduction="sum") / count, placed

@@ -4,7 +4,10 @@ import dataclasses
 import hashlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ from mixfast.evaluate import recipe_page
 from mixfast.evaluate.detect_data import check_form, read_photographs
 from mixfast.evaluate.recipe_training import CHECKPOINTS, Training, precise_statistics, predict, train
 from mixfast.evaluate.runs import LoadedRun, evaluation_folder, load_runs, record_scores
+from mixfast.models.split_bn import convert_split_bn
 from mixfast.rng import Generators
 from mixfast.run import checkpoint, machine
 from mixfast.run.claim import Lock
@@ -57,8 +61,6 @@ def check_options(options: "Detect") -> None:
     if options.recipe is None:
         wrong = [name for name in given if name in _OF_RECIPES]
         why = "belongs to --recipe, which is not given"
-    elif (size := current().size) > 1:
-        raise ConfigError(f"--recipe {options.recipe} is trained by one process; got {size}. Omit torchrun.")
     else:
         wrong = [name for name in given if name not in _OF_RECIPES | both]
         why = f"does not go with --recipe {options.recipe}, which says how to train and what to score"
@@ -72,29 +74,44 @@ def train_recipe(options: "Detect") -> None:
     Raises:
         Stopped: a signal came; the training is saved.
     """
-    published, recipe = chosen(options)
+    here = current()
+    published, recipe = here.in_turn(partial(chosen, options))
     (run,) = load_runs(options)
-    data = load(options, recipe)
+    data = here.in_turn(partial(load, options, recipe))
     seed = options.seeds[0] if options.seeds else 0
     name = f"recipe-{recipe.name}-seed{seed}{'-dry' * options.dry_run}"
-    folder = evaluation_folder([run], options.out) / name
-    folder.mkdir(exist_ok=True)
-    with Console() as console:
-        lock = Lock(folder, console.line)
-        try:
-            training = prepare(options, run, recipe, data, seed, folder)
-            begin(training, options.resume, console)
-            fit(training, console)
-            precise_statistics(training)
-            found = predict(training, OriginalFiles(data.test, data.class_names), console)
-        finally:
-            lock.release()
+    folder = here.first(partial(evaluation_folder, [run], options.out)) / name
+    with Console() as console, locked(folder, console):
+        training = here.in_turn(partial(prepare, options, run, recipe, data, seed, folder))
+        begin(training, options.resume, console)
+        fit(training, console)
+        precise_statistics(training)
+        found = predict(training, OriginalFiles(data.test, data.class_names), console)
+    if here.rank:
+        return  # the first process scores and writes
     facts = recipe_page.facts(run, published, training, data, scores(recipe, data, found))
     recipe_page.write(folder, facts)
     if not options.dry_run:
         record_scores(run, "detect-recipe", facts["settings"], {run.name: facts["scores"]})
     print(recipe_page.markdown(facts))
     print("\n".join(f"{kind:<9} {folder / file}" for kind, file in recipe_page.FILES.items()))
+
+
+@contextmanager
+def locked(folder: Path, console: Console) -> Iterator[None]:
+    """Within the block the folder, which is made, is this training's alone."""
+    locks: list[Lock] = []
+
+    def take() -> None:
+        folder.mkdir(exist_ok=True)
+        locks.append(Lock(folder, console.line))
+
+    current().first(take)
+    try:
+        yield
+    finally:
+        for lock in locks:
+            lock.release()
 
 
 def chosen(options: "Detect") -> tuple[PublishedRecipe, PublishedRecipe]:
@@ -113,8 +130,11 @@ def chosen(options: "Detect") -> tuple[PublishedRecipe, PublishedRecipe]:
     if options.splits is not None and published.data != "voc":
         raise ConfigError("--splits belongs to --data voc. Omit it.")
     recipe = dry(published) if options.dry_run else published
-    if recipe.batch_size % options.accumulate:
-        raise ConfigError(f"--accumulate must divide the batch of {recipe.batch_size}; got {options.accumulate}.")
+    if recipe.batch_size % (options.accumulate * (size := current().size)):
+        shared = f" among {size} processes" if size > 1 else ""
+        raise ConfigError(
+            f"--accumulate must divide the batch of {recipe.batch_size}{shared}; got {options.accumulate}."
+        )
     return published, replace(recipe, lr=options.lr or recipe.lr)
 
 
@@ -156,9 +176,12 @@ def prepare(
     }
     torch.manual_seed(int(torch.randint(2**62, (), generator=Generators(seed)["recipe/weights"])))
     model = faster_rcnn(recipe, backbone, len(data.class_names), setup.splits.mean, setup.splits.std).to(device)
+    if current().size > 1:
+        convert_split_bn(model, 1, name="the detector")  # statistics of all processes
     workers = options.workers
     if workers is None:
-        workers = min(_MOST_WORKERS, machine.cpu_quota()) if device.type == "cuda" else 0
+        cores = max(1, machine.cpu_quota() // current().local_size)
+        workers = min(_MOST_WORKERS, cores) if device.type == "cuda" else 0
     files = OriginalFiles(data.train, data.class_names)
     return Training(recipe, model, data.train, files, folder, settings, device, workers)
 
@@ -172,17 +195,22 @@ def _digest(weights: dict[str, Tensor]) -> str:
 
 def begin(training: Training, resume: bool, console: Console) -> None:
     """Continue from a checkpoint, or see that there is none."""
-    folder, recipe = training.folder, training.recipe
+    folder, recipe, here = training.folder, training.recipe, current()
+    here.compare(training.settings, advice="All processes must see the same run and the same photographs.")
     if resume:
-        training.load(console)
+        here.in_turn(partial(training.load, console))
         console.line(f"continuing {recipe.name} after step {training.step} of {recipe.steps}")
         return
-    if any((folder / CHECKPOINTS / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
-        raise ConfigError(
-            f"{folder} holds a training by this recipe: continue it with --resume; or, for a new one, delete the "
-            "folder or choose another --out."
-        )
-    training.metrics.truncate(0)
+
+    def empty() -> None:
+        if any((folder / CHECKPOINTS / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
+            raise ConfigError(
+                f"{folder} holds a training by this recipe: continue it with --resume; or, for a new one, delete the "
+                "folder or choose another --out."
+            )
+        training.metrics.truncate(0)
+
+    here.first(empty)
     count, size = len(training.photographs), recipe.batch_size
     console.line(f"training {recipe.name}: {recipe.steps} steps of {size} of {count} photographs on {training.device}")
 
@@ -193,6 +221,8 @@ def fit(training: Training, console: Console) -> None:
         with StopRequest() as stop, stop.between_steps():
             train(training, stop, console)
     except Stopped:
+        if current().rank:
+            raise
         file = checkpoint.find(training.folder / CHECKPOINTS)
         print(f"checkpoint: {file}\ncontinue with the same command and --resume", file=sys.stderr)
         raise

@@ -13,6 +13,7 @@ from mixfast.evaluate.runs import SCHEMA, LoadedRun, described
 from mixfast.files import write_whole
 from mixfast.models import Backbone
 from mixfast.run.folder import now, write_json
+from mixfast.world import current
 
 if TYPE_CHECKING:
     from mixfast.evaluate.recipe import RecipeData
@@ -33,8 +34,9 @@ _METRICS = {
 _RESNET50 = ([256, 512, 1024, 2048], [4, 8, 16, 32], 23_508_032)  # channels, strides, weights
 _DIFFERENCES = (
     "Torchvision's parts put together here, not detectron2.",
-    "One process: batch norm sees the whole batch, as detectron2's eight synchronised processes do. Each of those pads "
-    "two images to one size and this one all, and the padding takes part in the statistics.",
+    "Batch norm sees the whole batch, whatever the number of processes, as detectron2's eight synchronised ones do. "
+    "Each of those pads two images to one size; here all of the batch are padded to one size, and the padding takes "
+    "part in the statistics.",
     "Images are padded to a multiple of the stride of the coarsest map; in detectron2 to 32 pixels with a pyramid, "
     "else not at all. Anchors are rounded to whole pixels.",
     "Images are resized by torch's bilinear interpolation; in detectron2 by Pillow's, which averages where it shrinks.",
@@ -59,7 +61,10 @@ def facts(
         **{"schema": SCHEMA, "command": "detect-recipe", "time": now(), "run": described([run])[0]},
         "network": run.architecture,
         "dry_run": training.settings["dry_run"],
-        "settings": {**training.settings, "device": str(training.device), "seconds": training.seconds},
+        "settings": {
+            **{**training.settings, "device": str(training.device), "seconds": training.seconds},
+            "processes": current().size,
+        },
         "recipe": {name: [getattr(published, name), getattr(recipe, name)] for name in fields},
         "data": {
             **{"kind": published.data, "training_images": len(data.train), "test_images": len(data.test)},

@@ -1,4 +1,7 @@
-"""The training of a recipe's detector: what moves from step to step, its checkpoints, the loop, and the test."""
+"""The training of a recipe's detector: what moves from step to step, its checkpoints, the loop, and the test.
+
+Of several processes each reads and computes some images of every part of a batch, equally many; gradients are averaged.
+"""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +20,7 @@ from mixfast.detection.average_precision import Detections
 from mixfast.detection.detectors import stacked
 from mixfast.detection.originals import Original, OriginalFiles, Pick, Shot, picks
 from mixfast.detection.recipes import PublishedRecipe, parameter_groups
-from mixfast.errors import CheckpointError, DataError, NonFiniteError
+from mixfast.errors import CheckpointError, DataError, NonFiniteError, PlatformError
 from mixfast.rng import Generators
 from mixfast.run import checkpoint, restore
 from mixfast.run.console import Console, duration
@@ -27,6 +30,7 @@ from mixfast.run.optim import load_optimizer, optimizer_state, set_learning_rate
 from mixfast.run.setup import autocast
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.torch_state import torch_generators
+from mixfast.world import check_sums, current
 
 LOG_EVERY = 20  # steps between two lines of metrics.jsonl
 CHECKPOINT_SECONDS = 600.0  # of training between two checkpoints
@@ -64,15 +68,26 @@ class Training:
         """Parts of a batch that are computed one after the other."""
         return int(self.settings["accumulate"])
 
-    def batches(self, name: str, skip: int, until: int) -> Iterator[list[Shot]]:
-        """Training batches number `skip` to `until` of a stream of draws: a batch follows from seed and number."""
-        draws = Generators(self.settings["seed"])
-        stream = picks(self.photographs, self.recipe.batch_size, self.recipe.flip, draws, name)
-        return read(self.files, islice(stream, skip, until), self.workers, self.device)
+    def batches(self, name: str, skip: int, until: int) -> Iterator[list[list[Shot]]]:
+        """Training batches number `skip` to `until` of a stream of draws: a batch follows from seed and number.
+
+        Of each, the parts, and of a part what this process computes.
+        """
+        recipe, here, draws = self.recipe, current(), Generators(self.settings["seed"])
+        stream = picks(self.photographs, recipe.batch_size, recipe.flip, recipe.sides, draws, name)
+        count = recipe.batch_size // self.accumulate // here.size
+        starts = [(part * here.size + here.rank) * count for part in range(self.accumulate)]
+        own = ([pick for start in starts for pick in batch[start : start + count]] for batch in stream)
+        for shots in read(self.files, islice(own, skip, until), self.workers, self.device):
+            yield [shots[start : start + count] for start in range(0, len(shots), count)]
 
     def losses(self, shots: Sequence[Shot]) -> dict[str, Tensor]:
-        """The detector's losses of some photographs, in training mode."""
-        targets = [{key: value.to(self.device) for key, value in shot.target.items()} for shot in shots]
+        """The detector's losses of some photographs, in training mode; their mean over all processes is the whole's."""
+        targets: list[dict[str, Any]] = [
+            {key: value.to(self.device) for key, value in shot.target.items()} for shot in shots
+        ]
+        for target, shot in zip(targets, shots, strict=True):
+            target.update(side=shot.pick.side, seed=shot.pick.seed)
         with autocast(self.device, self.settings["precision"]):
             losses: dict[str, Tensor] = self.model(self.images(shots), targets)
         return losses
@@ -81,11 +96,12 @@ class Training:
         """float32 [3, H, W] in [0, 1], each of its own size."""
         return [shot.image.to(self.device).float() / 255 for shot in shots]
 
-    def save(self) -> Path:
-        """Write a checkpoint; returns its path.
+    def save(self) -> None:
+        """Write a checkpoint, all processes together.
 
         Raises:
-            NonFiniteError: a weight is NaN or infinite; the last checkpoint stays.
+            NonFiniteError: a weight is NaN or infinite; the last checkpoint stays. PlatformError: the processes do not
+                hold the same bits.
         """
         state = {
             "settings": self.settings,
@@ -96,10 +112,14 @@ class Training:
             "torch_generators": torch_generators(self.device),
             "metrics_bytes": self.metrics.position(),
         }
-        if bad := not_finite(tensors_of({key: state[key] for key in ("model", "optimizer")})):
-            raise self.diverged(f"{next(iter(bad))} is not finite")
+        tensors = tensors_of({key: state[key] for key in ("model", "optimizer")})
+        if bad := not_finite(tensors):
+            self.diverged(f"{next(iter(bad))} is not finite")
+        if current().size > 1:
+            advice = f"At step {self.step} all processes should hold the same bits; the last checkpoint stays."
+            current().compare(check_sums(tensors), PlatformError, advice)
         self.saved_at = time.monotonic()
-        return checkpoint.save(self.folder / CHECKPOINTS, state)
+        current().first(lambda: checkpoint.save(self.folder / CHECKPOINTS, state))
 
     def load(self, console: Console) -> None:
         """Continue from the newest checkpoint of the folder.
@@ -122,15 +142,18 @@ class Training:
         moments = restore.checked_optimizer(self.optimizer, state["optimizer"], state["step"], file)
         load_optimizer(self.optimizer, moments)
         restore.load_torch_generators(state["torch_generators"], self.device, file)
-        self.metrics.truncate(state["metrics_bytes"])
         self.step, self.seconds = state["step"], state["seconds"]
-        checkpoint.set_aside(file)
+        if current().rank == 0:
+            self.metrics.truncate(state["metrics_bytes"])
+            checkpoint.set_aside(file)
 
-    def diverged(self, what: str) -> NonFiniteError:
-        """The error of a training that has met a NaN or an infinity."""
-        return NonFiniteError(
-            f"recipe {self.recipe.name}, step {self.step} of {self.recipe.steps}: {what}. Give a smaller --lr than "
-            f"{self.recipe.lr:g} and another --out, or look whether the run's weights are finite."
+    def diverged(self, what: str) -> None:
+        """Raise the error of a training that has met a NaN or an infinity, in all processes."""
+        current().fail(
+            NonFiniteError(
+                f"recipe {self.recipe.name}, step {self.step} of {self.recipe.steps}: {what}. Give a smaller --lr than "
+                f"{self.recipe.lr:g} and another --out, or look whether the run's weights are finite."
+            )
         )
 
 
@@ -170,7 +193,7 @@ def train(training: Training, stop: StopRequest, console: Console) -> None:
     """Train to the last step; save at the start, on the way, and at the end.
 
     Raises:
-        Stopped: a signal came; the training is saved.
+        Stopped: a signal came to a process; the training is saved.
         NonFiniteError: a loss or a weight is NaN or infinite; the last checkpoint stays.
     """
     steps, begin, first = training.recipe.steps, time.monotonic(), training.step
@@ -178,11 +201,11 @@ def train(training: Training, stop: StopRequest, console: Console) -> None:
     if training.step == 0:
         training.save()
     training.model.train()
-    for shots in training.batches("recipe", training.step, steps):
+    for parts in training.batches("recipe", training.step, steps):
         start = time.monotonic()
-        losses = train_step(training, shots)
+        losses = train_step(training, parts)
         training.seconds += time.monotonic() - start
-        if training.step % LOG_EVERY == 0 or training.step == steps:
+        if current().rank == 0 and (training.step % LOG_EVERY == 0 or training.step == steps):
             rate = training.recipe.rate(training.step - 1)
             training.metrics.write({"kind": "step", "step": training.step, "lr": rate, **losses})
         left = (time.monotonic() - begin) / (training.step - first) * (steps - training.step)
@@ -190,26 +213,29 @@ def train(training: Training, stop: StopRequest, console: Console) -> None:
         task.update(training.step, note)
         if console.silent_for_long():
             console.line(f"  step {training.step} of {steps}: {note}")
-        if stop or training.step == steps or time.monotonic() - training.saved_at > CHECKPOINT_SECONDS:
+        old = time.monotonic() - training.saved_at > CHECKPOINT_SECONDS
+        number, old_somewhere = current().largest(stop.number, old)
+        if number or old_somewhere or training.step == steps:
             training.save()
-        if stop:
-            raise Stopped(stop.number)
+        if number:
+            raise Stopped(number)
     task.close()
 
 
-def train_step(training: Training, shots: Sequence[Shot]) -> dict[str, float]:
-    """Move the weights by the mean gradient of a batch; returns its losses."""
+def train_step(training: Training, parts: Sequence[Sequence[Shot]]) -> dict[str, float]:
+    """Move the weights by the mean gradient of a batch of all processes; returns its losses."""
     set_learning_rate(training.optimizer, training.recipe.rate(training.step))
-    parts, size = training.accumulate, len(shots) // training.accumulate
     sums: dict[str, Tensor] = {}
-    for part in range(parts):
-        losses = training.losses(shots[part * size : (part + 1) * size])
-        (torch.stack(list(losses.values())).sum() / parts).backward()  # type: ignore[no-untyped-call]
-        sums = {name: sums.get(name, 0) + loss.detach() / parts for name, loss in losses.items()}
-    means = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+    for shots in parts:
+        losses = training.losses(shots)
+        (torch.stack(list(losses.values())).sum() / len(parts)).backward()  # type: ignore[no-untyped-call]
+        sums = {name: sums.get(name, 0) + loss.detach() / len(parts) for name, loss in losses.items()}
+    values = torch.stack(list(sums.values()))
+    current().mean_([*(weight.grad for weight in training.model.parameters() if weight.grad is not None), values])
+    means = dict(zip(sums, values.tolist(), strict=True))
     training.step += 1
     if not_finite({"losses": torch.tensor(list(means.values()))}):
-        raise training.diverged(", ".join(f"{name} = {value:g}" for name, value in means.items()))
+        training.diverged(", ".join(f"{name} = {value:g}" for name, value in means.items()))
     training.optimizer.step()
     training.optimizer.zero_grad(set_to_none=True)
     return means
@@ -227,30 +253,36 @@ def precise_statistics(training: Training) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches
     training.model.train()
-    size = training.recipe.batch_size // training.accumulate
-    for shots in training.batches("recipe/precise", 0, training.recipe.precise_batches):
-        for part in range(training.accumulate):
-            training.losses(shots[part * size : (part + 1) * size])
+    for parts in training.batches("recipe/precise", 0, training.recipe.precise_batches):
+        for shots in parts:
+            training.losses(shots)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
 
 
 @torch.no_grad()
 def predict(training: Training, files: OriginalFiles, console: Console) -> Detections:
-    """What the detector finds in photographs, each alone and so without another's padding; boxes in their pixels."""
-    count = len(files.paths)
+    """What the detector finds in photographs, each alone and so without another's padding; boxes in their pixels.
+
+    The photographs are dealt out to the processes, and all get what is found.
+    """
+    count, size = len(files.paths), current().size
     training.model.eval()
     task = console.task("test", count)
-    alone = ([(number, False)] for number in range(count))
 
-    def found() -> Iterator[dict[str, Tensor]]:
-        for number, shots in enumerate(read(files, alone, training.workers, training.device), 1):
+    def share(rank: int) -> list[dict[str, Tensor]]:
+        alone = ([Pick(number)] for number in range(rank, count, size))
+        found: list[dict[str, Tensor]] = []
+        for shots in read(files, alone, training.workers, training.device):
             with autocast(training.device, training.settings["precision"]):
-                yield from training.model(training.images(shots))
-            task.update(number, "")
+                (image,) = training.model(training.images(shots))
+            found.append({name: value.cpu() for name, value in image.items()})
+            task.update(min(count, len(found) * size), "")
             if console.silent_for_long():
-                console.line(f"  test image {number} of {count}")
+                console.line(f"  test image {len(found) * size} of {count}")
+        return found
 
-    boxes, labels, scores = stacked(found(), count)
+    shares = current().jobs(size, share)
+    boxes, labels, scores = stacked((shares[number % size][number // size] for number in range(count)), count)
     task.close()
     return Detections(boxes, labels, scores, (boxes[..., 2:] - boxes[..., :2]).prod(-1))

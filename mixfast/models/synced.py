@@ -16,22 +16,27 @@ def synced_batch_norm(norm: Any, x: Tensor, world: World) -> Tensor:
     cancellation.
 
     Args:
-        norm: a BatchNorm1d or BatchNorm2d with weights; its running statistics are updated if it tracks them.
-        x: [B, C, ...], the same shape in all processes.
+        norm: a BatchNorm1d or BatchNorm2d with weights; its running statistics are updated if it tracks them. With a
+            momentum of None they are the mean of all batches.
+        x: [B, C, ...], B at least 1. The processes need not have equally many rows.
         world: the processes.
     """
     axes = [axis for axis in range(x.ndim) if axis != 1]
     shape = [1, -1] + [1] * (x.ndim - 2)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     own_var, own_mean = torch.var_mean(wide, axes, correction=0)
-    means, variances = world.stacked(torch.stack([own_mean, own_var])).unbind(1)  # [size, C] each
-    mean = means.mean(0)
-    var = variances.mean(0) + (means - mean).square().mean(0)
+    own_count = wide.new_tensor([x.numel() // x.shape[1]])
+    found = world.stacked(torch.cat([own_mean, own_var, own_count]))
+    means, variances, counts = found.split([x.shape[1], x.shape[1], 1], 1)  # [size, C] twice, [size, 1]
+    count = counts.detach().sum()
+    shares = counts.detach() / count
+    mean = (shares * means).sum(0)
+    var = (shares * (variances + (means - mean).square())).sum(0)
     if norm.track_running_stats:
-        count = world.size * x.numel() // x.shape[1]
         with torch.no_grad():
             norm.num_batches_tracked.add_(1)
-            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), norm.momentum)
-            norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), norm.momentum)
+            pace = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+            norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), pace)
+            norm.running_var.lerp_((var * (count / (count - 1))).to(norm.running_var.dtype), pace)
     scale = norm.weight * (var + norm.eps).rsqrt()
     return ((wide - mean.view(shape)) * scale.view(shape) + norm.bias.view(shape)).to(x.dtype)

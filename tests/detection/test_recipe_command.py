@@ -216,9 +216,3 @@ def test_errors_have_codes(arguments: str, code: int, message: str, place: Path,
         given[after_data] = "voc"
     assert main(["detect", *given]) == code
     assert message in capsys.readouterr().err
-
-
-def test_several_processes_are_refused(place: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    assert main(["detect", str(place / "r8"), *DRY, "voc-c4-24k", "--data", "voc", str(place / "voc")]) == 2
-    assert "WORLD_SIZE is 2: this command takes one process, or several that torchrun starts" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mixfast.detection.originals import Original, OriginalFiles, originals, picks
+from mixfast.detection.originals import Original, OriginalFiles, Pick, originals, picks
 from mixfast.detection.recipes import FIGURES, RECIPES, dry, parameter_groups
 from mixfast.errors import ConfigError, DataError
 from mixfast.models import Backbone, ModelConfig, build_encoder
@@ -165,6 +165,7 @@ def test_the_map_that_fits_a_region(width: int, height: int, stride: int) -> Non
 
 def test_losses_of_proposals_are_detectron2s() -> None:
     network = ProposalNetwork(None, None, 0.7, 0.3, 8, 0.5, {}, {}, 0.7)
+    network.fg_bg_sampler.seeds = [1, 2]
     labels = [torch.tensor([1.0, -1, 0, -1]), torch.tensor([-1.0, 0, 1, -1])]
     rng = torch.Generator().manual_seed(0)
     logits, deltas = torch.randn(8, 1, generator=rng), torch.randn(8, 4, generator=rng)
@@ -216,7 +217,7 @@ def test_boxes_follow_a_mirror_image(mirrored: bool, tmp_path: Path) -> None:
     files = OriginalFiles(photographs(tmp_path, 4), ["red", "blue"])
     colours = {1: [220, 20, 20], 2: [20, 20, 220]}
     for number, labels in ((0, [1, 2]), (1, [1, 2]), (3, [1])):  # of the last picture, the other one is a crowd
-        shot = files[number, mirrored]
+        shot = files[Pick(number, mirrored)]
         assert shot.image.shape == (3, 40, 60) and shot.target["labels"].tolist() == labels
         for box, label in zip(shot.target["boxes"].tolist(), labels, strict=True):
             assert centre(shot.image, box) == colours[label] and box[2] - box[0] == box[3] - box[1] == 12
@@ -233,7 +234,7 @@ def test_unusable_boxes_are_counted_and_missing_files_named(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"nowhere.png cannot be read as an image"):
         originals([Photograph(tmp_path / "nowhere.png", [])], left_out)
     whole.path.write_bytes(whole.path.read_bytes()[:60])
-    assert "cannot be read as an image" in OriginalFiles([whole], ["red", "blue"])[0, False].error
+    assert "cannot be read as an image" in OriginalFiles([whole], ["red", "blue"])[Pick(0)].error
 
 
 def shapes(wide: int, high: int) -> list[Original]:
@@ -242,17 +243,36 @@ def shapes(wide: int, high: int) -> list[Original]:
 
 
 def test_batches_hold_one_orientation_and_follow_from_the_seed() -> None:
-    def stream(seed: int) -> list[list[tuple[int, bool]]]:
-        return list(itertools.islice(picks(shapes(9, 3), 4, 0.5, Generators(seed), "test"), 30))
+    def stream(seed: int) -> list[list[Pick]]:
+        return list(itertools.islice(picks(shapes(9, 3), 4, 0.5, (64, 80), Generators(seed), "test"), 30))
 
     batches = stream(0)
-    assert all(len({number < 9 for number, _ in batch}) == 1 for batch in batches)
-    seen = Counter(number for batch in batches for number, _ in batch)
+    assert all(len({pick.number < 9 for pick in batch}) == 1 for batch in batches)
+    every = [pick for batch in batches for pick in batch]
+    seen = Counter(pick.number for pick in every)
     assert len(seen) == 12 and max(seen.values()) - min(seen.values()) <= 2  # 10 each, but for what still waits
-    assert 30 < sum(flipped for batch in batches for _, flipped in batch) < 90
+    assert 30 < sum(pick.mirrored for pick in every) < 90 and 30 < sum(pick.side == 64 for pick in every) < 90
+    assert {pick.side for pick in every} == {64, 80} and len({pick.seed for pick in every}) == 120
     assert stream(0) == batches != stream(1)
 
 
 def test_a_single_photograph_fills_a_batch() -> None:
-    batch = next(picks(shapes(1, 0), 4, 0.0, Generators(0), "test"))
-    assert batch == [(0, False)] * 4
+    batch = next(picks(shapes(1, 0), 4, 0.0, (64,), Generators(0), "test"))
+    assert [pick[:3] for pick in batch] == [(0, False, 64)] * 4
+
+
+def test_samples_follow_from_the_seed_of_the_image() -> None:
+    sampler = ProposalNetwork(None, None, 0.7, 0.3, 8, 0.25, {}, {}, 0.7).fg_bg_sampler
+    rich = torch.tensor([1.0, 0, -1, 2] * 10)
+    poor = torch.tensor([0.0, 0, 1, -1])
+    sampler.seeds = [5, 6, 7]
+    right, wrong = sampler([rich, rich, poor])
+    for labels, right_ones, wrong_ones, counts in zip(
+        (rich, rich, poor), right, wrong, ((2, 6), (2, 6), (1, 2)), strict=True
+    ):
+        assert (int(right_ones.sum()), int(wrong_ones.sum())) == counts
+        assert (labels[right_ones] >= 1).all() and (labels[wrong_ones] == 0).all()
+    assert not torch.equal(wrong[0], wrong[1])
+    sampler.seeds = [6]
+    (alone,), (others,) = sampler([rich])
+    assert torch.equal(alone, right[1]) and torch.equal(others, wrong[1])
