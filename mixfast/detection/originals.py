@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mixfast.data.decoder import open_image
+from mixfast.detection.masks import decoded, runs_of
 from mixfast.detection.photographs import usable
 from mixfast.errors import DataError
 from mixfast.rng import Generators
@@ -35,14 +37,15 @@ class Original(NamedTuple):
     path: Path
     width: int
     height: int
-    objects: list[Marked]
+    objects: list[Marked]  # masks, if they are read, are runs
 
 
 class Shot(NamedTuple):
     """A photograph as torchvision's detectors take it; without content where it cannot be read."""
 
     image: Tensor  # uint8 [3, H, W]
-    target: dict[str, Tensor]  # boxes float32 [n, 4], labels int64 [n] from 1; groups are no objects
+    # boxes float32 [n, 4], labels int64 [n] from 1, masks uint8 [n, H, W] if they are read; groups are no objects
+    target: dict[str, Tensor]
     pick: Pick
     error: str = ""
 
@@ -51,7 +54,8 @@ def originals(photographs: Sequence[Photograph], left_out: Counter[str]) -> list
     """The photographs with their sizes, from the headers of the files; boxes that are omitted or cut are counted.
 
     Raises:
-        DataError: a file is missing or is not an image. This is checked here, before hours of training.
+        DataError: a file is missing or is not an image, or a mask cannot be used. This is checked here, before hours of
+            training.
     """
     found = []
     for path, objects in photographs:
@@ -61,8 +65,20 @@ def originals(photographs: Sequence[Photograph], left_out: Counter[str]) -> list
         except Exception as error:  # Pillow raises whatever a broken file leads it to
             raise DataError(_unreadable(path, error)) from error
         kept = [usable(marked, width, height, left_out) for marked in objects]
-        found.append(Original(path, width, height, [marked for marked in kept if marked is not None]))
+        found.append(Original(path, width, height, [_masked(marked, path, width, height) for marked in kept if marked]))
     return found
+
+
+def _masked(marked: Marked, path: Path, width: int, height: int) -> Marked:
+    if marked.mask is None:
+        return marked
+    try:
+        return marked._replace(mask=runs_of(marked.mask, height, width))
+    except ValueError as error:
+        raise DataError(
+            f"{path}: the mask of the {marked.name} at {marked.box} cannot be used: {error}. Correct or remove the "
+            "annotation."
+        ) from error
 
 
 def _unreadable(path: Path | str, error: Exception) -> str:
@@ -86,6 +102,11 @@ class OriginalFiles(Dataset[Shot]):
         self._boxes = torch.tensor([marked.box for marked in every]).view(-1, 4)
         self._labels = torch.tensor([number_of[marked.name] for marked in every], dtype=torch.int64)
         self._ends = torch.tensor([len(objects) for objects in real]).cumsum(0)
+        self._runs: Tensor | None = None
+        if every and every[0].mask is not None:
+            whole = bytearray("".join(marked.mask for marked in every), "ascii")
+            self._runs = torch.frombuffer(whole, dtype=torch.uint8)
+            self._run_ends = torch.tensor([0, *(len(marked.mask) for marked in every)]).cumsum(0)
 
     def __getitem__(self, pick: Pick) -> Shot:
         import numpy as np
@@ -98,10 +119,17 @@ class OriginalFiles(Dataset[Shot]):
                 image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
         except Exception as error:  # Pillow raises whatever a broken file leads it to
             return Shot(torch.empty(0), {}, pick, _unreadable(self.paths[number], error))
-        boxes = self._boxes[first:last].clone()
+        target = {"boxes": self._boxes[first:last].clone(), "labels": self._labels[first:last]}
+        if self._runs is not None:
+            bounds = pairwise(self._run_ends[first : last + 1].tolist())
+            runs = [self._runs[begin:end].numpy().tobytes().decode("ascii") for begin, end in bounds]
+            target["masks"] = decoded(runs, *image.shape[1:])
         if pick.mirrored:
-            image, boxes = image.flip(2), torch.stack(mirror(boxes, image.shape[2]), dim=1)
-        return Shot(image.contiguous(), {"boxes": boxes, "labels": self._labels[first:last]}, pick)
+            image = image.flip(2)
+            target["boxes"] = torch.stack(mirror(target["boxes"], image.shape[2]), dim=1)
+            if "masks" in target:
+                target["masks"] = target["masks"].flip(2)
+        return Shot(image.contiguous(), target, pick)
 
 
 def mirror(boxes: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

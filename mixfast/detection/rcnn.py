@@ -1,7 +1,8 @@
-"""Faster R-CNN as detectron2 builds it, from torchvision's parts. It imports torchvision: import it where it is used.
+"""Faster and Mask R-CNN as detectron2 builds them, from torchvision's parts. It imports torchvision: import it where it
+is used.
 
 c4    proposals and regions from the last map but one; the last stage and one more batch norm on every region
-fpn   pyramid with batch norm, one more map by max-pooling for proposals; two linear layers
+fpn   pyramid with batch norm, one more map by max-pooling for proposals; two linear layers; four convolutions for masks
 
 Torchvision's own classes differ in the loss of boxes (smooth L1), in RoIAlign (not aligned), and in first weights.
 
@@ -18,7 +19,8 @@ from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads, maskrcnn_inference
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FeaturePyramidNetwork, roi_align
@@ -34,10 +36,11 @@ from mixfast.world import current
 _C4_ANCHORS = (32, 64, 128, 256, 512)  # sides in pixels
 _FPN_ANCHORS = 8  # side over the stride of the map
 _FPN_FINEST = 4  # pixels per cell of the finest map of the pyramid
+_MASK_SIDE = 14  # cells of a region whose mask is predicted, with twice as many cells
 _CANONICAL = (224, 4)  # a region of so many pixels is taken from the map of stride 2 to this power
 
 
-def faster_rcnn(
+def build_rcnn(
     recipe: PublishedRecipe, backbone: Backbone, classes: int, mean: Sequence[float], std: Sequence[float]
 ) -> GeneralizedRCNN:
     """The detector of a recipe with fresh weights above the backbone, drawn from PyTorch's global generator.
@@ -68,6 +71,7 @@ def faster_rcnn(
         *(0.5, 0.5, recipe.regions, 0.25),
         None,
         *(0.05, 0.5, DETECTIONS),
+        *(_mask_parts(recipe, body, pool.strides, classes) if recipe.masks else ()),
     )
     transform = Resize(recipe.sides, recipe.longest, list(mean), list(std), size_divisible=coarsest)
     return GeneralizedRCNN(body, proposals, heads, transform)
@@ -84,7 +88,7 @@ def pyramid_stages(backbone: Backbone) -> list[int]:
     return [last[stride] for stride in sorted(last)]
 
 
-_Parts = tuple[Body, nn.Module, nn.Module, int, tuple[tuple[int, ...], ...]]
+_Parts = tuple[Body, "AlignedPool", nn.Module, int, tuple[tuple[int, ...], ...]]
 
 
 def _c4(recipe: PublishedRecipe, backbone: Backbone) -> _Parts:
@@ -120,6 +124,17 @@ def _fpn(recipe: PublishedRecipe, backbone: Backbone) -> _Parts:
         nn.init.zeros_(linear.bias)
     anchors = tuple((_FPN_ANCHORS * stride,) for stride in (*strides, 2 * strides[-1]))
     return body, AlignedPool(strides, side), head, recipe.hidden, anchors
+
+
+def _mask_parts(recipe: PublishedRecipe, body: Body, strides: Sequence[int], classes: int) -> tuple[nn.Module, ...]:
+    """Pooling, head and predictor of masks."""
+    width = recipe.channels
+    predictor = MaskRCNNPredictor(width, width, classes + 1)
+    for name, weights in predictor.named_parameters():
+        if name.endswith("bias"):
+            nn.init.zeros_(weights)
+    nn.init.normal_(predictor.mask_fcn_logits.weight, std=0.001)
+    return AlignedPool(strides, _MASK_SIDE), MaskRCNNHeads(body.out_channels, [width] * 4, 1), predictor
 
 
 class AlignedPool(nn.Module):
@@ -235,7 +250,7 @@ class ProposalNetwork(RegionProposalNetwork):
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.fg_bg_sampler = ImageSampler(self.fg_bg_sampler)
+        self.fg_bg_sampler: Any = ImageSampler(self.fg_bg_sampler)
 
     def forward(self, images: Any, maps: dict[str, Tensor], targets: Any = None) -> tuple[list[Tensor], Any]:
         """(regions of each image, losses); in training, target["seed"] of an image decides its samples."""
@@ -271,11 +286,11 @@ class Predictor(FastRCNNPredictor):
 
 
 class RegionHeads(RoIHeads):
-    """Boxes without masks, with an L1 loss."""
+    """Boxes with an L1 loss, and masks if there are parts for them."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
-        self.fg_bg_sampler = ImageSampler(self.fg_bg_sampler)
+        self.fg_bg_sampler: Any = ImageSampler(self.fg_bg_sampler)
 
     def forward(
         self, maps: dict[str, Tensor], proposals: list[Tensor], shapes: Any, targets: Any = None
@@ -283,13 +298,31 @@ class RegionHeads(RoIHeads):
         """(detections of each image, {}), or in training ([], losses)."""
         if self.training:
             self.fg_bg_sampler.seeds = [target["seed"] + 1 for target in targets]  # other ones than those of anchors
-            proposals, _, labels, boxes = self.select_training_samples(proposals, targets)
+            proposals, matched, labels, boxes = self.select_training_samples(proposals, targets)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, proposals, shapes)))
         if self.training:
-            losses = region_losses(logits, deltas, torch.cat(labels), torch.cat(boxes))
-            return [], dict(zip(("loss_classifier", "loss_box_reg"), losses, strict=True))
-        found = zip(*self.postprocess_detections(logits, deltas, proposals, shapes), strict=True)
-        return [{"boxes": boxes, "scores": scores, "labels": labels} for boxes, scores, labels in found], {}
+            terms = region_losses(logits, deltas, torch.cat(labels), torch.cat(boxes))
+            losses = dict(zip(("loss_classifier", "loss_box_reg"), terms, strict=True))
+            if self.has_mask():
+                shown = [some > 0 for some in labels]
+                regions, matched, labels = (
+                    [some[mask] for some, mask in zip(parts, shown, strict=True)]
+                    for parts in (proposals, matched, labels)
+                )
+                masks = [target["masks"] for target in targets]
+                losses["loss_mask"] = mask_loss(self._masks(maps, regions), regions, masks, matched, labels)
+            return [], losses
+        boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, shapes)
+        found = zip(boxes, scores, labels, strict=True)
+        images = [{"boxes": some, "scores": sure, "labels": classes} for some, sure, classes in found]
+        if self.has_mask():
+            for image, masks in zip(images, maskrcnn_inference(self._masks(maps, boxes), labels), strict=True):
+                image["masks"] = masks
+        return images, {}
+
+    def _masks(self, maps: dict[str, Tensor], regions: list[Tensor]) -> Tensor:
+        """[n, C + 1, 28, 28] for the regions of all images."""
+        return _wide(self.mask_predictor(self.mask_head(self.mask_roi_pool(maps, regions, None))))
 
 
 def region_losses(logits: Tensor, deltas: Tensor, labels: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,3 +339,28 @@ def region_losses(logits: Tensor, deltas: Tensor, labels: Tensor, boxes: Tensor)
     count = _mean_count(len(labels), logits)
     placed = F.l1_loss(chosen, boxes[objects], reduction="sum") / count
     return F.cross_entropy(logits, labels, reduction="sum") / count, placed
+
+
+def mask_loss(
+    logits: Tensor, regions: list[Tensor], masks: list[Tensor], matched: list[Tensor], labels: list[Tensor]
+) -> Tensor:
+    """Cross entropy of the true classes' masks: mean over the cells of the regions of all processes with an object.
+
+    A cell is the object's where RoIAlign of its mask is a half or more, as in detectron2.
+
+    Args:
+        logits: [n, C + 1, S, S], of the n regions of all images.
+        regions: of each image, [k, 4].
+        masks: of each image's objects, uint8 [m, H, W].
+        matched: of each image's regions, int64 [k], the object that it shows.
+        labels: of each image's regions, int64 [k], at least 1.
+    """
+    side = logits.shape[-1]
+    parts = []
+    for boxes, whole, objects in zip(regions, masks, matched, strict=True):
+        places = torch.cat([objects[:, None].to(boxes), boxes], dim=1)
+        parts.append(roi_align(whole[:, None].to(boxes), places, side, 1.0, 0, aligned=True)[:, 0] >= 0.5)
+    classes = torch.cat(labels)
+    chosen = logits[torch.arange(len(classes), device=classes.device), classes]
+    named = F.binary_cross_entropy_with_logits(chosen, torch.cat(parts).to(chosen.dtype), reduction="sum")
+    return named / (_mean_count(len(classes), logits) * side**2)

@@ -25,7 +25,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class PublishedRecipe:
-    """A way to train Faster R-CNN. Every weight is trained, the first layers and the batch norms too."""
+    """A way to train Faster or Mask R-CNN. Every weight is trained, the first layers and the batch norms too."""
 
     name: str
     data: Literal["voc", "coco"]
@@ -49,7 +49,8 @@ class PublishedRecipe:
     precise_batches: int = 200  # training batches whose mean statistics the batch norms get before the test
     anchors: int = 256  # of an image, on which the proposals are trained
     regions: int = 512  # of an image, on which the head is trained
-    channels: int = 256  # of a pyramid
+    masks: bool = False  # whether they are trained and scored too
+    channels: int = 256  # of a pyramid, and of the convolutions for masks
     hidden: int = 1024  # outputs of each linear layer of its head
 
     def rate(self, step: int) -> float:
@@ -81,11 +82,12 @@ class VocC424k(PublishedRecipe):
 
 @dataclass(frozen=True)
 class CocoFpn1x(PublishedRecipe):
-    """Faster R-CNN FPN on COCO train2017: 90,000 steps, scored on val2017 by COCO's 101-point AP.
+    """Mask R-CNN FPN on COCO train2017: 90,000 steps, scored on val2017 by COCO's 101-point AP of boxes and of masks.
 
     Batch norm in the backbone and in the pyramid alone, and a head of two linear layers: of the two variants in
-    circulation MoCo's own. Source: its authors in github.com/facebookresearch/moco/issues/34, and detectron2's
-    configs/Base-RCNN-FPN.yaml, COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml and defaults.
+    circulation MoCo's own. The other has batch norm in every head, and four convolutions before a linear layer. Source:
+    its authors in github.com/facebookresearch/moco/issues/34, and detectron2's configs/Base-RCNN-FPN.yaml,
+    COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml and defaults.
     """
 
     name: str = "coco-fpn-1x"
@@ -98,6 +100,7 @@ class CocoFpn1x(PublishedRecipe):
     proposals: tuple[int, int] = (2000, 1000)
     test_proposals: tuple[int, int] = (1000, 1000)
     images: tuple[int, int] = (117_266, 5000)
+    masks: bool = True
 
 
 @dataclass(frozen=True)
@@ -150,10 +153,18 @@ def _voc(network: str, ap50: float, ap: float, ap75: float, source: str) -> Figu
     return Figure(network, {"voc07_ap50": ap50, "voc07_ap": ap, "voc07_ap75": ap75}, source)
 
 
-_MOCO, _PIXPRO, _SOCO = "MoCo's detection/README.md", "PixPro's README", "SoCo's paper"
-_TABLE_5B = "He et al. 2020, table 5b"
+def _coco(network: str, ap: float, mask_ap: float, source: str, *others: float) -> Figure:
+    """`others`: AP50 and AP75 of boxes, then of masks."""
+    names = ("ap50", "ap75", "mask_ap50", "mask_ap75")
+    return Figure(network, {"ap": ap, "mask_ap": mask_ap, **dict(zip(names, others, strict=False))}, source)
 
-# ResNet-50 in detectron2; pre-trained on ImageNet-1k unless it is random. COCO's are Mask R-CNN's boxes.
+
+_MOCO, _PIXPRO, _SOCO = "MoCo's detection/README.md", "PixPro's README", "SoCo's README"
+_OTHER = "PixPro's README; the variant with batch norm in every head"
+_INSLOC = "InstanceLoc's docs/MODELZOO.md, which does not say the variant"
+_TABLE_5 = "He et al. 2020, table 5"
+
+# ResNet-50 in detectron2; pre-trained on ImageNet-1k unless it is random.
 FIGURES: dict[str, tuple[Figure, ...]] = {
     "voc-c4-24k": (
         _voc("random", 60.2, 33.8, 33.1, _PIXPRO),
@@ -166,16 +177,19 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
         Figure("DenseCL, 200 epochs", {"voc07_ap": 58.7}, "DenseCL's README"),
     ),
     "coco-fpn-1x": (
-        Figure("random", {"ap": 31.0}, _SOCO),
-        Figure("random", {"ap": 32.8}, _PIXPRO),
-        Figure("supervised", {"ap": 38.9}, _SOCO),
-        Figure("supervised", {"ap": 39.7}, _PIXPRO),
-        Figure("MoCo v2, 800 epochs", {"ap": 40.4}, f"{_PIXPRO}; the variant with batch norm in every head"),
-        Figure("PixPro, 400 epochs", {"ap": 41.4}, f"{_PIXPRO}; the variant with batch norm in every head"),
+        _coco("random", 31.0, 28.5, _SOCO, 49.5, 33.2, 46.8, 30.4),
+        _coco("random", 32.8, 29.9, _OTHER),
+        _coco("supervised", 38.9, 35.4, _SOCO, 59.6, 42.7, 56.5, 38.1),
+        _coco("supervised", 39.7, 35.9, _OTHER),
+        _coco("MoCo, 200 epochs", 39.4, 35.6, _OTHER),
+        _coco("MoCo v2, 800 epochs", 40.4, 36.4, _OTHER),
+        _coco("PixPro with an instance branch, 400 epochs", 41.4, 37.4, _OTHER),
     ),
     "coco-fpn-2x": (
-        Figure("random", {"ap": 36.7, "ap50": 56.7, "ap75": 40.0}, _TABLE_5B),
-        Figure("supervised", {"ap": 40.6, "ap50": 61.3, "ap75": 44.4}, _TABLE_5B),
-        Figure("MoCo, 200 epochs", {"ap": 40.8, "ap50": 61.6, "ap75": 44.7}, _TABLE_5B),
+        _coco("supervised", 40.6, 36.8, _TABLE_5, 61.3, 44.4, 58.1, 39.5),
+        _coco("MoCo, 200 epochs", 40.8, 36.9, _TABLE_5, 61.6, 44.7, 58.4, 39.7),
+        _coco("MoCo v2, 200 epochs", 41.7, 37.6, _INSLOC),
+        _coco("MoCo v2, 800 epochs", 42.5, 38.2, _INSLOC),
+        _coco("InstanceLoc, 400 epochs", 43.3, 38.8, _INSLOC),
     ),
 }

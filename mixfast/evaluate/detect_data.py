@@ -91,7 +91,7 @@ def check_form(data: Sequence[str]) -> None:
 
 
 def read_photographs(
-    data: Sequence[str], splits: tuple[str, str] | None, count: int
+    data: Sequence[str], splits: tuple[str, str] | None, count: int, masks: bool = False
 ) -> tuple[list[Photograph], list[Photograph], str]:
     """Photographs to train on and to score, and how they were split.
 
@@ -99,13 +99,14 @@ def read_photographs(
         data: voc or coco, and its paths.
         splits: voc: lists of images to train on and to score.
         count: to score, at most, where the split is random.
+        masks: coco: whether every object must have one.
 
     Raises:
         DataError: files that are missing or unreadable, or no photograph to train on has an object.
     """
     kind, *names = data
     paths = [home_expanded(Path(name)) for name in names]
-    train, test, split = _voc(paths, splits, count) if kind == "voc" else _coco(paths, count)
+    train, test, split = _voc(paths, splits, count) if kind == "voc" else _coco(paths, count, masks)
     if all(marked.crowd for photograph in train for marked in photograph.objects):
         raise DataError(f"{paths[-1]}: none of the {len(train)} training images has an object. Name other files.")
     return train, test, split
@@ -167,9 +168,10 @@ def _named(folders: Sequence[Path]) -> str:
     return " and ".join(folder.name for folder in folders)
 
 
-def _coco(paths: Sequence[Path], count: int) -> tuple[list[Photograph], list[Photograph], str]:
+def _coco(paths: Sequence[Path], count: int, masks: bool) -> tuple[list[Photograph], list[Photograph], str]:
     """Photographs to train on and to score, and how they were split."""
-    parts = [coco_photographs(file, images) for images, file in zip(paths[::2], paths[1::2], strict=True)]
+    files = zip(paths[::2], paths[1::2], strict=True)
+    parts = [coco_photographs(file, images, masks=masks) for images, file in files]
     if len(parts) == 1:
         return *split_off(parts[0], count), _RANDOM
     return parts[0], parts[1], f"trained on images of {paths[1].name}, scored on images of {paths[3].name}"

@@ -17,6 +17,7 @@ from torch import Tensor
 from mixfast.detection import average_precision
 from mixfast.detection.average_precision import Detections, Truth
 from mixfast.detection.body import whole_batches
+from mixfast.detection.masks import Masked, mask_scores, need_pycocotools
 from mixfast.detection.originals import Original, OriginalFiles, fingerprint, originals
 from mixfast.detection.photographs import truth_of
 from mixfast.detection.recipes import DATA_FORMS, RECIPES, PublishedRecipe, dry
@@ -49,6 +50,7 @@ class RecipeData:
     train: list[Original]
     test: list[Original]
     class_names: list[str]
+    counted: list[int]  # numbers of the classes that training images show
     truth: Truth  # of `test`
     split: str
     left_out: dict[str, int]  # images, boxes and objects, by reason
@@ -86,10 +88,10 @@ def train_recipe(options: "Detect") -> None:
         begin(training, options.resume, console)
         fit(training, console)
         precise_statistics(training)
-        found = predict(training, OriginalFiles(data.test, data.class_names), console)
+        found, runs = predict(training, OriginalFiles(data.test, data.class_names), console)
     if here.rank:
         return  # the first process scores and writes
-    facts = recipe_page.facts(run, published, training, data, scores(recipe, data, found))
+    facts = recipe_page.facts(run, published, training, data, scores(recipe, data, found, runs))
     recipe_page.write(folder, facts)
     if not options.dry_run:
         record_scores(run, "detect-recipe", facts["settings"], {run.name: facts["scores"]})
@@ -118,7 +120,7 @@ def chosen(options: "Detect") -> tuple[PublishedRecipe, PublishedRecipe]:
     """The recipe that is asked for: as it was published, and with the changes of the command line.
 
     Raises:
-        ConfigError: values that do not fit the recipe.
+        ConfigError: values that do not fit the recipe. PlatformError: it needs pycocotools, which is not there.
     """
     published = RECIPES[str(options.recipe)]
     if len(options.runs) > 1 or len(options.seeds) > 1:
@@ -129,6 +131,8 @@ def chosen(options: "Detect") -> tuple[PublishedRecipe, PublishedRecipe]:
         raise ConfigError(f"--recipe {published.name} is for {form}; got --data {options.data[0]}.")
     if options.splits is not None and published.data != "voc":
         raise ConfigError("--splits belongs to --data voc. Omit it.")
+    if published.masks:
+        need_pycocotools(f"--recipe {published.name}")
     recipe = dry(published) if options.dry_run else published
     if recipe.batch_size % (options.accumulate * (size := current().size)):
         shared = f" among {size} processes" if size > 1 else ""
@@ -144,7 +148,7 @@ def load(options: "Detect", recipe: PublishedRecipe) -> RecipeData:
     Raises:
         DataError: files that are missing or unreadable, or nothing that can be used.
     """
-    train, test, split = read_photographs(options.data, options.splits, recipe.images[1])
+    train, test, split = read_photographs(options.data, options.splits, recipe.images[1], recipe.masks)
     left_out: Counter[str] = Counter()
     known, scored = originals(train, left_out), originals(test, left_out)
     usable = [photograph for photograph in known if any(not marked.crowd for marked in photograph.objects)]
@@ -158,14 +162,15 @@ def load(options: "Detect", recipe: PublishedRecipe) -> RecipeData:
     unknown = (truth.labels >= 0) & ~torch.tensor([*(name in shown for name in names), True])[truth.labels]
     left_out["test objects that do not count, as no training image shows their class"] = int(unknown.sum())
     truth = truth._replace(ignored=truth.ignored | unknown)
-    return RecipeData(usable, scored, names, truth, split, {what: n for what, n in left_out.items() if n})
+    counted = [number for number, name in enumerate(names) if name in shown]
+    return RecipeData(usable, scored, names, counted, truth, split, {what: n for what, n in left_out.items() if n})
 
 
 def prepare(
     options: "Detect", run: LoadedRun, recipe: PublishedRecipe, data: RecipeData, seed: int, folder: Path
 ) -> Training:
     """The training at step 0."""
-    from mixfast.detection.rcnn import faster_rcnn
+    from mixfast.detection.rcnn import build_rcnn
 
     setup, device = run.setup, run.setup.device
     backbone = whole_batches(run.trained.encoder.backbone)
@@ -175,7 +180,7 @@ def prepare(
         **{"network": _digest(backbone.state_dict()), "photographs": fingerprint(data.train)},
     }
     torch.manual_seed(int(torch.randint(2**62, (), generator=Generators(seed)["recipe/weights"])))
-    model = faster_rcnn(recipe, backbone, len(data.class_names), setup.splits.mean, setup.splits.std).to(device)
+    model = build_rcnn(recipe, backbone, len(data.class_names), setup.splits.mean, setup.splits.std).to(device)
     if current().size > 1:
         convert_split_bn(model, 1, name="the detector")  # statistics of all processes
     workers = options.workers
@@ -229,9 +234,25 @@ def fit(training: Training, console: Console) -> None:
     console.line(f"trained in {duration(training.seconds)}; statistics of batch norm, and the test")
 
 
-def scores(recipe: PublishedRecipe, data: RecipeData, found: Detections) -> dict[str, Any]:
-    """In percent: the 11-point AP of VOC 2007, or COCO's, as the recipe's data has it."""
+def scores(recipe: PublishedRecipe, data: RecipeData, found: Detections, runs: list[list[str]]) -> dict[str, Any]:
+    """In percent: the 11-point AP of VOC 2007, or COCO's of boxes and of masks, as the recipe's data has it."""
     classes = len(data.class_names)
     if recipe.data == "voc":
         return average_precision.voc07_summary(average_precision.voc07(data.truth, found, classes))
-    return average_precision.summary(average_precision.coco(data.truth, found, classes))
+    boxes = average_precision.summary(average_precision.coco(data.truth, found, classes))
+    return boxes | (masks_scored(data, found, runs) if recipe.masks else {})
+
+
+def masks_scored(data: RecipeData, found: Detections, runs: list[list[str]]) -> dict[str, float]:
+    """COCO's AP of the masks in the test photographs."""
+    number_of = {name: number for number, name in enumerate(data.class_names)}
+    truth, predicted = [], []
+    for image, photograph in enumerate(data.test):
+        objects, size = photograph.objects, (photograph.height, photograph.width)
+        areas = [marked.area or 0.0 for marked in objects]
+        labels, crowd = [number_of[marked.name] for marked in objects], [marked.crowd for marked in objects]
+        truth.append(Masked(*size, [marked.mask for marked in objects], labels, crowd, areas))
+        count = len(runs[image])
+        sure, classes = found.scores[image, :count].tolist(), found.labels[image, :count].tolist()
+        predicted.append(Masked(*size, runs[image], classes, scores=sure))
+    return mask_scores(truth, predicted, data.counted)

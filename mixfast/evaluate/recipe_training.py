@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from mixfast.data.loader import begin_worker, workers_that_obey
 from mixfast.detection.average_precision import Detections
 from mixfast.detection.detectors import stacked
+from mixfast.detection.masks import encoded
 from mixfast.detection.originals import Original, OriginalFiles, Pick, Shot, picks
 from mixfast.detection.recipes import PublishedRecipe, parameter_groups
 from mixfast.errors import CheckpointError, DataError, NonFiniteError, PlatformError
@@ -35,6 +36,7 @@ from mixfast.world import check_sums, current
 LOG_EVERY = 20  # steps between two lines of metrics.jsonl
 CHECKPOINT_SECONDS = 600.0  # of training between two checkpoints
 CHECKPOINTS = "checkpoints"  # folder
+_IN_MASK = 0.5  # probability from which on a pixel belongs to an object
 _FIELDS: dict[str, type] = {
     **{"settings": dict, "model": dict, "optimizer": dict, "torch_generators": dict},
     **{"step": int, "metrics_bytes": int, "seconds": float},
@@ -261,28 +263,33 @@ def precise_statistics(training: Training) -> None:
 
 
 @torch.no_grad()
-def predict(training: Training, files: OriginalFiles, console: Console) -> Detections:
+def predict(training: Training, files: OriginalFiles, console: Console) -> tuple[Detections, list[list[str]]]:
     """What the detector finds in photographs, each alone and so without another's padding; boxes in their pixels.
 
-    The photographs are dealt out to the processes, and all get what is found.
+    The photographs are dealt out to the processes, and all get what is found: also, of a detector with masks, the runs
+    of each photograph's masks, by falling score as the boxes.
     """
     count, size = len(files.paths), current().size
     training.model.eval()
     task = console.task("test", count)
 
-    def share(rank: int) -> list[dict[str, Tensor]]:
+    def share(rank: int) -> list[tuple[dict[str, Tensor], list[str]]]:
         alone = ([Pick(number)] for number in range(rank, count, size))
-        found: list[dict[str, Tensor]] = []
+        found: list[tuple[dict[str, Tensor], list[str]]] = []
         for shots in read(files, alone, training.workers, training.device):
             with autocast(training.device, training.settings["precision"]):
                 (image,) = training.model(training.images(shots))
-            found.append({name: value.cpu() for name, value in image.items()})
+            masks = image.pop("masks", None)
+            runs = [] if masks is None else encoded(masks[:, 0] >= _IN_MASK)
+            found.append(({name: value.cpu() for name, value in image.items()}, runs))
             task.update(min(count, len(found) * size), "")
             if console.silent_for_long():
                 console.line(f"  test image {len(found) * size} of {count}")
         return found
 
     shares = current().jobs(size, share)
-    boxes, labels, scores = stacked((shares[number % size][number // size] for number in range(count)), count)
+    images = [shares[number % size][number // size] for number in range(count)]
+    boxes, labels, scores = stacked((image for image, _ in images), count)
     task.close()
-    return Detections(boxes, labels, scores, (boxes[..., 2:] - boxes[..., :2]).prod(-1))
+    found = Detections(boxes, labels, scores, (boxes[..., 2:] - boxes[..., :2]).prod(-1))
+    return found, [runs for _, runs in images]

@@ -7,7 +7,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ class Marked(NamedTuple):
     ignored: bool = False  # difficult, or a crowd
     crowd: bool = False
     area: float | None = None  # None: the box's
+    mask: Any = None  # polygons or runs as COCO's file has them; None where masks are not read
 
 
 class Photograph(NamedTuple):
@@ -122,13 +123,14 @@ def _voc_file(path: Path, images: Path, named: bool) -> Photograph:
     return Photograph(images / tree.findtext("filename", f"{path.stem}.jpg"), objects)
 
 
-def coco_photographs(file: Path, images: Path, named: bool = True) -> list[Photograph]:
+def coco_photographs(file: Path, images: Path, named: bool = True, masks: bool = False) -> list[Photograph]:
     """The photographs that a COCO instances file lists.
 
     Args:
         file: such as annotations/instances_val2017.json.
         images: folder that holds the files named in it.
         named: whether every object must have a class.
+        masks: whether every object must have one.
 
     Raises:
         DataError: the file is missing or of another format.
@@ -142,7 +144,9 @@ def coco_photographs(file: Path, images: Path, named: bool = True) -> list[Photo
             crowd = bool(item.get("iscrowd", 0))
             area = float(item["area"]) if "area" in item else None
             name = names[item["category_id"]] if named else ""
-            by_id[item["image_id"]].objects.append(Marked((x, y, x + width, y + height), name, crowd, crowd, area))
+            mask = item["segmentation"] if masks else None
+            box = (x, y, x + width, y + height)
+            by_id[item["image_id"]].objects.append(Marked(box, name, crowd, crowd, area, mask))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read as COCO instances: {type(error).__name__} {error}.") from error
     if not by_id:

@@ -1,7 +1,9 @@
 """Tiny folders in the VOC and COCO formats: a red square and a blue one in each picture of 60 x 40 pixels."""
 
 import json
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -42,6 +44,17 @@ def voc(root: Path, count: int) -> Path:
     return place
 
 
+def _segmentation(name: str, x0: int, y0: int) -> Any:
+    """Of a red square two polygons, its halves; of a blue one runs, column by column."""
+    x1, y1 = x0 + _SIDE, y0 + _SIDE
+    if name == "red":
+        middle = x0 + _SIDE // 2
+        return [[x0, y0, middle, y0, middle, y1, x0, y1], [middle, y0, x1, y0, x1, y1, middle, y1]]
+    shown = [x0 <= x < x1 and y0 <= y < y1 for x in range(60) for y in range(40)]
+    counts = [len(list(run)) for _, run in groupby(shown)]
+    return {"size": [40, 60], "counts": counts if not shown[0] else [0, *counts]}
+
+
 def coco(root: Path, count: int) -> tuple[Path, Path]:
     """(folder of images, instances file) of the same pictures; what does not count is a crowd, and areas are 100."""
     place = root / "coco"
@@ -51,7 +64,8 @@ def coco(root: Path, count: int) -> tuple[Path, Path]:
         _picture(place / f"{number}.png", number)
         for name, x0, y0, crowd in _objects(number):
             about = {"image_id": number, "category_id": 7 if name == "red" else 3, "iscrowd": int(crowd), "area": 100}
-            annotations.append({**about, "id": len(annotations) + 1, "bbox": [x0, y0, _SIDE, _SIDE]})
+            about |= {"bbox": [x0, y0, _SIDE, _SIDE], "segmentation": _segmentation(name, x0, y0)}
+            annotations.append({**about, "id": len(annotations) + 1})
     content = {
         "images": [{"id": number, "file_name": f"{number}.png"} for number in range(count)],
         "categories": [{"id": 7, "name": "red"}, {"id": 3, "name": "blue"}],

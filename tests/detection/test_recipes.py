@@ -24,7 +24,7 @@ from mixfast.detection.rcnn import (
     Predictor,
     ProposalHead,
     ProposalNetwork,
-    faster_rcnn,
+    build_rcnn,
     pyramid_stages,
     region_losses,
 )
@@ -67,7 +67,7 @@ def test_a_dry_run_keeps_what_makes_the_recipe() -> None:
 
 @pytest.mark.parametrize(("recipe", "depth"), [(VOC, 8), (VOC, 18), (COCO, 18)])
 def test_every_weight_is_trained_and_norms_do_not_decay(recipe: object, depth: int) -> None:
-    model = faster_rcnn(dry(recipe), resnet(depth, "imagenet"), 2, (0.5,) * 3, (0.2,) * 3)  # type: ignore[arg-type]
+    model = build_rcnn(dry(recipe), resnet(depth, "imagenet"), 2, (0.5,) * 3, (0.2,) * 3)  # type: ignore[arg-type]
     others, norms = parameter_groups(model, VOC)
     assert (others["weight_decay"], norms["weight_decay"]) == (1e-4, 0.0)
     of_norms = {id(weight) for weight in norms["params"]}  # type: ignore[attr-defined]
@@ -81,12 +81,12 @@ def test_every_weight_is_trained_and_norms_do_not_decay(recipe: object, depth: i
 
 def test_the_structure_is_detectron2s() -> None:
     """Sides of anchors, cells of a region, and the extra norm, as its configuration for a ResNet-50 has them."""
-    c4 = faster_rcnn(VOC, resnet(18, "imagenet"), 20, (0.5,) * 3, (0.2,) * 3)
+    c4 = build_rcnn(VOC, resnet(18, "imagenet"), 20, (0.5,) * 3, (0.2,) * 3)
     assert c4.rpn.anchor_generator.sizes == ((32, 64, 128, 256, 512),)
     assert (c4.roi_heads.box_roi_pool.strides, c4.roi_heads.box_roi_pool.side) == ([16], 14)
     assert isinstance(c4.roi_heads.box_head.norm, nn.BatchNorm2d) and c4.backbone.out_channels == 32
     assert c4.roi_heads.box_predictor.bbox_pred.out_features == 4 * 21
-    fpn = faster_rcnn(dry(COCO), resnet(18, "imagenet"), 80, (0.5,) * 3, (0.2,) * 3)
+    fpn = build_rcnn(dry(COCO), resnet(18, "imagenet"), 80, (0.5,) * 3, (0.2,) * 3)
     assert fpn.rpn.anchor_generator.sizes == ((32,), (64,), (128,), (256,), (512,))
     assert (fpn.roi_heads.box_roi_pool.strides, fpn.roi_heads.box_roi_pool.side) == ([4, 8, 16, 32], 7)
     neck = fpn.backbone.neck
@@ -113,7 +113,7 @@ def test_what_has_no_last_stage_is_refused_by_name() -> None:
 
     for backbone, message in ((OneStage(), "there is only one"), (Whole(), "Whole does not give it as a module")):
         with pytest.raises(ConfigError, match=f"--recipe voc-c4-24k runs the last stage .*{message}"):
-            faster_rcnn(VOC, backbone, 2, (0.5,) * 3, (0.2,) * 3)
+            build_rcnn(VOC, backbone, 2, (0.5,) * 3, (0.2,) * 3)
 
 
 @pytest.mark.parametrize("name", ["resnet", "torchvision:resnet18"])
@@ -202,9 +202,9 @@ def test_boxes_are_float32_also_in_half_precision() -> None:
     assert {part.dtype for part in tensors} == {torch.float32} and len(tensors) == 4
 
 
-def photographs(root: Path, count: int) -> list[Original]:
+def photographs(root: Path, count: int, masks: bool = False) -> list[Original]:
     images, file = coco(root, count)
-    return originals(coco_photographs(file, images), Counter())
+    return originals(coco_photographs(file, images, masks=masks), Counter())
 
 
 def centre(image: Tensor, box: list[float]) -> list[int]:
