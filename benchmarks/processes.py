@@ -1,8 +1,10 @@
 """python -m benchmarks.processes [--out FILE.json] [--rounds N] [--smoke] [--model]: the cost of several processes.
 
-Compares steps of one process with one thread, and the same steps of two processes with one thread each, in turn, on an
-idle machine of at least two cores: ResNet-18 of width 64, images of 32 pixels, float32. For two processes it reports
-the seconds of a step inside each kind of exchange, with the waiting time, and for all the peak memory of a process.
+Compares in turn, on an idle machine of at least two cores: steps of one process with one thread; the same steps of two
+processes with one thread each; and steps of two processes that run at the same time but know nothing of each other, on
+half a batch each, which is what the machine itself allows. ResNet-18 of width 64, images of 32 pixels, float32. For two
+processes it reports the seconds of a step inside each kind of exchange, with the waiting time, and for all the peak
+memory of a process.
 
 --model prints instead the table of docs/distributed.md: computed, for many GPUs and a ResNet-50 at 224 pixels.
 """
@@ -98,24 +100,24 @@ def serve(pipe: Any, changes: dict[str, Any], preset: str, rank: int, size: int,
 
 
 class Group:
-    """Processes that train together when asked."""
+    """Processes that take a step at the same time when asked: of one run (`joined`), or each of a run of its own."""
 
-    def __init__(self, size: int, changes: dict[str, Any], preset: str, folder: Path):
+    def __init__(self, count: int, joined: bool, changes: dict[str, Any], preset: str, folder: Path):
         self.pipes, self.members = [], []
-        for rank in range(size):
+        for number in range(count):
             ours, theirs = PROCESSES.Pipe()
-            given = (theirs, changes, preset, rank, size, str(folder / f"meet{size}"))
-            self.members.append(PROCESSES.Process(target=serve, args=given, daemon=True))
+            rank, size = (number, count) if joined else (0, 1)
+            arguments = (theirs, changes, preset, rank, size, str(folder / "meeting"))
+            self.members.append(PROCESSES.Process(target=serve, args=arguments, daemon=True))
             self.members[-1].start()
             theirs.close()  # so that the end of a process is noticed
             self.pipes.append(ours)
 
     def step(self) -> dict[str, Any]:
-        """What the first process answers to a step of all."""
+        """What the slowest process answers to a step of all."""
         for pipe in self.pipes:
             pipe.send(True)
-        answers = [pipe.recv() for pipe in self.pipes]
-        return answers[0]
+        return max((pipe.recv() for pipe in self.pipes), key=lambda answer: float(answer["seconds"]))
 
     def end(self) -> None:
         for pipe in self.pipes:
@@ -127,29 +129,33 @@ class Group:
 def measured(preset: str, splits: int, batch: int, rounds: int, smoke: bool) -> dict[str, Any]:
     """Medians over the rounds, in each of which the groups take turns; the first step of each does not count."""
     changes = {**SHAPES["cifar"], "train.batch_size": batch, "model.bn_splits": splits, "method.queue_size": 4096}
+    changes |= TINY if smoke else {}
+    half = changes | {"train.batch_size": batch // 2, "model.bn_splits": max(1, splits // 2)}
     with tempfile.TemporaryDirectory() as folder:
-        groups = [Group(size, changes | (TINY if smoke else {}), preset, Path(folder)) for size in (1, 2)]
-        answers: list[list[dict[str, Any]]] = [[], []]
+        contestants = ((1, False, changes), (2, True, changes), (2, False, half))
+        groups = [Group(*contestant, preset, Path(folder)) for contestant in contestants]
+        answers: list[list[dict[str, Any]]] = [[] for _ in groups]
         for number in range(rounds + 1):
-            for which in (0, 1) if number % 2 else (1, 0):
+            for which in (0, 1, 2) if number % 2 else (2, 1, 0):
                 answer = groups[which].step()
                 if number:
                     answers[which].append(answer)
         for group in groups:
             group.end()
-    one, two = (statistics.median(answer["seconds"] for answer in some) for some in answers)
+    one, two, apart = (statistics.median(answer["seconds"] for answer in steps) for steps in answers)
     parts = {
         title: 1e3 * statistics.median(answer["exchanges"][name] for answer in answers[1])
         for name, title in EXCHANGES.items()
     }
     return {
         "case": f"{preset}, batch {batch}, bn_splits {splits}",
-        "images_per_s": [round(batch / one, 1), round(batch / two, 1)],
+        "images_per_s": [round(batch / seconds, 1) for seconds in (one, two, apart)],
         "efficiency": round(one / two / 2, 3),
-        "step_ms": [round(1e3 * one, 1), round(1e3 * two, 1)],
+        "efficiency_without_exchanges": round(one / apart / 2, 3),
+        "step_ms": [round(1e3 * seconds, 1) for seconds in (one, two, apart)],
         "exchanges_ms": {title: round(value, 2) for title, value in parts.items() if value},
-        "mib": [round(max(answer["mib"] for answer in some)) for some in answers],
-        "seconds": [[answer["seconds"] for answer in some] for some in answers],
+        "mib": [round(max(answer["mib"] for answer in steps)) for steps in answers],
+        "seconds": [[round(answer["seconds"], 4) for answer in steps] for steps in answers],
     }
 
 

@@ -138,25 +138,34 @@ def train_in_children(
     at_step: int = 0,
     struck: int = 0,
     program: str = "train",
+    srun: bool = False,
     **environment: str,
 ) -> list[int]:
-    """Exit codes of a command in `size` processes that work together, as torchrun would start them.
+    """Exit codes of a command in `size` processes that work together, as torchrun or srun would start them.
 
     Args:
         arguments: of the command line.
         output: file that takes stdout and stderr of all.
         send: signals that the process `struck` sends itself once it has done the optimiser step `at_step`.
         program: whose command it is, train or evaluate.
-        environment: what else torchrun would say.
+        srun: whether srun starts them, on one node, and not torchrun.
+        environment: what else torchrun or srun would say.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    meeting |= {**environment, "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+        port = free.getsockname()[1]
+    if srun:
+        rank_names = ("SLURM_PROCID", "SLURM_LOCALID")
+        meeting = {"SLURM_STEP_NUM_TASKS": str(size), "SLURM_STEP_TASKS_PER_NODE": str(size), "SLURM_NODEID": "0"}
+        meeting |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}
+    else:
+        rank_names = ("RANK", "LOCAL_RANK")
+        meeting = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1"}
+    meeting |= {**environment, "MASTER_PORT": str(port)}
     children = [
         _started(
             *(arguments, output, send if rank == struck else (), at_step, "step", -1),
-            {**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            {**meeting, **dict.fromkeys(rank_names, str(rank))},
             program,
         )
         for rank in range(size)

@@ -20,7 +20,7 @@ from mixfast.evaluate.localise import localise
 from mixfast.evaluate.maps import Maps, maps
 from mixfast.evaluate.replay import Replay, replay
 from mixfast.run.command import run
-from mixfast.run.machine import join_processes, refuse_several_processes
+from mixfast.run.processes import join_processes, refuse_several_processes
 from mixfast.world import current, leave
 
 COMMANDS: dict[str, tuple[type, Callable[[Any], object]]] = {

@@ -36,7 +36,7 @@ from mixfast.errors import ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS
 from mixfast.profile import measure, memory, output
 from mixfast.ranges import NotNegative, check_ranges
-from mixfast.run import machine
+from mixfast.run import machine, processes
 from mixfast.run.command import run
 from mixfast.run.folder import results_folder
 from mixfast.train import cli
@@ -135,7 +135,7 @@ def launch(words: list[str]) -> None:
     if {"--help", "-h"} & set(words):
         print((__doc__ or "").rstrip())
         return
-    machine.refuse_several_processes()
+    processes.refuse_several_processes()
     request = understand(words)
     invocations = [configured(request, preset) for preset in request.presets()]
     first = invocations[0]

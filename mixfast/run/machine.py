@@ -6,51 +6,15 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import mixfast
-from mixfast import world
 from mixfast.errors import ConfigError, PlatformError
 from mixfast.ops import _dispatch
 from mixfast.world import current
-
-_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_PROCESS_COUNTS = ("WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
-
-
-def join_processes(words: Sequence[str]) -> None:
-    """Meet the other processes if torchrun has started several, all with the same words.
-
-    Raises:
-        ConfigError: something else has started several, or not alike. PlatformError: they cannot be reached.
-    """
-    if not all(os.environ.get(name) for name in _TORCHRUN):
-        refuse_several_processes("this command takes one process, or several that torchrun starts")
-    elif int(os.environ["WORLD_SIZE"]) > 1:
-        world.join(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
-        facts = {"command line": list(words), "Python": sys.version}
-        current().compare(
-            {**facts, "mixfast": mixfast.__version__, "torch": torch.__version__}, advice="Start all alike."
-        )
-
-
-def refuse_several_processes(what: str = "this command takes one process and one device") -> None:
-    """Raise a ConfigError if this process is one of several that torchrun, srun or mpirun started for one command."""
-    for name in _PROCESS_COUNTS:
-        count = os.environ.get(name, "")
-        if name.startswith("SLURM") and ("SLURM_PROCID" not in os.environ or not count):
-            continue
-        if count.isdigit() and int(count) > 1:
-            raise ConfigError(
-                f"{name} is {count}: {what}, and each of the {count} would do the same work again. Start it without "
-                "srun or mpirun, or with one task (docs/distributed.md)."
-            )
-        if name == "SLURM_STEP_NUM_TASKS":
-            return  # of this step; SLURM_NTASKS counts the whole job's
 
 
 def pick_device(wanted: str, option: str = "--train.device") -> torch.device:
@@ -89,8 +53,8 @@ def pick_own_device(wanted: str, option: str = "--train.device") -> torch.device
         )
     if here.local_rank >= (count := torch.cuda.device_count()):
         raise PlatformError(
-            f"process {here.rank} is number {here.local_rank} on its machine, which has {count} GPUs: give torchrun "
-            f"--nproc-per-node {count}."
+            f"process {here.rank} is number {here.local_rank} on its machine and sees {count} GPUs: give torchrun "
+            f"--nproc-per-node {count}, or srun --ntasks-per-node {count} --gpu-bind=none."
         )
     return torch.device("cuda", here.local_rank)
 

@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 
 from mixfast.errors import ConfigError
-from mixfast.run import checkpoint, machine
+from mixfast.run import checkpoint, processes
 from mixfast.run.command import VERSION
 from mixfast.run.console import Console
 from mixfast.run.failure import Failure, run_command
@@ -37,7 +37,7 @@ def main(words: list[str] | None = None) -> int:
 
     with steady_streams("log.txt has every line"), StopRequest(at_once) as stop:
         try:
-            machine.join_processes(words)
+            processes.join_processes(words)
             launch(current().in_turn(lambda: parse(words)), attempt, stop)
             return 0
         except Elsewhere as error:

@@ -14,7 +14,7 @@ from mixfast.data.kinds import KINDS, OBJECT
 from mixfast.errors import ConfigError
 from mixfast.export import load_backbone
 from mixfast.formats.native import own_factory
-from mixfast.run import machine
+from mixfast.run import processes
 from mixfast.run.callbacks import Callback, Callbacks
 from mixfast.run.console import Console
 from mixfast.run.signals import Stopped, StopRequest
@@ -111,7 +111,9 @@ def _train(words: list[str], images: object, callbacks: Callbacks, quiet: bool) 
     attempt, result = Attempt(Console(quiet=quiet)), None
     with fresh_torch_state(), StopRequest(ends_process=False) as stop:
         try:
-            machine.refuse_several_processes("mixfast.fit trains in one process; torchrun -m mixfast.train in several")
+            processes.refuse_several_processes(
+                "mixfast.fit trains in one process; torchrun -m mixfast.train in several"
+            )
             asked = cli.parse(words)
             origins = {key: origin.replace("command line", "mixfast.fit") for key, origin in asked.origins.items()}
             call = dataclasses.replace(

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mixfast.run.processes import launched
 from tests.tiny_run import KILLED, assert_same, last_state, records, train_in_child, train_in_children, words
 
 pytestmark = pytest.mark.slow
@@ -65,6 +66,26 @@ def test_a_run_is_scored_as_by_one_process(command: list[str], finished: Path, t
         [json.loads(line) for line in (out / "evaluations.jsonl").read_text().splitlines()] for out in folders
     )
     assert len(left) == 1 and [{**line, "time": ""} for line in left] == [{**line, "time": ""} for line in right]
+
+
+def test_tasks_of_srun_train_the_run_that_torchrun_trains(finished: Path, tmp_path: Path) -> None:
+    out, log = tmp_path / "run", tmp_path / "log"
+    assert train_in_children(words(out, **FOUR), log, 2, srun=True) == [0, 0], log.read_text()
+    assert_same(last_state(out), last_state(finished))
+    assert records(out) == records(finished)
+
+
+def test_the_environment_of_srun() -> None:
+    """Task 10 of 11 on three nodes, the second on its own."""
+    nodes = {"SLURM_STEP_NODELIST": "gpu[03-04]-a,login1", "SLURM_STEP_TASKS_PER_NODE": "4(x2),3", "SLURM_NODEID": "2"}
+    task = {"SLURM_PROCID": "9", "SLURM_STEP_NUM_TASKS": "11", "SLURM_LOCALID": "1"}
+    step = {"SLURM_JOB_ID": "4000", "SLURM_STEP_ID": "2"}
+    assert launched({**nodes, **task, **step}) == (9, 11, 1, 3, "tcp://gpu03-a:24002")
+    chosen = {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}
+    assert launched({**nodes, **task, **step, **chosen}) == (9, 11, 1, 3, "tcp://10.0.0.1:29500")
+    assert launched({**nodes, **task, "SLURM_JOB_ID": "4000"}) is None
+    torchrun = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"} | chosen
+    assert launched({**nodes, **task, **step, **torchrun}) == (3, 4, 1, 2, "env://")
 
 
 def test_signals_to_one_process_stop_both(finished: Path, tmp_path: Path) -> None:
