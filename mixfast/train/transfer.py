@@ -113,7 +113,7 @@ def measure(run: Run, companions: dict[str, RunFolder]) -> tuple[Worth, list[Loa
     try:
         need_torchvision()
     except PlatformError as error:
-        missing = f"AP is missing: {error} Then: python -m mixfast.train --resume {run.folder.path}"
+        missing = f"AP is missing: {error}. Then: python -m mixfast.train --resume {run.folder.path}"
         return Worth(knn, located, None, missing), runs
     detectors = Detect(paths, quick=True, seeds=SEEDS, supervised=False)
     detected = detect.evaluate(detectors, runs, run.console)
