@@ -140,7 +140,7 @@ class AlignedMixture(Method):
     def patched(
         self, views: dict[str, Tensor], both: Views, third: Views, generator: torch.Generator
     ) -> dict[str, Tensor]:
-        """The entries of `views` that change when patches of the last images are pasted into the first queries.
+        """Paste patches of the last images into the first queries, in place, and return what else changes in `views`.
 
         A patch is one more box of the image that it was cut from.
         """
@@ -148,7 +148,7 @@ class AlignedMixture(Method):
         batch, count, size = len(x1), len(third[0]), (x1.shape[2], x1.shape[3])
         cut, crops, key_crops = third[0].flip(0), third.crops[0].flip(0), both.crops[1, -count:].flip(0)
         patches = boxes_of_area(count, size, self.config.area, PATCH_RATIO, generator)  # [count, 4]
-        x1M = mix_views(x1[:count], cut, patches, lam[:count])
+        x1[:count] = mix_views(x1[:count], cut, patches, lam[:count])
         outside = 1 - areas(patches.float()) / (size[0] * size[1])
         covered = areas(intersection(boxes[:count].float(), patches[:, None].float())) / areas(boxes[:count].float())
         cut_out = to_image(patches.float(), crops, size)
@@ -156,7 +156,6 @@ class AlignedMixture(Method):
         in_query, in_key = whole_pixels(to_view(shown, torch.stack([crops, key_crops]), size), size)
         none = boxes.new_zeros(batch - count, 4)
         return {
-            "query": torch.cat([x1M, x1[count:]]),
             "boxes_query": torch.cat([boxes, torch.cat([in_query, none])[:, None]], dim=1),
             "boxes_key": torch.cat([views["boxes_key"], torch.cat([none, in_key.flip(0)])[:, None]], dim=1),
             "weight_region": torch.cat([weight[:count] * (covered < MOST_COVERED), weight[count:]]),
