@@ -90,7 +90,10 @@ def partials(
         if D != BLOCK_D:
             known &= (d < D)[None, :]
         x = tl.load(queue + tl.cast(k, tl.int64) * D + (key[:, None] * D + d[None, :]), known, 0.0).to(PRODUCT)
-        s = tl.dot(q, tl.trans(x), input_precision=PRECISION)
+        if BLOCK_K == 16:  # the queries come from shared memory: in registers, split into three, they would spill
+            s = tl.trans(tl.dot(x, tl.trans(q), input_precision=PRECISION))
+        else:
+            s = tl.dot(q, tl.trans(x), input_precision=PRECISION)
         s = tl.where(inside[None, :], s, float("-inf"))
         highest = tl.maximum(m, shift_of(tl.max(s, 1), scale))
         # One multiply-add for each logit: scaling the queries instead would round them.
