@@ -49,8 +49,8 @@ class ModelConfig:
                 )
         if self.depth not in LAYOUTS:
             raise ConfigError(
-                f"model.depth must be one of {', '.join(map(str, LAYOUTS))}; got {self.depth}. For another network omit "
-                "it and give --model.backbone, such as torchvision:resnet101"
+                f"model.depth must be one of {', '.join(map(str, LAYOUTS))}; got {self.depth}. For another network "
+                "omit it and give --model.backbone, such as torchvision:resnet101"
             )
         check_ranges(self, "model")
 

@@ -63,8 +63,8 @@ def _rate(config: RunConfig[Any], steps: int) -> list[str]:
         reasons.append(f"the rate falls at --optim.steps {shares} by --optim.step_factor {optim.step_factor:g}")
     share = 100 * mean / optim.lr if optim.lr else 0
     return [
-        f"the mean learning rate of the {total} steps ({epochs} epoch{'s' * (epochs > 1)}) is {mean:.3g}, {share:.0f} % of --optim.lr "
-        f"{optim.lr:g}: {'; '.join(reasons)}."
+        f"the mean learning rate of the {total} steps ({epochs} epoch{'s' * (epochs > 1)}) is {mean:.3g}, {share:.0f} % of "
+        f"--optim.lr {optim.lr:g}: {'; '.join(reasons)}."
     ]
 
 
