@@ -8,7 +8,7 @@ from mixfast.run.command import VERSION, run
 
 COMMANDS = {
     "train": "train an encoder; without a word, a first run of a few minutes",
-    "evaluate": "kNN, linear classifier, attention maps, localisation, embeddings of trained runs",
+    "evaluate": "kNN, linear classifier, detection, attention maps, localisation of trained runs",
     "compare": "a report that puts runs side by side",
     "export": "the backbone of a run as a file for other programs",
     "profile": "what a training step costs, part by part",

@@ -40,6 +40,10 @@ def test_version(name: str, capsys: Any) -> None:
     ("words", "message"),
     [
         ("train --no-such 3", "unknown option --no-such"),
+        ("train --wandb", "unknown option --wandb; did you mean --train.log wandb?"),
+        ("train --model.arch x", "unknown option --model.arch; did you mean --model.backbone?"),
+        ("train --method.momentum 1", "unknown option --method.momentum; did you mean --method.ema or"),
+        ("train moco --model.depth 101", "model.depth must be one of 8, 18, 20, 34, 50; got 101. For another network"),
         ("train --train.epochs inf", "--train.epochs inf: expected a whole number"),
         ("evaluate knn x --kk 3", "unknown option --kk; did you mean --k?"),
         ("evaluate knn x --k inf", "--k inf: expected a whole number or None"),

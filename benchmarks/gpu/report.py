@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-NOT_MEASURED = "Not yet measured: `scripts/gpu_check.sh` on a machine with a GPU writes what stands here."
+NOT_MEASURED = "Not yet measured: `scripts/gpu_check.sh` on a machine with a GPU writes these tables."
 
 
 def load(path: Path) -> list[Row]:

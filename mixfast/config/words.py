@@ -24,6 +24,12 @@ from mixfast.ranges import check_ranges
 T = TypeVar("T")
 
 _BRITISH = {"iz": "is", "gray": "grey", "color": "colour"}  # as names here are spelled; other names suffer it alike
+_ELSEWHERE = {  # names that options have in other libraries
+    "amp": "train.precision",
+    "arch": "model.backbone",
+    "momentum": "method.ema",
+    "tau": "method.temperature",
+}
 
 
 class Option(NamedTuple):
@@ -84,12 +90,30 @@ def find(flag: str, options: Mapping[str, Option], others: Iterable[str] = ()) -
     off = switched != wanted
     if off and switched in by_plain and options[by_plain[switched]].hint is bool:
         return by_plain[switched], True
-    known = [name for name in options if not off or options[name].hint is bool]
-    last = re.sub(r"^no_", "", plain(flag.removeprefix("--").rpartition(".")[2]))
-    near = [name for name in known if plain(name.rpartition(".")[2]) == last] or nearest(switched, known)
-    flags = nearest(flag, others, 0.8) or [_off(name) if off else f"--{name}" for name in near]
+    flags = nearest(flag, others, 0.8) or [
+        _off(name) if off else f"--{name}" for name in _meant(flag.removeprefix("--"), options, off)
+    ]
     hint = f"did you mean {' or '.join(flags)}?" if flags else "see --help."
     raise ConfigError(f"unknown option {flag}; {hint}")
+
+
+def _meant(flag: str, options: Mapping[str, Option], off: bool) -> list[str]:
+    """The options that an unknown one probably means; with the value where its name is one, as in --wandb."""
+    known = [name for name in options if not off or options[name].hint is bool]
+    section, _, last = flag.rpartition(".")
+    last = re.sub(r"^no_", "", plain(last))
+    meant = [name for name in known if plain(name.rpartition(".")[2]) == last]
+    other = _ELSEWHERE.get(last)
+    if other in known and (not meant or other.startswith(f"{section}.")):
+        meant = [other, *meant]
+    meant = meant or [f"{name} {last}" for name in known if last in _choices(options[name].hint)]
+    return meant or nearest(re.sub(r"(^|_)no_", r"\1", plain(flag), count=1), known)
+
+
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The values of a Literal, also inside a tuple."""
+    kind, arguments = typing.get_origin(hint), typing.get_args(hint)
+    return arguments if kind is Literal else _choices(arguments[0]) if kind is tuple else ()
 
 
 def _off(name: str) -> str:

@@ -33,11 +33,10 @@ _OF_DATA = {
 }
 _NOTES = {
     "": "AP: COCO's, at 101 recalls, mean over the IoU thresholds .50 to .95 and the classes, in percent. Any class "
-    "AP: the same of the boxes without their class: finding, not naming. ± over seeds. Differences are taken seed by "
-    "seed: the networks of a seed share images, order, and the detector's first weights. Their 95 % over seeds is "
-    "Student's t: what other seeds would change, on these test images. Their 95 % over images is of "
-    f"{_DRAWS} bootstrap draws of the test images, the same for all networks and seeds: what other test images would "
-    "change, with these detectors.",
+    "AP: AP of the boxes without their classes (finding, not naming). ± over seeds. Differences are taken seed by "
+    "seed: the networks of a seed share images, order, and the detector's first weights. 95 % over seeds: Student's t, "
+    f"for what other seeds would change on these test images. 95 % over images: {_DRAWS} bootstrap draws of the test "
+    "images, equal for all networks and seeds, for what other test images would change with these detectors.",
     "voc": "VOC07: the 11-point AP of VOC 2007 at the same ten thresholds, which MoCo's tables call AP; never compare "
     "it with the 101-point AP.",
     "coco": "Small, medium, large: COCO's areas in pixels of the original images.",

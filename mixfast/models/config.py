@@ -48,7 +48,10 @@ class ModelConfig:
                     "them. Options of its factory follow its name as ,key=value"
                 )
         if self.depth not in LAYOUTS:
-            raise ConfigError(f"model.depth must be one of {', '.join(map(str, LAYOUTS))}; got {self.depth}")
+            raise ConfigError(
+                f"model.depth must be one of {', '.join(map(str, LAYOUTS))}; got {self.depth}. For another network "
+                "omit it and give --model.backbone, such as torchvision:resnet101"
+            )
         check_ranges(self, "model")
 
     @property

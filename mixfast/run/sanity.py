@@ -62,9 +62,10 @@ def _rate(config: RunConfig[Any], steps: int) -> list[str]:
         shares = " ".join(f"{step:g}" for step in optim.steps)
         reasons.append(f"the rate falls at --optim.steps {shares} by --optim.step_factor {optim.step_factor:g}")
     share = 100 * mean / optim.lr if optim.lr else 0
+    length = f"{total} steps ({epochs} epoch{'s' * (epochs > 1)})"
     return [
-        f"the mean learning rate of the {total} steps ({epochs} epochs) is {mean:.3g}, {share:.0f} % of --optim.lr "
-        f"{optim.lr:g}: {'; '.join(reasons)}."
+        f"the mean learning rate of the {length} is {mean:.3g}, {share:.0f} % of --optim.lr {optim.lr:g}: "
+        f"{'; '.join(reasons)}."
     ]
 
 

@@ -174,8 +174,8 @@ def announce(
     choices = machine.pick_compile(config.train.compile, device), machine.pick_graph(config.train.graph, device)
     console.line("   ".join(why for _, why in choices))
     console.line(
-        f"preset {preset}: {config.method_name} on {config.data.kind}, {config.model.title}, "
-        f"{config.train.epochs} epochs   folder {folder.path}"
+        f"preset {preset}: {config.method_name} on {config.data.kind}, {config.data.size} px, {config.model.title}, "
+        f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}   folder {folder.path}"
     )
     if preset == DEFAULT and config.data.kind != "scenes":
         console.line(

@@ -59,8 +59,8 @@ def verdict(results: list[Result], baselines: Records) -> str:
     lines = []
     for name, score in rivals:
         gap = main.last["knn_h"] - score
-        side = "above" if gap >= 0 else "below"
-        lines.append(f"{main.name} is {abs(gap):.1f} points {side} {name} (kNN on h, one seed).")
+        points = f"{abs(gap):.1f} points {'above' if gap > 0 else 'below'}" if gap else "level with"
+        lines.append(f"{main.name} is {points} {name} (kNN on h, one seed).")
     return "\n".join(lines)
 
 

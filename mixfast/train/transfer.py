@@ -34,7 +34,7 @@ _PAGE = """## What the networks are worth for detection
 
 {sentences}
 
-- In brackets behind a difference: its 95 % interval. "No clear difference": the interval contains 0.
+- In brackets behind a difference: its 95 % interval. "No significant difference": the interval contains 0.
 - kNN on h: the accuracy of the result above, in percent.
 {detection}- CorLoc: percent of {localised} scenes in which the box around the largest component of an attention map \
 has an IoU of at least 0.5 with the object; in brackets the 95 % interval from bootstrap draws of the scenes. "edges" \
@@ -164,10 +164,10 @@ def sentences(worth: Worth, names: list[str]) -> list[str]:
 
 def verdict(found: Iterable[Gap]) -> str:
     """ "gains CorLoc +3.0 (+1.0 to +5.0); loses ...; ...": a difference counts if its interval leaves 0 out."""
-    kinds: dict[str, list[str]] = {"gains": [], "loses": [], "shows no clear difference in": []}
+    kinds: dict[str, list[str]] = {"gains": [], "loses": [], "shows no significant difference in": []}
     for gap in found:
         low, high = (gap.mean if bound is None else bound for bound in (gap.low, gap.high))
-        kind = "gains" if low > 0 else "loses" if high < 0 else "shows no clear difference in"
+        kind = "gains" if low > 0 else "loses" if high < 0 else "shows no significant difference in"
         interval = "no interval" if gap.low is None else f"{gap.low:+.1f} to {gap.high:+.1f}"
         kinds[kind].append(f"{gap.score} {gap.mean:+.1f} ({interval})")
     return "; ".join(f"{kind} {', '.join(scores)}" for kind, scores in kinds.items() if scores)

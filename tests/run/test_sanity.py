@@ -38,7 +38,7 @@ CASES: list[tuple[str, dict[str, Any], int, list[str]]] = [
         "moco",
         {"train.epochs": 1, "optim.cosine_origin": 1},
         51_200,
-        ["mean learning rate of the 100 steps (1 epochs) is 0, 0 % of --optim.lr 0.06", "moco_demo"],
+        ["mean learning rate of the 100 steps (1 epoch) is 0, 0 % of --optim.lr 0.06", "moco_demo"],
     ),
     (
         "moco",

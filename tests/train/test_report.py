@@ -54,6 +54,8 @@ def test_table_and_verdict_name_winners_and_losers() -> None:
     assert "approach1 is 3.0 points below raw pixels" in sentences
     assert "approach1 is 23.5 points above untrained" in sentences
     assert "approach1 is 5.0 points below moco at equal encoder cost" in sentences
+    same = {"name": "itself", "knn_h": 45.0}
+    assert report.verdict([mine], [same]) == "approach1 is level with itself (kNN on h, one seed)."
     assert report.verdict([records.result("x", TRAIN)], []) == "Without labels there is no score."
 
 

@@ -311,7 +311,7 @@ def test_folder_without_classes_trains_without_knn(tmp_path: Path, capsys: Any, 
     assert main(words(tmp_path / "run", "moco", train__epochs=1, **data, data__workers=0)) == 0
     printed = capsys.readouterr().out
     assert "kNN is off: not every image has a class." in printed
-    assert "preset demo: moco on folder, ResNet-8 of width 8, 1 epochs" in printed
+    assert "preset demo: moco on folder, 16 px, ResNet-8 of width 8, 1 epoch " in printed
     assert "warning: network and length of preset demo are made for its scenes; to train on folder," in printed
     assert {line["kind"] for line in records(tmp_path / "run")} == {"train", "diagnostics", "epoch"}
     assert "Without labels there is no score." in (tmp_path / "run" / "report.md").read_text()

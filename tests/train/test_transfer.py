@@ -84,7 +84,7 @@ def test_verdict_by_hand() -> None:
     found = [Gap("kNN on h", -20.0, None, None), Gap("AP", 2.0, -1.0, 5.0), Gap("CorLoc", 19.0, 12.0, 26.0)]
     assert verdict(found) == (
         "gains CorLoc +19.0 (+12.0 to +26.0); loses kNN on h -20.0 (no interval); "
-        "shows no clear difference in AP +2.0 (-1.0 to +5.0)"
+        "shows no significant difference in AP +2.0 (-1.0 to +5.0)"
     )
 
 
