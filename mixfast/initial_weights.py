@@ -33,7 +33,7 @@ PREFIXES = ("", "module.", "module.encoder_q.", "encoder_q.", "module.backbone."
 _CLASSIFIERS = {"fc", "classifier", "head"}  # parts of names
 _COUNTER = "num_batches_tracked"  # of batch norms; what is computed does not depend on it
 _NAMED = 5  # keys that a message lists
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -121,21 +121,21 @@ def _lost(folder: Path, error: Exception) -> CheckpointError:
     )
 
 
-def read(path: Path, model: ModelConfig, say: Say) -> InitialWeights:
+def read(path: Path, model: ModelConfig, print_line: PrintLine) -> InitialWeights:
     """The weights that `--init` names, for a backbone of `model`.
 
     Args:
         path: the export/ folder of a run or its weights; the folder of a run or a checkpoint of it; or a state dict
             (.safetensors, or a .pth file that needs no code to be loaded), perhaps inside "state_dict" or "model".
         model: of the run that begins with them.
-        say: prints a line about a checkpoint that is taken in place of a damaged one.
+        print_line: prints a line about a checkpoint that is taken in place of a damaged one.
 
     Raises:
         CheckpointError: nothing there, not weights, of another architecture, or not finite.
     """
     backbone = build_encoder(model, torch.Generator()).backbone
     try:
-        source = _open(path, model, backbone, say)
+        source = _open(path, model, backbone, print_line)
         return _fitted(source, path, model, named_weights(backbone).state_dict())
     except CheckpointError as error:
         raise CheckpointError(f"--init {path}: {error}") from error
@@ -150,19 +150,19 @@ class _Source(NamedTuple):
     foreign: bool  # whether it does not say what architecture it is of
 
 
-def _open(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Source:
+def _open(path: Path, model: ModelConfig, backbone: Backbone, print_line: PrintLine) -> _Source:
     beside = path.with_name(native.FACTS)
     if (path / native.FACTS).is_file():
         return _export(path, model)
     if path.suffix == ".safetensors" and path.is_file() and _names(beside, path.name):
         return _export(path.parent, model)
     if path.is_dir():
-        return _run(path, model, backbone, say)
+        return _run(path, model, backbone, print_line)
     if not path.is_file():
         raise CheckpointError("there is no such file or folder.")
     content = file_content(path)
     if isinstance(content, dict) and {"format", "config", "method"} <= content.keys():
-        return _run(path, model, backbone, say)
+        return _run(path, model, backbone, print_line)
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -217,8 +217,8 @@ def _export(folder: Path, model: ModelConfig) -> _Source:
     return _Source(folder / native.WEIGHTS, weights, "", foreign=False)
 
 
-def _run(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Source:
-    file, state = checkpoint.load_newest(path, say)
+def _run(path: Path, model: ModelConfig, backbone: Backbone, print_line: PrintLine) -> _Source:
+    file, state = checkpoint.load_newest(path, print_line)
     restore.check_fields(state, file)
     theirs = state["config"]
     keys = RESNET_OPTIONS if theirs.get("model.backbone") == RESNET else ("backbone",)

@@ -36,7 +36,7 @@ SQUARES, VERDICTS = "squares", "verdicts"  # the two forms, and the endings of t
 _MAGIC = b"mixfast cache 3\n"
 _OURS = re.compile(rf".*-\d+px-[0-9a-f]{{20}}\.(npz|{SQUARES}|{VERDICTS})(\.[0-9a-f]+\.tmp)?", re.DOTALL)
 _ABANDONED = 24 * 3600  # seconds after which nobody writes a half-written file any more
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 class Rows(NamedTuple):
@@ -57,17 +57,17 @@ def digest(square: Tensor) -> int:
 class Cache:
     """The rows that earlier runs kept of a folder, none if there is no file; use it in a `with`."""
 
-    def __init__(self, root: Path, size: int, form: str, cfg: DataConfig, say: Say):
+    def __init__(self, root: Path, size: int, form: str, cfg: DataConfig, print_line: PrintLine):
         """
         Args:
             root: the folder of images.
             size: side of the squares in pixels.
             form: SQUARES or VERDICTS.
             cfg: cache and cache_dir are read.
-            say: prints a line about what is damaged, deleted or cannot be written.
+            print_line: prints a line about what is damaged, deleted or cannot be written.
         """
-        self.path = _path(root, size, form, cfg, say) if cfg.cache else None
-        self._root, self._size, self._say = root, size, say
+        self.path = _path(root, size, form, cfg, print_line) if cfg.cache else None
+        self._root, self._size, self._print_line = root, size, print_line
         self._damaged = 0  # squares that are not what was written
         self._names: dict[str, int] = {}
         self._table, self._start, self._file = np.empty((0, 4), np.int64), 0, -1
@@ -79,7 +79,7 @@ class Cache:
             except FileNotFoundError:
                 pass
             except (OSError, ValueError, KeyError, TypeError) as error:
-                self._say(f"cache {shown(self.path)} is damaged or cannot be read ({error}); decoding again")
+                self._print_line(f"cache {shown(self.path)} is damaged or cannot be read ({error}); decoding again")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -142,21 +142,21 @@ class Cache:
         if self.path is None:
             return
         if self._damaged:
-            self._say(f"cache {shown(self.path)}: {self._damaged:,} images are damaged; decoded again")
+            self._print_line(f"cache {shown(self.path)}: {self._damaged:,} images are damaged; decoded again")
         fresh = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             chosen = set(rows.files)
             others = [row for name, row in self._names.items() if name not in chosen and self._unchanged(name, row)]
             pixels = 0 if rows.squares is None else 3 * self._size**2
-            if _make_room(self.path, (len(rows.files) + len(others)) * (pixels + 100), self._say):
+            if _make_room(self.path, (len(rows.files) + len(others)) * (pixels + 100), self._print_line):
                 with open(fresh, "xb") as file:
                     self._write(file, rows, others)
                     file.flush()
                     os.fsync(file.fileno())
                 os.replace(fresh, self.path)
         except OSError as error:
-            self._say(f"what was decoded is not kept for the next run: {error}")
+            self._print_line(f"what was decoded is not kept for the next run: {error}")
         finally:
             with contextlib.suppress(OSError):  # it is there only if something went wrong
                 fresh.unlink()
@@ -190,7 +190,7 @@ class Cache:
                 file.write(square.numpy().data.cast("B"))
 
 
-def _path(root: Path, size: int, form: str, cfg: DataConfig, say: Say) -> Path | None:
+def _path(root: Path, size: int, form: str, cfg: DataConfig, print_line: PrintLine) -> Path | None:
     """The cache file of a folder, a side and a form; None without a home."""
     if cfg.cache_dir is not None:
         folder = absolute(cfg.cache_dir, "data.cache_dir")
@@ -198,7 +198,9 @@ def _path(root: Path, size: int, form: str, cfg: DataConfig, say: Say) -> Path |
         try:
             folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixfast"
         except RuntimeError:
-            say("what is decoded is not kept for the next run: there is no home folder; --data.cache_dir names a place")
+            print_line(
+                "what is decoded is not kept for the next run: there is no home folder; --data.cache_dir names a place"
+            )
             return None
     base = root.resolve()
     key = hashlib.sha256(os.fsencode(base) + f"\0{size}".encode()).hexdigest()[:20]
@@ -206,7 +208,7 @@ def _path(root: Path, size: int, form: str, cfg: DataConfig, say: Say) -> Path |
     return folder / f"{name}-{size}px-{key}.{form}"
 
 
-def _make_room(path: Path, need: int, say: Say) -> bool:
+def _make_room(path: Path, need: int, print_line: PrintLine) -> bool:
     """Delete cache files until `need` bytes at `path` are within SHARE; False if that is more than all of it."""
     found = []
     for file in path.parent.iterdir():
@@ -215,7 +217,7 @@ def _make_room(path: Path, need: int, say: Say) -> bool:
                 found.append((file.stat(), file))
     limit = SHARE * (shutil.disk_usage(path.parent).free + sum(status.st_size for status, _ in found))
     if need > limit:
-        say(
+        print_line(
             f"what was decoded is not kept for the next run: it would take {need / 2**20:,.1f} MiB, and the cache in "
             f"{shown(path.parent)} may take {limit / 2**20:,.1f}"
         )
@@ -226,5 +228,5 @@ def _make_room(path: Path, need: int, say: Say) -> bool:
         if taken > limit or abandoned:
             file.unlink(missing_ok=True)
             taken -= status.st_size
-            say(f"cache: deleted {shown(file)} ({status.st_size / 2**20:.0f} MiB, not used for longest)")
+            print_line(f"cache: deleted {shown(file)} ({status.st_size / 2**20:.0f} MiB, not used for longest)")
     return True

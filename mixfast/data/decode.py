@@ -24,7 +24,7 @@ from mixfast.world import current
 _FILES_PER_TASK = 64
 _SMALL_FILE = 16 * 1024  # bytes; below, Python's own work outweighs the decoding
 _SECONDS_PER_LINE = 10.0
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 class Readable(NamedTuple):
@@ -34,10 +34,10 @@ class Readable(NamedTuple):
     digests: Tensor  # int64 [R]: equal for equal images
 
 
-def read(listing: Listing, cfg: DataConfig, say: Say) -> tuple[Tensor, Readable]:
+def read(listing: Listing, cfg: DataConfig, print_line: PrintLine) -> tuple[Tensor, Readable]:
     """Load the images of a listing into memory: from the cache where their files are unchanged, else by decoding.
 
-    Files that cannot be decoded are omitted, counted and named in a line of `say`.
+    Files that cannot be decoded are omitted, counted and named in a line of `print_line`.
 
     Threads decode, not processes: decoding and resizing release Python's global lock, and a new process would spend
     longer on importing torch than on decoding 10,000 small images. For small files most of the time is spent with the
@@ -55,7 +55,7 @@ def read(listing: Listing, cfg: DataConfig, say: Say) -> tuple[Tensor, Readable]
     digests = torch.zeros(len(files), dtype=torch.int64)
     failed: dict[int, str] = {}
     fresh = False
-    with Cache(listing.root, size, SQUARES, cfg, say) as cache:
+    with Cache(listing.root, size, SQUARES, cfg, print_line) as cache:
         rows = cache.find(listing).tolist()
 
         def fill(start: int) -> int:
@@ -75,12 +75,12 @@ def read(listing: Listing, cfg: DataConfig, say: Say) -> tuple[Tensor, Readable]
             return len(part)
 
         starts = range(0, len(files), _FILES_PER_TASK)
-        with progress(f"decoding {shown(listing.root)}", len(files), say) as advance:
+        with progress(f"decoding {shown(listing.root)}", len(files), print_line) as advance:
             if workers is None:
                 workers = cores() if _mean_bytes(listing) > _SMALL_FILE else 0
             for count in _in_threads(fill, starts, workers):
                 advance(count)
-        index = _left(listing, failed, say)
+        index = _left(listing, failed, print_line)
         images, digests = _compact(images, index), digests[index]
         if fresh:
             kept = listing.take(index)
@@ -88,7 +88,7 @@ def read(listing: Listing, cfg: DataConfig, say: Say) -> tuple[Tensor, Readable]
     return images, Readable(index, digests)
 
 
-def examine(listing: Listing, library: Library, first: int, cfg: DataConfig, say: Say) -> Readable:
+def examine(listing: Listing, library: Library, first: int, cfg: DataConfig, print_line: PrintLine) -> Readable:
     """Find out which files of a listing can be decoded, with the processes that will decode them in training.
 
     Every file is decoded once, as long as one epoch takes without training; what could be decoded is kept in the cache,
@@ -99,19 +99,19 @@ def examine(listing: Listing, library: Library, first: int, cfg: DataConfig, say
         library: whose images from number `first` on they are.
         first: see there.
         cfg: size, cache and cache_dir are read.
-        say: prints a line.
+        print_line: prints a line.
 
     Raises:
         DataError: no file could be read, or a process has died.
     """
     digests = torch.zeros(len(listing.files), dtype=torch.int64)
     failed: dict[int, str] = {}
-    with Cache(listing.root, cfg.size, VERDICTS, cfg, say) as cache:
+    with Cache(listing.root, cfg.size, VERDICTS, cfg, print_line) as cache:
         rows = cache.find(listing)
         known, unknown = (rows >= 0).nonzero().flatten(), (rows < 0).nonzero().flatten()
         digests[known] = torch.tensor([cache.digest(row) for row in rows[known].tolist()], dtype=torch.int64)
         tasks = unknown.split(library.task_size) if len(unknown) else ()
-        with progress(f"looking through {shown(listing.root)}", len(unknown), say) as advance:
+        with progress(f"looking through {shown(listing.root)}", len(unknown), print_line) as advance:
             for task, found in zip(tasks, library.decoded([first + task for task in tasks]), strict=True):
                 for row, i in enumerate(task.tolist()):
                     if row in found.broken:
@@ -119,7 +119,7 @@ def examine(listing: Listing, library: Library, first: int, cfg: DataConfig, say
                     else:
                         digests[i] = digest(found.images[row])
                 advance(len(task))
-        index = _left(listing, failed, say)
+        index = _left(listing, failed, print_line)
         if len(failed) < len(unknown):
             kept = listing.take(index)
             cache.write(Rows(kept.files, kept.marks[:, :2], digests[index], None))
@@ -138,7 +138,7 @@ def _in_threads(task: Callable[[int], int], arguments: Sequence[int], workers: i
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _left(listing: Listing, failed: dict[int, str], say: Say) -> Tensor:
+def _left(listing: Listing, failed: dict[int, str], print_line: PrintLine) -> Tensor:
     """Positions of the files that did not fail, int64; prints how many failed, and the first of them."""
     if failed:
         first, count = min(failed), len(listing.files)
@@ -146,7 +146,7 @@ def _left(listing: Listing, failed: dict[int, str], say: Say) -> Tensor:
         what += f"{shown(listing.files[first])} ({failed[first]})"
         if len(failed) == count:
             raise DataError(f"{what}. Check that they are images, and complete.")
-        say(f"{what}. They are left out.")
+        print_line(f"{what}. They are left out.")
     keep = torch.ones(len(listing.files), dtype=torch.bool)
     keep[list(failed)] = False
     return keep.nonzero().flatten()
@@ -173,7 +173,7 @@ def cores() -> int:
 
 
 @contextmanager
-def progress(title: str, total: int, say: Say) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int, print_line: PrintLine) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, else a line every ten seconds; yields a function that counts files."""
     if sys.stderr and sys.stderr.isatty():
         from rich.console import Console
@@ -192,7 +192,7 @@ def progress(title: str, total: int, say: Say) -> Iterator[Callable[[int], None]
         now = time.monotonic()
         if now - spoken > _SECONDS_PER_LINE:
             spoken = now
-            say(f"{title}: {done:,} of {total:,} files, {done / (now - start):,.0f}/s")
+            print_line(f"{title}: {done:,} of {total:,} files, {done / (now - start):,.0f}/s")
 
     yield advance
 

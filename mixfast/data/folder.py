@@ -25,13 +25,13 @@ __all__ = ["ENDINGS", "find_splits", "load_folder", "scan"]
 
 _TRAIN = ("train", "training")
 _TEST = (("test", "testing"), ("val", "valid", "validation"))  # the first of these kinds that is there
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 def load_folder(
     cfg: DataConfig,
     seed: int,
-    say: Say,
+    print_line: PrintLine,
     cores: int | None = None,
     device_bytes: int | None = None,
 ) -> tuple[ImageSet, ImageSet, str, Counter[str]]:
@@ -42,7 +42,7 @@ def load_folder(
     Args:
         cfg: path, test_path, size, limit, test_limit, holdout, in_memory, cache, cache_dir and workers are read.
         seed: chooses the held-out images where the folder has no test set.
-        say: prints a line.
+        print_line: prints a line.
         cores: processes that decode, if cfg.workers does not say; None: one for each core of this process.
         device_bytes: memory of the training device, if it is not the host's.
 
@@ -54,7 +54,7 @@ def load_folder(
     """
     train, test = find_splits(cfg, seed)
     for note in dict.fromkeys((*train.notes, *test.notes)):
-        say(note)
+        print_line(note)
     if cfg.limit is not None:
         train = train.take(first_balanced(train.labels, cfg.limit))
     if cfg.test_limit is not None:
@@ -65,25 +65,25 @@ def load_folder(
         paths = [os.path.join(part.root, file) for part in (train, test) for file in part.files]
         library = Library(ImageFiles(cfg.size), paths, workers)
     if train.root == test.root:  # one pass, and one file of the cache
-        sets = _image_sets((train, test), 0, library, cfg, say)
+        sets = _image_sets((train, test), 0, library, cfg, print_line)
     else:
-        sets = _image_sets((train,), 0, library, cfg, say)
-        sets += _image_sets((test,), len(train.files), library, cfg, say)
+        sets = _image_sets((train,), 0, library, cfg, print_line)
+        sets += _image_sets((test,), len(train.files), library, cfg, print_line)
     passed = train.passed if train.root == test.root else train.passed + test.passed
     passed["unreadable"] = len(train.files) + len(test.files) - sum(map(len, sets))
     return sets[0], sets[1], shown(absolute(str(cfg.path), "--data.path")), +passed
 
 
 def _image_sets(
-    listings: Sequence[Listing], first: int, library: Library | None, cfg: DataConfig, say: Say
+    listings: Sequence[Listing], first: int, library: Library | None, cfg: DataConfig, print_line: PrintLine
 ) -> list[ImageSet]:
     """The images of listings with one root: in memory, or in their files, number `first` and on of a library."""
     whole = Listing.joined(listings)
     images: Images
     if library is None:
-        images, readable = decode.read(whole, cfg, say)
+        images, readable = decode.read(whole, cfg, print_line)
     else:
-        readable = decode.examine(whole, library, first, cfg, say)
+        readable = decode.examine(whole, library, first, cfg, print_line)
         images = Streamed(library, first + readable.positions)
     sets: list[ImageSet] = []
     start = 0

@@ -23,7 +23,7 @@ _SAMPLE = 8_192  # so many, evenly spaced
 def load(
     cfg: DataConfig,
     seed: int,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
     *,
     cores: int | None = None,
     device_bytes: int | None = None,
@@ -35,7 +35,7 @@ def load(
     Args:
         cfg: which data.
         seed: of everything random about the data (scenes, the held-out share of a folder), not of the training.
-        say: prints what was found, in a line, and lines about what is slow, incomplete or probably not meant.
+        print_line: prints what was found, in a line, and lines about what is slow, incomplete or probably not meant.
         cores: that may decode; None: those that this process may run on.
         device_bytes: memory of the training device, if it is not the host's.
         statistics: means and deviations of the channels where another process has measured them.
@@ -57,21 +57,21 @@ def load(
     elif cfg.kind == "folder":
         from mixfast.data.folder import load_folder
 
-        train, test, name, passed = load_folder(cfg, seed, say, cores=cores, device_bytes=device_bytes)
+        train, test, name, passed = load_folder(cfg, seed, print_line, cores=cores, device_bytes=device_bytes)
     elif isinstance(images, Splits):
         train, test, published = images.train, images.test, (images.mean, images.std)
     elif ":" in cfg.kind or cfg.kind == OBJECT:
         from mixfast.data import own
 
         sets = own.call_factory(cfg.kind) if ":" in cfg.kind else own.checked_object(images)
-        train, test = own.read_sets(sets, cfg, seed, say, cores, device_bytes)
+        train, test = own.read_sets(sets, cfg, seed, print_line, cores, device_bytes)
     else:
         from mixfast.data.vision import load_vision
 
         train, test, name, published = load_vision(cfg)
     train, test = _limited(train, cfg.limit), _limited(test, cfg.test_limit)
-    describe(name, train, test, passed, say)
-    mean, std = published or statistics or _statistics(train, cfg.kind, say)
+    describe(name, train, test, passed, print_line)
+    mean, std = published or statistics or _statistics(train, cfg.kind, print_line)
     return Splits(train, test, mean, std, cfg.kind)
 
 
@@ -81,7 +81,9 @@ def _limited(images: ImageSet, limit: int | None) -> ImageSet:
     return images.take(first_balanced(images.labels, limit))
 
 
-def _statistics(train: ImageSet, kind: str, say: Callable[[str], None]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(
+    train: ImageSet, kind: str, print_line: Callable[[str], None]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and deviation of the training images, the same for images in memory and in files; times the latter."""
     images, count = train.images, len(train)
     if (kind in ("folder", OBJECT) or ":" in kind) and count > _EXACT:
@@ -92,7 +94,7 @@ def _statistics(train: ImageSet, kind: str, say: Callable[[str], None]) -> tuple
     found = channel_statistics(_timed(images))
     library = images.library
     how = f"{library.workers} process{'es' * (library.workers > 1)}" if library.workers else "this process"
-    say(
+    print_line(
         f"{count:,} images stay in their files: {how} can decode {library.images_per_s:,.0f} images/s of "
         f"{library.size} px, measured alone on {len(images):,} of them"
     )

@@ -143,7 +143,7 @@ def read_sets(
     sets: Sequence[Any],
     cfg: DataConfig,
     seed: int,
-    say: Callable[[str], None],
+    print_line: Callable[[str], None],
     cores: int | None = None,
     device_bytes: int | None = None,
 ) -> tuple[ImageSet, ImageSet]:
@@ -153,7 +153,7 @@ def read_sets(
         sets: (training,) or (training, test).
         cfg: kind, size, limit, test_limit, holdout, in_memory and workers are read.
         seed: chooses the held-out images where there is one set.
-        say: prints a line.
+        print_line: prints a line.
         cores: processes that read more than a few images, if cfg.workers does not say; None: one for each core. An
             object that was passed is read by this process, unless cfg.workers says otherwise.
         device_bytes: memory of the training device, if it is not the host's.
@@ -181,7 +181,7 @@ def read_sets(
     count = sum(map(len, chosen))
     if decode.fits_in_memory(cfg, count, device_bytes):
         decode.check_memory(count, cfg.size, title)
-        with decode.progress(f"reading {cfg.kind}", count, say) as advance:
+        with decode.progress(f"reading {cfg.kind}", count, print_line) as advance:
             images = [_whole(files, advance) for files in images]
     train, test = (ImageSet(some, labels[index], names) for some, index in zip(images, chosen, strict=True))
     return train, test
@@ -215,7 +215,7 @@ def from_tensor(
     holdout: float = 0.1,
     seed: int = 0,
     name: str = "tensor",
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> Splits:
     """Images in memory as the data of a run, normalised by their own mean and deviation.
 
@@ -226,7 +226,7 @@ def from_tensor(
         holdout: that share of every class.
         seed: chooses them.
         name: of the data in messages and checkpoints.
-        say: prints what the tensors hold, in a line, and warnings.
+        print_line: prints what the tensors hold, in a line, and warnings.
 
     Raises:
         ValueError: other shapes or types.
@@ -242,7 +242,7 @@ def from_tensor(
         if not held.any():
             raise ValueError("from_tensor: too few images to hold some out for the test; give test.")
         sets = [sets[0].take(index.nonzero().flatten()) for index in (~held, held)]
-    describe(name, sets[0], sets[1], None, say)
+    describe(name, sets[0], sets[1], None, print_line)
     mean, std = channel_statistics(sets[0].images.split(1024))
     return Splits(sets[0], sets[1], mean, std, name)
 

@@ -12,10 +12,10 @@ from mixfast.data.sets import ImageSet
 
 _LISTED = 4  # classes that are counted one by one; of more, a line names the first three
 _NAMED = 5  # names that a warning shows of many
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
-def describe(name: str, train: ImageSet, test: ImageSet, passed: Counter[str] | None, say: Say) -> None:
+def describe(name: str, train: ImageSet, test: ImageSet, passed: Counter[str] | None, print_line: PrintLine) -> None:
     """Print what a data set contains, and warnings of probable mistakes.
 
     Args:
@@ -23,14 +23,14 @@ def describe(name: str, train: ImageSet, test: ImageSet, passed: Counter[str] | 
         train: training images.
         test: test images.
         passed: files that were passed over, by kind; None where there are no files to look for.
-        say: prints a line.
+        print_line: prints a line.
     """
     parts = [f"{name}: {len(train):,} training + {len(test):,} test images, {_classes(train, test)}"]
     if passed is not None:
         parts.append(passed_over(passed))
-    say("; ".join(parts))
+    print_line("; ".join(parts))
     for warning in [*_copies(train, test), *_lonely_classes(train, test)]:
-        say(f"warning: {warning}")
+        print_line(f"warning: {warning}")
 
 
 def _classes(train: ImageSet, test: ImageSet) -> str:

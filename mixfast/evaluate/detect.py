@@ -100,7 +100,7 @@ def detect(options: Detect, loaded: Loaded | None, console: Console) -> dict[str
         The content of the JSON file, and under "files" the paths; {} in all processes but the first.
     """
     current().in_turn(partial(check, options))
-    runs = load_runs(options, loaded=loaded, say=console.line)
+    runs = load_runs(options, loaded=loaded, print_line=console.line)
     with console:
         result = evaluate(options, runs, console)
     if current().rank:

@@ -14,7 +14,7 @@ from mixfast.evaluate.runs import (
     SCHEMA,
     Loaded,
     LoadedRun,
-    Say,
+    PrintLine,
     described,
     evaluation_folder,
     grouped,
@@ -58,13 +58,13 @@ class Result(NamedTuple):
     test: Objects
 
 
-def localise(options: Localise, loaded: Loaded | None = None, say: Say = print) -> dict[str, Any]:
+def localise(options: Localise, loaded: Loaded | None = None, print_line: PrintLine = print) -> dict[str, Any]:
     """Say the table; write it with choices and intervals as JSON, draw a picture, and keep each run's line.
 
     Returns:
         The content of the JSON file, and under "files" the paths.
     """
-    runs = load_runs(options, loaded=loaded, say=say)
+    runs = load_runs(options, loaded=loaded, print_line=print_line)
     result = evaluate(options, runs)
     folder = evaluation_folder(runs, options.out)
     several = f"-{options.objects}" if result.test.name == "canvas" and options.objects > 1 else ""
@@ -74,8 +74,8 @@ def localise(options: Localise, loaded: Loaded | None = None, say: Say = print) 
     draw(file.with_suffix(".png"), result)
     keep(runs, result)
     files = {"table": str(file), "picture": str(file.with_suffix(".png"))}
-    say(words(result))
-    say("\n".join(f"{kind:<9} {path}" for kind, path in files.items()))
+    print_line(words(result))
+    print_line("\n".join(f"{kind:<9} {path}" for kind, path in files.items()))
     return {**content, "files": files}
 
 

@@ -30,7 +30,7 @@ from mixfast.world import current
 
 SCHEMA = 1  # of a line
 Loaded = Mapping[str, Splits]  # data sets by `data_key`
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def load_runs(
     options: ScoringOptions,
     changes: dict[str, Any] | None = None,
     loaded: Loaded | None = None,
-    say: Say = print,
+    print_line: PrintLine = print,
 ) -> list[LoadedRun]:
     """The runs that `options` names, with names; data that several runs share is loaded once.
 
@@ -117,7 +117,7 @@ def load_runs(
         options: of the command.
         changes: values of other configuration keys.
         loaded: data sets that are there already, by `data_key`.
-        say: prints a line.
+        print_line: prints a line.
 
     Raises:
         ConfigError: no run is given.
@@ -125,7 +125,7 @@ def load_runs(
     if not options.runs:
         raise ConfigError("give at least one RUN: the folder of a run, or one of its checkpoints.")
     shared = dict(loaded or {})
-    load = partial(_load, options=options, changes=changes or {}, shared=shared, say=say)
+    load = partial(_load, options=options, changes=changes or {}, shared=shared, print_line=print_line)
     runs = [current().in_turn(partial(load, path)) for path in options.runs]
     names = group_names([run.recipe for run in runs], [run.setup.config for run in runs])
     for run, name in zip(runs, names, strict=True):
@@ -134,9 +134,9 @@ def load_runs(
 
 
 def _load(
-    path: Path, options: ScoringOptions, changes: dict[str, Any], shared: dict[str, Splits], say: Say
+    path: Path, options: ScoringOptions, changes: dict[str, Any], shared: dict[str, Splits], print_line: PrintLine
 ) -> LoadedRun:
-    file, state, setup = load_run(path, options, changes, shared, say)
+    file, state, setup = load_run(path, options, changes, shared, print_line)
     drawn = copy.deepcopy(setup.method.encoder)
     setup.load_method(state, file)
     folder = RunFolder.open(path)

@@ -90,12 +90,12 @@ def find(path: Path) -> Path:
     raise CheckpointError(f"no checkpoint in {path}: tried {tried}. Give the folder of a run, or a .pt file of one.")
 
 
-def load_newest(path: Path, say: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
+def load_newest(path: Path, print_line: Callable[[str], None]) -> tuple[Path, dict[str, Any]]:
     """The file that `find` names and its content; of a folder whose last.pt is damaged, previous.pt.
 
     Args:
         path: a folder, or a file, which nothing stands in for.
-        say: prints a line about a file that is taken in place of the newest.
+        print_line: prints a line about a file that is taken in place of the newest.
 
     Raises:
         CheckpointError: as `find` and `load` do.
@@ -108,7 +108,7 @@ def load_newest(path: Path, say: Callable[[str], None]) -> tuple[Path, dict[str,
         if path.is_file() or file == other or not other.is_file():
             raise
         state = load(other)
-        say(f"warning: {error}\nwarning: {other} is taken in its place, at step {state.get('step')}.")
+        print_line(f"warning: {error}\nwarning: {other} is taken in its place, at step {state.get('step')}.")
         return other, state
 
 

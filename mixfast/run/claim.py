@@ -16,7 +16,7 @@ from mixfast.run.folder import RunFolder, make_folders, now, remove_empty
 
 LOCK = "lock"  # file of the run folder; its lock is the kernel's and ends with the process
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 class Claim:
@@ -24,12 +24,12 @@ class Claim:
 
     fresh: bool  # nothing but the lock is in it yet
 
-    def __init__(self, folder: RunFolder, made: list[Path], say: Say):
+    def __init__(self, folder: RunFolder, made: list[Path], print_line: PrintLine):
         """
         Args:
             folder: it exists.
             made: folders that were made for it, the outermost first.
-            say: prints a line.
+            print_line: prints a line.
 
         Raises:
             ConfigError: another process has it.
@@ -38,14 +38,14 @@ class Claim:
         self._new_lock = not (folder.path / LOCK).exists()
         self._replace = False
         try:
-            self._lock = Lock(folder.path, say)
+            self._lock = Lock(folder.path, print_line)
         except BaseException:
             remove_empty(made)
             raise
         self.fresh = not _occupied(folder.path)
 
     @classmethod
-    def new(cls, path: Path, overwrite: bool, say: Say) -> "Claim":
+    def new(cls, path: Path, overwrite: bool, print_line: PrintLine) -> "Claim":
         """A folder to begin a run in; with `overwrite`, that of an earlier run, which stays as it is until `begin`.
 
         Raises:
@@ -54,7 +54,7 @@ class Claim:
         """
         _check(path, overwrite)
         made = make_folders(path)
-        claim = cls(RunFolder(path), made, say)
+        claim = cls(RunFolder(path), made, print_line)
         try:
             _check(path, overwrite)  # another run may have begun and ended before the lock was had
         except ConfigError:
@@ -64,20 +64,20 @@ class Claim:
         return claim
 
     @classmethod
-    def numbered(cls, parent: Path, name: str, say: Say) -> "Claim":
+    def numbered(cls, parent: Path, name: str, print_line: PrintLine) -> "Claim":
         """A new folder parent/name-NNNN, one above the highest number there."""
         made = make_folders(parent)
         folder = RunFolder.create_numbered(parent, name)
-        return cls(folder, [*made, folder.path], say)
+        return cls(folder, [*made, folder.path], print_line)
 
     @classmethod
-    def existing(cls, path: Path, say: Say) -> "Claim":
+    def existing(cls, path: Path, print_line: PrintLine) -> "Claim":
         """The folder of a run that exists; a path inside its checkpoints/ counts.
 
         Raises:
             CheckpointError: no run's folder there. ConfigError: another process writes to it.
         """
-        return cls(RunFolder.open(path), [], say)
+        return cls(RunFolder.open(path), [], print_line)
 
     def begin(self) -> None:
         """From here on the folder is this run's: what an earlier run left is deleted if it is to be replaced."""
@@ -106,7 +106,7 @@ class Lock:
     # Descriptors of this process. A child that was forked must not keep the lock when this process has ended.
     held: ClassVar[set[int]] = set()
 
-    def __init__(self, folder: Path, say: Say):
+    def __init__(self, folder: Path, print_line: PrintLine):
         """
         Raises:
             ConfigError: another process has it. OSError: there can be no such file.
@@ -120,7 +120,9 @@ class Lock:
                 owner = _owner(self._descriptor)
                 self.release()
                 if error.errno in _NO_LOCKS:
-                    say(f"{folder}: no locks on this file system ({error.strerror}): let no other run write to it")
+                    print_line(
+                        f"{folder}: no locks on this file system ({error.strerror}): let no other run write to it"
+                    )
                     return
                 if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
                     raise

@@ -142,10 +142,10 @@ class Loggers:
 
     def __init__(self) -> None:
         self._open: dict[str, Logger] = {}
-        self._say: Callable[[str], None] = print
+        self._print_line: Callable[[str], None] = print
 
     def open(
-        self, names: Iterable[str], folder: Path, options: dict[str, Any], step: int, say: Callable[[str], None]
+        self, names: Iterable[str], folder: Path, options: dict[str, Any], step: int, print_line: Callable[[str], None]
     ) -> None:
         """Begin or continue a run in each library.
 
@@ -154,12 +154,12 @@ class Loggers:
             folder: of the run.
             options: of its configuration, by key.
             step: optimiser steps done.
-            say: prints a line.
+            print_line: prints a line.
 
         Raises:
             PlatformError: a library refuses; the message has its words.
         """
-        self._say = say
+        self._print_line = print_line
         for name in names:
             try:
                 self._open[name] = LOGGERS[name][0](folder, options, step)
@@ -189,7 +189,7 @@ class Loggers:
                 act(logger)
             except Exception as error:  # of any type
                 del self._open[name]
-                self._say(f"warning: {name} takes no more ({error}); metrics.jsonl has every record")
+                self._print_line(f"warning: {name} takes no more ({error}); metrics.jsonl has every record")
 
     def __enter__(self) -> "Loggers":
         return self

@@ -30,15 +30,15 @@ def load_run(
     options: MachineOptions,
     changes: dict[str, Any] | None = None,
     shared: dict[str, Splits] | None = None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> tuple[Path, dict[str, Any], Setup]:
     """A checkpoint of a run, its content, and the set-up of its folder with fresh weights; arguments as below.
 
     Raises:
         CheckpointError: unreadable, or the configuration in the folder is not that of the checkpoint.
     """
-    file, state = checkpoint.load_newest(path, say)
-    setup = set_up_run(path, options, changes, shared, say)
+    file, state = checkpoint.load_newest(path, print_line)
+    setup = set_up_run(path, options, changes, shared, print_line)
     check_fields(state, file)
     check_config(state, setup.config, file)
     return file, state, setup
@@ -49,7 +49,7 @@ def set_up_run(
     options: MachineOptions,
     changes: dict[str, Any] | None = None,
     shared: dict[str, Splits] | None = None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> Setup:
     """The set-up of a run's folder with fresh weights, on this machine.
 
@@ -58,7 +58,7 @@ def set_up_run(
         options: device, threads and data_path are read.
         changes: values of other configuration keys.
         shared: data sets by configuration; looked up and added to.
-        say: prints a line.
+        print_line: prints a line.
     """
     config, _, _ = RunFolder.open(path).read_config(options.trust)
     moved = {} if options.data_path is None else {"data.path": options.data_path}
@@ -72,7 +72,7 @@ def set_up_run(
     cache = {} if shared is None else shared
     key = data_key(config)
     if key not in cache:
-        cache[key] = load(config.data, config.seed, say, **machine.room(device))
+        cache[key] = load(config.data, config.seed, print_line, **machine.room(device))
     return set_up(config, cache[key], device)
 
 

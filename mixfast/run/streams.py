@@ -83,11 +83,11 @@ def steady_streams(remark: str = "") -> Iterator[Steady]:
             os.open(os.devnull, os.O_RDWR)
     before = sys.stdout, sys.stderr
 
-    def say(error: OSError | ValueError) -> None:
+    def report_loss(error: OSError | ValueError) -> None:
         if remark:
             print(f"stdout takes no more lines ({reason(error)}); going on without it: {remark}", file=sys.stderr)
 
-    out = Steady(sys.stdout, say)
+    out = Steady(sys.stdout, report_loss)
     sys.stdout, sys.stderr = out, Steady(sys.stderr)  # type: ignore[assignment]
     try:
         yield out

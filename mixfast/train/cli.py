@@ -43,13 +43,13 @@ class Invocation:
     callbacks: Callbacks = field(default_factory=Callbacks)
     advice: str = ""  # for a batch whose size was changed, and the rate was not
 
-    def claim_folder(self, say: Callable[[str], None]) -> Claim:
+    def claim_folder(self, print_line: Callable[[str], None]) -> Claim:
         """The folder of the run: the one to continue, the one asked for, or a new one below runs/."""
         if self.resume:
-            return Claim.existing(self.resume, say)
+            return Claim.existing(self.resume, print_line)
         if self.out:
-            return Claim.new(self.out, self.overwrite, say)
-        return Claim.numbered(Path("runs"), self.preset, say)
+            return Claim.new(self.out, self.overwrite, print_line)
+        return Claim.numbered(Path("runs"), self.preset, print_line)
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to continue from, or the folder of it; None for a run that has not trained yet.
