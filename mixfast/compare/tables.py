@@ -20,7 +20,7 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 def cell(values: Iterable[float], form: str = ".1f") -> str:
     """ "71.3", "70.1 ± 1.2" for several, "-" for none."""
     row = spread(list(values))
-    return "-" if row is None else row.words(form)
+    return "-" if row is None else row.text(form)
 
 
 def _scores(group: Group | None) -> list[str]:

@@ -27,9 +27,9 @@ class Knn(ScoringOptions):
 
 
 def knn(options: Knn, loaded: Loaded | None = None, print_line: PrintLine = print) -> dict[str, dict[str, float]]:
-    """Say the scores, and append them to evaluations.jsonl in the run folders; returns percent by row and metric."""
-    given = {"eval.k": options.k, "eval.temperature": options.temperature}
-    runs = load_runs(options, {key: value for key, value in given.items() if value is not None}, loaded, print_line)
+    """Print the scores, append them to evaluations.jsonl in the run folders, and return them (percent, by row)."""
+    changes = {"eval.k": options.k, "eval.temperature": options.temperature}
+    runs = load_runs(options, {key: value for key, value in changes.items() if value is not None}, loaded, print_line)
     need_labels(runs, "kNN")
     board = ScoreTable()
     for run in runs:

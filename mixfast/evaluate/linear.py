@@ -38,7 +38,7 @@ class Linear(ScoringOptions):
 
 
 def linear(options: Linear, loaded: Loaded | None = None, print_line: PrintLine = print) -> dict[str, dict[str, float]]:
-    """Say the accuracies, and append them to evaluations.jsonl in the run folders; returns them by row and metric."""
+    """Print the accuracies, append them to evaluations.jsonl in the run folders, and return them by row and metric."""
     recipe = _recipe(options)
     runs = load_runs(options, loaded=loaded, print_line=print_line)
     need_labels(runs, "a linear classifier")
@@ -62,8 +62,8 @@ def linear(options: Linear, loaded: Loaded | None = None, print_line: PrintLine 
 
 def _recipe(options: Linear) -> LinearRecipe:
     base = SGD if options.protocol == "sgd" else CACHED
-    given = {"epochs": options.epochs, "lrs": options.lr or None, "batch_size": options.batch_size}
-    return dataclasses.replace(base, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    changes = {"epochs": options.epochs, "lrs": options.lr or None, "batch_size": options.batch_size}
+    return dataclasses.replace(base, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
 
 def _score(
@@ -77,16 +77,16 @@ def _score(
     if options.protocol == "cached":
         bank, queries = (extract(network.encoder, i, setup.normalise, size) for i in (setup.train_images, test.images))
         return linear_scores(bank, labels, queries, answers, generators["linear"], recipe)
-    # The run's own crop and flip; colours stay.
+    # The run's own crop and flip, without changes of colour.
     recipe_of_views = dataclasses.replace(setup.config.augment, jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
     augment = setup.augmenter(generators, recipe_of_views)
 
     def view(images: Tensor) -> Tensor:
         return augment(images, 1)[0]
 
-    def progress(done: int, of: int) -> None:
-        if done % max(1, of // 10) == 0:
-            print_line(f"  {run.name}: epoch {done} of {of}")
+    def progress(epoch: int, epochs: int) -> None:
+        if epoch % max(1, epochs // 10) == 0:
+            print_line(f"  {run.name}: epoch {epoch} of {epochs}")
 
     images = (setup.train_images, labels, test.images.to(setup.device), answers)
     return sgd_score(network, view, *images, generators["linear"], recipe, progress)

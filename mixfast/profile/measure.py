@@ -135,7 +135,7 @@ def bare_encoder(run: Run, cost: StepCost) -> Callable[[], None]:
         for images in inputs:
             with run.autocast():
                 with torch.no_grad():
-                    for _ in range(cost.followed):
+                    for _ in range(cost.forward_only):
                         follower(images)
                 embeddings = [encoder(images).z for _ in range(cost.trained)]
             torch.autograd.backward(embeddings, [gradient.to(z.dtype) for z in embeddings])

@@ -40,7 +40,7 @@ def to_record(
         "device": run.device.type,
         "precision": run.precision,
         "memory_format": str(run.memory_format).removeprefix("torch."),
-        "passes": {"trained": timing.cost.trained, "followed": timing.cost.followed},
+        "passes": {"trained": timing.cost.trained, "followed": timing.cost.forward_only},
         "rounds": len(timing.ratios),
         "seconds": timing.step,
         "bare_seconds": timing.floor,

@@ -20,7 +20,7 @@ class Spread:
     std: float | None  # None for one value
     n: int
 
-    def words(self, form: str = ".1f") -> str:
+    def text(self, form: str = ".1f") -> str:
         """ "71.3", "70.1 ± 1.2" for several values."""
         return f"{self.mean:{form}}" + ("" if self.std is None else f" ± {self.std:{form}}")
 

@@ -97,7 +97,7 @@ def test_a_step_is_measured_only_within_the_block(tmp_path: Path) -> None:
 def test_bare_passes(preset: str, trained: int, followed: int, tmp_path: Path) -> None:
     run = tiny(tmp_path, preset, **{"train.accumulate": 2})
     cost = measure.step_cost(run.config, 16)
-    assert (cost.trained, cost.followed) == (trained, followed)
+    assert (cost.trained, cost.forward_only) == (trained, followed)
     seen: list[tuple[bool, int]] = []
     for module in run.method.modules():
         if isinstance(module, Encoder):
