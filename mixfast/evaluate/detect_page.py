@@ -86,7 +86,7 @@ class Result:
     def _of_draws(self, row: "Contestant", draws: Tensor) -> dict[str, Tensor]:
         """Means over the seeds, by metric and draw."""
         classes, names = len(self.test.class_names), set(self.titles)
-        tables = [scores_of_draws(o.found, o.truth, classes, draws, names) for o in row.outcomes.values()]
+        tables = [scores_of_draws(o.detections, o.truth, classes, draws, names) for o in row.outcomes.values()]
         return {key: torch.stack([table[key] for table in tables]).mean(dim=0) for key in names}
 
 
@@ -287,6 +287,6 @@ def _boxes(result: Result, column: int, image: int) -> list[Box]:
     if column == 0:
         is_object: Tensor = test.labels[image] >= 0
         return [Box(box, "white") for box in test.boxes[image, is_object].tolist()]
-    detections = result.rows[column - 1].outcomes[result.seeds[0]].found
+    detections = result.rows[column - 1].outcomes[result.seeds[0]].detections
     detections = detections._replace(labels=torch.where(any_class(detections).labels >= 0, detections.labels, -1))
     return [Box(box, *FRAMES[verdict]) for box, verdict in verdicts(detections, test, image)]

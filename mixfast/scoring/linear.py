@@ -161,7 +161,7 @@ def sgd_score(
     answers: Tensor,
     generator: torch.Generator,
     recipe: LinearRecipe = SGD,
-    progress: Progress = lambda done, of: None,
+    progress: Progress = lambda step, steps: None,
 ) -> dict[str, float]:
     """Test accuracy in percent of the full protocol on h: {"linear_h", "lr_h"}.
 

@@ -126,7 +126,7 @@ def test_a_diverged_run_keeps_finite_checkpoints_and_can_be_replayed(tmp_path: P
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert main(["replay", str(out), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
-    assert f"looking at every step from {state['step']} on, the newest checkpoint's" in printed
+    assert f"checking every step from {state['step']} on, the newest checkpoint's" in printed
     assert f"step {state['step']}, epoch 0" in printed and "largest weight before it" in printed
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
     assert train(["--resume", str(out)]) == 5  # it begins, and meets the same step
