@@ -12,7 +12,7 @@ from mixfast import methods
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import recipe_name
 from mixfast.data import kind_of
-from mixfast.data.scan import shown
+from mixfast.data.scan import printable
 from mixfast.errors import ConfigError
 from mixfast.evaluate.runs import group_names
 from mixfast.run.budget import step_cost
@@ -214,7 +214,7 @@ def _title(config: RunConfig[Any], folder_name: str | None) -> str:
     train, test = (data.scenes, data.test_scenes) if data.kind == "scenes" else (data.limit, data.test_limit)
     name = kind_of(data.kind).title
     if data.kind == "folder" and data.path:
-        name = folder_name or f"folder {shown(Path(data.path).name)}"
+        name = folder_name or f"folder {printable(Path(data.path).name)}"
     counts = f"{train or 'all'} training and {test or 'all'} test images of {data.size} pixels"
     return f"{name}, {counts}, {config.model.title}"
 
