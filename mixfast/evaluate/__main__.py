@@ -9,7 +9,7 @@ from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from typing import Any
 
-from mixfast.config.words import parse, same, unknown
+from mixfast.config.words import matching_name, parse, unknown_name
 from mixfast.evaluate.components import Components, components
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.detect import Detect, detect_command
@@ -50,9 +50,9 @@ def evaluate(arguments: list[str]) -> None:
         for name, (kind, _) in COMMANDS.items():
             print(textwrap.fill(kind.__doc__ or "", 98, initial_indent=f"  {name:<12}", subsequent_indent=14 * " "))
         return
-    chosen = same(arguments[0], COMMANDS)
+    chosen = matching_name(arguments[0], COMMANDS)
     if chosen is None:
-        raise unknown("command", arguments[0], COMMANDS)
+        raise unknown_name("command", arguments[0], COMMANDS)
     kind, command = COMMANDS[chosen]
     if chosen in SHARED:
         join_processes(arguments)

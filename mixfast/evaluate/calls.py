@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mixfast.config.words import as_words, parse
+from mixfast.config.words import as_arguments, parse
 from mixfast.data import Splits, load
 from mixfast.errors import ConfigError
 from mixfast.evaluate.contestants import Localise
@@ -119,7 +119,7 @@ def _called(
     console = Console(quiet=quiet)
     with fresh_torch_state():
         paths = [str(run.folder if isinstance(run, Result) else Path(run)) for run in runs]
-        parsed = parse(kind, [*paths, *as_words(options)], "python -m mixfast.evaluate")
+        parsed = parse(kind, [*paths, *as_arguments(options)], "python -m mixfast.evaluate")
         loaded: dict[str, Splits] = {}
         for run, path in zip(runs, parsed.runs, strict=True):
             if not isinstance(run, Result) and trained_on is None:

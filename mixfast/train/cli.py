@@ -12,7 +12,7 @@ from mixfast import methods, ranges
 from mixfast.config import file
 from mixfast.config.options import RunConfig, differences, flatten, hint_of, replace, typed, validate
 from mixfast.config.presets import build, modifiers_by_name, modify, presets, split_names, switch_method
-from mixfast.config.words import Option, find, home_expanded, same, unknown, value
+from mixfast.config.words import Option, find_option, home_expanded, matching_name, parse_value, unknown_name
 from mixfast.data.kinds import KINDS
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig
@@ -139,7 +139,7 @@ def _begin_with(
     if start.method not in ("", *methods.names()):
         start.check_trusted([("method_name", start.method)], trusted)
     preset_named = bool(names) and names[0] not in modifiers_by_name()
-    if start.whole:
+    if start.is_run_config:
         if preset_named:
             raise start.error(f"it is the configuration of a whole run; omit the preset {names[0]}.")
         preset = " ".join(start.names) if " ".join(start.names) in presets() else start.method
@@ -161,7 +161,7 @@ def _begin_with(
         raise start.error("; ".join(problem.removeprefix("--") for problem in range_errors))
     start.check_trusted(named_code(changed), trusted)
     before = flatten(config)
-    file_keys = [key for key in values if not start.whole or values[key] != before[key]]
+    file_keys = [key for key in values if not start.is_run_config or values[key] != before[key]]
     origins.update(dict.fromkeys(file_keys, f"file {start.path}"))
     changed, origins = modify(changed, origins, preset, names)
     if method and method != changed.method_name:
@@ -186,7 +186,7 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, str], list[list[s
                 raise ConfigError(f"{flag} needs a value.")
             if key in command:
                 raise ConfigError(f"{flag} is given more than once.")
-            command[key] = same(text, methods.names()) or text if key == "--method" else text
+            command[key] = matching_name(text, methods.names()) or text if key == "--method" else text
         elif key:
             command[key] = "yes"
         elif flag.startswith("--"):
@@ -196,13 +196,13 @@ def _split(arguments: list[str]) -> tuple[list[str], dict[str, str], list[list[s
         elif argument.startswith("-"):
             raise ConfigError(f"unknown option {argument}; options are written --section.key, see --help.")
         else:
-            names.append(same(argument, [*presets(), *modifiers_by_name()]) or argument)
+            names.append(matching_name(argument, [*presets(), *modifiers_by_name()]) or argument)
     return names, command, groups
 
 
 def _own_flag(flag: str) -> str | None:
     """The option of the command that is spelled `flag`; None if it is none."""
-    return flag if flag == "-h" else same(flag, _LONG_FLAGS) if flag.startswith("--") else None
+    return flag if flag == "-h" else matching_name(flag, _LONG_FLAGS) if flag.startswith("--") else None
 
 
 def switches(arguments: list[str]) -> set[str]:
@@ -216,17 +216,17 @@ def override(config: RunConfig[Any], groups: list[list[str]]) -> tuple[RunConfig
     del options["method_name"], options["init"]  # --method and --init, options of the command
     values: dict[str, Any] = {}
     for flag, *texts in groups:
-        key, switched_off = find(flag, options, _LONG_FLAGS)
+        key, switched_off = find_option(flag, options, _LONG_FLAGS)
         if key in values:
             raise ConfigError(f"--{key} is given more than once.")
-        values[key] = value(flag, texts, options[key], switched_off)
+        values[key] = parse_value(flag, texts, options[key], switched_off)
     return _with(config, values), list(values)
 
 
 def _with(config: RunConfig[Any], values: dict[str, Any]) -> RunConfig[Any]:
     """A configuration with other values, as the command line and configuration files give them."""
     if "data.kind" in values:
-        values = {**values, "data.kind": same(values["data.kind"], KINDS) or values["data.kind"]}
+        values = {**values, "data.kind": matching_name(values["data.kind"], KINDS) or values["data.kind"]}
     if "compare" in values:
         compare = tuple(map(_method, values["compare"])) if values["compare"] != ("none",) else ()
         values = {**values, "compare": compare}
@@ -239,9 +239,9 @@ def _with(config: RunConfig[Any], values: dict[str, Any]) -> RunConfig[Any]:
 def _method(name: str) -> str:
     """A method of --compare by its exact name."""
     known_methods = methods.names()
-    exact = same(name, known_methods) or name
+    exact = matching_name(name, known_methods) or name
     if exact not in known_methods and "." not in exact:
-        raise unknown("method of --compare", name, known_methods)
+        raise unknown_name("method of --compare", name, known_methods)
     return exact
 
 

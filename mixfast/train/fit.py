@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixfast.config.words import as_words
+from mixfast.config.words import as_arguments
 from mixfast.data import Splits
 from mixfast.data.kinds import KINDS, OBJECT
 from mixfast.errors import ConfigError
@@ -68,8 +68,8 @@ def fit(
         KeyboardInterrupt: the training was stopped; `fit(resume=folder)` continues it.
     """
     paths = {"out": out, "overwrite": overwrite or None, "init": init, "resume": resume, "train.epochs": epochs}
-    arguments = _names(method, resume is not None) + as_words({**_of_data(data, options), **options})
-    arguments += as_words({name: item for name, item in paths.items() if item is not None})
+    arguments = _names(method, resume is not None) + as_arguments({**_of_data(data, options), **options})
+    arguments += as_arguments({name: item for name, item in paths.items() if item is not None})
     if not _TRAINING.acquire(blocking=False):
         raise ConfigError("mixfast.fit: another call is training in this process; wait for it, or use processes.")
     try:

@@ -267,7 +267,7 @@ def test_shapes_and_options() -> None:
     assert profile.configured(profile.understand(["--shape", "imagenet"]), "moco").config.method.queue_size == 65536
     assert profile.understand(["--all"]).presets() == [name for name in presets() if "imagenet" not in name]
     several = profile.understand(["moco", "byol", "augment_v2", "--method", "simclr"])
-    assert several.presets() == ["moco", "byol"] and several.words == ["augment_v2", "--method", "simclr"]
+    assert several.presets() == ["moco", "byol"] and several.arguments == ["augment_v2", "--method", "simclr"]
 
 
 @pytest.mark.parametrize(
