@@ -132,7 +132,7 @@ class Library:
         try:
             if self._loader is None or self._loader.pin_memory != pin:
                 self._loader = None  # ends its workers
-                self._loader = self._started(pin)
+                self._loader = self._with_workers(pin)
             self._tasks = tasks
             yield from self._loader
         except (RuntimeError, OSError, EOFError) as error:

@@ -60,7 +60,7 @@ def train_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
     return means
 
 
-class Snapshot:
+class StateBefore:
     """A copy of everything that the first half of a step changes: generators, and the buffers of the method."""
 
     def __init__(self, run: Run):
@@ -75,13 +75,13 @@ class Snapshot:
 
 def optimiser_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
     """Update the weights from uint8 images [B, 3, H, W]; returns the loss and its terms, still on the device."""
-    snapshot = Snapshot(run) if check else None
+    before = StateBefore(run) if check else None
     run.progress.fill_(run.step / run.steps)
     means, carry = run.graphed_or_eager(gradients, images)
     if current().size > 1:
         carry = share(run, means, carry)
-    if snapshot:
-        check_finite(run, means, images, snapshot)
+    if before:
+        check_finite(run, means, images, before)
     run.graphed_or_eager(update, carry)
     return means
 
@@ -143,7 +143,7 @@ def update(run: Run, carry: dict[str, Tensor]) -> None:
 
 
 @span("record")
-def check_finite(run: Run, values: dict[str, Tensor], images: Tensor, snapshot: Snapshot) -> None:
+def check_finite(run: Run, values: dict[str, Tensor], images: Tensor, before: StateBefore) -> None:
     """Raise NonFiniteError unless the loss, its terms and all gradients are finite.
 
     Called at logged steps only, where the host waits for the device anyway. The state before the step is saved with
@@ -152,10 +152,10 @@ def check_finite(run: Run, values: dict[str, Tensor], images: Tensor, snapshot: 
     gradients = {f"gradient of {name}": p.grad for name, p in run.method.named_parameters() if p.grad is not None}
     if not (diverged := not_finite({**values, **gradients})):
         return
-    snapshot.restore_buffers(run)
+    before.restore_buffers(run)
     earlier = run.not_finite()
     images = current().ordered(images, own_block(run))
-    state = {} if earlier else {**run.state_dict(), "generators": snapshot.generators, "images": images.cpu()}
+    state = {} if earlier else {**run.state_dict(), "generators": before.generators, "images": images.cpu()}
     current().fail(run.diverged({**diverged, **earlier}, state))
 
 

@@ -70,8 +70,8 @@ def by_batches(images: Images, batch_size: int, work: Callable[[Tensor], tuple[T
         work: takes uint8 [n, 3, H, W] and returns tensors [n, ...].
     """
     world, parts = current(), torch.arange(len(images)).split(batch_size)
-    results = [work(batch) for batch in read(images, world.dealt(parts))]
-    return tuple(world.collected(rows, len(images), batch_size) for rows in zip(*results, strict=True))
+    results = [work(batch) for batch in read(images, world.own_parts(parts))]
+    return tuple(world.gather_parts(rows, len(images), batch_size) for rows in zip(*results, strict=True))
 
 
 @contextmanager

@@ -39,8 +39,9 @@ def knn_predict(
     if chunk is None:
         chunk = max(1, min(64 if queries.device.type == "cpu" else 1024, CHUNK_BYTES // (4 * len(bank))))
     world = current()  # several processes divide the chunks among them
-    predictions = [_predict(rows, bank, labels, classes, k, temperature) for rows in world.dealt(queries.split(chunk))]
-    return world.collected(predictions, len(queries), chunk)
+    chunks = world.own_parts(queries.split(chunk))
+    predictions = [_predict(rows, bank, labels, classes, k, temperature) for rows in chunks]
+    return world.gather_parts(predictions, len(queries), chunk)
 
 
 def _check(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float) -> None:
