@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mixfast.train.fit import fit
 
 __version__ = "0.1.0"
-_LATER = {  # imported when they are asked for
+_LATER = {  # imported at first use
     **dict.fromkeys(("detect", "knn", "linear", "localise"), "mixfast.evaluate.calls"),
     "Moment": "mixfast.run.callbacks",
     "Result": "mixfast.run.trained",

@@ -1,4 +1,4 @@
-"""Print what can be run: python -m mixfast."""
+"""Print the list of commands: python -m mixfast."""
 
 import difflib
 import sys
@@ -16,17 +16,17 @@ COMMANDS = {
 }
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(words, show)
+    return run(arguments, show)
 
 
-def show(words: list[str]) -> None:
-    """List the commands; a word that is meant as one of them is an error that names it."""
-    if words and not {"--help", "-h"} & set(words):
-        near = difflib.get_close_matches(words[0].lower(), COMMANDS, n=1)
-        commands = ", ".join(f"python -m mixfast.{name}" for name in near or COMMANDS)
-        raise ConfigError(f"there is no command {words[0]!r}; commands are written with a dot: {commands}.")
+def show(arguments: list[str]) -> None:
+    """List the commands; an argument that is a command without its dot is an error with the right spelling."""
+    if arguments and not {"--help", "-h"} & set(arguments):
+        nearest = difflib.get_close_matches(arguments[0].lower(), COMMANDS, n=1)
+        commands = ", ".join(f"python -m mixfast.{name}" for name in nearest or COMMANDS)
+        raise ConfigError(f"there is no command {arguments[0]!r}; commands are written with a dot: {commands}.")
     print(f"{VERSION}: self-supervised pre-training with image mixtures\n\nusage: python -m mixfast.COMMAND ...\n")
     print("\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items()))
     print("\npython -m mixfast.COMMAND --help shows the options of each.")

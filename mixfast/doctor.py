@@ -1,4 +1,4 @@
-"""Print versions, devices, and which backend of which operation can run here, or why not.
+"""Print versions, devices, and for each backend of each operation whether it can run here, or why not.
 
 usage: python -m mixfast.doctor
 """
@@ -21,18 +21,20 @@ from mixfast.run.command import run
 PACKAGES = ("numpy", "pillow", "tyro", "rich", "safetensors", "matplotlib", "torchvision", "triton")
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(words, report)
+    return run(arguments, report)
 
 
-def report(words: Sequence[str] = ()) -> None:
-    """Print the report; it goes into bug reports, so it holds no secrets and needs nothing but torch."""
-    if {"--help", "-h"} & set(words):
+def report(arguments: Sequence[str] = ()) -> None:
+    """Print the report. It is meant for bug reports: it holds no secrets and needs only torch."""
+    if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").rstrip())
         return
-    if words:
-        raise ConfigError(f"unknown option {words[0]}; this command takes none but --help, --version and --traceback.")
+    if arguments:
+        raise ConfigError(
+            f"unknown option {arguments[0]}; this command takes none but --help, --version and --traceback."
+        )
     for title, rows in (
         ("versions", versions()),
         ("compiled modules", modules()),
@@ -48,10 +50,10 @@ def report(words: Sequence[str] = ()) -> None:
 
 def versions() -> list[tuple[str, str]]:
     """(name, version) of mixfast, Python, torch and the packages that parts of mixfast use."""
-    where = Path(mixfast.__file__).parent
+    folder = Path(mixfast.__file__).parent
     runtime = torch.version.cuda or torch.version.hip
     rows = [
-        ("mixfast", f"{mixfast.__version__} from {where}"),
+        ("mixfast", f"{mixfast.__version__} from {folder}"),
         ("python", f"{platform.python_version()} from {sys.executable}"),
         ("torch", f"{torch.__version__} ({f'CUDA runtime {runtime}' if runtime else 'CPU only'})"),
     ]
@@ -105,22 +107,22 @@ def environment() -> list[tuple[str, str]]:
 
 
 def operations() -> list[tuple[str, str]]:
-    """("operation backend", why it cannot be used on this machine, or for which tensors "auto" takes it)."""
+    """("operation backend", why it cannot be used on this machine, or the tensors for which "auto" uses it)."""
     return [
-        (f"{op} {name}", why or "available" + "".join(f"; {part}" for part in _automatic(op, name, row)))
+        (f"{op} {name}", reason or "available" + "".join(f"; {part}" for part in _automatic(op, name, row)))
         for op, row in mixfast.backends().items()
-        for name, why in row.items()
+        for name, reason in row.items()
     ]
 
 
 def _automatic(operation: str, backend: str, reasons: dict[str, str | None]) -> list[str]:
-    """For which devices of this machine "auto" takes a backend, and after which others."""
+    """The devices of this machine for which "auto" uses a backend, with the backends that are tried before it."""
     parts = []
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         usable = [name for name in _dispatch.automatic(operation, device) if reasons[name] is None]
         if backend in usable:
-            others = " and ".join(usable[: usable.index(backend)])
-            parts.append(f"auto for {device} tensors" + (f", after {others}" if others else ""))
+            preferred = " and ".join(usable[: usable.index(backend)])
+            parts.append(f"auto for {device} tensors" + (f", after {preferred}" if preferred else ""))
     return parts
 
 

@@ -1,4 +1,4 @@
-"""How every picture looks: colours that colour-blind readers can tell apart, line styles, labels, grids of images.
+"""The style of all pictures: colours that colour-blind readers can distinguish, line styles, labels, image grids.
 
 Colours are those of Okabe and Ito (Color Universal Design, 2008). Curves also differ in dashes and markers, areas in
 hatches, boxes in dashes. matplotlib is used without its global state and draws to files only.
@@ -60,7 +60,7 @@ def area(number: int) -> dict[str, Any]:
 
 
 def whole_epochs(axis: "Axes") -> None:
-    """Name the x axis "epoch" and mark whole epochs alone."""
+    """Name the x axis "epoch", with ticks at whole epochs only."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_xlabel("epoch")
@@ -142,17 +142,17 @@ class Column:
     boxes: Sequence[Sequence[Box]] = ()  # of each cell
 
 
-def heat(maps: Tensor, under: Tensor | None = None) -> Tensor:
+def heat(maps: Tensor, images: Tensor | None = None) -> Tensor:
     """Colour maps with viridis; returns float32 [n, 3, H, W].
 
     Args:
         maps: float [n, H, W] in [0, 1].
-        under: uint8 [n, 3, H, W], images that are blended in below the maps.
+        images: uint8 [n, 3, H, W], blended with the maps; None: only the maps.
     """
     from matplotlib import colormaps
 
     painted = torch.from_numpy(colormaps["viridis"](maps.cpu().numpy())[..., :3]).float().permute(0, 3, 1, 2)
-    return painted if under is None else 0.55 * painted + 0.45 * under.cpu().float() / 255
+    return painted if images is None else 0.55 * painted + 0.45 * images.cpu().float() / 255
 
 
 def image_grid(path: Path, columns: Sequence[Column], rows: Sequence[str] = (), title: str = "") -> None:
@@ -200,6 +200,6 @@ def _draw_box(axis: "Axes", box: Box, left: int, top: int) -> None:
     if x1 <= x0 or y1 <= y0:
         return
     corner = (left + x0 - 0.5, top + y0 - 0.5)  # imshow puts the centre of pixel (0, 0) at the origin
-    for colour, dashes, wide in ((BLACK, "-", 2.4), (box.colour, box.dashes, 1.4)):
-        style: dict[str, Any] = {"edgecolor": colour, "linestyle": dashes, "linewidth": wide, "antialiased": False}
-        axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, **style))
+    for colour, dashes, line_width in ((BLACK, "-", 2.4), (box.colour, box.dashes, 1.4)):
+        style: dict[str, Any] = {"edgecolor": colour, "linestyle": dashes, "linewidth": line_width}
+        axis.add_patch(Rectangle(corner, x1 - x0, y1 - y0, fill=False, antialiased=False, **style))

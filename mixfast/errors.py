@@ -1,4 +1,4 @@
-"""Errors a user can act on; the command lines turn each into its exit code (docs/reproduce.md lists them)."""
+"""Errors that a user can correct; the commands end with the exit code of each (docs/reproduce.md lists them)."""
 
 __all__ = [
     "CheckpointError",
@@ -13,7 +13,7 @@ __all__ = [
 
 
 class UserError(Exception):
-    """Something the user can fix. The message says what is wrong, where, and what to do; one sentence each."""
+    """An error that the user can correct. The message says what is wrong, where, and what to do."""
 
     exit_code = 1
 

@@ -1,6 +1,6 @@
-"""The trained backbone as a file that other programs read: safetensors with its library's parameter names.
+"""The trained backbone as a file for other programs: safetensors with its library's parameter names.
 
-Training ends with it; python -m mixfast.export RUN [--to LIBRARY] writes that of any checkpoint of any run.
+Training ends with such an export; python -m mixfast.export RUN [--to LIBRARY] exports any checkpoint of any run.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ from mixfast.scoring.features import evaluation_mode
 
 __all__ = ["export", "load_backbone"]
 
-_KEYS = {  # by what makes the backbone: whose names the weights have
+_KEYS = {  # names of the weights, by the source of the backbone
     "resnet": "torchvision.models.resnet, without fc; with a cifar stem also without maxpool, and conv1 is 3x3",
     "torchvision": "torchvision's, without the classifier",
     "timm": "timm's, of create_model(..., num_classes=0)",
@@ -52,23 +52,23 @@ class Export(MachineOptions):
     out: Path | None = None  # folder of the files; none: export/ of the run, in it key/ and the library's name
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return command.run(words, export_named)
+    return command.run(arguments, export_command)
 
 
-def export_named(words: list[str]) -> None:
-    """Export what the words name, and print its path."""
-    export_checkpoint(parse(Export, words, "python -m mixfast.export"))
+def export_command(arguments: list[str]) -> None:
+    """Export the checkpoint that the arguments name, and print the paths of the files."""
+    export_checkpoint(parse(Export, arguments, "python -m mixfast.export"))
 
 
 def export_checkpoint(options: Export) -> None:
-    """Export what a checkpoint holds, and print the paths.
+    """Export the network of a checkpoint, and print the paths of the files.
 
     Raises:
-        CheckpointError: no checkpoint, or a damaged one; or a library computes other maps of its files.
-        ConfigError: a checkpoint file is named, but no folder for what is not the run's last word; the method has no
-            key encoder; or the library has no such network.
+        CheckpointError: there is no checkpoint, or it is damaged; or a library computes other maps from the files.
+        ConfigError: a checkpoint file is named without --out; the method has no key encoder; or the library has no such
+            network.
         PlatformError: a package that writes the files is missing.
     """
     if options.out is None and options.run.is_file():
@@ -95,7 +95,7 @@ def export(run: Run) -> Path:
         The path of the weights.
 
     Raises:
-        CheckpointError: the file gives another network than the one in memory.
+        CheckpointError: the reloaded network computes other maps than the one in memory.
         NonFiniteError: a weight is NaN or infinite.
     """
     return _write(Snapshot(run, run.folder, run.epoch, run.step, "query"), run.folder.export)
@@ -109,7 +109,7 @@ def _write(snapshot: Snapshot, folder: Path) -> Path:
     loading = call(setup.config.model.architecture, '"."')
     page = _card(snapshot, {WEIGHTS: content}, f"import mixfast.export\n\nbackbone = {loading}", "mixfast")
     described = json.dumps(facts(snapshot, hashlib.sha256(content).hexdigest()), indent=2) + "\n"
-    # save_file of safetensors would make a file that nobody else may read
+    # not safetensors' save_file, whose file only its owner may read
     formats.write({WEIGHTS: content, FACTS: described.encode(), CARD: page}, folder)
     path = folder / WEIGHTS
     verify(snapshot.encoder, path, snapshot.images(), own_factory(setup.config.model.architecture))
@@ -117,7 +117,7 @@ def _write(snapshot: Snapshot, folder: Path) -> Path:
 
 
 def _write_for(library: str, snapshot: Snapshot, folder: Path) -> list[str]:
-    """Write the files of --to; returns lines that say where, and what their library made of them."""
+    """Write the files of --to; returns lines with their paths, and with the result of the check in their library."""
     setup, target = snapshot.setup, formats.TARGETS[library]
     architecture, splits = setup.config.model.architecture, setup.splits
     backbone = rebuilt(architecture, folder, own_factory(architecture))
@@ -137,7 +137,7 @@ def _card(snapshot: Snapshot, files: dict[str, bytes], usage: str, library: str)
 
 
 def check_exportable(setup: Setup) -> None:
-    """Say before training that its network could not be exported.
+    """Check before training that the network can be exported.
 
     Raises:
         ConfigError: the backbone of the method is not the one of the `model` section, from which exports are rebuilt.
@@ -145,25 +145,25 @@ def check_exportable(setup: Setup) -> None:
     model = setup.config.model
     with torch.random.fork_rng(devices=[]):
         named = rebuilt(model.architecture, Path(), own_factory(model.architecture))
-    here, there = (
+    shapes, expected = (
         {name: getattr(value, "shape", type(value)) for name, value in named_weights(backbone).state_dict().items()}
         for backbone in (setup.method.encoder.backbone, named)
     )
-    if unlike := [name for name in dict.fromkeys([*here, *there]) if here.get(name) != there.get(name)]:
+    if differing := [name for name in {**shapes, **expected} if shapes.get(name) != expected.get(name)]:
         raise ConfigError(
             f"method {setup.config.method_name} trains a backbone of its own, a "
             f"{type(setup.method.encoder.backbone).__name__}, which could not be exported: model.backbone is "
-            f"{model.title}, and they differ in {len(unlike)} weights ({', '.join(unlike[:3])}). Build the encoder by "
-            "make_encoder(), and name a network of your own by --model.backbone package.module:factory."
+            f"{model.title}, and they differ in {len(differing)} weights ({', '.join(differing[:3])}). Build the "
+            "encoder by make_encoder(), and name a network of your own by --model.backbone package.module:factory."
         )
 
 
 def facts(snapshot: Snapshot, sha256: str) -> dict[str, Any]:
-    """Facts for using the weights elsewhere; the entry `checksum` covers all other entries."""
+    """The content of export.json; the entry `checksum` covers all other entries."""
     setup, backbone = snapshot.setup, snapshot.encoder.backbone
     model, splits = setup.config.model, setup.splits
     source = model.backbone.partition(":")[0]
-    found = {
+    entries = {
         "file": WEIGHTS,
         "mixfast": mixfast.__version__,
         "sha256": sha256,
@@ -175,27 +175,27 @@ def facts(snapshot: Snapshot, sha256: str) -> dict[str, Any]:
         "input_note": "RGB in [0, 1], minus mean, over std",
         "load": call(model.architecture, "folder"),
         "method": setup.config.method_name,
-        "encoder": snapshot.which,
+        "encoder": snapshot.encoder_name,
         "data": splits.name,
         "epochs": snapshot.epoch,
     }
-    return {**found, "checksum": checksum(found)}
+    return {**entries, "checksum": checksum(entries)}
 
 
 def verify(encoder: Encoder, path: Path, images: Tensor, factory: Callable[..., nn.Module] | None = None) -> None:
-    """Raise a CheckpointError unless the exported file computes what `encoder` does on normalised images."""
+    """Raise a CheckpointError unless the exported file gives the maps of `encoder` for normalised images."""
     compare(encoder, load_backbone(path.parent, factory), images, path)
 
 
 @torch.no_grad()
 def compare(encoder: Encoder, backbone: Backbone, images: Tensor, path: Path) -> None:
-    """Raise a CheckpointError, of `path`, unless a reloaded backbone computes what `encoder` does on its device."""
+    """Raise a CheckpointError that names `path`, unless a reloaded backbone gives the maps of `encoder`."""
     with evaluation_mode(encoder):
-        here = encoder.backbone(images)
-    there = backbone.to(images.device)(images)
-    worst = (here - there).abs().max().item()
+        trained_map = encoder.backbone(images)
+    reloaded_map = backbone.to(images.device)(images)
+    worst = (trained_map - reloaded_map).abs().max().item()
     # The same weights through the same kernels; a GPU may still pick another algorithm.
-    if not worst <= 1e-4 * here.abs().max().item():  # NaN is not
+    if not worst <= 1e-4 * trained_map.abs().max().item():  # NaN is not
         raise CheckpointError(f"{path}: the reloaded network's map differs by {worst:.2e} from the trained one's.")
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written completely or not at all."""
 
 import os
 from contextlib import suppress
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file completely; if that fails, an old file of this name stays unchanged. The umask decides its mode.
+    """Write a file completely; if that fails, an old file of this name stays unchanged. Its mode follows the umask.
 
     Raises:
         OSError: the file cannot be written.
     """
-    fresh = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(path.name + ".tmp")
     try:
-        fresh.write_bytes(content)
-        os.replace(fresh, path)
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
     except OSError:
         with suppress(OSError):
-            fresh.unlink()
+            temporary.unlink()
         raise

@@ -1,7 +1,7 @@
-"""The weights that a run begins with: `--init PATH`, and the copy of them that the run's folder keeps.
+"""The weights that a run begins with: `--init PATH`, and the copy of them in the run's folder.
 
-Only the backbone is taken; the head is drawn as in any run. The copy makes a run independent of where the weights came
-from: it continues, and is compared with what it began as, without the file.
+Only the weights of the backbone are used; the head is random as in any run. With the copy, a run can be continued and
+compared with its untrained network without the original file.
 """
 
 import dataclasses
@@ -28,12 +28,12 @@ from mixfast.run.finite import not_finite
 from mixfast.run.folder import write_json
 
 WEIGHTS, FACTS = "initial.safetensors", "initial.json"  # in the folder of a run
-# Before a network's own names in files of DataParallel, MoCo, lightly, solo-learn; the first that fits best counts.
+# Prefixes of names in files of DataParallel, MoCo, lightly, solo-learn; the first with most matches is used.
 PREFIXES = ("", "module.", "module.encoder_q.", "encoder_q.", "module.backbone.", "backbone.", "model.", "encoder.")
 _CLASSIFIERS = {"fc", "classifier", "head"}  # parts of names
-_COUNTER = "num_batches_tracked"  # of batch norms; what is computed does not depend on it
-_NAMED = 5  # keys that a message lists
-Say = Callable[[str], None]
+_COUNTER = "num_batches_tracked"  # of batch norms; it does not change what they compute
+_NAMED = 5  # keys in a message, at most
+PrintLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,29 +52,29 @@ class Origin:
         return f"{Path(self.path).name}@{self.sha256[:12]}"
 
     def __str__(self) -> str:
-        whole = f"{len(self.used)} of the {len(self.used) + len(self.unused)} keys of {self.path}"
+        used = f"{len(self.used)} of the {len(self.used) + len(self.unused)} keys of {self.path}"
         parts = Counter(".".join(name.split(".")[:2]) for name in self.unused).items()
-        left = ", ".join(name if name in self.unused else f"{name} {count}" for name, count in parts) or "none"
-        return "; ".join([f"{whole} (sha256 {self.sha256}) used", f"not used: {left}", *self.notes])
+        unused = ", ".join(name if name in self.unused else f"{name} {count}" for name, count in parts) or "none"
+        return "; ".join([f"{used} (sha256 {self.sha256}) used", f"not used: {unused}", *self.notes])
 
     @classmethod
     def of_run(cls, folder: Path) -> "Origin":
-        """That of the weights which the run of a folder began with.
+        """The origin of the weights with which the run of a folder began.
 
         Raises:
-            CheckpointError: it is not known any more.
+            CheckpointError: its file is missing or damaged.
         """
-        return _kept(folder)[0]
+        return _stored_origin(folder)[0]
 
 
 class InitialWeights(NamedTuple):
-    """Weights of a whole backbone, and where they came from."""
+    """Weights of a whole backbone, and their origin."""
 
     weights: dict[str, Tensor]  # under the names of the backbone's library
     origin: Origin
 
     def write(self, folder: Path) -> None:
-        """Keep weights and origin in the folder of a run."""
+        """Write weights and origin to the folder of a run."""
         from safetensors.torch import save
 
         content = save(self.weights, metadata={"format": "pt"})
@@ -95,47 +95,48 @@ def reopen(folder: Path) -> InitialWeights:
     """
     from safetensors.torch import load
 
-    origin, digest = _kept(folder)
+    origin, digest = _stored_origin(folder)
     try:
         content = (folder / WEIGHTS).read_bytes()
     except OSError as error:
-        raise _lost(folder, error) from error
+        raise _lost_error(folder, error) from error
     if hashlib.sha256(content).hexdigest() != digest:
-        raise _lost(folder, ValueError(f"bits of {WEIGHTS} have changed since it was written"))
+        raise _lost_error(folder, ValueError(f"bits of {WEIGHTS} have changed since it was written"))
     return InitialWeights(load(content), origin)
 
 
-def _kept(folder: Path) -> tuple[Origin, str]:
+def _stored_origin(folder: Path) -> tuple[Origin, str]:
     """The origin in `FACTS`, and the sha256 of the copy."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         return Origin(**facts["origin"]), str(facts["copy_sha256"])
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise _lost(folder, error) from error
+        raise _lost_error(folder, error) from error
 
 
-def _lost(folder: Path, error: Exception) -> CheckpointError:
+def _lost_error(folder: Path, error: Exception) -> CheckpointError:
     return CheckpointError(
         f"{folder} has lost the weights that its run began with, {WEIGHTS} and {FACTS} ({error}). The run begins and "
         "its network before training is scored with them: put both files back."
     )
 
 
-def read(path: Path, model: ModelConfig, say: Say) -> InitialWeights:
+def read(path: Path, model: ModelConfig, print_line: PrintLine) -> InitialWeights:
     """The weights that `--init` names, for a backbone of `model`.
 
     Args:
         path: the export/ folder of a run or its weights; the folder of a run or a checkpoint of it; or a state dict
             (.safetensors, or a .pth file that needs no code to be loaded), perhaps inside "state_dict" or "model".
         model: of the run that begins with them.
-        say: prints a line about a checkpoint that is taken in place of a damaged one.
+        print_line: prints a warning if previous.pt is used in place of a damaged last.pt.
 
     Raises:
-        CheckpointError: nothing there, not weights, of another architecture, or not finite.
+        CheckpointError: there is no file, or it does not hold weights, or they are not finite or belong to another
+            architecture.
     """
     backbone = build_encoder(model, torch.Generator()).backbone
     try:
-        source = _open(path, model, backbone, say)
+        source = _open_source(path, model, backbone, print_line)
         return _fitted(source, path, model, named_weights(backbone).state_dict())
     except CheckpointError as error:
         raise CheckpointError(f"--init {path}: {error}") from error
@@ -146,35 +147,35 @@ class _Source(NamedTuple):
 
     file: Path
     tensors: dict[str, Tensor]
-    prefix: str | None  # before the backbone's own names; None: to be looked for
-    foreign: bool  # whether it does not say what architecture it is of
+    prefix: str | None  # before the backbone's own names; None: unknown
+    foreign: bool  # whether it does not state its architecture
 
 
-def _open(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Source:
-    beside = path.with_name(native.FACTS)
+def _open_source(path: Path, model: ModelConfig, backbone: Backbone, print_line: PrintLine) -> _Source:
+    facts_file = path.with_name(native.FACTS)
     if (path / native.FACTS).is_file():
-        return _export(path, model)
-    if path.suffix == ".safetensors" and path.is_file() and _names(beside, path.name):
-        return _export(path.parent, model)
+        return _from_export(path, model)
+    if path.suffix == ".safetensors" and path.is_file() and _describes(facts_file, path.name):
+        return _from_export(path.parent, model)
     if path.is_dir():
-        return _run(path, model, backbone, say)
+        return _from_run(path, model, backbone, print_line)
     if not path.is_file():
         raise CheckpointError("there is no such file or folder.")
     content = file_content(path)
     if isinstance(content, dict) and {"format", "config", "method"} <= content.keys():
-        return _run(path, model, backbone, say)
+        return _from_run(path, model, backbone, print_line)
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     tensors = _tensors(content) if isinstance(content, dict) else {}
     if not tensors:
-        what = f"an object with {', '.join(map(str, [*content][:_NAMED]))}" if isinstance(content, dict) else ""
-        raise CheckpointError(f"it must hold a state dict, tensors by name; got {what or type(content).__name__}.")
+        keys = f"an object with {', '.join(map(str, [*content][:_NAMED]))}" if isinstance(content, dict) else ""
+        raise CheckpointError(f"it must hold a state dict, tensors by name; got {keys or type(content).__name__}.")
     return _Source(path, tensors, None, foreign=True)
 
 
-def _names(export_facts: Path, file: str) -> bool:
-    """Whether an export.json is of the file of that name beside it."""
+def _describes(export_facts: Path, file: str) -> bool:
+    """Whether an export.json describes the file of that name."""
     try:
         return bool(json.loads(export_facts.read_text(encoding="utf-8"))["file"] == file)
     except (OSError, ValueError, TypeError, KeyError):
@@ -209,7 +210,7 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {key: value for key, value in plain.items() if value.layout is torch.strided}
 
 
-def _export(folder: Path, model: ModelConfig) -> _Source:
+def _from_export(folder: Path, model: ModelConfig) -> _Source:
     _check_architecture(native.read(folder).facts.get("architecture"), model)
     named = adapters.parse(model.backbone) if model.backbone != RESNET else None
     factory: Callable[..., Any] | None = adapters.imported(named) if named is not None and named.own else None
@@ -217,62 +218,63 @@ def _export(folder: Path, model: ModelConfig) -> _Source:
     return _Source(folder / native.WEIGHTS, weights, "", foreign=False)
 
 
-def _run(path: Path, model: ModelConfig, backbone: Backbone, say: Say) -> _Source:
-    file, state = checkpoint.load_newest(path, say)
+def _from_run(path: Path, model: ModelConfig, backbone: Backbone, print_line: PrintLine) -> _Source:
+    file, state = checkpoint.load_newest(path, print_line)
     restore.check_fields(state, file)
-    theirs = state["config"]
-    keys = RESNET_OPTIONS if theirs.get("model.backbone") == RESNET else ("backbone",)
-    _check_architecture({key: theirs.get(f"model.{key}") for key in keys}, model)
+    saved = state["config"]
+    keys = RESNET_OPTIONS if saved.get("model.backbone") == RESNET else ("backbone",)
+    _check_architecture({key: saved.get(f"model.{key}") for key in keys}, model)
     prefix = f"encoder.backbone.{'network.' if isinstance(backbone, Adapted) else ''}"
     return _Source(file, _tensors(state["method"]), prefix, foreign=False)
 
 
-def _check_architecture(theirs: object, model: ModelConfig) -> None:
-    """Raise unless the architecture that a file states is this run's: shapes of weights do not show strides."""
-    ours = model.architecture
-    if theirs == ours:
+def _check_architecture(architecture: object, model: ModelConfig) -> None:
+    """Raise unless the architecture that a file states is that of this run: shapes of weights do not show strides."""
+    expected = model.architecture
+    if architecture == expected:
         return
-    if not isinstance(theirs, dict):
-        raise CheckpointError(f"its architecture must be an object of keys and values; got {theirs!r:.60}.")
-    here, there = (", ".join(f"{key} {value}" for key, value in about.items()) for about in (ours, theirs))
-    flags = " ".join(f"--model.{key} {value}" for key, value in theirs.items() if ours.get(key) != value)
+    if not isinstance(architecture, dict):
+        raise CheckpointError(f"its architecture must be an object of keys and values; got {architecture!r:.60}.")
+    texts = [", ".join(f"{key} {value}" for key, value in options.items()) for options in (architecture, expected)]
+    flags = " ".join(f"--model.{key} {value}" for key, value in architecture.items() if expected.get(key) != value)
     raise CheckpointError(
-        f"its network has {there}, and this run's has {here}. Give {flags}, or begin with other weights."
+        f"its network has {texts[0]}, and this run's has {texts[1]}. Give {flags}, or begin with other weights."
     )
 
 
-def _fitted(source: _Source, path: Path, model: ModelConfig, wanted: dict[str, Tensor]) -> InitialWeights:
-    """The tensors of `source` for every name of `wanted`."""
+def _fitted(source: _Source, path: Path, model: ModelConfig, expected: dict[str, Tensor]) -> InitialWeights:
+    """The tensors of `source` for every name of `expected`."""
     tensors, prefix = source.tensors, source.prefix
     if prefix is None:
-        prefix = max(PREFIXES, key=lambda start: sum(f"{start}{name}" in tensors for name in wanted))
-    inside = {key.removeprefix(prefix): key for key in tensors if key.startswith(prefix)}
-    if not wanted.keys() & inside.keys():
+        prefix = max(PREFIXES, key=lambda start: sum(f"{start}{name}" in tensors for name in expected))
+    key_of = {key.removeprefix(prefix): key for key in tensors if key.startswith(prefix)}
+    if not expected.keys() & key_of.keys():
         raise CheckpointError(
-            f"it has none of the names of {model.title}: expected {_listed(wanted)}, as they are or after one of "
+            f"it has none of the names of {model.title}: expected {_listed(expected)}, as they are or after one of "
             f"{', '.join(filter(None, PREFIXES))}; got {_listed(tensors)}."
         )
-    own = {_family(name) for name in wanted}
-    missing = [name for name in wanted if name not in inside and not name.endswith(_COUNTER)]
-    more = [name for name in inside if name not in wanted and _family(name) in own and not _of_classifier(name)]
-    unlike = [name for name in wanted if name in inside and _kind(tensors[inside[name]]) != _kind(wanted[name])]
-    if missing or more or unlike:
-        found = [f"missing: {_listed(missing)}", f"more than that network has: {_listed(more)}"]
-        shapes = [f"{name} {_kind(tensors[inside[name]])}, not {_kind(wanted[name])}" for name in unlike]
+    families = {_family(name) for name in expected}
+    missing = [name for name in expected if name not in key_of and not name.endswith(_COUNTER)]
+    others = [name for name in key_of if name not in expected and _family(name) in families]
+    surplus = [name for name in others if not _of_classifier(name)]
+    reshaped = [name for name in expected if name in key_of and _kind(tensors[key_of[name]]) != _kind(expected[name])]
+    if missing or surplus or reshaped:
+        parts = [f"missing: {_listed(missing)}", f"more than that network has: {_listed(surplus)}"]
+        shapes = [f"{name} {_kind(tensors[key_of[name]])}, not {_kind(expected[name])}" for name in reshaped]
         raise CheckpointError(
             f"it is of another network than this run's {model.title}{_stem(model)}"
-            f"{_looks({name: tensors[key] for name, key in inside.items()}, model)}. Its keys: "
-            f"{'; '.join([*found, f'of another shape: {_listed(shapes)}'])}."
+            f"{_resnet_hint({name: tensors[key] for name, key in key_of.items()}, model)}. Its keys: "
+            f"{'; '.join([*parts, f'of another shape: {_listed(shapes)}'])}."
         )
     weights = {
-        name: tensors[inside[name]].to(like.dtype) if name in inside else torch.zeros_like(like)
-        for name, like in wanted.items()
+        name: tensors[key_of[name]].to(value.dtype) if name in key_of else torch.zeros_like(value)
+        for name, value in expected.items()
     }
-    if bad := not_finite(weights):
-        raise CheckpointError(f"it holds what is not finite: {_listed(bad)}.")
-    used = [inside[name] for name in wanted if name in inside]
+    if diverged := not_finite(weights):
+        raise CheckpointError(f"it holds a NaN or an infinity in {_listed(diverged)}.")
+    used = [key_of[name] for name in expected if name in key_of]
     notes = []
-    if counters := len(wanted) - len(used):
+    if counters := len(expected) - len(used):
         notes.append(f"{counters} {_COUNTER} are not in it and begin at 0")
     if source.foreign and model.backbone == RESNET and model.stem != "imagenet":
         notes.append(f"the stride of its 3x3 stem is not in it: taken as {STEMS[model.stem][1]}, by model.stem")
@@ -283,13 +285,13 @@ def _fitted(source: _Source, path: Path, model: ModelConfig, wanted: dict[str, T
 
 
 def _listed(names: Collection[str]) -> str:
-    """How many names there are, and the first of them."""
-    more = ", ..." if len(names) > _NAMED else ""
-    return f"{len(names)} ({', '.join([*names][:_NAMED])}{more})" if names else "none"
+    """The number of names, and the first five."""
+    ending = ", ..." if len(names) > _NAMED else ""
+    return f"{len(names)} ({', '.join([*names][:_NAMED])}{ending})" if names else "none"
 
 
 def _family(name: str) -> str:
-    """layer of layer4.1.conv1.weight: networks that differ in their stages or blocks have the families in common."""
+    """ "layer" for layer4.1.conv1.weight: equal in networks that differ in their numbers of stages or blocks."""
     return name.partition(".")[0].rstrip("0123456789")
 
 
@@ -305,8 +307,8 @@ def _stem(model: ModelConfig) -> str:
     return f" with the {STEMS[model.stem][0]}x{STEMS[model.stem][0]} stem {model.stem}" * (model.backbone == RESNET)
 
 
-def _looks(tensors: Mapping[str, Tensor], model: ModelConfig) -> str:
-    """A hint which ResNet a state dict seems to come from, and the options for it; "" if it seems to be none."""
+def _resnet_hint(tensors: Mapping[str, Tensor], model: ModelConfig) -> str:
+    """A hint at the ResNet that a state dict seems to belong to, with its options; "" for another network."""
     first = tensors.get("conv1.weight")
     if model.backbone != RESNET or first is None or first.dim() != 4 or "layer1.0.conv1.weight" not in tensors:
         return ""

@@ -98,8 +98,8 @@ def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, 
         be compared with the chance level, ln(2 B - 1).
     """
     losses, parts = [], {}
-    here = current()
-    for term in terms if here.size == 1 else [_global(term, here) for term in terms]:
+    world = current()
+    for term in terms if world.size == 1 else [_global(term, world) for term in terms]:
         rows = nt_xent(
             term.first, term.second, temperature=temperature, excluded=term.excluded, reduction="none"
         )  # [2 B]
@@ -111,17 +111,18 @@ def nt_xent_sum(terms: Sequence[PairTerm], temperature: float) -> tuple[Tensor, 
     return torch.stack(losses).sum(), parts
 
 
-def _global(term: PairTerm, here: World) -> PairTerm:
+def _global(term: PairTerm, world: World) -> PairTerm:
     """The term with the rows of all processes, in the order of the global batch."""
     count = len(term.first)
     weight, excluded = term.weight, term.excluded
     if isinstance(weight, Tensor) and weight.ndim == 1:
-        weight = here.ordered(weight)
+        weight = world.ordered(weight)
     if excluded is not None:
-        rows = here.rows(here.size * count, excluded.device)
-        own_rows = torch.cat([rows, rows + here.size * count])  # of the own rows among all rows of both views
-        excluded = here.ordered(torch.where(excluded < 0, -1, own_rows[excluded]), count)
-    return PairTerm(term.name, here.everyone(term.first), here.everyone(term.second), weight, excluded)
+        rows = world.rows(world.size * count, excluded.device)
+        own_rows = torch.cat([rows, rows + world.size * count])  # of the own rows among all rows of both views
+        excluded = world.ordered(torch.where(excluded < 0, -1, own_rows[excluded]), count)
+    first, second = world.gather_for_loss(term.first), world.gather_for_loss(term.second)
+    return PairTerm(term.name, first, second, weight, excluded)
 
 
 def _weighted_mean(rows: Tensor, weight: Tensor | float) -> Tensor:

@@ -53,7 +53,7 @@ def check_dotted(path: str, option: str) -> None:
 
 
 def check_trusted(names: Iterable[tuple[str, str]], folder: Path, trusted: Collection[str]) -> None:
-    """Refuse code that a run's config.json names and that may harm whoever opens the run; nothing is imported.
+    """Refuse code that a run's config.json names and that may be harmful; nothing is imported.
 
     Three kinds of code are refused:
     - modules of Python's standard library;
@@ -71,17 +71,17 @@ def check_trusted(names: Iterable[tuple[str, str]], folder: Path, trusted: Colle
         ConfigError: a name is not a dotted name.
     """
     for key, name in names:
-        module, called, _ = name.partition(":")
+        module, function, _ = name.partition(":")
         if module in trusted:
             continue
         check_dotted(module, key)
         reason = "of Python's own library" if module.partition(".")[0] in sys.stdlib_module_names else ""
-        for place in [] if reason else _places(module):
-            installed = {"site-packages", "dist-packages"} & {*place.parts, *place.resolve().parts}
-            if _comes_with(folder, place):
-                reason = f"found at {place}, in or around the folder of a run"
-            elif (called and installed) or (not installed and place.resolve().is_relative_to(_STANDARD)):
-                reason = f"of a library, found at {place}"
+        for location in [] if reason else _locations(module):
+            installed = {"site-packages", "dist-packages"} & {*location.parts, *location.resolve().parts}
+            if _may_come_with(folder, location):
+                reason = f"found at {location}, in or around the folder of a run"
+            elif (function and installed) or (not installed and location.resolve().is_relative_to(_STANDARD)):
+                reason = f"of a library, found at {location}"
         if reason:
             raise CheckpointError(
                 f"{folder} names code that does not run because a file says so: {key} is {name}, {reason}. "
@@ -89,17 +89,17 @@ def check_trusted(names: Iterable[tuple[str, str]], folder: Path, trusted: Colle
             )
 
 
-def _places(module: str) -> Iterator[Path]:
+def _locations(module: str) -> Iterator[Path]:
     """Yield the files and folders that importing a dotted name would run or search; nothing is imported."""
     importlib.invalidate_caches()
-    name, _, rest = module.partition(".")
+    name, _, remaining = module.partition(".")
     search: list[str] = sys.path
     while True:
         origin, search = _find(name, search)
         yield from map(Path, [*([origin] if origin else []), *search])
-        if not (rest and search):
+        if not (remaining and search):
             return
-        part, _, rest = rest.partition(".")
+        part, _, remaining = remaining.partition(".")
         name = f"{name}.{part}"
 
 
@@ -124,13 +124,13 @@ def _find(name: str, search: Iterable[str]) -> tuple[str | None, list[str]]:
     return None, portions
 
 
-def _comes_with(folder: Path, place: Path) -> bool:
+def _may_come_with(folder: Path, location: Path) -> bool:
     """Whether a file or folder of code may have been sent together with the folder of a run."""
-    runs, paths = ({Path(os.path.abspath(path)), path.resolve()} for path in (folder, place))
+    runs, paths = ({Path(os.path.abspath(path)), path.resolve()} for path in (folder, location))
     for path in paths:
-        around = [path, *path.parents]
-        if any(run in around or run.is_relative_to(path) for run in runs):
+        ancestors = [path, *path.parents]
+        if any(run in ancestors or run.is_relative_to(path) for run in runs):
             return True
-        if any((above / "config.json").is_file() and (above / "checkpoints").is_dir() for above in around):
+        if any((above / "config.json").is_file() and (above / "checkpoints").is_dir() for above in ancestors):
             return True
     return False

@@ -1,4 +1,4 @@
-"""The values that an option may have: its type declares its range, as in `temperature: Positive`.
+"""The allowed values of options: the type of an option declares its range, as in `temperature: Positive`.
 
 A plain `int` must fit into 64 bits, and a plain `float` must be finite.
 """
@@ -100,7 +100,7 @@ def problems(config: Any, prefix: str = "") -> list[str]:
 
 
 def _expected(value: Any, hint: Any) -> str:
-    """What `value` must be by its type `hint`, in words for a message; "" if the value is allowed."""
+    """The description of allowed values for a message, by the type `hint`; "" if `value` is allowed."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         ranges = [item for item in arguments[1:] if isinstance(item, Range)]
@@ -108,8 +108,8 @@ def _expected(value: Any, hint: Any) -> str:
     if kind in (typing.Union, types.UnionType):
         return _expected_union(value, arguments)
     if kind is Literal:
-        same = any(value == item and type(value) is type(item) for item in arguments)
-        return "" if same else ", ".join(map(str, arguments))
+        is_allowed = any(value == item and type(value) is type(item) for item in arguments)
+        return "" if is_allowed else ", ".join(map(str, arguments))
     if kind is tuple:
         return _expected_tuple(value, arguments)
     if hint in (int, float):
@@ -121,10 +121,10 @@ def _expected(value: Any, hint: Any) -> str:
 
 
 def _expected_union(value: Any, arguments: tuple[Any, ...]) -> str:
-    wanted = {argument: _expected(value, argument) for argument in arguments}
-    if not all(wanted.values()):
+    expected = {argument: _expected(value, argument) for argument in arguments}
+    if not all(expected.values()):
         return ""
-    texts = [text for argument, text in wanted.items() if argument is not type(None)]
+    texts = [text for argument, text in expected.items() if argument is not type(None)]
     if len(texts) > 1:
         texts = [re.sub("^(in|above|at|finite)", r"a number \1", text) for text in texts]
     return ", or ".join(texts)
@@ -148,5 +148,5 @@ def _expected_tuple(value: Any, arguments: tuple[Any, ...]) -> str:
         arguments = arguments[:1] * len(value)
     if len(value) != len(arguments):
         return f"{len(arguments)} values"
-    wanted = dict.fromkeys(filter(None, map(_expected, value, arguments)))
-    return f"values, each {' and '.join(wanted)}" if wanted else ""
+    expected = dict.fromkeys(filter(None, map(_expected, value, arguments)))
+    return f"values, each {' and '.join(expected)}" if expected else ""

@@ -1,4 +1,4 @@
-"""Named parts of a training step, for whoever measures it.
+"""Named parts of a training step, for profilers.
 
     with span("pooling"):       around some lines
     @span("EMA")                above a function

@@ -24,8 +24,8 @@ from mixfast.errors import ConfigError, PlatformError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_STEP = timedelta(minutes=10)  # a process that does not take part in a step for so long counts as lost
-_WORK = timedelta(days=7)  # the same limit while the others wait for the first process: data, scores, files
+_STEP = timedelta(minutes=10)  # in a step, after which a process that does not answer counts as lost
+_WORK = timedelta(days=7)  # limit while processes wait for the first one: data, scores, files
 
 
 class Elsewhere(Exception):
@@ -43,7 +43,7 @@ class World:
         """
         Args:
             rank, size: number of this process, from 0, and the number of processes.
-            local_rank, local_size: the same, counting the processes of this machine only.
+            local_rank, local_size: number of this process, and the number of processes, on this machine.
         """
         self.rank, self.size, self.local_rank, self.local_size = rank, size, local_rank, local_size
         self.groups = 2 * size
@@ -74,9 +74,9 @@ class World:
             self._rows[count, device] = owned[self.rank].to(device), torch.cat(owned).to(device)
         return self._rows[count, device]
 
-    def own(self, whole: Tensor, dim: int = 0) -> Tensor:
+    def own(self, batch: Tensor, dim: int = 0) -> Tensor:
         """The rows of this process in a tensor that has the rows of the global batch along `dim`."""
-        return whole if self.size == 1 else whole.index_select(dim, self.rows(whole.shape[dim], whole.device))
+        return batch if self.size == 1 else batch.index_select(dim, self.rows(batch.shape[dim], batch.device))
 
     def batch_rows(self, batch: int, parts: int) -> Tensor | None:
         """The rows of this process in a batch that is trained in `parts` micro-batches; None if it owns all rows."""
@@ -101,11 +101,11 @@ class World:
                 f"micro-batch; got {len(rows)}. Train this method with one process."
             )
         by_process = self._gathered(rows.detach()).unflatten(1, (-1, block)).transpose(0, 1).flatten(1, 2)
-        whole = torch.empty_like(by_process)
-        whole[:, self._own_and_all(block * self.size, rows.device)[1]] = by_process
-        return whole.flatten(0, 1)
+        gathered = torch.empty_like(by_process)
+        gathered[:, self._own_and_all(block * self.size, rows.device)[1]] = by_process
+        return gathered.flatten(0, 1)
 
-    def everyone(self, rows: Tensor) -> Tensor:
+    def gather_for_loss(self, rows: Tensor) -> Tensor:
         """Gather the rows of all processes in the order of the global batch, for a loss that every process computes.
 
         A gradient flows to the own rows. It is `size` times that of the loss, since the gradients of parameters are
@@ -113,19 +113,19 @@ class World:
         """
         if self.size == 1:
             return rows
-        whole: Tensor = _Everyone.apply(rows, self)  # type: ignore[no-untyped-call]
-        return whole
+        gathered: Tensor = _GatheredForLoss.apply(rows, self)  # type: ignore[no-untyped-call]
+        return gathered
 
-    def dealt(self, parts: Sequence[Item]) -> list[Item]:
+    def own_parts(self, parts: Sequence[Item]) -> list[Item]:
         """The parts of some work that this process does: numbers rank, rank + size, and so on.
 
-        Processes with one part fewer also get the first part, so that all have equally many (`collected` needs that).
+        A process that would have a part fewer also gets the first part: `gather_parts` needs equally many.
         """
-        mine = list(parts[self.rank :: self.size])
-        return mine + list(parts[:1]) * (-(-len(parts) // self.size) - len(mine))
+        own_parts = list(parts[self.rank :: self.size])
+        return own_parts + list(parts[:1]) * (-(-len(parts) // self.size) - len(own_parts))
 
-    def collected(self, results: Sequence[Tensor], count: int, block: int) -> Tensor:
-        """Gather the results of the parts that `dealt` gave out: the rows [count, ...] of all parts, without gradient.
+    def gather_parts(self, results: Sequence[Tensor], count: int, block: int) -> Tensor:
+        """Gather the results of the parts of `own_parts`: the rows [count, ...] of all parts, without gradient.
 
         Args:
             results: [block, ...] for each part of this process; the last of all parts may have fewer rows.
@@ -142,41 +142,41 @@ class World:
     def permuted(self, rows: Tensor, order: Tensor) -> Tensor:
         """Reorder the global batch and return the own rows [B / size, ...] of the result, without gradient.
 
-        Each process sends only the rows that another one needs. The host must know their number: it waits for `order`.
+        Each process sends only the rows that another process needs. The host waits for `order`, to know their number.
 
         Args:
             rows: [B / size, ...], the own rows of the old batch.
             order: int64 [B], the same in all processes: row n of the new batch is row order[n] of the old one.
         """
-        host, count = order.cpu(), len(order)
-        owned = self._own_and_all(count, host.device)[1].view(self.size, -1)
-        owner, position = torch.empty_like(host), torch.empty_like(host)  # of each row: process, index among its rows
+        order, count = order.cpu(), len(order)
+        owned = self._own_and_all(count, order.device)[1].view(self.size, -1)
+        owner, position = torch.empty_like(order), torch.empty_like(order)  # of each row: process, index among its rows
         owner[owned] = torch.arange(self.size)[:, None].expand_as(owned)
         position[owned] = torch.arange(owned.shape[1]).expand_as(owned)
-        wanted = host[owned]  # for each process, the old rows that it will have
-        leaving = [position[some[owner[some] == self.rank]] for some in wanted]
-        coming = [(owner[wanted[self.rank]] == rank).nonzero().flatten() for rank in range(self.size)]
-        sent = rows.detach()[torch.cat(leaving).to(rows.device)].contiguous()
+        needed = order[owned]  # for each process, the old rows that it will have
+        to_send = [position[index[owner[index] == self.rank]] for index in needed]  # by process
+        to_receive = [(owner[needed[self.rank]] == rank).nonzero().flatten() for rank in range(self.size)]
+        sent = rows.detach()[torch.cat(to_send).to(rows.device)].contiguous()
         received, reordered = torch.empty_like(sent), torch.empty_like(sent)
         with named(self):
             torch.distributed.all_to_all_single(
                 *(_bytes(received).view(len(rows), -1), _bytes(sent).view(len(rows), -1)),
-                *([len(some) for some in coming], [len(some) for some in leaving]),
+                *([len(index) for index in to_receive], [len(index) for index in to_send]),
             )
-        reordered[torch.cat(coming).to(rows.device)] = received
+        reordered[torch.cat(to_receive).to(rows.device)] = received
         return reordered
 
     def _gathered(self, local: Tensor) -> Tensor:
         """The tensors of all processes, [size, *local.shape], without gradient."""
-        whole = local.new_empty(self.size, *local.shape)
+        gathered = local.new_empty(self.size, *local.shape)
         with named(self):
-            torch.distributed.all_gather(list(_bytes(whole).view(self.size, -1).unbind()), _bytes(local))
-        return whole
+            torch.distributed.all_gather(list(_bytes(gathered).view(self.size, -1).unbind()), _bytes(local))
+        return gathered
 
     def stacked(self, local: Tensor) -> Tensor:
         """Gather tensors of equal shape from all processes, [size, ...]; their gradients are summed over processes."""
-        whole: Tensor = _Stacked.apply(local, self)  # type: ignore[no-untyped-call]
-        return whole
+        gathered: Tensor = _Stacked.apply(local, self)  # type: ignore[no-untyped-call]
+        return gathered
 
     def sum_(self, local: Tensor) -> Tensor:
         """Replace a tensor by its sum over all processes, in place, and return it."""
@@ -212,7 +212,7 @@ class World:
         if self.size == 1:
             return work()
         with alone():
-            return self._told(work)
+            return self._from_first(work)
 
     def in_turn(self, work: Callable[[], Result]) -> Result:
         """Call `work` in every process, in the first one before the others, and return its result.
@@ -224,13 +224,13 @@ class World:
             return work()
         if self.rank == 0:
             results: list[Result] = []
-            self._told(lambda: results.append(work()))
+            self._from_first(lambda: results.append(work()))
             return results[0]
-        self._told(lambda: None)
+        self._from_first(lambda: None)
         return work()
 
     def jobs(self, count: int, job: Callable[[int], Result]) -> list[Result]:
-        """Call job(0) to job(count - 1), each in one process as if that were alone; all processes get all results.
+        """Call job(0) to job(count - 1), each in one process as in a single one; all processes get all results.
 
         Raises:
             Elsewhere: a job of another process has raised an error.
@@ -240,24 +240,25 @@ class World:
             with alone():
                 results = {number: job(number) for number in range(self.rank, count, self.size)}
         except Exception as error:
-            self._all_told((getattr(error, "exit_code", 1), {}))
+            self._from_all((getattr(error, "exit_code", 1), {}))
             raise
-        outcomes = self._all_told((0, results))
+        outcomes = self._from_all((0, results))
         if code := next((code for code, _ in outcomes if code), 0):
             raise Elsewhere(code)
         return [outcomes[number % self.size][1][number] for number in range(count)]
 
-    def _all_told(self, value: Result) -> list[Result]:
+    def _from_all(self, value: Result) -> list[Result]:
         """The values of all processes, in the order of their ranks."""
         if self.size == 1:
             return [value]
         pickled: list[Any] = [None] * self.size
         with named(self):
             torch.distributed.all_gather_object(pickled, pickle.dumps(value), group=self._host)
-        return [pickle.loads(other) for other in pickled]
+        return [pickle.loads(content) for content in pickled]
 
-    def _told(self, work: Callable[[], Result]) -> Result:
-        """The result of `work`, which the first process calls and sends to the others; an error is sent too."""
+    def _from_first(self, work: Callable[[], Result]) -> Result:
+        """The result of `work`, which the first process calls and sends to the others; after an error they raise
+        Elsewhere."""
         message: list[Any] = [None]
         try:
             if self.rank == 0:
@@ -278,23 +279,23 @@ class World:
 
     def compare(self, facts: dict[str, Any], error: type[Exception] = ConfigError, advice: str = "") -> None:
         """Raise `error` in the first process, and Elsewhere in the others, unless all processes give equal facts."""
-        facts_of_all = self._all_told(facts)
-        for rank, other in enumerate(facts_of_all):
+        facts_of_all = self._from_all(facts)
+        for rank, other_facts in enumerate(facts_of_all):
             for name, value in facts_of_all[0].items():
-                if other.get(name) != value:
+                if other_facts.get(name) != value:
                     self.fail(
                         error(
-                            f"{name} differs: {value!r:.200} in process 0, {other.get(name)!r:.200} in process "
+                            f"{name} differs: {value!r:.200} in process 0, {other_facts.get(name)!r:.200} in process "
                             f"{rank} of {self.size}. {advice}".rstrip()
                         )
                     )
 
     def fail(self, error: Exception) -> None:
-        """Raise an error that all processes have met: in the others Elsewhere, so that only the first reports it."""
+        """Raise an error that all processes have found; all but the first raise Elsewhere: it is printed once."""
         raise error if self.rank == 0 else Elsewhere(getattr(error, "exit_code", 1))
 
 
-class _Everyone(torch.autograd.Function):
+class _GatheredForLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, world: World) -> Tensor:
         ctx.world = world

@@ -222,7 +222,7 @@ class Code:
             r"--model.stem imagenet.*conv1.weight \[8, 3, 7, 7\], n",
         ),
         (without("layer3.0.bn2.weight")(drawn(SMALL)), r"missing: 1 \(layer3.0.bn2.weight\)"),
-        (poisoned(drawn(SMALL)), r"what is not finite: 1 \(layer2.0.conv1.weight\)"),
+        (poisoned(drawn(SMALL)), r"a NaN or an infinity in 1 \(layer2.0.conv1.weight\)"),
         (
             {"conv1.weight": torch.zeros(8, 3, 3, 3, dtype=torch.int64)},
             r"conv1.weight whole numbers \[8, 3, 3, 3\], not",

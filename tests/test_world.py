@@ -147,6 +147,6 @@ def test_rows_are_whole_groups_with_their_mirror_images(size: int, splits: int, 
 
 def test_one_process_is_the_identity() -> None:
     here, values = world.current(), torch.arange(6.0)
-    assert here.own(values) is values and here.ordered(values) is values and here.everyone(values) is values
+    assert here.own(values) is values and here.ordered(values) is values and here.gather_for_loss(values) is values
     assert here.largest(3, 1) == [3, 1] and here.first(lambda: 7) == 7 and here.batch_rows(8, 2) is None
     assert not torch.distributed.is_initialized()

@@ -15,18 +15,18 @@ from mixfast.rng import Generators
 class LightningMethod:
     """The hooks of a LightningModule that trains a method: `class Training(LightningMethod, LightningModule)`.
 
-    LightningModule is that of lightning.pytorch or of pytorch_lightning: the one whose Trainer is used. What is left to
-    write is `configure_optimizers`, over `self.parameters()`. A batch is uint8 images [B, 3, H, W], or a sequence that
+    LightningModule is that of lightning.pytorch or of pytorch_lightning, whichever Trainer is used. The subclass must
+    define `configure_optimizers`, for `self.parameters()`. A batch is uint8 images [B, 3, H, W], or a sequence that
     begins with them. Steps are those of the package's own loop: accumulated batches count as one step for moving
-    averages and queues. The generators are part of Lightning's checkpoints. One process and one device.
+    averages and queues. The generators are part of Lightning's checkpoints. One process and one device are supported.
 
     Args:
         method: built on the device that trains.
-        generators: those that it was built with.
+        generators: the generators that it was built with.
         augment: makes random views of a batch, as `Method.views` describes.
     """
 
-    trainer: Any  # what LightningModule brings
+    trainer: Any  # of LightningModule
     log_dict: Callable[..., None]
 
     def __init__(self, method: Method, generators: Generators, augment: Augment):
@@ -46,7 +46,7 @@ class LightningMethod:
             )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Before the first batch of an optimiser step: the networks that follow another move."""
+        """Update the networks that follow another by moving average, before the first batch of an optimiser step."""
         if not self._carries:
             self._steps = self.trainer.global_step
             share = self._steps / self.trainer.estimated_stepping_batches
@@ -55,21 +55,21 @@ class LightningMethod:
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """The loss of a batch; logs it and its terms."""
         images = batch if isinstance(batch, Tensor) else batch[0]
-        out = self.method.step(self.method.views(images, self.augment, self.generators), self.generators)
-        self._carries.append(out.carry)
-        self.log_dict({"loss": out.loss.detach(), **out.parts})
-        return out.loss
+        output = self.method.step(self.method.views(images, self.augment, self.generators), self.generators)
+        self._carries.append(output.carry)
+        self.log_dict({"loss": output.loss.detach(), **output.parts})
+        return output.loss
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """After the last batch of an optimiser step: the queues take its keys."""
+        """Enqueue the keys of an optimiser step after its last batch."""
         if self.trainer.global_step > self._steps:
             carries, self._carries = self._carries, []
             self.method.update({name: torch.cat([carry[name] for carry in carries]) for name in carries[0]})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the generators."""
+        """Add the states of the generators to a checkpoint."""
         checkpoint["generators"] = self.generators.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the generators; their tensors and objects stay the same."""
+        """Load the states of the generators, in place."""
         self.generators.load_state_dict(checkpoint["generators"])

@@ -1,7 +1,7 @@
 """The losses of lightly and solo-learn under their names, by `multi_queue_infonce` and `nt_xent`.
 
-The formulas are derived from the papers (MoCo, He et al. 2020; SimCLR, Chen et al. 2020) and checked against the two
-libraries' results; no code is theirs.
+The formulas are derived from the papers (MoCo, He et al. 2020; SimCLR, Chen et al. 2020) and checked against the
+results of the two libraries, without any of their code.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class MemoryBank(nn.Module):
         """Overwrite the oldest rows by `keys` [N, D], in place; keys beyond the end of the ring are dropped, as lightly
         does, and the next call begins at row 0."""
         rows, last = torch.arange(len(keys), device=self.bank.device), len(self.bank) - 1
-        rows = torch.minimum(rows, last - self.bank_ptr)  # a dropped key's row writes the last one's value once more
+        rows = torch.minimum(rows, last - self.bank_ptr)  # a dropped key's row writes the last key once more
         self.bank.index_copy_(0, self.bank_ptr + rows, keys.to(self.bank.dtype)[rows])
         following = self.bank_ptr + len(keys)
         self.bank_ptr.copy_(torch.where(following > last, 0, following))
@@ -87,10 +87,10 @@ class NTXentLoss(nn.Module):
         out0, out1 = F.normalize(out0, dim=1), F.normalize(out1, dim=1)
         if self.memory_bank is None:
             return nt_xent(out0, out1, temperature=self.temperature)
-        bank = self.memory_bank.to(out0.device).bank  # a criterion is rarely moved by hand
+        bank = self.memory_bank.to(out0.device).bank  # users rarely move a criterion to the device
         facts = out0.device.type, out0.dtype, bank.dtype, _dispatch.constant_dim(out0.shape[-1])
         if out0.requires_grad and _dispatch.choose(infonce.NAME, "auto", *facts) == "reference":
-            bank = bank.clone()  # which its backward pass reads, after the keys below have entered
+            bank = bank.clone()  # the backward pass reads it after the new keys have entered the bank
         (loss,) = multi_queue_infonce([out0], [out1], [bank], [0], temperature=self.temperature)
         if out0.requires_grad:
             self.memory_bank.push_(out1)

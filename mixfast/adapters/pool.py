@@ -16,8 +16,8 @@ def pool_boxes(
 ) -> tuple[Tensor, Tensor]:
     """`masked_upsample_pool` of several boxes in each image, without copies of the features.
 
-    The result for a box is that of `masked_upsample_pool` for its image and the box rounded to whole pixels. A box that
-    rounds to nothing but is not empty becomes the one pixel (in that direction) in which its centre lies.
+    The result for a box is that of `masked_upsample_pool` for its image and the box rounded to whole pixels. A side
+    that rounds to 0 although it is positive becomes the one pixel that contains its centre.
 
     Args:
         features: [B, C, h, w], float16, bfloat16, float32 or float64.
@@ -37,23 +37,24 @@ def pool_boxes(
     batch, channels, height, width = features.shape
     shapes = [boxes.shape[1:]] if isinstance(boxes, Tensor) else [rows.shape for rows in boxes]
     if len(boxes) != batch or any(len(shape) != 2 or shape[1] != 4 for shape in shapes):
-        got = list(boxes.shape) if isinstance(boxes, Tensor) else [list(shape) for shape in shapes]
+        received = list(boxes.shape) if isinstance(boxes, Tensor) else [list(shape) for shape in shapes]
         raise ValueError(
-            f"pool_boxes: boxes must be {batch} tensors [M_i, 4], as many as images, or [{batch}, M, 4]; got {got}."
+            f"pool_boxes: boxes must be {batch} tensors [M_i, 4], as many as images, or [{batch}, M, 4]; "
+            f"got {received}."
         )
     rows = boxes if isinstance(boxes, Tensor) else pad_sequence(list(boxes), batch_first=True)  # [B, M, 4]
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    weights = region_weights(_whole(rows).flatten(0, 1), image_size, (height, width), dtype=dtype)  # [B M, 2, h, w]
+    weights = region_weights(_whole_pixels(rows).flatten(0, 1), image_size, (height, width), dtype=dtype)
     weights = weights.view(batch, -1, height * width)  # [B, 2 M, h w]
     sides = weighted_means(features, weights).view(batch, -1, 2, channels)  # [B, M, 2, C]
     if not isinstance(boxes, Tensor):
-        with torch.autocast(features.device.type, enabled=False):  # under which cat does not take float16 on a CPU
-            sides = torch.cat([image[: len(own)] for image, own in zip(sides, boxes, strict=True)])
+        with torch.autocast(features.device.type, enabled=False):  # on a CPU, cat under autocast does not take float16
+            sides = torch.cat([image[: len(image_boxes)] for image, image_boxes in zip(sides, boxes, strict=True)])
     inside, outside = sides.unbind(-2)
     return inside, outside
 
 
-def _whole(boxes: Tensor) -> Tensor:
+def _whole_pixels(boxes: Tensor) -> Tensor:
     """Boxes [..., 4] in whole pixels, int64."""
     if not boxes.is_floating_point():
         return boxes.long()
@@ -81,9 +82,9 @@ def token_map(tokens: Tensor, grid: tuple[int, int] | None = None, prefix: int =
     count = tokens.shape[1] - prefix
     height, width = (math.isqrt(max(count, 0)),) * 2 if grid is None else grid
     if tokens.ndim != 3 or count < 1 or height * width != count:
-        wanted = "a square number of patches" if grid is None else f"{height} x {width} patches"
+        expected = "a square number of patches" if grid is None else f"{height} x {width} patches"
         raise ValueError(
-            f"token_map: tokens must be [B, {prefix} + h w, C] with {wanted}; got {list(tokens.shape)}. Give "
+            f"token_map: tokens must be [B, {prefix} + h w, C] with {expected}; got {list(tokens.shape)}. Give "
             "grid=(h, w) and the number of tokens before the patches as prefix."
         )
     return tokens[:, prefix:].transpose(1, 2).unflatten(2, (height, width))

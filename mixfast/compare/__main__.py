@@ -1,4 +1,4 @@
-"""Command line: python -m mixfast.compare RUN... [--out FOLDER]. Reads what training wrote; changes no run."""
+"""Command line: python -m mixfast.compare RUN... [--out FOLDER]. Reads the folders of runs; changes none."""
 
 import sys
 
@@ -7,14 +7,14 @@ from mixfast.config.words import parse
 from mixfast.run.command import run
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(words, write)
+    return run(arguments, write)
 
 
-def write(words: list[str]) -> None:
-    """Write the report that the words ask for, and print its path."""
-    print(f"report    {compare(parse(Compare, words, 'python -m mixfast.compare'), words)}")
+def write(arguments: list[str]) -> None:
+    """Write the report that the arguments ask for, and print its path."""
+    print(f"report    {compare(parse(Compare, arguments, 'python -m mixfast.compare'), arguments)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Attention maps of the runs side by side, and how well they localise objects."""
+"""Attention maps of the runs side by side, and their localisation scores."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -36,10 +36,10 @@ def score_localisation(runs: Sequence[LoadedRun], data: Data, count: int, valida
 
 
 def untrained_names(runs: Sequence[LoadedRun], result: Result) -> dict[str, str]:
-    """Name in the table of each row of an untrained network; "" for a row that repeats an earlier one.
+    """Names in the table of the rows of untrained networks; "" for a row that repeats an earlier one.
 
-    Networks that differ in their head or in --init have an untrained network each. Its scores are equal where the head
-    alone differs, unless a map reads the head.
+    Networks that differ in their head or in --init each have an untrained network. If only the heads differ, the scores
+    are equal, unless a map reads the head.
     """
     starts: dict[str, list[str]] = {}
     for run in runs:
@@ -71,7 +71,7 @@ def localisation_table(result: Result, untrained: dict[str, str]) -> str:
 
 
 def margin_table(result: Result) -> str:
-    """CorLoc of each group minus that of its network untrained, with the interval over images."""
+    """CorLoc of each group minus that of its untrained network, with the interval over images."""
     body = []
     for name, margins in result.margins.items():
         margin = margins["corloc"]
@@ -96,13 +96,15 @@ def corloc(runs: Sequence[LoadedRun], result: Result) -> dict[str, dict[int, flo
         if run.start == runs[0].start:
             seeds["untrained"][run.setup.config.seed] = None
     return {
-        row: dict(zip(own, result.scores[untrained if row == "untrained" else row]["corloc"]["values"], strict=True))
-        for row, own in seeds.items()
+        row: dict(
+            zip(run_seeds, result.scores[untrained if row == "untrained" else row]["corloc"]["values"], strict=True)
+        )
+        for row, run_seeds in seeds.items()
     }
 
 
 def draw_maps(path: Path, runs: Sequence[LoadedRun], count: int) -> tuple[str, dict[str, dict[str, float]]]:
-    """Draw the maps of one run per group and of the first run's network untrained; returns title and scores."""
+    """Draw the maps of one run per group and of the first run's untrained network; returns title and scores."""
     unique = {run.name: run for run in reversed(runs)}
     first = runs[0]
     contestants = [(run.name, run.trained, run) for run in reversed(unique.values())]
@@ -115,6 +117,6 @@ def draw_maps(path: Path, runs: Sequence[LoadedRun], count: int) -> tuple[str, d
 def draw_localisation(path: Path, result: Result) -> None:
     """Draw a few images and each contestant's map with the box that CorLoc scores; one untrained network, the first."""
     first = next(row for row in result.rows if row.role == "untrained")
-    shown = [row for row in result.rows if row.role != "untrained" or row is first]
-    renamed = [dataclasses.replace(row, name="untrained") if row is first else row for row in shown]
+    contestants = [row for row in result.rows if row.role != "untrained" or row is first]
+    renamed = [dataclasses.replace(row, name="untrained") if row is first else row for row in contestants]
     localise.draw(path, result._replace(rows=renamed))

@@ -1,4 +1,4 @@
-"""Write the report of some run folders: whole, or not at all."""
+"""Write the report of some run folders, completely or not at all."""
 
 import json
 import os
@@ -32,7 +32,7 @@ class Compare(MachineOptions):
     # folders of runs
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...", help_behavior_hint="")] = ()
     out: Path | None = None  # folder of the report; none: runs/comparison-NNNN
-    overwrite: bool = False  # replace the report that is there
+    overwrite: bool = False  # replace an existing report
     page: Path | None = None  # write the Markdown to this file instead of report.md in the folder
     folder_name: str | None = None  # name of the images of runs on a folder; none: the folder's name
     localise: Data = "auto"  # images on which maps look for objects; auto: scenes for runs on scenes, else canvas
@@ -41,38 +41,42 @@ class Compare(MachineOptions):
     maps: Index = 6  # images in the grid of attention maps; 0: no grid
 
 
-def compare(options: Compare, words: Sequence[str]) -> Path:
+def compare(options: Compare, arguments: Sequence[str]) -> Path:
     """Write the report of some runs; returns the file of its Markdown.
 
     Raises:
-        ConfigError: no run, two runs with the same options and seed, or an existing folder that is no report.
-        CheckpointError: a folder that is no run, or that cannot be read.
+        ConfigError: no run, two runs with the same options and seed, or an existing folder that is not a report.
+        CheckpointError: a folder that is not a run, or that cannot be read.
     """
     if options.page and options.page.exists() and not options.overwrite:
         raise ConfigError(f"--page {options.page} exists. Replace it with --overwrite, or choose another file.")
     sections = gather(options.runs, options.folder_name, options.trust)
     _check_out(options)
-    fresh = Path(tempfile.mkdtemp(prefix="mixfast-compare-"))  # not beside the report: a kill leaves nothing there
+    temporary = Path(tempfile.mkdtemp(prefix="mixfast-compare-"))  # not beside the report, where a kill would leave it
     try:
-        chapters = [_chapter(section, options, fresh) for section in sections]
+        chapters = [_chapter(section, options, temporary) for section in sections]
         with results_folder(options.out, "comparison") as folder:
-            return _write(chapters, fresh, folder, options, words)
+            return _write(chapters, temporary, folder, options, arguments)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _write(chapters: Sequence[Chapter], fresh: Path, folder: Path, options: Compare, words: Sequence[str]) -> Path:
+def _write(
+    chapters: Sequence[Chapter], temporary: Path, folder: Path, options: Compare, arguments: Sequence[str]
+) -> Path:
     """Write the page and the numbers beside the pictures in `fresh`, and move all to `folder`; returns the page."""
     file = options.page or folder / PAGE
     prefix = f"{os.path.relpath(folder, file.parent)}/" if options.page else ""
     text = page(chapters, prefix)
-    write_json(fresh / RESULTS, numbers(chapters, [Path(word).name for word in words], now()))
+    write_json(temporary / RESULTS, numbers(chapters, [Path(argument).name for argument in arguments], now()))
     if not options.page:
-        (fresh / PAGE).write_text(text, encoding="utf-8", errors="backslashreplace")
+        (temporary / PAGE).write_text(text, encoding="utf-8", errors="backslashreplace")
     if any(folder.iterdir()):
         shutil.rmtree(folder)
         folder.mkdir()
-    for path in sorted(fresh.iterdir(), key=lambda path: path.name != RESULTS):  # which makes it a report
+    for path in sorted(
+        temporary.iterdir(), key=lambda path: path.name != RESULTS
+    ):  # first the file that marks a report
         shutil.copyfile(path, folder / path.name)
     if options.page:
         options.page.parent.mkdir(parents=True, exist_ok=True)
@@ -81,7 +85,7 @@ def _write(chapters: Sequence[Chapter], fresh: Path, folder: Path, options: Comp
 
 
 def _check_out(options: Compare) -> None:
-    """Refuse an --out that is neither new, nor an empty folder, nor with --overwrite an earlier report."""
+    """Raise a ConfigError unless --out is new, an empty folder, or with --overwrite an earlier report."""
     out = options.out
     if out is None:
         if options.overwrite:
@@ -120,7 +124,7 @@ def _chapter(section: Section, options: Compare, folder: Path) -> Chapter:
 
 
 def _networks(chapter: Chapter, options: Compare, folder: Path) -> None:
-    """Measure and draw the networks of the finished runs that have a checkpoint."""
+    """Score and draw the networks of the finished runs that have a checkpoint."""
     section = chapter.section
     if missing := [run.label for run in section.members if run.finished and not run.has_checkpoint]:
         chapter.notes.append(f"No checkpoint, so neither maps nor localisation: {shlex.join(missing)}.")

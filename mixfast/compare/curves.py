@@ -24,28 +24,28 @@ def knn(path: Path, section: Section) -> bool:
     if not order:
         return False
     page, axes = figure(11, 4.4, 1, 2)
-    known = baselines(section)
+    baseline_scores = baselines(section)
     for axis, key in zip(axes[0], KEYS, strict=True):
-        start = known.get("untrained", {}).get(key, {})
+        start = baseline_scores.get("untrained", {}).get(key, {})
         for number, group in enumerate(order):
             style = drawing.curve(number)
             points = _points(group, key, start)
             costs = sorted(points)
             values = [points[cost] for cost in costs]
             label = group.name if axis is axes[0][0] else None
-            means = [sum(v) / len(v) for v in values]
+            means = [sum(seed_scores) / len(seed_scores) for seed_scores in values]
             axis.plot(costs, means, label=label, **style)
             low, high = ([end(value) for value in values] for end in (min, max))
             axis.fill_between(costs, low, high, color=style["color"], alpha=0.12, linewidth=0)
         labels = []
-        for dashes, name in zip((":", "-."), known, strict=False):
-            if scores := list(known[name].get(key, {}).values()):
+        for dashes, name in zip((":", "-."), baseline_scores, strict=False):
+            if scores := list(baseline_scores[name].get(key, {}).values()):
                 labels.append(drawing.level(axis, sum(scores) / len(scores), name, dashes))
         title = f"kNN on {key.removeprefix('knn_')}"
         axis.set(title=title, xlabel="encoder passes, in epochs of MoCo", ylabel="weighted kNN accuracy, %")
         axis.set_xlim(0, None)
         drawing.label_ends(axis, labels)
-    columns = max(1, min(5, 160 // (14 + max(len(group.name) for group in order))))  # as many as fit the width
+    columns = max(1, min(5, 160 // (14 + max(len(group.name) for group in order))))  # that fit into the width
     drawing.legend_below(page, columns)
     drawing.save(page, path, svg=True)
     return True
@@ -64,7 +64,7 @@ def _points(group: Group, key: str, start: dict[int, float]) -> dict[float, list
 
 
 def losses(path: Path, section: Section) -> None:
-    """A panel per group: the epochs' mean terms of its first run, other seeds' fainter, and the chance level."""
+    """A panel per group: mean terms of each epoch, the first run strong and other seeds faint, and the chance level."""
     columns = min(_COLUMNS, len(section.groups))
     rows = -(-len(section.groups) // columns)
     page, axes = figure(3.6 * columns, 2.7 * rows, rows, columns)

@@ -1,4 +1,4 @@
-"""Average precision of detectors beside CorLoc and kNN: tables by protocol, and how the scores rank the methods."""
+"""Average precision of detectors, CorLoc and kNN: tables by protocol, and rank correlations between the scores."""
 
 import itertools
 import statistics
@@ -25,13 +25,19 @@ of runs."""
 
 def _about(protocol: Protocol) -> str:
     """A sentence on how the detectors were trained and scored."""
-    s = protocol.settings
-    stages = ", ".join(f"{layer} (stride {stride})" for layer, stride in zip(s["layers"], s["strides"], strict=False))
-    seeds = "that of the run's pre-training" if s["seeds"] == OWN_SEED else f"{listed(s['seeds'])}, the mean of them"
+    settings = protocol.settings
+    stages = ", ".join(
+        f"{layer} (stride {stride})" for layer, stride in zip(settings["layers"], settings["strides"], strict=False)
+    )
+    seeds = (
+        "that of the run's pre-training"
+        if settings["seeds"] == OWN_SEED
+        else f"{listed(settings['seeds'])}, the mean of them"
+    )
     return (
-        f"{s['detector']} on stage {stages}: {s['training_images']} images, {s['steps']} steps of {s['batch_size']}; "
-        f"scored on {s['test_images']} images of {s['side']} pixels with {s['test_objects']} objects of "
-        f"{s['classes']} classes. Seed of the detector: {seeds}."
+        f"{settings['detector']} on stage {stages}: {settings['training_images']} images, {settings['steps']} steps of "
+        f"{settings['batch_size']}; scored on {settings['test_images']} images of {settings['side']} pixels with "
+        f"{settings['test_objects']} objects of {settings['classes']} classes. Seed of the detector: {seeds}."
     )
 
 
@@ -42,9 +48,12 @@ def _columns(detection: Detection, protocol: Protocol) -> dict[str, Values]:
     knn |= {group.name: scores(group, "knn_h") for group in section.groups}
     columns: dict[str, Values] = {key: protocol.values.get(key, {}) for key in METRICS}
     for key, values in (("corloc", detection.corloc), ("knn_h", knn)):
-        mine = {row: {s: v for s, v in values.get(row, {}).items() if s in seeds} for row, seeds in runs.items()}
-        if any(mine.values()):
-            columns[key] = mine
+        recorded = {
+            row: {seed: value for seed, value in values.get(row, {}).items() if seed in seeds}
+            for row, seeds in runs.items()
+        }
+        if any(recorded.values()):
+            columns[key] = recorded
     return columns
 
 
@@ -54,7 +63,7 @@ def _order(protocol: Protocol) -> list[str]:
     return sorted(ap, key=lambda row: (row in BASELINES, -statistics.fmean(ap[row].values())))
 
 
-def _shown(row: str) -> str:
+def _title(row: str) -> str:
     return row if row in BASELINES else f"`{row}`"
 
 
@@ -64,42 +73,42 @@ def score_table(detection: Detection, protocol: Protocol) -> str:
     body = []
     for row in _order(protocol):
         cells = [cell(values.get(row, {}).values()) for values in columns.values()]
-        body.append([_shown(row), *cells, str(len(protocol.values["ap"][row]))])
+        body.append([_title(row), *cells, str(len(protocol.values["ap"][row]))])
     return markdown(["", *(_TITLES[key] for key in columns), "seeds"], body)
 
 
 def base_of(detection: Detection, protocol: Protocol) -> str:
     """The row that the others are compared with: plain MoCo's, or the first method of the paper's table."""
-    moco, known = plain_moco(detection.section), protocol.values["ap"]
+    moco, rows = plain_moco(detection.section), protocol.values["ap"]
     names = [group.name for group in (*([moco] if moco else []), *detection.section.groups)]
-    return next(name for name in names if name in known)
+    return next(name for name in names if name in rows)
 
 
 def gaps(detection: Detection, protocol: Protocol) -> dict[str, dict[str, Difference]]:
     """By metric and row, the scores minus those of the row `base_of`; no entry without a common seed."""
-    base, found = base_of(detection, protocol), {}
+    base, by_metric = base_of(detection, protocol), {}
     for metric, values in protocol.values.items():
         rows = {row: difference(values[row], values.get(base, {})) for row in _order(protocol) if row in values}
-        found[metric] = {row: gap for row, gap in rows.items() if gap and row != base}
-    return found
+        by_metric[metric] = {row: gap for row, gap in rows.items() if gap and row != base}
+    return by_metric
 
 
 def gap_table(detection: Detection, protocol: Protocol) -> str:
     """AP and any class AP of every row minus those of the base; "" without a common seed."""
-    found, body = gaps(detection, protocol), []
-    for row, gap in found["ap"].items():
+    by_metric, body = gaps(detection, protocol), []
+    for row, gap in by_metric["ap"].items():
         cells = []
-        for each in (gap, found.get("any_class_ap", {}).get(row)):
-            interval = "-" if each is None or each.low is None else f"{each.low:+.1f} to {each.high:+.1f}"
-            cells += ["-" if each is None else f"{each.mean:+.1f}", interval]
-        body.append([_shown(row), *cells, str(gap.n)])
+        for entry in (gap, by_metric.get("any_class_ap", {}).get(row)):
+            interval = "-" if entry is None or entry.low is None else f"{entry.low:+.1f} to {entry.high:+.1f}"
+            cells += ["-" if entry is None else f"{entry.mean:+.1f}", interval]
+        body.append([_title(row), *cells, str(gap.n)])
     head = [f"minus `{base_of(detection, protocol)}`", "AP", "95 % interval", _TITLES["any_class_ap"], "95 % interval"]
     return markdown([*head, "seeds"], body) if body else ""
 
 
 def correlations(columns: Mapping[str, Values], pairs: Iterable[tuple[str, str]]) -> list[dict[str, Any]]:
-    """Rank correlations of some pairs of columns, over runs and over means of methods; those of 3 methods or more."""
-    found = []
+    """Rank correlations of pairs of columns, over runs and over means of methods; only pairs with 3 methods or more."""
+    entries = []
     for pair in pairs:
         first, second = (columns.get(title, {}) for title in pair)
         methods = {row: [seed for seed in first[row] if seed in second.get(row, {})] for row in first}
@@ -113,10 +122,13 @@ def correlations(columns: Mapping[str, Values], pairs: Iterable[tuple[str, str]]
             for side in (first, second)
         ]
         entry: dict[str, Any] = {"pair": list(pair), "runs": len(runs), "methods": len(methods)}
-        for name, (left, right) in (("over_runs", single), ("over_methods", means)):
-            entry[name] = {"spearman": spearman(left, right), "kendall": kendall(left, right)}
-        found.append(entry)
-    return found
+        for name, (first_values, second_values) in (("over_runs", single), ("over_methods", means)):
+            entry[name] = {
+                "spearman": spearman(first_values, second_values),
+                "kendall": kendall(first_values, second_values),
+            }
+        entries.append(entry)
+    return entries
 
 
 def _between(detection: Detection) -> list[dict[str, Any]]:
@@ -125,22 +137,22 @@ def _between(detection: Detection) -> list[dict[str, Any]]:
     return correlations(columns, itertools.combinations(columns, 2))
 
 
-def _rank_table(found: Sequence[dict[str, Any]], title: str = "") -> str:
-    def shown(value: float | None) -> str:
+def _rank_table(entries: Sequence[dict[str, Any]], title: str = "") -> str:
+    def signed(value: float | None) -> str:
         return "-" if value is None else f"{value:+.2f}"
 
     head = [title, "runs", "Spearman", "Kendall", "methods", "Spearman of means", "Kendall of means"]
     body = []
-    for entry in found:
+    for entry in entries:
         cells = [" and ".join(_TITLES.get(key, key) for key in entry["pair"])]
-        for count, over in (("runs", "over_runs"), ("methods", "over_methods")):
-            cells += [str(entry[count]), shown(entry[over]["spearman"]), shown(entry[over]["kendall"])]
+        for count, level in (("runs", "over_runs"), ("methods", "over_methods")):
+            cells += [str(entry[count]), signed(entry[level]["spearman"]), signed(entry[level]["kendall"])]
         body.append(cells)
     return markdown(head, body) if body else ""
 
 
 def paragraphs(detection: Detection) -> list[str]:
-    """The section of the page; [] where no run has recorded detection scores."""
+    """The section of the page; [] if no run has recorded detection scores."""
     if not detection.protocols:
         return []
     corloc = f" CorLoc: of attention maps on {detection.corloc_title}." if detection.corloc else ""
@@ -157,30 +169,30 @@ def paragraphs(detection: Detection) -> list[str]:
 
 
 def facts(detection: Detection) -> dict[str, Any] | None:
-    """The numbers of the section; None where no run has recorded detection scores."""
+    """The numbers of the section; None if no run has recorded detection scores."""
     if not detection.protocols:
         return None
-    found = []
+    entries = []
     for protocol in detection.protocols:
         columns = _columns(detection, protocol)
         rows = {
             row: {key: _numbers(values[row]) for key, values in columns.items() if values.get(row)}
             for row in _order(protocol)
         }
-        less = {
+        above_base = {
             key: {row: asdict(gap) for row, gap in by_row.items()} for key, by_row in gaps(detection, protocol).items()
         }
-        found.append(
+        entries.append(
             {
                 "title": protocol.title,
                 "settings": protocol.settings,
                 "rows": rows,
                 "base": base_of(detection, protocol),
-                "above_base": less,
+                "above_base": above_base,
                 "rank_correlations": correlations(columns, _PAIRS),
             }
         )
-    return {"corloc": detection.corloc_title, "protocols": found, "rank_correlations_of_ap": _between(detection)}
+    return {"corloc": detection.corloc_title, "protocols": entries, "rank_correlations_of_ap": _between(detection)}
 
 
 def _numbers(values: Mapping[int, float]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from mixfast import methods
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import recipe_name
 from mixfast.data import kind_of
-from mixfast.data.scan import shown
+from mixfast.data.scan import printable
 from mixfast.errors import ConfigError
 from mixfast.evaluate.runs import group_names
 from mixfast.run.budget import step_cost
@@ -33,8 +33,8 @@ TABLE_1 = {
     "approach2": ("Approach 2", 89.97),
 }
 
-# The options that two runs must share for their scores to be comparable. Options that say how images are read ("cache",
-# for one) are not among them: they do not change which images are read.
+# The options in which two runs must agree for their scores to be comparable. Options about reading, such as "cache", do
+# not change the images.
 _DATA = ("kind", "size", "limit", "test_limit")
 _SCENES = ("scenes", "test_scenes", "scene")
 _FOLDER = ("path", "test_path", "holdout")
@@ -74,7 +74,7 @@ class Member:
         return self.folder.has_checkpoint()
 
     def last(self, kind: str) -> dict[str, Any] | None:
-        """The newest record of a kind; None if there is none."""
+        """The last record of a kind; None if there is none."""
         return next((record for record in reversed(self.records) if record["kind"] == kind), None)
 
     def read_file(self, name: str) -> Any:
@@ -89,7 +89,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed, by seed."""
+    """Runs that differ only in the seed, in the order of their seeds."""
 
     name: str
     recipe: str  # `mixfast.config.presets.recipe_name`
@@ -148,9 +148,9 @@ class Section:
         return self.groups[0].config
 
     def table_1_groups(self) -> dict[str, Group]:
-        """The group for each row of the paper's table, by recipe: the group nearest to the method's defaults.
+        """The group for each row of the paper's table, by recipe: that with the fewest options not at their defaults.
 
-        Of several as near, the one with most finished runs, and of these the one that was trained for most epochs.
+        Of several such groups, that with most finished runs, and of these that with most epochs.
         """
         rows = {}
         for recipe in TABLE_1:
@@ -169,9 +169,9 @@ def gather(paths: Sequence[Path], folder_name: str | None = None, trust: Sequenc
         trust: modules that may be imported although they lie in or around a run's folder.
 
     Raises:
-        ConfigError: no run, two runs with the same options and seed, or a `folder_name` where the runs do not read one
-            folder of images.
-        CheckpointError: a path that is not a run's folder, or whose files cannot be read.
+        ConfigError: no run, two runs with the same options and seed, or a `folder_name` although the runs do not read
+            a single folder of images.
+        CheckpointError: a path is not a run's folder, or its files cannot be read.
     """
     if not paths:
         raise ConfigError("give at least one RUN: the folder of a run of python -m mixfast.train.")
@@ -214,7 +214,7 @@ def _title(config: RunConfig[Any], folder_name: str | None) -> str:
     train, test = (data.scenes, data.test_scenes) if data.kind == "scenes" else (data.limit, data.test_limit)
     name = kind_of(data.kind).title
     if data.kind == "folder" and data.path:
-        name = folder_name or f"folder {shown(Path(data.path).name)}"
+        name = folder_name or f"folder {printable(Path(data.path).name)}"
     counts = f"{train or 'all'} training and {test or 'all'} test images of {data.size} pixels"
     return f"{name}, {counts}, {config.model.title}"
 
@@ -225,10 +225,10 @@ def _groups(members: list[Member]) -> list[Group]:
     groups: dict[str, Group] = {}
     for name, recipe, member in zip(names, recipes, members, strict=True):
         group = groups.setdefault(name, Group(name, recipe, []))
-        for other in group.members:
-            if other.config.seed == member.config.seed:
+        for same_seed in group.members:
+            if same_seed.config.seed == member.config.seed:
                 raise ConfigError(
-                    f"{member.folder.path} and {other.folder.path} are the same run ({name}, seed "
+                    f"{member.folder.path} and {same_seed.folder.path} are the same run ({name}, seed "
                     f"{member.config.seed}): they would count twice as seeds of one group. Drop one."
                 )
         group.members.append(member)
@@ -249,5 +249,5 @@ def differing_options(section: Section) -> dict[str, dict[str, Any]]:
     keys = [key for key in flatten(section.config) if key.partition(".")[0] in sections]
     free = ("train.device", "train.threads", "train.log", "train.log_every")
     keys = [key for key in keys if key not in free and not key.startswith("train.checkpoint")]
-    unlike = [key for key in keys if len({repr(values.get(key)) for values in flat.values()}) > 1]
-    return {name: {key: values[key] for key in unlike} for name, values in flat.items()}
+    differing = [key for key in keys if len({repr(values.get(key)) for values in flat.values()}) > 1]
+    return {name: {key: values[key] for key in differing} for name, values in flat.items()}

@@ -33,9 +33,9 @@ significant difference. Of a recipe with several variants, each is compared with
 defaults."""
 _COST = """An encoder pass with gradient counts as three passes (forward and backward). Training is wall time without \
 evaluations, the mean over seeds, on the machines listed below."""
-_STEPS = """Beside each group stands plain MoCo that was trained for as many optimiser steps, in a run of its own \
-whose learning rate has fallen as far. What a method loses at equal cost and not here, it loses by the price of its \
-steps. "-": no such run is among these; `moco --train.epochs N` makes one."""
+_STEPS = """Each group is compared with plain MoCo trained for as many optimiser steps, in a run of its own with its \
+whole learning rate schedule. If a method is worse than MoCo at equal cost but not here, the cause is the cost of its \
+steps. "-": there is no such run; `moco --train.epochs N` trains one."""
 _CURVES = (
     "kNN: lines are means over seeds, bands reach from the lowest to the highest seed. Loss: other seeds are fainter."
 )
@@ -58,7 +58,7 @@ _OPTIONS = "Options in which runs differ, and options of methods that are not at
 
 @dataclass
 class Chapter:
-    """A section with what was measured for it, and the file names of its pictures ("" if not drawn)."""
+    """A section with its scores, and the file names of its pictures ("" if not drawn)."""
 
     section: Section
     knn: str = ""
@@ -71,9 +71,9 @@ class Chapter:
     result_numbers: dict[str, Any] | None = None
     untrained_names: dict[str, str] = field(default_factory=dict)  # name in the table by name of the row
     corloc: dict[str, dict[int, float]] = field(default_factory=dict)  # by group and seed
-    corloc_title: str = ""  # what it was measured on
+    corloc_title: str = ""  # the data of `corloc`
     detection: Detection | None = None
-    notes: list[str] = field(default_factory=list)  # what is missing, and why
+    notes: list[str] = field(default_factory=list)  # sentences on missing parts
 
 
 def page(chapters: Sequence[Chapter], prefix: str = "") -> str:
@@ -144,12 +144,14 @@ def _command(group: Group) -> str:
     member = group.members[0]
     lines = member.read_file("command.txt")
     try:
-        words = shlex.split(lines[0].partition("  ")[2] if lines else "")
+        arguments = shlex.split(lines[0].partition("  ")[2] if lines else "")
     except ValueError:  # a quotation mark that is not closed
-        words = []
-    if not words:
+        arguments = []
+    if not arguments:
         return f"{group.name}: no command.txt that can be read ({member.label})"
-    return shlex.join([word.rstrip("/").rpartition("/")[2] if word.startswith("/") else word for word in words])
+    return shlex.join(
+        [argument.rstrip("/").rpartition("/")[2] if argument.startswith("/") else argument for argument in arguments]
+    )
 
 
 def _machine(member: Member) -> str:
@@ -160,8 +162,8 @@ def _machine(member: Member) -> str:
     git = git if isinstance(git, dict) else {}
     commit = str(git.get("commit") or "")[:7] or "not a checkout"
     changed_files = ", with changes" if git.get("modified") else ""
-    where = env.get("gpu") or f"{env['cpu']}, {env['threads']} thread{'s' if env['threads'] != 1 else ''}"
-    return f"mixfast {env['mixfast']} ({commit}{changed_files}), torch {env['torch']}, Python {env['python']}, {where}"
+    device = env.get("gpu") or f"{env['cpu']}, {env['threads']} thread{'s' if env['threads'] != 1 else ''}"
+    return f"mixfast {env['mixfast']} ({commit}{changed_files}), torch {env['torch']}, Python {env['python']}, {device}"
 
 
 def numbers(chapters: Sequence[Chapter], command: Sequence[str], time: str) -> dict[str, Any]:

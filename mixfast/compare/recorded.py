@@ -12,10 +12,10 @@ from mixfast.evaluate.runs import read_scores
 
 METRICS = ("ap", "ap50", "any_class_ap")
 BASELINES = ("untrained", "supervised")
-# Settings that follow from the seeds, or from the versions: two lines may differ in them and be of one protocol.
+# Settings that depend on the seeds or on versions: lines of one protocol may differ in them.
 _FREE = ("objects_of_unknown_classes", "left_out", "torch", "torchvision")
-# What the page says of every protocol: "seeds" and, by name, the type of each.
-_SAID: dict[str, type] = {
+# Settings that the page reads, with their types; "seeds" is checked apart.
+_SETTING_TYPES: dict[str, type] = {
     "data": str, "detector": str, "finetune": bool, "training_images": int, "steps": int, "batch_size": int,
     "test_images": int, "test_objects": int, "classes": int, "side": int, "layers": list, "strides": list,
 }  # fmt: skip
@@ -58,45 +58,47 @@ def gather(section: Section, corloc: Values, corloc_title: str) -> Detection:
     notes: list[str] = []
     lines = {run.label: _lines(run, notes) for group in section.groups for run in group.finished}
     protocols: dict[str, Protocol] = {}
-    unlike = dict.fromkeys(BASELINES, 0)
+    conflicts = dict.fromkeys(BASELINES, 0)
     for group in section.groups:
         for run in group.finished:
             last = {_key(line, run): line for line in lines[run.label] if line["command"] == "detect"}
             for key, line in last.items():
                 protocol = protocols.setdefault(key, Protocol(_settings(line, run)))
-                own, *_ = line["scores"]
-                _add(protocol, group.name, run.config.seed, line["scores"][own])
+                run_row, *_ = line["scores"]
+                _add(protocol, group.name, run.config.seed, line["scores"][run_row])
                 for row in BASELINES:
-                    unlike[row] += _add(protocol, row, run.config.seed, line["scores"].get(row))
-    notes += [f"{n} runs have another detection score of {row} than the first run." for row, n in unlike.items() if n]
+                    conflicts[row] += _add(protocol, row, run.config.seed, line["scores"].get(row))
+    notes += [
+        f"{n} runs have another detection score of {row} than the first run." for row, n in conflicts.items() if n
+    ]
     recorded, recorded_title = ({}, "") if corloc else _recorded_corloc(section, lines)
     return Detection(section, _titled(protocols.values()), corloc or recorded, corloc_title or recorded_title, notes)
 
 
 def _lines(run: Member, notes: list[str]) -> list[dict[str, Any]]:
-    """A run's lines of its last epoch; `notes` gains a sentence about the others."""
-    found, damaged = read_scores(run.folder)
-    found = [line for line in found if line["command"] in ("detect", "localise")]
-    final = [line for line in found if line["epoch"] == run.config.train.epochs]
-    whole = [line for line in final if line["command"] != "detect" or _is_whole(line)]
+    """A run's usable lines of its last epoch; a sentence about omitted lines is added to `notes`."""
+    relevant, damaged = read_scores(run.folder)
+    relevant = [line for line in relevant if line["command"] in ("detect", "localise")]
+    final = [line for line in relevant if line["epoch"] == run.config.train.epochs]
+    usable = [line for line in final if line["command"] != "detect" or _is_usable(line)]
     reasons = {
-        "damaged, or without a setting or an AP": damaged + len(final) - len(whole),
-        f"of another epoch than {run.config.train.epochs}": len(found) - len(final),
+        "damaged, or without a setting or an AP": damaged + len(final) - len(usable),
+        f"of another epoch than {run.config.train.epochs}": len(relevant) - len(final),
     }
     file = run.folder.evaluations.name
-    notes += [f"`{run.label}`: lines of {file} left out, {why}: {n}." for why, n in reasons.items() if n]
-    return whole
+    notes += [f"`{run.label}`: lines of {file} left out, {reason}: {n}." for reason, n in reasons.items() if n]
+    return usable
 
 
-def _is_whole(line: dict[str, Any]) -> bool:
-    own, *_ = line["scores"].values()
+def _is_usable(line: dict[str, Any]) -> bool:
+    scores, *_ = line["scores"].values()
     settings = line["settings"]
-    said = all(isinstance(settings.get(name), kind) for name, kind in _SAID.items())
-    return said and isinstance(settings.get("seeds"), list) and _number(own, "ap") is not None
+    has_settings = all(isinstance(settings.get(name), kind) for name, kind in _SETTING_TYPES.items())
+    return has_settings and isinstance(settings.get("seeds"), list) and _number(scores, "ap") is not None
 
 
 def _key(line: dict[str, Any], run: Member) -> str:
-    """Equal for lines of one protocol."""
+    """A text that is equal for lines of one protocol."""
     settings = {**line["settings"], "seeds": _seeds(line, run)}
     return json.dumps({name: value for name, value in settings.items() if name not in _FREE}, sort_keys=True)
 
@@ -121,7 +123,7 @@ def _number(content: Any, *keys: str) -> float | None:
 
 
 def _add(protocol: Protocol, row: str, seed: int, recorded: Any) -> bool:
-    """Take the scores of a row and seed unless an earlier run had some; returns whether that one's differ."""
+    """Add the scores of a row and seed; if an earlier run has some, keep them, and return whether they differ."""
     differ = False
     for metric in METRICS:
         if (value := _number(recorded, metric)) is not None:
@@ -130,7 +132,7 @@ def _add(protocol: Protocol, row: str, seed: int, recorded: Any) -> bool:
 
 
 def _recorded_corloc(section: Section, lines: dict[str, list[dict[str, Any]]]) -> tuple[Values, str]:
-    """CorLoc as `evaluate localise` has recorded it, of those settings that most runs share, and what these are."""
+    """CorLoc recorded by `evaluate localise` with the settings that most runs share, and a title of these settings."""
     by_settings: dict[str, dict[str, dict[int, float]]] = {}
     titles = {}
     for group in section.groups:
@@ -138,8 +140,8 @@ def _recorded_corloc(section: Section, lines: dict[str, list[dict[str, Any]]]) -
             for line in (line for line in lines[run.label] if line["command"] == "localise"):
                 key = json.dumps(line["settings"], sort_keys=True)
                 titles[key] = f"{line['settings'].get('images')} images ({line['settings'].get('data')})"
-                own, *_ = line["scores"]
-                for row, name in ((group.name, own), ("untrained", "untrained")):
+                run_row, *_ = line["scores"]
+                for row, name in ((group.name, run_row), ("untrained", "untrained")):
                     if (mean := _number(line["scores"], name, "corloc", "mean")) is not None:
                         by_settings.setdefault(key, {}).setdefault(row, {})[run.config.seed] = mean
     if not by_settings:
@@ -149,23 +151,25 @@ def _recorded_corloc(section: Section, lines: dict[str, list[dict[str, Any]]]) -
 
 
 def _titled(protocols: Iterable[Protocol]) -> list[Protocol]:
-    """The protocols, frozen ones first, each with a title of its own: what they differ in stands in it."""
-    plain: dict[str, list[Protocol]] = {}
+    """The protocols, frozen ones first, each with a unique title, which contains the settings in which they differ."""
+    by_title: dict[str, list[Protocol]] = {}
     for protocol in sorted(protocols, key=lambda protocol: protocol.settings["finetune"]):
-        s = protocol.settings
-        how = "fine-tuned" if s["finetune"] else "frozen"
-        plain.setdefault(f"{s['data']}, {s['detector']}, {how}", []).append(protocol)
-    named = []
-    for title, alike in plain.items():
-        names = [name for name in alike[0].settings if name not in _FREE]
-        unlike = [name for name in names if len({repr(p.settings.get(name)) for p in alike}) > 1]
-        for number, protocol in enumerate(alike, 1):
-            words = [f"{name.replace('_', ' ')} {listed(protocol.settings.get(name))}" for name in unlike]
-            same = [f"protocol {number}"] if len(alike) > 1 and not unlike else []  # paths that this machine alone has
-            named.append(Protocol(protocol.settings, ", ".join([title, *words, *same]), protocol.values))
-    return named
+        settings = protocol.settings
+        mode = "fine-tuned" if settings["finetune"] else "frozen"
+        by_title.setdefault(f"{settings['data']}, {settings['detector']}, {mode}", []).append(protocol)
+    result = []
+    for title, group in by_title.items():
+        names = [name for name in group[0].settings if name not in _FREE]
+        differing = [name for name in names if len({repr(p.settings.get(name)) for p in group}) > 1]
+        for number, protocol in enumerate(group, 1):
+            details = [f"{name.replace('_', ' ')} {listed(protocol.settings.get(name))}" for name in differing]
+            numbered = (
+                [f"protocol {number}"] if len(group) > 1 and not differing else []
+            )  # they differ only in paths, which are not printed
+            result.append(Protocol(protocol.settings, ", ".join([title, *details, *numbered]), protocol.values))
+    return result
 
 
 def listed(value: Any) -> str:
-    """A setting as words."""
+    """A setting as text."""
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -22,9 +22,9 @@ def scores(group: Group, key: str, best: bool = False) -> dict[int, float]:
 
 
 def baselines(section: Section) -> dict[str, dict[str, dict[int, float]]]:
-    """Scores by baseline, key and seed; where several runs scored a baseline with one seed, the first counts.
+    """Scores by baseline, key and seed; if several runs scored a baseline with the same seed, the first counts.
 
-    Where runs began with different weights of --init, each has an untrained network of its own.
+    Runs that began with different weights of --init have different untrained networks.
     """
     several = len({member.config.init for member in section.members}) > 1
     rows: dict[str, dict[str, dict[int, float]]] = {}
@@ -69,12 +69,16 @@ def variants(section: Section) -> list[tuple[Group, list[Group]]]:
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Correlation of the ranks of paired values, equal values sharing their mean rank; None if all of a side are."""
-    left, right = (
-        [sum(other < value for other in side) + sum(other == value for other in side) / 2 for value in side]
+    """Correlation of the ranks of paired values, with mean ranks of equal values; None if all of a side are equal."""
+    first_ranks, second_ranks = (
+        [sum(compared < value for compared in side) + sum(compared == value for compared in side) / 2 for value in side]
         for side in (first, second)
     )
-    return None if len(set(left)) < 2 or len(set(right)) < 2 else statistics.correlation(left, right)
+    return (
+        None
+        if len(set(first_ranks)) < 2 or len(set(second_ranks)) < 2
+        else statistics.correlation(first_ranks, second_ranks)
+    )
 
 
 def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -84,4 +88,8 @@ def kendall(first: Sequence[float], second: Sequence[float]) -> float | None:
         for (a, c), (b, d) in itertools.combinations(zip(first, second, strict=True), 2)
     ]
     ordered = [sum(pair[side] != 0 for pair in signs) for side in (0, 1)]
-    return sum(left * right for left, right in signs) / math.sqrt(math.prod(ordered)) if all(ordered) else None
+    return (
+        sum(first_sign * second_sign for first_sign, second_sign in signs) / math.sqrt(math.prod(ordered))
+        if all(ordered)
+        else None
+    )

@@ -20,7 +20,7 @@ def markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 def cell(values: Iterable[float], form: str = ".1f") -> str:
     """ "71.3", "70.1 ± 1.2" for several, "-" for none."""
     row = spread(list(values))
-    return "-" if row is None else row.words(form)
+    return "-" if row is None else row.text(form)
 
 
 def _scores(group: Group) -> list[str]:
@@ -38,9 +38,9 @@ def table_1(section: Section) -> str:
     for recipe, group in groups.items():
         row, score = TABLE_1[recipe]
         body.append([row, f"`{group.name}`", f"{score:.2f}", *_scores(group)])
-    shown = [group.name for group in groups.values()]
+    listed = [group.name for group in groups.values()]
     for group in section.groups:
-        if group.name not in shown:
+        if group.name not in listed:
             row = f"{TABLE_1[group.recipe][0]}, variant" if group.recipe in TABLE_1 else "not in the paper"
             body.append([row, f"`{group.name}`", "", *_scores(group)])
     for name, by_key in baselines(section).items():
@@ -54,9 +54,9 @@ def cost(section: Section) -> str:
     head = ["", "epochs", "encoder passes of a step, MoCo = 1", "in total, epochs of MoCo", "training", "images/s"]
     body = []
     for group in section.groups:
-        done = group.finished
-        seconds = statistics.fmean(run.result.seconds for run in done) if done else None
-        rate = cell((run.result.images_per_s for run in done), ".0f")
+        finished = group.finished
+        seconds = statistics.fmean(run.result.seconds for run in finished) if finished else None
+        rate = cell((run.result.images_per_s for run in finished), ".0f")
         time = "-" if seconds is None else duration(seconds)
         epochs = group.config.train.epochs
         body.append([f"`{group.name}`", str(epochs), f"{group.cost:.2f}", f"{group.total_cost:g}", time, rate])
@@ -65,10 +65,10 @@ def cost(section: Section) -> str:
 
 def difference_table(base: Group, groups: Sequence[Group]) -> str:
     """Scores of `groups` minus those of `base`, paired over seeds, with intervals; "" without a common seed."""
-    both = {key: differences(base, groups, key) for key in KEYS}
+    by_metric = {key: differences(base, groups, key) for key in KEYS}
     body = []
-    for name, first in both["knn_h"].items():
-        body.append([f"`{name}`", *_gap(first), *_gap(both["knn_z"].get(name)), str(first.n)])
+    for name, first in by_metric["knn_h"].items():
+        body.append([f"`{name}`", *_gap(first), *_gap(by_metric["knn_z"].get(name)), str(first.n)])
     head = [f"minus `{base.name}`", "h", "95 % interval", "z", "95 % interval", "seeds"]
     return markdown(head, body) if body else ""
 
@@ -80,17 +80,17 @@ def _gap(gap: Difference | None) -> tuple[str, str]:
 
 
 def equal_steps(section: Section) -> str:
-    """Scores of each group beside those of plain MoCo trained for as many optimiser steps; "" without any pair."""
+    """Scores of each group and of plain MoCo trained for as many optimiser steps; "" without any such pair."""
     moco, groups = plain_moco(section), ranked(section)
     if moco is None:
         return ""
     plain = {group.steps: group for group in groups if group.config.method == moco.config.method}
     plain[moco.steps] = moco
-    others = [group for group in groups if group not in plain.values()]
-    if not any(group.steps in plain for group in others):
+    compared = [group for group in groups if group not in plain.values()]
+    if not any(group.steps in plain for group in compared):
         return ""
     body = []
-    for group in others:
+    for group in compared:
         base = plain.get(group.steps)
         gap = differences(base, [group], "knn_h").get(group.name) if base else None
         cells = [f"`{group.name}`", str(group.steps), cell(scores(group, "knn_h").values())]
@@ -116,25 +116,27 @@ def _last(group: Group, key: str) -> list[float]:
 
 
 def diagnostics(section: Section) -> str:
-    """Diagnostics of the last epoch, means over seeds; "" if no finished run has any."""
+    """Diagnostics of the last epoch, means over seeds; "" if no finished run has diagnostics."""
     groups = [group for group in section.groups if _last(group, "std_z")]
     body = [[f"`{g.name}`", *(cell(_last(g, key), form) for key, _, form in _DIAGNOSTICS)] for g in groups]
     return markdown(["", *(title for _, title, _ in _DIAGNOSTICS)], body) if body else ""
 
 
 def accuracies(section: Section) -> str:
-    """Top-1 accuracy of terms with queues, also with fresh patches and with another image's positives; "" without."""
+    """Top-1 accuracies of terms with queues, as in `mixfast.run.diagnosis.diagnose`; "" without such terms."""
     body = []
     for group in section.groups:
         records = [record for run in group.finished if (record := run.last("diagnostics"))]
         keys = [key for key in (records[0] if records else ()) if key.startswith("top1_other_")]
         terms = [key.removeprefix("top1_other_") for key in keys]
-        among = candidates(group.config)
-        chance = f"{100 / among:.3f}" if among else "-"
+        candidate_count = candidates(group.config)
+        chance = f"{100 / candidate_count:.3f}" if candidate_count else "-"
         for term in terms:
             kinds = ("top1", "top1_fresh", "top1_other")
-            found, fresh, other = ([100 * value for value in _last(group, f"{kind}_{term}")] for kind in kinds)
-            cells = [cell(found), cell(fresh), cell(other, ".2f"), chance]
+            accuracy, fresh_patches, other_image = (
+                [100 * value for value in _last(group, f"{kind}_{term}")] for kind in kinds
+            )
+            cells = [cell(accuracy), cell(fresh_patches), cell(other_image, ".2f"), chance]
             body.append([f"`{group.name}`", term.replace("_", " "), *cells])
     head = ["", "term", "top-1, %", "with fresh patches, %", "with another image's positive, %", "chance level, %"]
     return markdown(head, body) if body else ""
@@ -142,12 +144,12 @@ def accuracies(section: Section) -> str:
 
 def options(section: Section) -> str:
     """A list of the options in which groups differ, and of the methods' own options that are not at their defaults."""
-    unlike = differing_options(section)
-    keys = next(iter(unlike.values()), {})
-    usual = {key: Counter(repr(values[key]) for values in unlike.values()).most_common(1)[0][0] for key in keys}
+    differing = differing_options(section)
+    keys = next(iter(differing.values()), {})
+    usual = {key: Counter(repr(values[key]) for values in differing.values()).most_common(1)[0][0] for key in keys}
     lines = [f"- unless stated otherwise: {', '.join(f'{key} = {value}' for key, value in usual.items())}"]
     for group in section.groups:
-        values = {key: repr(value) for key, value in unlike[group.name].items() if repr(value) != usual[key]}
+        values = {key: repr(value) for key, value in differing[group.name].items() if repr(value) != usual[key]}
         values |= {f"method.{key}": repr(value) for key, value in group.changed_options.items()}
         if values:
             lines.append(f"- `{group.name}`: {', '.join(f'{key} = {value}' for key, value in values.items())}")

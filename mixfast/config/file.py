@@ -1,4 +1,4 @@
-"""A configuration file: what a run is made of as YAML or JSON, or the config.json of a run.
+"""A configuration file: options of a run as YAML or JSON, or the config.json of a run.
 
 Keys are those of the command line, nested or with dots (`optim: {lr: 0.03}` or `optim.lr: 0.03`), and three more:
 `preset` (with its modifiers, as on the command line), `method_name` and `init`, for --method and --init.
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mixfast.config.options import RunConfig, flatten, from_json, hint_of
-from mixfast.config.words import nearest, same
+from mixfast.config.words import matching_name, nearest
 from mixfast.errors import ConfigError, PlatformError
 from mixfast.outside import check_trusted
 
-_WHOLE = {"preset", "values", "origins"}  # of the config.json of a run
+_RUN_KEYS = {"preset", "values", "origins"}  # of the config.json of a run
 
 
 @dataclass(frozen=True)
@@ -27,56 +27,60 @@ class ConfigFile:
     names: list[str]  # preset and modifiers
     method: str  # "" if the file names none
     init: str  # "" if the file names none
-    values: dict[str, Any]  # dotted key as written: value
-    whole: bool  # the config.json of a run: every value is there
+    values: dict[str, Any]  # by dotted key, as spelled in the file
+    is_run_config: bool  # whether it is the config.json of a run, with all values
 
     def error(self, text: str) -> ConfigError:
-        """An error that begins with the name of the file."""
+        """A ConfigError whose message begins with the name of the file."""
         return ConfigError(f"--config {self.path}: {text}")
 
     def typed(self, config: RunConfig[Any]) -> dict[str, Any]:
-        """The values by the exact key and of the type of each option of `config`.
+        """The values by exact key, each converted to the type of the option in `config`.
 
         Raises:
-            ConfigError: an unknown key, a key that is there twice, or a value of another type.
+            ConfigError: a key is unknown or occurs twice, or a value has another type.
         """
-        known = [key for key in flatten(config) if key not in ("method_name", "init")]
-        found: dict[str, Any] = {}
+        option_keys = [key for key in flatten(config) if key not in ("method_name", "init")]
+        values: dict[str, Any] = {}
         for written, value in self.values.items():
-            key = same(written, known)
+            key = matching_name(written, option_keys)
             if key is None:
-                near = nearest(written, known)
-                hint = f"; did you mean {' or '.join(near)}?" if near else "; python -m mixfast.train --help-all"
+                nearest_keys = nearest(written, option_keys)
+                hint = (
+                    f"; did you mean {' or '.join(nearest_keys)}?"
+                    if nearest_keys
+                    else "; python -m mixfast.train --help-all"
+                )
                 raise self.error(f"unknown key {written}{hint}")
-            if key in found:
+            if key in values:
                 raise self.error(f"{key} is there more than once.")
             try:
-                found[key] = from_json(value, hint_of(config, key), key)
+                values[key] = from_json(value, hint_of(config, key), key)
             except ConfigError as error:
                 raise self.error(str(error)) from error
-        return found
+        return values
 
     def check_trusted(self, named: list[tuple[str, str]], trusted: Collection[str]) -> None:
         """Refuse code that the file names and that may have been sent with it (`mixfast.outside.check_trusted`)."""
-        check_trusted(named, self.path.parent if self.whole else self.path, trusted)
+        check_trusted(named, self.path.parent if self.is_run_config else self.path, trusted)
 
 
 def read(path: Path) -> ConfigFile:
     """The content of a configuration file: YAML if its name ends in .yaml or .yml, else JSON.
 
     Raises:
-        ConfigError: it cannot be read, or does not hold keys and values. PlatformError: PyYAML is missing.
+        ConfigError: the file cannot be read, or does not hold keys and values. PlatformError: PyYAML is missing.
     """
     is_yaml = path.suffix.lower() in (".yaml", ".yml")
     try:
         content = (_yaml if is_yaml else _json)(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        shown = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise ConfigError(f"--config {path} cannot be read: {shown}.") from error
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise ConfigError(f"--config {path} cannot be read: {reason}.") from error
     if not isinstance(content, dict):
         raise ConfigError(f"--config {path} must hold keys and values; got {content!r:.100}.")
-    whole = "values" in content and content.keys() <= _WHOLE
-    values = content["values"] if whole else {key: value for key, value in content.items() if key != "preset"}
+    is_run_config = "values" in content and content.keys() <= _RUN_KEYS
+    values = content["values"] if is_run_config else {key: value for key, value in content.items() if key != "preset"}
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: values must be keys and values; got {values!r:.100}.")
     flat: dict[str, Any] = {}
@@ -85,25 +89,25 @@ def read(path: Path) -> ConfigFile:
     for key, text in texts.items():
         if not isinstance(text, str):
             raise ConfigError(f"--config {path}: {key} must be a string; got {text!r:.100}.")
-    if whole and not texts["method_name"]:
+    if is_run_config and not texts["method_name"]:
         raise ConfigError(f"--config {path}: values.method_name must be the name of a method; got nothing.")
-    init = str(path.parent / "initial.safetensors") if whole and texts["init"] else texts["init"]
-    return ConfigFile(path, texts["preset"].split(), texts["method_name"], init, flat, whole)
+    init = str(path.parent / "initial.safetensors") if is_run_config and texts["init"] else texts["init"]
+    return ConfigFile(path, texts["preset"].split(), texts["method_name"], init, flat, is_run_config)
 
 
-def _flatten(content: dict[str, Any], prefix: str, into: dict[str, Any], path: Path) -> None:
+def _flatten(content: dict[str, Any], prefix: str, flat: dict[str, Any], path: Path) -> None:
     for key, value in content.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
-            _flatten(value, f"{name}.", into, path)
-        elif name in into:
+            _flatten(value, f"{name}.", flat, path)
+        elif name in flat:
             raise ConfigError(f"--config {path}: {name} is there more than once.")
         else:
-            into[name] = value
+            flat[name] = value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Pairs as a dictionary; ValueError if a key is there twice."""
+    """Pairs as a dictionary; ValueError if a key occurs twice."""
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -116,10 +120,10 @@ def _json(text: str) -> Any:
 
 
 def _yaml(text: str) -> Any:
-    """YAML with the numbers and flags of its version 1.2: 1e-4 is a number, and yes and on are texts.
+    """Parse YAML with the numbers and booleans of version 1.2: 1e-4 is a number, and yes and on are strings.
 
     Raises:
-        ValueError: it is no YAML. PlatformError: PyYAML is missing.
+        ValueError: the text is not YAML. PlatformError: PyYAML is missing.
     """
     try:
         import yaml

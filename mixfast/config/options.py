@@ -1,6 +1,6 @@
 """The configuration of a run: frozen dataclasses, the checks on their values, and their JSON form.
 
-Parsing derives no value from another key: each value is the default, that of a preset, or the user's.
+Parsing derives no value from another: each value is the default, that of a preset, or the user's.
 """
 
 import contextlib
@@ -92,8 +92,8 @@ class RunConfig(Generic[MethodConfig]):
     compare: tuple[str, ...] = ()  # methods also trained, for the same encoder passes; no word, or none: no method
 
 
-# Keys that a resumed run may change, as no bit of the weights depends on them: they move a run to another place or
-# machine, or say when it is saved, logged and evaluated.
+# Keys that a resumed run may change, as no bit of the weights depends on them: the place of data and machine, and when
+# the run is saved, logged and evaluated.
 FREE_ON_RESUME = frozenset(
     {"train.device", "train.threads", "train.graph", "train.log", "train.log_every"}
     | {f"eval.{item.name}" for item in dataclasses.fields(EvalConfig)}
@@ -104,7 +104,7 @@ FREE_ON_RESUME = frozenset(
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """{"optim.lr": 0.06, ...}: every value by the key that sets it on the command line."""
+    """Every value by its dotted key, as on the command line: {"optim.lr": 0.06, ...}."""
     flat: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
@@ -117,15 +117,17 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 def replace(config: Any, values: dict[str, Any]) -> Any:
     """A copy of `config` with the values of some dotted keys changed at once; KeyError if there is no such key."""
-    own = {key: value for key, value in values.items() if "." not in key}
+    top_level = {key: value for key, value in values.items() if "." not in key}
     sections: dict[str, dict[str, Any]] = {}
     for key, value in values.items():
-        head, dot, rest = key.partition(".")
+        head, dot, inner_key = key.partition(".")
         if head not in {item.name for item in dataclasses.fields(config)}:
             raise KeyError(key)
         if dot:
-            sections.setdefault(head, {})[rest] = value
-    base = own | {head: replace(own.get(head, getattr(config, head)), inner) for head, inner in sections.items()}
+            sections.setdefault(head, {})[inner_key] = value
+    base = top_level | {
+        head: replace(top_level.get(head, getattr(config, head)), inner) for head, inner in sections.items()
+    }
     return dataclasses.replace(config, **base)
 
 
@@ -154,21 +156,21 @@ def from_dict(cls: type, data: Any, method_config: type, key: str = "") -> Any:
 
     Args:
         cls: the dataclass.
-        data: what JSON gave.
+        data: the value that JSON was parsed to.
         method_config: the type of the options of the method.
         key: dotted key of `data` in the whole configuration, for messages.
 
     Raises:
-        ConfigError: a key is missing or unknown, or a value is not of its type; also what the dataclasses refuse.
+        ConfigError: a key is missing or unknown, a value has another type, or a dataclass refuses it.
     """
     if not isinstance(data, dict):
         raise ConfigError(f"{key or 'values'} must be an object of keys and values; got {data!r:.100}")
     hints = typing.get_type_hints(cls)
     names = {item.name: f"{key}.{item.name}" if key else item.name for item in dataclasses.fields(cls) if item.init}
-    wrong = [f"{names[name]} is missing" for name in names if name not in data]
-    wrong += [f"{cls.__name__} has no key {name}" for name in data if name not in names]
-    if wrong:
-        raise ConfigError(f"{'; '.join(wrong)} (written by another version of mixfast?)")
+    errors = [f"{names[name]} is missing" for name in names if name not in data]
+    errors += [f"{cls.__name__} has no key {name}" for name in data if name not in names]
+    if errors:
+        raise ConfigError(f"{'; '.join(errors)} (written by another version of mixfast?)")
     values = {}
     for name, dotted in names.items():
         hint = method_config if hints[name] is MethodConfig else hints[name]
@@ -183,7 +185,8 @@ _JSON_TYPES = {bool: "true or false", int: "a whole number", float: "a number", 
 
 
 def from_json(value: Any, hint: Any, key: str) -> Any:
-    """A value of JSON as the type that `hint` says; ConfigError if it is none. Hints that JSON has not pass unseen."""
+    """A value of JSON converted to the type `hint`; ConfigError if it has another. Types that JSON lacks are not
+    checked."""
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return from_json(value, options[0], key)
@@ -221,23 +224,27 @@ def _tuples(value: Any) -> Any:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def differences(saved: dict[str, Any], wanted: dict[str, Any]) -> list[str]:
+def differences(saved: dict[str, Any], requested: dict[str, Any]) -> list[str]:
     """One line per key in which two flat configurations differ, without the keys that a resumed run may change.
 
     The number of epochs is omitted too: `mixfast.run.restore.check_length` checks it.
     """
-    keys = [key for key in dict.fromkeys([*saved, *wanted]) if key not in {*FREE_ON_RESUME, "train.epochs"}]
+    keys = [key for key in dict.fromkeys([*saved, *requested]) if key not in {*FREE_ON_RESUME, "train.epochs"}]
     missing = "(absent)"
-    pairs = [(key, saved.get(key, missing), wanted.get(key, missing)) for key in keys]
-    return [f"{key}: saved {old!r}, wanted {new!r}" for key, old, new in pairs if old != new]
+    pairs = [(key, saved.get(key, missing), requested.get(key, missing)) for key in keys]
+    return [
+        f"{key}: saved {old_value!r}, wanted {new_value!r}"
+        for key, old_value, new_value in pairs
+        if old_value != new_value
+    ]
 
 
 def validate(config: RunConfig[Any]) -> None:
     """Refuse a configuration that cannot be trained or scored, before anything is made or loaded.
 
     Raises:
-        ConfigError: lists every value that its type does not allow; if there is none, what does not fit together; then
-            what the method's own `check` says of its options at this batch size.
+        ConfigError: lists every value that its type does not allow; or, if there is none, values that contradict each
+            other; or else it is raised by the method's own `check` of its options at this batch size.
     """
     problems = ranges.problems(config)
     if config.optim.name == "adam" and config.optim.momentum == 1:
@@ -273,7 +280,7 @@ def _batch_problems(config: RunConfig[Any]) -> list[str]:
 
 
 def check_batch(config: RunConfig[Any], images: int) -> None:
-    """Raise a ConfigError, with options that would do, where a batch is larger than the training set of `images`."""
+    """Raise a ConfigError, which suggests options, if a batch is larger than the training set of `images`."""
     batch = config.train.batch_size
     if batch <= images:
         return
@@ -286,12 +293,12 @@ def check_batch(config: RunConfig[Any], images: int) -> None:
             validate(replace(config, smaller))
         except ConfigError:
             continue
-        words = " ".join(f"--{key} {value:g}" for key, value in smaller.items())
+        options = " ".join(f"--{key} {value:g}" for key, value in smaller.items())
         rule = f": {config.optim.lr:g} in proportion to the batch" if "optim.lr" in smaller else ""
-        raise ConfigError(f"{text} Try {words}{rule}.")
+        raise ConfigError(f"{text} Try {options}{rule}.")
     raise ConfigError(f"{text} Use more images, or a --model.bn_splits and --method.queue_size that fit a small batch.")
 
 
-def nearest_multiple(value: int, of: int) -> int:
-    """The positive multiple of `of` that is closest to `value`."""
-    return max(1, round(value / of)) * of
+def nearest_multiple(value: int, factor: int) -> int:
+    """The positive multiple of `factor` that is closest to `value`."""
+    return max(1, round(value / factor)) * factor

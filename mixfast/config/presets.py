@@ -1,7 +1,7 @@
 """Named starting points: a method, and the options in which it differs from the defaults.
 
-The recipes of a method stand in its own file: PRESETS by name, and in HELP what each costs relative to `moco` and what
-score to expect. Here are what they share, and the first run.
+The recipes of a method are in its own file: PRESETS by name, and HELP with the cost of each relative to `moco` and its
+expected score. This file has their common values, and the preset of the first run.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from mixfast import methods
 from mixfast.augment import PRESETS as AUGMENTATIONS
 from mixfast.augment import recipe_options
 from mixfast.config.options import RunConfig, flatten, replace
-from mixfast.config.words import unknown
+from mixfast.config.words import unknown_name
 from mixfast.errors import ConfigError
 
 DEFAULT = "demo"
@@ -56,27 +56,27 @@ CIFAR: dict[str, Any] = {"data.kind": "cifar10"}
 
 def presets() -> dict[str, Preset]:
     """Every preset by name: the first run, then those of the methods' files."""
-    found = {DEFAULT: DEMO}
+    by_name = {DEFAULT: DEMO}
     for name in methods.names():
         module = importlib.import_module(f"mixfast.methods.{name}")
         for preset, values in getattr(module, "PRESETS", {}).items():
             cost, score = getattr(module, "HELP", {}).get(preset, ("", ""))
-            found[preset] = Preset(name, {**CIFAR, **values}, cost, score)
-    return found
+            by_name[preset] = Preset(name, {**CIFAR, **values}, cost, score)
+    return by_name
 
 
 def recipe_name(config: RunConfig[Any], preset: str) -> str:
-    """What a run is called by: the preset that it began with, or its method.
+    """The name of a run's recipe: the preset that it began with, or its method.
 
     A preset names a run if it is one of the run's method and the run has the method's options that the preset sets. The
     preset of the first run only sets sizes.
     """
-    known = presets().get(preset)
-    if known is None or preset == DEFAULT or known.method != config.method_name:
+    entry = presets().get(preset)
+    if entry is None or preset == DEFAULT or entry.method != config.method_name:
         return config.method_name
     values = flatten(config)
-    kept = all(values[key] == value for key, value in known.values.items() if key.startswith("method."))
-    return preset if kept else config.method_name
+    has_its_options = all(values[key] == value for key, value in entry.values.items() if key.startswith("method."))
+    return preset if has_its_options else config.method_name
 
 
 def modifiers_by_name() -> dict[str, dict[str, Any]]:
@@ -88,8 +88,8 @@ def modifiers_by_name() -> dict[str, dict[str, Any]]:
 def split_names(names: list[str], method: str | None) -> tuple[str, list[str]]:
     """The preset and the modifiers that a command line begins with.
 
-    Without a preset, a method starts from the recipe of its name: the preset, or for a method from outside this package
-    the standard one, MoCo's on CIFAR-10. Without either it is the first run.
+    Without a preset, a method starts from the preset of its name; a method from outside this package starts from the
+    standard recipe, MoCo's on CIFAR-10. Without preset and method it is the first run.
     """
     if names and names[0] not in modifiers_by_name():
         return names[0], names[1:]
@@ -99,21 +99,21 @@ def split_names(names: list[str], method: str | None) -> tuple[str, list[str]]:
 def build(preset: str, modifiers: list[str], method: str | None) -> tuple[RunConfig[Any], dict[str, str]]:
     """The configuration of a preset with modifiers, and the origin of every value that is not a default.
 
-    `method` replaces the preset's own, and then nothing is trained for comparison; options that both methods have keep
-    the preset's values. A `preset` that is the name of `method` and of no preset stands for the standard recipe.
+    `method` replaces the preset's own, without other methods for comparison; options that both methods have keep the
+    preset's values. If `preset` is the name of `method` and not of a preset, the standard recipe is used.
 
     Raises:
         ConfigError: an unknown preset, modifier or method; the message names the nearest.
     """
-    known = presets()
-    if preset == method and preset not in known:
-        known[preset] = Preset(preset, CIFAR)
-    if preset not in known:
-        raise unknown("preset", preset, known)
-    name = method or known[preset].method
+    by_name = presets()
+    if preset == method and preset not in by_name:
+        by_name[preset] = Preset(preset, CIFAR)
+    if preset not in by_name:
+        raise unknown_name("preset", preset, by_name)
+    name = method or by_name[preset].method
     config: RunConfig[Any] = RunConfig(name, methods.load(name).Config())
     origins = {"method_name": "command line" if method else f"preset {preset}"}
-    values = known[preset].values
+    values = by_name[preset].values
     if method:
         values = {key: value for key, value in values.items() if key in flatten(config) and key != "compare"}
     origins.update(dict.fromkeys(values, f"preset {preset}"))
@@ -131,14 +131,14 @@ def modify(
     changes = modifiers_by_name()
     for modifier in modifiers:
         if modifier not in changes:
-            raise unknown("modifier", modifier, changes)
-        values, known = changes[modifier], flatten(config)
+            raise unknown_name("modifier", modifier, changes)
+        values, options = changes[modifier], flatten(config)
         if preset == DEFAULT and "data.kind" in values:
             raise ConfigError(
                 f"modifier {modifier}: the preset {DEFAULT} is made for its scenes; name another, as in "
                 f"python -m mixfast.train moco {modifier}"
             )
-        if missing := [key for key in values if key not in known]:
+        if missing := [key for key in values if key not in options]:
             raise ConfigError(
                 f"modifier {modifier} is a recipe of methods with {', '.join(f'--{key}' for key in missing)}, which "
                 f"{config.method_name} has not; give the options that you want one by one."
@@ -149,8 +149,8 @@ def modify(
 
 
 def switch_method(config: RunConfig[Any], name: str) -> RunConfig[Any]:
-    """A configuration with another method; options that both have keep their values where they were not defaults."""
-    old, fresh = config.method, methods.load(name).Config()
-    changed = {key: value for key, value in flatten(old).items() if value != flatten(type(old)())[key]}
+    """A configuration with another method; options that both methods have keep values that are not defaults."""
+    old_config, fresh = config.method, methods.load(name).Config()
+    changed = {key: value for key, value in flatten(old_config).items() if value != flatten(type(old_config)())[key]}
     shared = {f"method.{key}": value for key, value in changed.items() if key in flatten(fresh)}
     return replace(replace(config, {"method_name": name, "method": fresh}), shared)

@@ -1,6 +1,6 @@
-"""The words of a command line: how options are spelled, what their values may be, and what was probably meant.
+"""The arguments of a command line: spellings of options, types of values, and suggestions for unknown names.
 
-`-`, `_` and `.` are one in the names of options: --data.cache_dir, --data.cache-dir and --data-cache-dir are the same.
+`-`, `_` and `.` are equivalent in option names: --data.cache_dir, --data.cache-dir and --data-cache-dir are the same.
 A flag is switched off by --section.no-key, which may be written --no-section.key.
 """
 
@@ -23,7 +23,7 @@ from mixfast.ranges import check_ranges
 
 T = TypeVar("T")
 
-_BRITISH = {"iz": "is", "gray": "grey", "color": "colour"}  # as names here are spelled; other names suffer it alike
+_BRITISH = {"iz": "is", "gray": "grey", "color": "colour"}  # replaced in both names before they are compared
 _ELSEWHERE = {  # names that options have in other libraries
     "amp": "train.precision",
     "arch": "model.backbone",
@@ -40,74 +40,76 @@ class Option(NamedTuple):
 
 
 @functools.cache
-def plain(name: str) -> str:
-    """A name without differences of spelling: case, `-`, `.` and `_`, and American endings."""
+def normalised(name: str) -> str:
+    """A name in lower case, with `_` for `-` and `.`, and in British spelling."""
     name = re.sub(r"[-._]+", "_", name.lower())
     for american, british in _BRITISH.items():
         name = name.replace(american, british)
     return name
 
 
-def nearest(name: str, known: Iterable[str], cutoff: float = 0.5) -> list[str]:
-    """The names that are most like `name`, at most three; none whose number differs, as v1 does from v2."""
+def nearest(name: str, names: Iterable[str], cutoff: float = 0.5) -> list[str]:
+    """The at most three names that are most similar to `name`; none with another number, as v1 and v2."""
     numbers = re.findall(r"\d+", name)
-    by_plain = {plain(other).replace("_", ""): other for other in known}
-    wanted = plain(name).replace("_", "")
-    near = [by_plain[other] for other in difflib.get_close_matches(wanted, by_plain, n=9, cutoff=cutoff)]
-    return [other for other in near if re.findall(r"\d+", other) in (numbers, [])][:3]
+    by_plain = {normalised(candidate).replace("_", ""): candidate for candidate in names}
+    target = normalised(name).replace("_", "")
+    close_names = [by_plain[candidate] for candidate in difflib.get_close_matches(target, by_plain, n=9, cutoff=cutoff)]
+    return [candidate for candidate in close_names if re.findall(r"\d+", candidate) in (numbers, [])][:3]
 
 
-def same(name: str, known: Iterable[str]) -> str | None:
-    """The known name that equals `name` apart from the differences that `plain` removes; None if there is none."""
-    wanted = plain(name).replace("_", "")
-    return next((other for other in known if other == name or plain(other).replace("_", "") == wanted), None)
+def matching_name(name: str, names: Iterable[str]) -> str | None:
+    """The one of `names` that equals `name` after `normalised`; None if there is none."""
+    target = normalised(name).replace("_", "")
+    return next(
+        (candidate for candidate in names if candidate == name or normalised(candidate).replace("_", "") == target),
+        None,
+    )
 
 
-def unknown(kind: str, name: str, known: Iterable[str], cutoff: float = 0.4) -> ConfigError:
-    """A ConfigError that says which names there are, the nearest first."""
-    known = list(known)
-    near = nearest(name, known, cutoff)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return ConfigError(f"unknown {kind} {name!r}; {hint}Known: {', '.join(known)}.")
+def unknown_name(kind: str, name: str, names: Iterable[str], cutoff: float = 0.4) -> ConfigError:
+    """A ConfigError about an unknown name, with the nearest names and the list of all."""
+    names = list(names)
+    close_names = nearest(name, names, cutoff)
+    hint = f"did you mean {' or '.join(close_names)}? " if close_names else ""
+    return ConfigError(f"unknown {kind} {name!r}; {hint}Known: {', '.join(names)}.")
 
 
-def find(flag: str, options: Mapping[str, Option], others: Iterable[str] = ()) -> tuple[str, bool]:
+def find_option(flag: str, options: Mapping[str, Option], other_flags: Iterable[str] = ()) -> tuple[str, bool]:
     """The name of the option that `flag` spells, and whether it switches the option off.
 
     Args:
         flag: as it stands on the command line.
         options: by name.
-        others: flags of the command that are no such options, to be suggested.
+        other_flags: flags of the command that are not in `options`, for suggestions.
 
     Raises:
         ConfigError: there is no such option; the message names the nearest.
     """
-    by_plain = {plain(name): name for name in options}
-    wanted = plain(flag.removeprefix("--"))
-    if wanted in by_plain:
-        return by_plain[wanted], False
-    switched = re.sub(r"(^|_)no_", r"\1", wanted, count=1)
-    off = switched != wanted
-    if off and switched in by_plain and options[by_plain[switched]].hint is bool:
+    by_plain = {normalised(name): name for name in options}
+    target = normalised(flag.removeprefix("--"))
+    if target in by_plain:
+        return by_plain[target], False
+    switched = re.sub(r"(^|_)no_", r"\1", target, count=1)
+    switches_off = switched != target
+    if switches_off and switched in by_plain and options[by_plain[switched]].hint is bool:
         return by_plain[switched], True
-    flags = nearest(flag, others, 0.8) or [
-        _off(name) if off else f"--{name}" for name in _meant(flag.removeprefix("--"), options, off)
-    ]
+    close_names = _meant(flag.removeprefix("--"), options, switches_off)
+    flags = nearest(flag, other_flags, 0.8) or [_off(name) if switches_off else f"--{name}" for name in close_names]
     hint = f"did you mean {' or '.join(flags)}?" if flags else "see --help."
     raise ConfigError(f"unknown option {flag}; {hint}")
 
 
-def _meant(flag: str, options: Mapping[str, Option], off: bool) -> list[str]:
+def _meant(flag: str, options: Mapping[str, Option], switches_off: bool) -> list[str]:
     """The options that an unknown one probably means; with the value where its name is one, as in --wandb."""
-    known = [name for name in options if not off or options[name].hint is bool]
+    applicable = [name for name in options if not switches_off or options[name].hint is bool]
     section, _, last = flag.rpartition(".")
-    last = re.sub(r"^no_", "", plain(last))
-    meant = [name for name in known if plain(name.rpartition(".")[2]) == last]
-    other = _ELSEWHERE.get(last)
-    if other in known and (not meant or other.startswith(f"{section}.")):
-        meant = [other, *meant]
-    meant = meant or [f"{name} {last}" for name in known if last in _choices(options[name].hint)]
-    return meant or nearest(re.sub(r"(^|_)no_", r"\1", plain(flag), count=1), known)
+    last = re.sub(r"^no_", "", normalised(last))
+    names = [name for name in applicable if normalised(name.rpartition(".")[2]) == last]
+    synonym = _ELSEWHERE.get(last)
+    if synonym in applicable and (not names or synonym.startswith(f"{section}.")):
+        names = [synonym, *names]
+    names = names or [f"{name} {last}" for name in applicable if last in _choices(options[name].hint)]
+    return names or nearest(re.sub(r"(^|_)no_", r"\1", normalised(flag), count=1), applicable)
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
@@ -117,13 +119,13 @@ def _choices(hint: Any) -> tuple[Any, ...]:
 
 
 def _off(name: str) -> str:
-    """How the flag of an option is switched off."""
+    """The flag that switches an option off."""
     section, dot, key = name.rpartition(".")
     return f"--{section}{dot}no-{key}"
 
 
 def arity(hint: Any) -> int | None:
-    """How many words a value of a type takes; None: any number."""
+    """The number of arguments that a value of a type takes; None: any number."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         return arity(arguments[0])
@@ -135,60 +137,60 @@ def arity(hint: Any) -> int | None:
     return 0 if hint is bool else None if kind in (list, set, dict) else 1
 
 
-def value(flag: str, words: Sequence[str], option: Option, off: bool = False) -> Any:
-    """The value that `words` behind a flag give an option.
+def parse_value(flag: str, texts: Sequence[str], option: Option, switched_off: bool = False) -> Any:
+    """The value of an option from the texts behind its flag.
 
     Raises:
-        ConfigError: they are no value of its type; the message says what would be.
+        ConfigError: they are not a value of its type; the message says what is.
     """
-    if option.hint is bool and not words:
-        return not off
+    if option.hint is bool and not texts:
+        return not switched_off
     choices = typing.get_args(option.hint) if typing.get_origin(option.hint) is Literal else ()
     if all(isinstance(choice, str) for choice in choices):
-        words = [same(word, choices) or word for word in words]
+        texts = [matching_name(word, choices) or word for word in texts]
     holder = dataclasses.make_dataclass("Holder", [("value", option.hint)])
-    arguments = [f"--value={words[0]}"] if len(words) == 1 and arity(option.hint) == 1 else ["--value", *words]
+    arguments = [f"--value={texts[0]}"] if len(texts) == 1 and arity(option.hint) == 1 else ["--value", *texts]
     if option.hint is not bool:
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # where tyro draws a box
+            with contextlib.redirect_stderr(io.StringIO()):  # tyro prints an error there
                 return tyro.cli(holder, args=arguments, console_outputs=False).value  # type: ignore[attr-defined]
         except SystemExit:
             pass
     default = "" if option.default is dataclasses.MISSING else f"; the default is {_written(option.default)}"
-    raise ConfigError(f"{' '.join([flag, *words])}: expected {expected(option.hint)}{default}.")
+    raise ConfigError(f"{' '.join([flag, *texts])}: expected {expected(option.hint)}{default}.")
 
 
 def _written(default: Any) -> str:
-    """A value as the command line takes it."""
+    """A value as text, in the form of the command line."""
     if isinstance(default, tuple):
         return " ".join(map(_written, default)) or "none"
     return ("on" if default else "off") if isinstance(default, bool) else str(default)
 
 
-def as_words(options: Mapping[str, Any]) -> list[str]:
-    """Options from Python as words of a command line: {"model__depth": 18, "eval__baselines": False} becomes
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Options from Python as arguments of a command line: {"model__depth": 18, "eval__baselines": False} becomes
     --model.depth=18 --eval.no-baselines.
 
     Raises:
-        ConfigError: a dictionary, where the keyword of an option inside a section was meant.
+        ConfigError: a value is a dictionary; options of a section are keywords of their own.
     """
-    words = []
+    result = []
     for keyword, item in options.items():
         name = keyword.replace("__", ".")
         if isinstance(item, Mapping):
             inside = next(iter(item), "option")
             raise ConfigError(f"{keyword}: an option of a section is a keyword of its own, {keyword}__{inside}=...")
         if isinstance(item, bool):
-            words.append(f"--{name}" if item else _off(name))
+            result.append(f"--{name}" if item else _off(name))
         elif isinstance(item, list | tuple):
-            words += [f"--{name}", *map(str, item)]
+            result += [f"--{name}", *map(str, item)]
         else:
-            words.append(f"--{name}={item}")
-    return words
+            result.append(f"--{name}={item}")
+    return result
 
 
 def expected(hint: Any, several: bool = False) -> str:
-    """A type in words, for messages; `several`: in the plural."""
+    """The description of a type for messages; `several`: in the plural."""
     kind, arguments = typing.get_origin(hint), typing.get_args(hint)
     if kind is Annotated:
         return expected(arguments[0], several)
@@ -206,45 +208,49 @@ def expected(hint: Any, several: bool = False) -> str:
     return names.get(hint) or getattr(hint, "__name__", str(hint)).lower().replace("path", "a path")
 
 
-def parse(kind: type[T], words: Sequence[str], command: str) -> T:
-    """The options of a command, the fields of a dataclass: `[RUN ...] [--key value ...]`; ~ in paths is replaced.
+def parse(kind: type[T], arguments: Sequence[str], command: str) -> T:
+    """Parse the options of a command, the fields of a dataclass: `[RUN ...] [--key value ...]`; ~ in paths is replaced.
 
     Args:
-        kind: the dataclass. A field that is Positional takes the words that belong to no option.
-        words: of the command line, without the command.
+        kind: the dataclass. A field that is Positional takes the arguments that belong to no option.
+        arguments: of the command line, without the command.
         command: "python -m mixfast.evaluate knn"; for --help.
 
     Raises:
-        ConfigError: an unknown option, values that its type does not allow, or a path below a home that is not known.
-        SystemExit: the words ask for help, which is printed.
+        ConfigError: an unknown option, values that its type does not allow, or a path below an unknown home folder.
+        SystemExit: the arguments ask for help, which is printed.
     """
-    if {"--help", "-h"} & set(words):
+    if {"--help", "-h"} & set(arguments):
         tyro.cli(kind, args=["--help"], prog=command)
     hints = typing.get_type_hints(kind, include_extras=True)
     options = {field.name: Option(hints[field.name], field.default) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     (position,) = [name for name in options if tyro.conf.Positional in getattr(hints[name], "__metadata__", ())]
     hint = typing.get_args(options.pop(position).hint)[0]
-    found: dict[str, Any] = {}
-    free: list[str] = []
-    rest = list(words)
-    while rest:
-        word = rest.pop(0)
-        if not _is_flag(word):
-            free.append(word)
+    values: dict[str, Any] = {}
+    positional: list[str] = []
+    remaining = list(arguments)
+    while remaining:
+        argument = remaining.pop(0)
+        if not _is_flag(argument):
+            positional.append(argument)
             continue
-        flag, equals, text = word.partition("=")
-        name, off = find(flag, options, ("--help", "--version", "--traceback"))
-        if name in found:
+        flag, equals, text = argument.partition("=")
+        name, switched_off = find_option(flag, options, ("--help", "--version", "--traceback"))
+        if name in values:
             raise ConfigError(f"{flag} is given more than once.")
-        behind = next((number for number, other in enumerate(rest) if _is_flag(other)), len(rest))
+        count_behind = next(
+            (number for number, following in enumerate(remaining) if _is_flag(following)), len(remaining)
+        )
         count = arity(options[name].hint)
-        given = [text] if equals else rest[: behind if count is None else min(count, behind)]
-        rest = rest if equals else rest[len(given) :]
-        found[name] = value(flag, given, options[name], off)
-    if arity(hint) is not None and len(free) != arity(hint):
-        raise ConfigError(f"expected one {position.upper()}; got {' '.join(free) or 'none'}. See {command} --help.")
-    found = {position: value("", free, Option(hint)), **found}
-    result = kind(**{name: _homes_expanded(item) for name, item in found.items()})
+        texts = [text] if equals else remaining[: count_behind if count is None else min(count, count_behind)]
+        remaining = remaining if equals else remaining[len(texts) :]
+        values[name] = parse_value(flag, texts, options[name], switched_off)
+    if arity(hint) is not None and len(positional) != arity(hint):
+        raise ConfigError(
+            f"expected one {position.upper()}; got {' '.join(positional) or 'none'}. See {command} --help."
+        )
+    values = {position: parse_value("", positional, Option(hint)), **values}
+    result = kind(**{name: _homes_expanded(item) for name, item in values.items()})
     check_ranges(result)
     return result
 
@@ -257,10 +263,10 @@ def _homes_expanded(item: Any) -> Any:
 
 
 def home_expanded(path: Path) -> Path:
-    """A path that a user gave, with ~ and ~name as the folders they stand for.
+    """A user's path with ~ and ~name replaced by the home folders.
 
     Raises:
-        ConfigError: no such home is known, or no file system could hold the name.
+        ConfigError: the home folder is not known, or the path contains a zero byte.
     """
     if "\0" in str(path):
         raise ConfigError(f"{str(path)!r} is not a path: it contains a zero byte.")
@@ -271,5 +277,5 @@ def home_expanded(path: Path) -> Path:
 
 
 def _is_flag(word: str) -> bool:
-    """Whether a word names an option; a negative number does not."""
+    """Whether an argument is the flag of an option, and not a negative number."""
     return re.match(r"-[^\d.]", word) is not None

@@ -29,46 +29,46 @@ import torch
 from torch import Tensor
 
 from mixfast.data.config import DataConfig
-from mixfast.data.scan import Listing, absolute, shown
+from mixfast.data.scan import Listing, absolute, printable
 
-SHARE = 0.5  # what the cache may take of the disk space that is free or taken by it
+SHARE = 0.5  # of the disk space that is free or taken by the cache, which the cache may take
 SQUARES, VERDICTS = "squares", "verdicts"  # the two forms, and the endings of their files
 _MAGIC = b"mixfast cache 3\n"
-_OURS = re.compile(rf".*-\d+px-[0-9a-f]{{20}}\.(npz|{SQUARES}|{VERDICTS})(\.[0-9a-f]+\.tmp)?", re.DOTALL)
-_ABANDONED = 24 * 3600  # seconds after which nobody writes a half-written file any more
-Say = Callable[[str], None]
+_CACHE_FILE = re.compile(rf".*-\d+px-[0-9a-f]{{20}}\.(npz|{SQUARES}|{VERDICTS})(\.[0-9a-f]+\.tmp)?", re.DOTALL)
+_ABANDONED = 24 * 3600  # seconds after which a temporary file is deleted: its writer has failed
+PrintLine = Callable[[str], None]
 
 
 class Rows(NamedTuple):
     """Files of a listing that could be decoded."""
 
     files: Sequence[str]
-    marks: Tensor  # int64 [N, 2]: their bytes and time before they were decoded
-    digests: Tensor  # int64 [N] of their squares
-    squares: Tensor | None  # uint8 [N, 3, S, S]; None: only that they could be decoded is kept
+    marks: Tensor  # int64 [N, 2]: bytes and time of the files before they were decoded
+    digests: Tensor  # int64 [N] of the squares
+    squares: Tensor | None  # uint8 [N, 3, S, S]; None: not stored, only that the files could be decoded
 
 
 def digest(square: Tensor) -> int:
-    """64 bits of the SHA-1 of a contiguous tensor: equal for equal images, and by no chance for others."""
-    made = hashlib.sha1(square.numpy().data, usedforsecurity=False).digest()
-    return int.from_bytes(made[:8], "little", signed=True)
+    """64 bits of the SHA-1 of a contiguous tensor: equal for equal images, and different for different ones."""
+    checksum = hashlib.sha1(square.numpy().data, usedforsecurity=False).digest()
+    return int.from_bytes(checksum[:8], "little", signed=True)
 
 
 class Cache:
-    """The rows that earlier runs kept of a folder, none if there is no file; use it in a `with`."""
+    """The rows that earlier runs stored for a folder, none if there is no file; use it as a context."""
 
-    def __init__(self, root: Path, size: int, form: str, cfg: DataConfig, say: Say):
+    def __init__(self, root: Path, size: int, form: str, cfg: DataConfig, print_line: PrintLine):
         """
         Args:
             root: the folder of images.
             size: side of the squares in pixels.
             form: SQUARES or VERDICTS.
             cfg: cache and cache_dir are read.
-            say: prints a line about what is damaged, deleted or cannot be written.
+            print_line: prints a line about what is damaged, deleted or cannot be written.
         """
-        self.path = _path(root, size, form, cfg, say) if cfg.cache else None
-        self._root, self._size, self._say = root, size, say
-        self._damaged = 0  # squares that are not what was written
+        self.path = _path(root, size, form, cfg, print_line) if cfg.cache else None
+        self._root, self._size, self._print_line = root, size, print_line
+        self._damaged = 0  # number of squares whose digest is wrong
         self._names: dict[str, int] = {}
         self._table, self._start, self._file = np.empty((0, 4), np.int64), 0, -1
 
@@ -79,7 +79,7 @@ class Cache:
             except FileNotFoundError:
                 pass
             except (OSError, ValueError, KeyError, TypeError) as error:
-                self._say(f"cache {shown(self.path)} is damaged or cannot be read ({error}); decoding again")
+                self._print_line(f"cache {printable(self.path)} is damaged or cannot be read ({error}); decoding again")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
@@ -89,11 +89,11 @@ class Cache:
     def _open(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with contextlib.suppress(OSError):
-            os.utime(path)  # used last, deleted last
+            os.utime(path)  # the least recently used files are deleted first
         with open(self._file, "rb", closefd=False) as file:
-            whole = os.fstat(self._file).st_size
+            size = os.fstat(self._file).st_size
             magic, length, checksum = file.read(len(_MAGIC)), int.from_bytes(file.read(8), "little"), file.read(20)
-            if magic != _MAGIC or length > whole:
+            if magic != _MAGIC or length > size:
                 raise ValueError("it is incomplete, or of another version")
             header = file.read(length)
             content = json.loads(header)
@@ -101,27 +101,27 @@ class Cache:
             start = file.tell()
         if hashlib.sha1(header + table, usedforsecurity=False).digest() != checksum:
             raise ValueError("its checksum is wrong")
-        if content["side"] != self._size or whole != start + content["squares"] * 3 * self._size**2:
-            raise ValueError(f"it has {whole:,} bytes for {content['squares']} squares of {content['side']} px")
+        if content["side"] != self._size or size != start + content["squares"] * 3 * self._size**2:
+            raise ValueError(f"it has {size:,} bytes for {content['squares']} squares of {content['side']} px")
         self._table, self._start = np.frombuffer(table, "<i8").reshape(-1, 4), start
         self._names = {name: row for row, name in enumerate(content["names"])}
 
     def find(self, listing: Listing) -> Tensor:
-        """int64 [N]: the row of each file of a listing, -1 where it has none or has changed since."""
+        """int64 [N]: the row of each file of a listing; -1 if it has none or the file has changed since."""
         rows = torch.tensor([self._names.get(file, -1) for file in listing.files], dtype=torch.int64)
-        known = torch.from_numpy(np.concatenate([self._table[:, :2], [[-1, -1]]]))  # the last one is that of row -1
-        return torch.where((known[rows] == listing.marks[:, :2]).all(1), rows, -1)
+        marks = torch.from_numpy(np.concatenate([self._table[:, :2], [[-1, -1]]]))  # the last row is for row -1
+        return torch.where((marks[rows] == listing.marks[:, :2]).all(1), rows, -1)
 
     def digest(self, row: int) -> int:
         """The digest of a row's square."""
         return int(self._table[row, 2])
 
     def fetch(self, row: int, square: Tensor) -> bool:
-        """Read a row's square into uint8 [3, S, S], in any thread; False if it is not there or damaged."""
-        whole = row >= 0 and self._copy(row, square)
-        good = whole and digest(square) == self.digest(row)
-        self._damaged += whole and not good
-        return good
+        """Read a row's square into uint8 [3, S, S], in any thread; False if it is missing or damaged."""
+        was_read = row >= 0 and self._copy(row, square)
+        is_valid = was_read and digest(square) == self.digest(row)
+        self._damaged += was_read and not is_valid
+        return is_valid
 
     def _copy(self, row: int, square: Tensor) -> bool:
         position, count = int(self._table[row, 3]), square.numel()
@@ -134,32 +134,33 @@ class Cache:
             return False
 
     def write(self, rows: Rows) -> None:
-        """Keep rows, beside those of other files of the folder that have not changed since.
+        """Store rows, and keep the rows of other files of the folder that have not changed.
 
-        The file is written under another name and then renamed: another run sees the whole of it or nothing. What was
-        not used for longest is deleted where the cache would grow too large. A full or read-only disk costs the cache.
+        The file is written under another name and then renamed, so that another run sees all of it or nothing. If the
+        cache would grow too large, the least recently used files are deleted. On a full or read-only disk nothing is
+        stored, and a line says so.
         """
         if self.path is None:
             return
         if self._damaged:
-            self._say(f"cache {shown(self.path)}: {self._damaged:,} images are damaged; decoded again")
-        fresh = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.tmp")
+            self._print_line(f"cache {printable(self.path)}: {self._damaged:,} images are damaged; decoded again")
+        temporary = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex}.tmp")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             chosen = set(rows.files)
-            others = [row for name, row in self._names.items() if name not in chosen and self._unchanged(name, row)]
+            other_rows = [row for name, row in self._names.items() if name not in chosen and self._unchanged(name, row)]
             pixels = 0 if rows.squares is None else 3 * self._size**2
-            if _make_room(self.path, (len(rows.files) + len(others)) * (pixels + 100), self._say):
-                with open(fresh, "xb") as file:
-                    self._write(file, rows, others)
+            if _make_room(self.path, (len(rows.files) + len(other_rows)) * (pixels + 100), self._print_line):
+                with open(temporary, "xb") as file:
+                    self._write(file, rows, other_rows)
                     file.flush()
                     os.fsync(file.fileno())
-                os.replace(fresh, self.path)
+                os.replace(temporary, self.path)
         except OSError as error:
-            self._say(f"what was decoded is not kept for the next run: {error}")
+            self._print_line(f"what was decoded is not kept for the next run: {error}")
         finally:
-            with contextlib.suppress(OSError):  # it is there only if something went wrong
-                fresh.unlink()
+            with contextlib.suppress(OSError):  # it exists only after an error
+                temporary.unlink()
 
     def _unchanged(self, name: str, row: int) -> bool:
         try:
@@ -168,12 +169,12 @@ class Cache:
             return False
         return [status.st_size, status.st_mtime_ns] == self._table[row, :2].tolist()
 
-    def _write(self, file: BinaryIO, rows: Rows, others: Sequence[int]) -> None:
+    def _write(self, file: BinaryIO, rows: Rows, other_rows: Sequence[int]) -> None:
         names, count = list(self._names), len(rows.files)
-        files = [*rows.files, *(names[row] for row in others)]
+        files = [*rows.files, *(names[row] for row in other_rows)]
         table = np.full((len(files), 4), -1, np.int64)
         table[:count, :2], table[:count, 2] = rows.marks.numpy(), rows.digests.numpy()
-        table[count:, :3] = self._table[list(others), :3]
+        table[count:, :3] = self._table[list(other_rows), :3]
         if rows.squares is not None:
             table[:, 3] = np.arange(len(files))
         header = json.dumps({"side": self._size, "squares": int((table[:, 3] >= 0).sum()), "names": files}).encode()
@@ -182,15 +183,15 @@ class Cache:
         for part in (_MAGIC, len(header).to_bytes(8, "little"), checksum, header, body):
             file.write(part)
         if rows.squares is not None:
-            for some in rows.squares.split(1024):
-                file.write(some.numpy().data.cast("B"))
+            for squares in rows.squares.split(1024):
+                file.write(squares.numpy().data.cast("B"))
             square = torch.empty(3, self._size, self._size, dtype=torch.uint8)
-            for row in others:
-                self._copy(row, square)  # what is damaged keeps its digest, and is found out when it is used
+            for row in other_rows:
+                self._copy(row, square)  # a damaged square keeps its digest, and is detected when it is used
                 file.write(square.numpy().data.cast("B"))
 
 
-def _path(root: Path, size: int, form: str, cfg: DataConfig, say: Say) -> Path | None:
+def _path(root: Path, size: int, form: str, cfg: DataConfig, print_line: PrintLine) -> Path | None:
     """The cache file of a folder, a side and a form; None without a home."""
     if cfg.cache_dir is not None:
         folder = absolute(cfg.cache_dir, "data.cache_dir")
@@ -198,7 +199,9 @@ def _path(root: Path, size: int, form: str, cfg: DataConfig, say: Say) -> Path |
         try:
             folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mixfast"
         except RuntimeError:
-            say("what is decoded is not kept for the next run: there is no home folder; --data.cache_dir names a place")
+            print_line(
+                "what is decoded is not kept for the next run: there is no home folder; --data.cache_dir names a place"
+            )
             return None
     base = root.resolve()
     key = hashlib.sha256(os.fsencode(base) + f"\0{size}".encode()).hexdigest()[:20]
@@ -206,25 +209,25 @@ def _path(root: Path, size: int, form: str, cfg: DataConfig, say: Say) -> Path |
     return folder / f"{name}-{size}px-{key}.{form}"
 
 
-def _make_room(path: Path, need: int, say: Say) -> bool:
+def _make_room(path: Path, need: int, print_line: PrintLine) -> bool:
     """Delete cache files until `need` bytes at `path` are within SHARE; False if that is more than all of it."""
-    found = []
+    files = []
     for file in path.parent.iterdir():
-        if _OURS.fullmatch(file.name) and file != path:
-            with contextlib.suppress(FileNotFoundError):  # what another process writes gets its name at any moment
-                found.append((file.stat(), file))
-    limit = SHARE * (shutil.disk_usage(path.parent).free + sum(status.st_size for status, _ in found))
+        if _CACHE_FILE.fullmatch(file.name) and file != path:
+            with contextlib.suppress(FileNotFoundError):  # another process may rename its file at any moment
+                files.append((file.stat(), file))
+    limit = SHARE * (shutil.disk_usage(path.parent).free + sum(status.st_size for status, _ in files))
     if need > limit:
-        say(
+        print_line(
             f"what was decoded is not kept for the next run: it would take {need / 2**20:,.1f} MiB, and the cache in "
-            f"{shown(path.parent)} may take {limit / 2**20:,.1f}"
+            f"{printable(path.parent)} may take {limit / 2**20:,.1f}"
         )
         return False
-    taken = need + sum(status.st_size for status, _ in found)
-    for status, file in sorted(found, key=lambda pair: pair[0].st_mtime):
+    used = need + sum(status.st_size for status, _ in files)
+    for status, file in sorted(files, key=lambda pair: pair[0].st_mtime):
         abandoned = file.suffix == ".tmp" and time.time() - status.st_mtime > _ABANDONED
-        if taken > limit or abandoned:
+        if used > limit or abandoned:
             file.unlink(missing_ok=True)
-            taken -= status.st_size
-            say(f"cache: deleted {shown(file)} ({status.st_size / 2**20:.0f} MiB, not used for longest)")
+            used -= status.st_size
+            print_line(f"cache: deleted {printable(file)} ({status.st_size / 2**20:.0f} MiB, not used for longest)")
     return True

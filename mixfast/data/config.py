@@ -1,4 +1,4 @@
-"""Which images to train and test on."""
+"""The options of the training and test images."""
 
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Decode image files into one uint8 tensor, or find out which of them can be decoded; memory and cores for that."""
+"""Decode image files into one uint8 tensor, or find out which of them can be decoded; free memory and cores."""
 
 import math
 import os
@@ -17,14 +17,14 @@ from mixfast.data.cache import SQUARES, VERDICTS, Cache, Rows, digest
 from mixfast.data.config import DataConfig
 from mixfast.data.decoder import decode_file, reason
 from mixfast.data.loader import Library
-from mixfast.data.scan import Listing, shown
+from mixfast.data.scan import Listing, printable
 from mixfast.errors import DataError
 from mixfast.world import current
 
 _FILES_PER_TASK = 64
-_SMALL_FILE = 16 * 1024  # bytes; below, Python's own work outweighs the decoding
+_SMALL_FILE = 16 * 1024  # bytes, below which Python's own work takes longer than the decoding
 _SECONDS_PER_LINE = 10.0
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 class Readable(NamedTuple):
@@ -34,38 +34,38 @@ class Readable(NamedTuple):
     digests: Tensor  # int64 [R]: equal for equal images
 
 
-def read(listing: Listing, cfg: DataConfig, say: Say) -> tuple[Tensor, Readable]:
+def read(listing: Listing, cfg: DataConfig, print_line: PrintLine) -> tuple[Tensor, Readable]:
     """Load the images of a listing into memory: from the cache where their files are unchanged, else by decoding.
 
-    Files that cannot be decoded are omitted, counted and named in a line of `say`.
+    Files that cannot be decoded are omitted, counted and named in a line of `print_line`.
 
     Threads decode, not processes: decoding and resizing release Python's global lock, and a new process would spend
     longer on importing torch than on decoding 10,000 small images. For small files most of the time is spent with the
     lock, and one thread is the fastest.
 
     Returns:
-        (images, readable): uint8 [R, 3, size, size], and which they are.
+        (images, readable): uint8 [R, 3, size, size], and their positions in the listing with digests.
 
     Raises:
         DataError: no file could be read, or the images would not fit in memory.
     """
     files, size, workers = listing.files, cfg.size, cfg.workers
-    check_memory(len(files), size, shown(listing.root))
+    check_memory(len(files), size, printable(listing.root))
     images = torch.empty(len(files), 3, size, size, dtype=torch.uint8)
     digests = torch.zeros(len(files), dtype=torch.int64)
     failed: dict[int, str] = {}
-    fresh = False
-    with Cache(listing.root, size, SQUARES, cfg, say) as cache:
+    any_decoded = False
+    with Cache(listing.root, size, SQUARES, cfg, print_line) as cache:
         rows = cache.find(listing).tolist()
 
         def fill(start: int) -> int:
-            nonlocal fresh
+            nonlocal any_decoded
             part = range(start, min(start + _FILES_PER_TASK, len(files)))
             for i in part:
                 if not cache.fetch(rows[i], images[i]):
                     try:
                         images[i] = decode_file(listing.root / files[i], size)
-                        fresh = True
+                        any_decoded = True
                     except MemoryError:
                         raise
                     except Exception as error:  # Pillow raises whatever a broken file leads it to
@@ -75,55 +75,55 @@ def read(listing: Listing, cfg: DataConfig, say: Say) -> tuple[Tensor, Readable]
             return len(part)
 
         starts = range(0, len(files), _FILES_PER_TASK)
-        with progress(f"decoding {shown(listing.root)}", len(files), say) as advance:
+        with progress(f"decoding {printable(listing.root)}", len(files), print_line) as advance:
             if workers is None:
                 workers = cores() if _mean_bytes(listing) > _SMALL_FILE else 0
             for count in _in_threads(fill, starts, workers):
                 advance(count)
-        index = _left(listing, failed, say)
-        images, digests = _compact(images, index), digests[index]
-        if fresh:
-            kept = listing.take(index)
-            cache.write(Rows(kept.files, kept.marks[:, :2], digests, images))
-    return images, Readable(index, digests)
+        positions = _readable_positions(listing, failed, print_line)
+        images, digests = _compact(images, positions), digests[positions]
+        if any_decoded:
+            decoded = listing.take(positions)
+            cache.write(Rows(decoded.files, decoded.marks[:, :2], digests, images))
+    return images, Readable(positions, digests)
 
 
-def examine(listing: Listing, library: Library, first: int, cfg: DataConfig, say: Say) -> Readable:
+def examine(listing: Listing, library: Library, first: int, cfg: DataConfig, print_line: PrintLine) -> Readable:
     """Find out which files of a listing can be decoded, with the processes that will decode them in training.
 
-    Every file is decoded once, as long as one epoch takes without training; what could be decoded is kept in the cache,
-    and is not looked at again until the file changes. Files that cannot be decoded are counted and named in a line.
+    Every file is decoded once, which takes as long as an epoch without training; the cache stores which files could be
+    decoded, and they are not decoded here again until they change. Files that cannot be decoded are counted in a line.
 
     Args:
-        listing: of the files.
-        library: whose images from number `first` on they are.
-        first: see there.
+        listing: N files.
+        library: the files are its images number `first` to `first` + N - 1.
+        first: number of the first image.
         cfg: size, cache and cache_dir are read.
-        say: prints a line.
+        print_line: prints a line.
 
     Raises:
         DataError: no file could be read, or a process has died.
     """
     digests = torch.zeros(len(listing.files), dtype=torch.int64)
     failed: dict[int, str] = {}
-    with Cache(listing.root, cfg.size, VERDICTS, cfg, say) as cache:
+    with Cache(listing.root, cfg.size, VERDICTS, cfg, print_line) as cache:
         rows = cache.find(listing)
-        known, unknown = (rows >= 0).nonzero().flatten(), (rows < 0).nonzero().flatten()
-        digests[known] = torch.tensor([cache.digest(row) for row in rows[known].tolist()], dtype=torch.int64)
-        tasks = unknown.split(library.task_size) if len(unknown) else ()
-        with progress(f"looking through {shown(listing.root)}", len(unknown), say) as advance:
-            for task, found in zip(tasks, library.decoded([first + task for task in tasks]), strict=True):
+        cached, uncached = (rows >= 0).nonzero().flatten(), (rows < 0).nonzero().flatten()
+        digests[cached] = torch.tensor([cache.digest(row) for row in rows[cached].tolist()], dtype=torch.int64)
+        tasks = uncached.split(library.task_size) if len(uncached) else ()
+        with progress(f"looking through {printable(listing.root)}", len(uncached), print_line) as advance:
+            for task, result in zip(tasks, library.decoded([first + task for task in tasks]), strict=True):
                 for row, i in enumerate(task.tolist()):
-                    if row in found.broken:
-                        failed[i] = found.broken[row]
+                    if row in result.broken:
+                        failed[i] = result.broken[row]
                     else:
-                        digests[i] = digest(found.images[row])
+                        digests[i] = digest(result.images[row])
                 advance(len(task))
-        index = _left(listing, failed, say)
-        if len(failed) < len(unknown):
-            kept = listing.take(index)
-            cache.write(Rows(kept.files, kept.marks[:, :2], digests[index], None))
-    return Readable(index, digests[index])
+        positions = _readable_positions(listing, failed, print_line)
+        if len(failed) < len(uncached):
+            decoded = listing.take(positions)
+            cache.write(Rows(decoded.files, decoded.marks[:, :2], digests[positions], None))
+    return Readable(positions, digests[positions])
 
 
 def _in_threads(task: Callable[[int], int], arguments: Sequence[int], workers: int) -> Iterator[int]:
@@ -138,25 +138,27 @@ def _in_threads(task: Callable[[int], int], arguments: Sequence[int], workers: i
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _left(listing: Listing, failed: dict[int, str], say: Say) -> Tensor:
-    """Positions of the files that did not fail, int64; prints how many failed, and the first of them."""
+def _readable_positions(listing: Listing, failed: dict[int, str], print_line: PrintLine) -> Tensor:
+    """Positions of the files that did not fail, int64; prints the number of failed files, and the first of them."""
     if failed:
         first, count = min(failed), len(listing.files)
-        what = f"{len(failed)} of {count} image files under {shown(listing.root)} could not be read; the first is "
-        what += f"{shown(listing.files[first])} ({failed[first]})"
+        summary = (
+            f"{len(failed)} of {count} image files under {printable(listing.root)} could not be read; the first is "
+        )
+        summary += f"{printable(listing.files[first])} ({failed[first]})"
         if len(failed) == count:
-            raise DataError(f"{what}. Check that they are images, and complete.")
-        say(f"{what}. They are left out.")
-    keep = torch.ones(len(listing.files), dtype=torch.bool)
-    keep[list(failed)] = False
-    return keep.nonzero().flatten()
+            raise DataError(f"{summary}. Check that they are images, and complete.")
+        print_line(f"{summary}. They are left out.")
+    readable = torch.ones(len(listing.files), dtype=torch.bool)
+    readable[list(failed)] = False
+    return readable.nonzero().flatten()
 
 
 def _compact(images: Tensor, index: Tensor) -> Tensor:
-    """The images at `index`, ascending, moved to the front in place: a second copy might not fit."""
+    """The images at `index`, ascending, moved to the front in place, as a copy might not fit in memory."""
     if len(index) == len(images):
         return images
-    for start in range(0, len(index), 1024):  # position i comes from index[i] >= i: nothing unread is lost
+    for start in range(0, len(index), 1024):  # index[i] >= i, so no image is overwritten before it is read
         source = index[start : start + 1024]
         images[start : start + len(source)] = images[source]
     return images[: len(index)]
@@ -173,7 +175,7 @@ def cores() -> int:
 
 
 @contextmanager
-def progress(title: str, total: int, say: Say) -> Iterator[Callable[[int], None]]:
+def progress(title: str, total: int, print_line: PrintLine) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, else a line every ten seconds; yields a function that counts files."""
     if sys.stderr and sys.stderr.isatty():
         from rich.console import Console
@@ -183,23 +185,23 @@ def progress(title: str, total: int, say: Say) -> Iterator[Callable[[int], None]
             task = bar.add_task(title, total=total)
             yield lambda count: bar.advance(task, count)
         return
-    done, start = 0, time.monotonic()
-    spoken = start
+    count_done, start = 0, time.monotonic()
+    last_line = start
 
     def advance(count: int) -> None:
-        nonlocal done, spoken
-        done += count
-        now = time.monotonic()
-        if now - spoken > _SECONDS_PER_LINE:
-            spoken = now
-            say(f"{title}: {done:,} of {total:,} files, {done / (now - start):,.0f}/s")
+        nonlocal count_done, last_line
+        count_done += count
+        seconds = time.monotonic()
+        if seconds - last_line > _SECONDS_PER_LINE:
+            last_line = seconds
+            print_line(f"{title}: {count_done:,} of {total:,} files, {count_done / (seconds - start):,.0f}/s")
 
     yield advance
 
 
 def fits_in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> bool:
-    """Whether `count` images are to be decoded at once: as the option says, else if they take at most half of what the
-    host still has, shared by the processes that train there, and of what the device has."""
+    """Whether `count` images are to be decoded at once: as the option says; if it is auto, if they need at most half of
+    the host's free memory, shared by the processes that train there, and at most half of the device's memory."""
     if cfg.in_memory != "auto":
         return cfg.in_memory == "yes"
     host = available_bytes()
@@ -208,25 +210,25 @@ def fits_in_memory(cfg: DataConfig, count: int, device_bytes: int | None) -> boo
     return count * 3 * cfg.size**2 <= min(limits, default=math.inf) / 2
 
 
-def check_memory(count: int, size: int, what: object) -> None:
-    """Raise DataError if `count` images do not fit into the free memory; `what` is their name in the message."""
+def check_memory(count: int, size: int, title: object) -> None:
+    """Raise DataError if `count` images do not fit into the free memory; `title` is their name in the message."""
     need, free = count * 3 * size**2, available_bytes()
     if free is not None and need > 0.9 * free:
         raise DataError(
-            f"{what}: {count:,} images of {size} px need {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
+            f"{title}: {count:,} images of {size} px need {need / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB are "
             "free. Use --data.in_memory no (or auto), --data.limit or a smaller --data.size."
         )
 
 
 def available_bytes() -> int | None:
-    """Memory that can still be had: the system's, cut by the control group's limit; None where neither is known."""
-    found = []
+    """Free memory in bytes: that of the system, or of the control group if less; None if neither is known."""
+    limits = []
     with suppress(OSError, KeyError, ValueError), open("/proc/meminfo") as file:
         lines = dict(line.split(":", 1) for line in file)
-        found.append(int(lines["MemAvailable"].split()[0]) * 1024)
-    if (left := group_bytes(Path("/sys/fs/cgroup"))) is not None:
-        found.append(left)
-    return min(found, default=None)
+        limits.append(int(lines["MemAvailable"].split()[0]) * 1024)
+    if (group_limit := group_bytes(Path("/sys/fs/cgroup"))) is not None:
+        limits.append(group_limit)
+    return min(limits, default=None)
 
 
 def group_bytes(group: Path) -> int | None:
@@ -236,7 +238,7 @@ def group_bytes(group: Path) -> int | None:
     """
     try:
         limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        kept = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        return limit - used + int(kept["active_file"]) + int(kept["inactive_file"])
+        statistics = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+        return limit - used + int(statistics["active_file"]) + int(statistics["inactive_file"])
     except (OSError, KeyError, ValueError):  # no control group, or "max"
         return None

@@ -22,12 +22,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mixfast.data.scan import shown
+from mixfast.data.scan import printable
 
 _RGB = 3  # torchvision.io.ImageReadMode.RGB
-# What Pillow may decode, whatever a file's ending says: its other formats start programs (EPS), or are no pictures.
+# The formats that Pillow may decode, whatever a file's ending: others start programs (EPS), or are not pictures.
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-MOST_PIXELS = 89_478_485  # that an image may have after the JPEG scale: where Pillow's own warning of a bomb begins
+MOST_PIXELS = 89_478_485  # of an image after the JPEG scale: from here on Pillow warns of a decompression bomb
 
 
 @contextmanager
@@ -35,12 +35,12 @@ def open_image(path: str | Path, size: int) -> Iterator[tuple[IO[bytes], Any, tu
     """Open an image file to be decoded at `size` pixels or more.
 
     Returns:
-        (file, image, whole): the open file, a `PIL.Image.Image` at the smallest JPEG scale that is large enough, and
-        (width, height) as they are in the file.
+        (file, image, full_size): the open file, a `PIL.Image.Image` at the smallest JPEG scale that is large enough,
+        and (width, height) of the image in the file.
 
     Raises:
-        OSError: the file cannot be read, or is of none of the formats. ValueError: it is no regular file, or decodes
-            to more than MOST_PIXELS. Exception: Pillow raises whatever a broken file leads it to.
+        OSError: the file cannot be read, or has none of the formats. ValueError: it is not a regular file, or decodes
+            to more than MOST_PIXELS. Exception: Pillow raises many types for broken files.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -54,11 +54,11 @@ def open_image(path: str | Path, size: int) -> Iterator[tuple[IO[bytes], Any, tu
         except UnidentifiedImageError:
             raise UnidentifiedImageError(f"none of {', '.join(FORMATS)}, or damaged") from None
         with image:
-            whole = image.size
+            full_size = image.size
             image.draft("RGB", (size, size))
             if image.width * image.height > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels; at most {MOST_PIXELS:,} are decoded")
-            yield file, image, whole
+            yield file, image, full_size
 
 
 def decode_file(path: str | Path, size: int) -> Tensor:
@@ -67,14 +67,14 @@ def decode_file(path: str | Path, size: int) -> Tensor:
     Raises:
         Exception: what `open_image` or Pillow raise. ValueError: more than 8 bits a channel.
     """
-    with open_image(path, size) as (file, image, whole):
-        at_full_scale = image.format == "JPEG" and image.mode in ("RGB", "L") and image.size == whole
+    with open_image(path, size) as (file, image, full_size):
+        at_full_scale = image.format == "JPEG" and image.mode in ("RGB", "L") and image.size == full_size
         if at_full_scale and has_torchvision() and _orientation(image) == 1:
             try:
                 file.seek(0)
                 data = torch.from_numpy(np.fromfile(file, np.uint8))
                 return square(torch.ops.image.decode_jpeg(data, _RGB), size)
-            except RuntimeError:  # Pillow says what is wrong, or reads it nevertheless
+            except RuntimeError:  # Pillow raises a clearer error, or can read the file
                 file.seek(0)
         return square(pillow_pixels(image), size)
 
@@ -96,7 +96,7 @@ def pillow_pixels(image: Any) -> Tensor:
 
 
 def square(pixels: Tensor, size: int) -> Tensor:
-    """The central square of uint8 [3, H, W] as [3, size, size]; an odd margin has its smaller half left or above."""
+    """The central square of uint8 [3, H, W] as [3, size, size]; of an odd margin the larger half is right or below."""
     height, width = pixels.shape[1:]
     if height == width == size:
         return pixels
@@ -110,14 +110,14 @@ def square(pixels: Tensor, size: int) -> Tensor:
 
 def reason(error: Exception) -> str:
     """Why a file cannot be decoded, in a few printable words."""
-    return shown(f"{type(error).__name__}: {error}"[:200])
+    return printable(f"{type(error).__name__}: {error}"[:200])
 
 
 @cache
 def has_torchvision() -> bool:
     """Whether torchvision's JPEG decoder can be called.
 
-    Only its library is loaded, some 4 MiB in 4 ms; `import torchvision` costs 170 MiB and 2 s of every process.
+    Only its library is loaded, 4 MiB in 4 ms; `import torchvision` would take 170 MiB and 2 s in every process.
     """
     spec = find_spec("torchvision")
     for folder in spec.submodule_search_locations or () if spec else ():

@@ -13,10 +13,10 @@ CIFAR10_STATISTICS: Statistics = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2
 
 
 class Kind(NamedTuple):
-    """Facts about a data set that are known before it is read."""
+    """Title, sizes and source of a data set, known before it is read."""
 
     title: str  # in tables
-    counts: tuple[int, int] | None = None  # training and test images; None: options or files decide
+    counts: tuple[int, int] | None = None  # numbers of training and test images; None: options or files decide
     # torchvision's class, the keyword of its constructor that chooses the split with the values for training and test,
     # the folder that it looks for, and the archive that it downloads
     torchvision: tuple[str, tuple[str, object, object], str, str] | None = None
@@ -57,8 +57,8 @@ def kind_of(name: str) -> Kind:
     module, colon, factory = name.partition(":")
     if colon and factory.isidentifier() and all(part.isidentifier() for part in module.split(".")):
         return Kind(name)
-    near = difflib.get_close_matches(name, KINDS, n=1)
+    nearest = difflib.get_close_matches(name, KINDS, n=1)
     raise ConfigError(
         f"--data.kind {name}: expected one of {', '.join(KINDS)}, or package.module:factory for a data set of your own"
-        + (f"; did you mean {near[0]}?" if near else ".")
+        + (f"; did you mean {nearest[0]}?" if nearest else ".")
     )

@@ -16,30 +16,30 @@ from mixfast.errors import ConfigError
 
 _CHUNK = 1024  # images in memory that are summed at once
 _BATCH = 64  # of images in files
-_EXACT = 65_536  # folder, own: of more images than this, the numbers that normalise come from
-_SAMPLE = 8_192  # so many, evenly spaced
+_EXACT = 65_536  # folder, own: largest number of images of which all are read for mean and deviation
+_SAMPLE = 8_192  # evenly spaced images that are read for them in larger data sets
 
 
 def load(
     cfg: DataConfig,
     seed: int,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
     *,
     cores: int | None = None,
     device_bytes: int | None = None,
     statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     images: object = None,
 ) -> Splits:
-    """Training and test images as uint8 tensors on the CPU, or as files, and the numbers that normalise them.
+    """Training and test images as uint8 tensors on the CPU, or in files, with mean and deviation of the channels.
 
     Args:
-        cfg: which data.
+        cfg: the kind of data and its options.
         seed: of everything random about the data (scenes, the held-out share of a folder), not of the training.
-        say: prints what was found, in a line, and lines about what is slow, incomplete or probably not meant.
-        cores: that may decode; None: those that this process may run on.
+        print_line: prints a line about the data, and warnings.
+        cores: number of CPU cores that decode; None: those that this process may run on.
         device_bytes: memory of the training device, if it is not the host's.
-        statistics: means and deviations of the channels where another process has measured them.
-        images: those of the kind "object": `Splits`, a tensor, a map-style data set, or a tuple of two of those.
+        statistics: mean and deviation of the channels, if another process has measured them.
+        images: the images of the kind "object": `Splits`, a tensor, a map-style data set, or a tuple of two of these.
 
     Raises:
         DataError: data missing, empty, unreadable or too large for the memory.
@@ -57,21 +57,21 @@ def load(
     elif cfg.kind == "folder":
         from mixfast.data.folder import load_folder
 
-        train, test, name, passed = load_folder(cfg, seed, say, cores=cores, device_bytes=device_bytes)
+        train, test, name, passed = load_folder(cfg, seed, print_line, cores=cores, device_bytes=device_bytes)
     elif isinstance(images, Splits):
         train, test, published = images.train, images.test, (images.mean, images.std)
     elif ":" in cfg.kind or cfg.kind == OBJECT:
         from mixfast.data import own
 
         sets = own.call_factory(cfg.kind) if ":" in cfg.kind else own.checked_object(images)
-        train, test = own.read_sets(sets, cfg, seed, say, cores, device_bytes)
+        train, test = own.read_sets(sets, cfg, seed, print_line, cores, device_bytes)
     else:
         from mixfast.data.vision import load_vision
 
         train, test, name, published = load_vision(cfg)
     train, test = _limited(train, cfg.limit), _limited(test, cfg.test_limit)
-    describe(name, train, test, passed, say)
-    mean, std = published or statistics or _statistics(train, cfg.kind, say)
+    describe(name, train, test, passed, print_line)
+    mean, std = published or statistics or _statistics(train, cfg.kind, print_line)
     return Splits(train, test, mean, std, cfg.kind)
 
 
@@ -81,26 +81,28 @@ def _limited(images: ImageSet, limit: int | None) -> ImageSet:
     return images.take(first_balanced(images.labels, limit))
 
 
-def _statistics(train: ImageSet, kind: str, say: Callable[[str], None]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of the training images, the same for images in memory and in files; times the latter."""
+def _statistics(
+    train: ImageSet, kind: str, print_line: Callable[[str], None]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of the training images' channels; measures how fast images in files are decoded."""
     images, count = train.images, len(train)
     if (kind in ("folder", OBJECT) or ":" in kind) and count > _EXACT:
         index = torch.arange(_SAMPLE) * count // _SAMPLE
         images = images[index] if isinstance(images, Tensor) else images.take(index)
     if isinstance(images, Tensor):
         return channel_statistics(images.split(_CHUNK))
-    found = channel_statistics(_timed(images))
+    result = channel_statistics(_timed(images))
     library = images.library
-    how = f"{library.workers} process{'es' * (library.workers > 1)}" if library.workers else "this process"
-    say(
-        f"{count:,} images stay in their files: {how} can decode {library.images_per_s:,.0f} images/s of "
+    decoders = f"{library.workers} process{'es' * (library.workers > 1)}" if library.workers else "this process"
+    print_line(
+        f"{count:,} images stay in their files: {decoders} can decode {library.images_per_s:,.0f} images/s of "
         f"{library.size} px, measured alone on {len(images):,} of them"
     )
-    return found
+    return result
 
 
 def _timed(images: Streamed) -> Iterator[Tensor]:
-    """All images in batches, after a first batch that starts the processes; then the library knows its speed."""
+    """All images in batches; stores in the library how many it decodes per second, once its workers have started."""
     for _ in images.take(slice(_BATCH)).split(_BATCH):
         pass
     start = time.perf_counter()

@@ -1,8 +1,8 @@
-"""Images that are decoded when they are asked for, ahead of whoever reads them, by the workers of torch's DataLoader.
+"""Images that the workers of torch's DataLoader decode ahead of their reader.
 
-The order in which images are asked for decides what is in a batch; workers change nothing but the speed. They are
-started by a fork server and not forked from this process: after a fork, the locks of other threads and an OpenMP pool
-that has worked stay as they were for ever.
+The order of requests decides the content of batches; workers change nothing but the speed. They are started by a fork
+server and not forked from this process: in a forked process, locks that other threads held stay locked, and an OpenMP
+pool that has worked hangs.
 """
 
 import atexit
@@ -26,21 +26,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mixfast.data.decoder import decode_file, reason
-from mixfast.data.scan import shown
+from mixfast.data.scan import printable
 from mixfast.errors import DataError
 
-_TASK_BYTES = 4 << 20  # of the images that a worker decodes at once; a batch is one such task or several
-_AHEAD_BYTES = 512 << 20  # of the images decoded ahead, if the shared memory has as much again
+_TASK_BYTES = 4 << 20  # of the images that a worker decodes at once; a batch is one task or several
+_AHEAD_BYTES = 512 << 20  # of images decoded ahead, but at most half of the free shared memory
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Decoded(NamedTuple):
-    """The result that a worker sends."""
+    """The result of a worker for a task of n images."""
 
     images: Tensor  # uint8 [n, 3, size, size]
-    labels: Tensor  # int64 [n], where images have labels of their own; else empty
-    broken: dict[int, str]  # row of an image that cannot be decoded: why
-    error: str  # "" unless the data set itself is wrong
+    labels: Tensor  # int64 [n] if the items of the data set have labels; else empty
+    broken: dict[int, str]  # reason by row of an image that cannot be decoded
+    error: str  # message if the data set itself is wrong, else ""
 
 
 class ImageFiles(Dataset[Any]):
@@ -73,15 +73,15 @@ class Library:
     def __init__(self, decoder: Any, items: Sequence[Any], workers: int):
         """
         Args:
-            decoder: what each worker gets a copy of; `decoder.__getitems__(some of the items)` is a `Decoded`, and
-                `decoder.size` the side of its squares.
-            items: for each image what the decoder is asked for: the path of its file, or its number.
-            workers: processes; 0 decodes in this one, without anything ahead of time.
+            decoder: copied to each worker; `decoder.__getitems__(items)` returns a `Decoded`, and `decoder.size` is the
+                side of its squares.
+            items: for each image the item that the decoder takes: the path of its file, or its number.
+            workers: number of processes; 0 decodes in this process, and nothing ahead of time.
         """
         self.decoder, self.items, self.workers, self.size = decoder, items, workers, int(decoder.size)
         self.task_size = max(1, _TASK_BYTES // (3 * self.size**2))  # images that a worker decodes at once
-        self.images_per_s: float | None = None  # what the workers reach alone, once that was measured
-        self._tasks: list[list[int]] = []  # numbers that the loader's next round reads
+        self.images_per_s: float | None = None  # speed of decoding alone, once it is measured
+        self._tasks: list[list[int]] = []  # image numbers of the tasks of the loader's next iteration
         self._loader: DataLoader[Any] | None = None
         self._reading = False
 
@@ -96,31 +96,31 @@ class Library:
         for part in parts:
             batch = torch.empty(len(part), 3, self.size, self.size, dtype=torch.uint8, device=device)
             for chunk in batch.split(self.task_size):
-                task, found = next(arriving)
-                for row, why in found.broken.items():
+                task, decoded = next(arriving)
+                for row, message in decoded.broken.items():
                     raise DataError(
-                        f"{shown(self.items[int(task[row])])} can no longer be read ({why}). Every epoch needs the "
-                        "images that the run began with: restore the file and resume, or start a new run."
+                        f"{printable(self.items[int(task[row])])} can no longer be read ({message}). Every epoch needs "
+                        "the images that the run began with: restore the file and resume, or start a new run."
                     )
-                chunk.copy_(found.images, non_blocking=True)
+                chunk.copy_(decoded.images, non_blocking=True)
             yield batch
 
     def decoded(self, tasks: Sequence[Tensor], pin: bool = False) -> Iterator[Decoded]:
         """Yield the decoded images of each task, in order; a task is int64 [n], the numbers of its images.
 
-        While one caller uses the workers, this process decodes for other callers itself.
+        If another caller is using the workers, this process decodes.
 
         Args:
-            tasks: each as small as one worker should decode at once.
-            pin: put images into pinned memory.
+            tasks: each is decoded by one worker.
+            pin: whether to put images into pinned memory.
 
         Raises:
             DataError: a worker has died, or the data set itself is wrong.
         """
         numbers = [task.tolist() for task in tasks]
         if self.workers == 0 or self._reading or not numbers:
-            for some in numbers:
-                yield _checked(self.decoder.__getitems__([self.items[number] for number in some]))
+            for task_numbers in numbers:
+                yield _checked(self.decoder.__getitems__([self.items[number] for number in task_numbers]))
             return
         self._reading = True
         try:
@@ -132,12 +132,12 @@ class Library:
         try:
             if self._loader is None or self._loader.pin_memory != pin:
                 self._loader = None  # ends its workers
-                self._loader = self._started(pin)
+                self._loader = self._with_workers(pin)
             self._tasks = tasks
             yield from self._loader
         except (RuntimeError, OSError, EOFError) as error:
-            # Torch says so of a worker that has died, or the socket is closed through which it sends memory; what the
-            # decoder itself raises begins with "Caught".
+            # If a worker has died, torch's error begins with "DataLoader worker (pid", or the socket through which it
+            # sends memory is closed; errors of the decoder itself begin with "Caught".
             closed = isinstance(error, ConnectionError | FileNotFoundError | EOFError)
             if not (str(error).startswith("DataLoader worker (pid") or closed) or str(error).startswith("Caught"):
                 raise
@@ -149,8 +149,8 @@ class Library:
         finally:
             self._tasks = []
 
-    def _started(self, pin: bool) -> "DataLoader[Any]":
-        """A loader whose workers run and have no task; they serve one reader after the other."""
+    def _with_workers(self, pin: bool) -> "DataLoader[Any]":
+        """A loader whose workers have started, but have no task yet."""
         try:
             sent = pickle.dumps(self.decoder)
         except Exception as error:  # whatever the user's object raises
@@ -161,9 +161,10 @@ class Library:
         with (
             workers_that_obey(),
             warnings.catch_warnings(),
-            nullcontext() if b"__main__" in sent else _main_left_alone(),
+            nullcontext() if b"__main__" in sent else _main_not_imported(),
         ):
-            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # more than cores: asked
+            # more workers than cores are the user's choice
+            warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
             loader = self._new_loader(pin)
             iter(loader)
         return loader
@@ -173,11 +174,11 @@ class Library:
             self.decoder,
             batch_sampler=_Tasks(weakref.proxy(self)),
             num_workers=self.workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             pin_memory=pin,
             worker_init_fn=begin_worker,
             multiprocessing_context="forkserver",
-            generator=torch.Generator(),  # else the loader would draw from torch's own, which methods may use
+            generator=torch.Generator(),  # else the loader would draw from torch's global generator
             prefetch_factor=max(1, _room() // (self.workers * _TASK_BYTES)),
             persistent_workers=True,
         )
@@ -185,45 +186,45 @@ class Library:
 
 @contextmanager
 def workers_that_obey() -> Iterator[None]:
-    """Workers of a loader that begin in the block leave signals to this process, and end with it.
+    """Workers that start in the block ignore stop signals, and end with this process.
 
-    Their loader takes `begin_worker` as its worker_init_fn.
+    Their loader must take `begin_worker` as its worker_init_fn.
     """
     before = set(multiprocessing.active_children())
-    # Workers, and the server that they are forked from, inherit what is blocked here: signals for the whole group
-    # reach this process alone, which finishes its step and saves.
+    # Workers, and the server that they are forked from, inherit the blocked signals: of a signal to the whole process
+    # group only this process takes notice, which finishes its step and saves.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        resource_tracker.ensure_running()  # which unblocks some when it is started
+        resource_tracker.ensure_running()  # its start unblocks some signals
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     for worker in set(multiprocessing.active_children()) - before:
-        atexit.register(worker.kill)  # they would not obey the SIGTERM that Python sends at its end
+        atexit.register(worker.kill)  # they ignore the SIGTERM that Python sends at its end
 
 
-def _checked(found: Decoded) -> Decoded:
-    if found.error:
-        raise DataError(found.error)
-    return found
+def _checked(decoded: Decoded) -> Decoded:
+    if decoded.error:
+        raise DataError(decoded.error)
+    return decoded
 
 
 @contextmanager
-def _main_left_alone() -> Iterator[None]:
+def _main_not_imported() -> Iterator[None]:
     """Keep new processes from importing the program's main module: a script without a main guard would train again."""
     main = sys.modules["__main__"]
-    kept = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
+    attributes = {name: getattr(main, name) for name in ("__spec__", "__file__") if hasattr(main, name)}
     try:
         main.__spec__, main.__file__ = None, None
         yield
     finally:
         vars(main).pop("__file__")
-        vars(main).update(kept)
+        vars(main).update(attributes)
 
 
 class _Tasks:
-    """The tasks of a library's next round, as the loader wants them: lists of items."""
+    """The batch sampler of a library's loader: the tasks of the next iteration as lists of items."""
 
     def __init__(self, library: Any):
         self._library = library
@@ -232,18 +233,18 @@ class _Tasks:
         return ([self._library.items[number] for number in task] for task in list(self._library._tasks))
 
 
-def _as_it_is(found: Any) -> Any:
-    return found
+def _identity(value: Any) -> Any:
+    return value
 
 
 def _room() -> int:
     """Bytes that images decoded ahead may take."""
-    shared = Path("/dev/shm")  # 64 MiB in a container that was given no more
+    shared = Path("/dev/shm")  # 64 MiB in a container, unless it was given more
     return min(_AHEAD_BYTES, shutil.disk_usage(shared).free // 2) if shared.is_dir() else _AHEAD_BYTES
 
 
 def begin_worker(_: int) -> None:
-    """Leave signals to the process that trains, and end with it, however it ends."""
+    """Make a worker ignore stop signals, and end it when the training process ends for any reason."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

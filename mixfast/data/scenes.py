@@ -1,9 +1,9 @@
 """Procedural scenes: one textured object per image on a smooth background with clutter, with its box and mask.
 
 A class is a shape, a texture and a family of hues. Each texture and each family belongs to two classes, and the
-families overlap, so that the colour alone says little: jitter and crops leave texture and shape to learn from.
-Background, position, size, rotation, brightness and clutter are drawn for every image and say nothing of its class.
-Everything follows from a seed, computed in batches of images of one class.
+families overlap, so that the colour alone tells little about the class: texture and shape, which colour jitter and
+crops do not change, must be learned. Background, position, size, rotation, brightness and clutter are drawn for every
+image independently of its class. A seed decides everything.
 """
 
 import math
@@ -29,9 +29,9 @@ _CHUNK_PIXELS = 1 << 18  # per plane, so that the planes stay in the cache
 class SceneConfig:
     """How hard scenes are; lengths are shares of the image's side unless said otherwise, pairs are (low, high).
 
-    `hue_spread` moves the score of raw pixels (weighted kNN, k = 200, 20,000 scenes of 32 px, seed 0): 51 % at 0.06,
-    41 % at 0.2, 30 % at 0.4, 28 % at 0.5, where hue says nothing. A strong and coarse `texture` is what a network
-    learns first.
+    `hue_spread` decides the score of raw pixels (weighted kNN, k = 200, 20,000 scenes of 32 px, seed 0): 51 % at 0.06,
+    41 % at 0.2, 30 % at 0.4, 28 % at 0.5, where the hue is independent of the class. A network learns strong and coarse
+    textures first.
     """
 
     radius: tuple[float, float] = (0.26, 0.40)  # of the circle around the object

@@ -15,14 +15,14 @@ from mixfast.rng import Generators
 
 @dataclass(frozen=True)
 class ImageSet:
-    """N images; `boxes` and `masks` are there where the data set knows them."""
+    """N images; `boxes` and `masks` are None if the data set has none."""
 
     images: Images  # uint8 [N, 3, H, W], RGB
     labels: Tensor  # int64 [N]; -1 for an image without a class
     class_names: tuple[str, ...]
     boxes: Tensor | None = None  # int64 [N, 4] as (x0, y0, x1, y1), half-open, in pixels
     masks: Tensor | None = None  # uint8 [N, H, W], 1 on the object
-    digests: Tensor | None = None  # int64 [N]: equal for equal images, where reading them has told
+    digests: Tensor | None = None  # int64 [N]: equal for equal images; None: not computed
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,7 +60,7 @@ class Splits:
 
     @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """Number of training images, and a checksum of about 100 of them: tells other data from moved data."""
+        """Name, number of training images, and a checksum of about 100 of them: differs for other data."""
         images = self.train.images
         sample = images[:: max(1, len(images) // 100)].contiguous()
         return {"name": self.name, "images": len(images), "crc32": zlib.crc32(sample.numpy().tobytes())}
@@ -74,20 +74,20 @@ def first_balanced(labels: Tensor, limit: int) -> Tensor:
     order = torch.argsort(labels, stable=True)
     ordered = labels[order]
     rank = torch.empty_like(labels)
-    starts = torch.searchsorted(ordered, ordered)  # where each label's run begins
+    starts = torch.searchsorted(ordered, ordered)  # position of the first image with the same label
     rank[order] = torch.arange(len(labels)) - starts
     return torch.argsort(rank, stable=True)[:limit].sort().values
 
 
 def held_out(labels: Tensor, share: float, seed: int) -> Tensor:
-    """bool [N]: `share` of the images of every class, at least one of each class that has two; the seed chooses."""
+    """bool [N]: true for a random `share` of the images of every class, at least one of a class of two or more."""
     generator = Generators(seed)["holdout"]
-    held = torch.zeros(len(labels), dtype=torch.bool)
+    is_held_out = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique():
         index = (labels == label).nonzero().flatten()
         count = min(max(1, round(share * len(index))), len(index) - 1)
-        held[index[torch.randperm(len(index), generator=generator)[:count]]] = True
-    return held
+        is_held_out[index[torch.randperm(len(index), generator=generator)[:count]]] = True
+    return is_held_out
 
 
 def channel_statistics(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -102,5 +102,5 @@ def channel_statistics(batches: Iterable[Tensor]) -> tuple[tuple[float, ...], tu
         squares += (counts * level**2).sum(1)
     mean = total.double() / count
     variance = squares.double() / count - mean**2
-    std = variance.clamp(min=1e-4).sqrt()  # a constant channel must not divide by 0: 1/100 of a grey level
+    std = variance.clamp(min=1e-4).sqrt()  # at least 1/100 of a grey level: constant channels must not give 0
     return tuple((mean / 255).tolist()), tuple((std / 255).tolist())

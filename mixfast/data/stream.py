@@ -22,7 +22,7 @@ class Batches:
             images: [N, ...], on any device, or in files.
             batch_size: at most N; the last N mod batch_size images of each permutation are omitted.
             generator: draws the permutations, on its own device; nothing else may draw from it.
-            rows: int64, the positions in a batch that this process reads, if others read the rest; None: all.
+            rows: int64, the positions in a batch that this process reads, of several; None: all.
         """
         if not 1 <= batch_size <= len(images):
             raise ValueError(
@@ -59,7 +59,7 @@ class Batches:
 
     def _counted(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
         for batch in batches:
-            # counted before it is handed out: a state saved while the batch is in use points past it
+            # counted before it is yielded: a state saved while the batch is in use continues with the next one
             self._next += 1
             yield batch
         self._order, self._next = None, 0
@@ -74,13 +74,13 @@ class Batches:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was called.
+        """Continue at the position of a state of `state_dict`.
 
         Raises:
             ValueError: the state belongs to another number of images or another batch size.
         """
-        for name, here in (("images", len(self.images)), ("batch_size", self.batch_size)):
-            if state[name] != here:
-                raise ValueError(f"Batches: the saved position is for {name} = {state[name]}, this run has {here}.")
+        for name, expected in (("images", len(self.images)), ("batch_size", self.batch_size)):
+            if state[name] != expected:
+                raise ValueError(f"Batches: the saved position is for {name} = {state[name]}, this run has {expected}.")
         self._next = state["next"]
         self._order = None if state["order"] is None else state["order"].to(self._home)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mixfast.data.config import DataConfig
 from mixfast.data.kinds import KINDS, Statistics
-from mixfast.data.scan import absolute, shown
+from mixfast.data.scan import absolute, printable
 from mixfast.data.sets import ImageSet
 from mixfast.errors import DataError, PlatformError
 
@@ -40,11 +40,11 @@ def load_vision(cfg: DataConfig) -> tuple[ImageSet, ImageSet, str, Statistics | 
             dataset = getattr(datasets, name)(root, download=cfg.download, **{keyword: split})
         except (RuntimeError, OSError) as error:
             raise DataError(
-                f"data.kind {cfg.kind}: {shown(root / folder)} is missing or damaged ({error}). Set --data.path to "
+                f"data.kind {cfg.kind}: {printable(root / folder)} is missing or damaged ({error}). Set --data.path to "
                 f"the folder that holds {folder}/ (the unpacked {archive}), or let --data.download fetch it."
             ) from error
         sets.append(_image_set(dataset, cfg.size))
-    return sets[0], sets[1], f"{cfg.kind} at {shown(root)}", kind.statistics
+    return sets[0], sets[1], f"{cfg.kind} at {printable(root)}", kind.statistics
 
 
 def _image_set(dataset: Any, size: int) -> ImageSet:

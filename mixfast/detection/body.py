@@ -1,4 +1,4 @@
-"""The stages of a backbone as what torchvision's detectors call their backbone."""
+"""The stages of a network as the `backbone` of torchvision's detectors."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from mixfast.models.resnet import ResNet
 from mixfast.models.split_bn import SplitBatchNorm2d
 
 FINEST = 8  # pixels per cell of the finest map that is used
-_LEAST_CELLS = 7  # of a side of a map that is used
+_LEAST_CELLS = 7  # smallest side of a map that is used
 
 
 class Body(nn.Module):
-    """Maps of some stages of `backbone` as torchvision's detectors take them; a neck, if there is one, sees all.
+    """Maps of some stages of `backbone` as torchvision's detectors take them, after a neck if there is one.
 
-    The maps are `backbone.maps`' own: torchvision's IntermediateLayerGetter would lose activations of other networks
-    that are no child modules. Where `stored` is set, it takes the place of the stages' maps in the next pass.
+    They are computed by `backbone.maps`: torchvision's IntermediateLayerGetter would skip functions that are not child
+    modules. If `stored` is set, the next pass uses it in place of the stages' maps.
 
     Args:
         backbone: its batch norms no longer split a batch.
         layers: numbers of stages, 1 for the first, from fine to coarse.
-        neck: from the dictionary of maps to another one; None: the maps as they are.
-        out_channels: of the maps that come out.
-        frozen: no weight of the backbone is trained, and its batch norms keep the statistics they have.
+        neck: from the dictionary of maps to another one; None: no neck.
+        out_channels: channels of the output maps.
+        frozen: whether the weights of the backbone and the statistics of its batch norms stay unchanged.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class LastStage(nn.Module):
     Args:
         stage: from maps [n, C, h, w] of the stage before to [n, out_channels, h', w'].
         out_channels: of the stage.
-        frozen: the stage's weights and statistics stay; the norm is trained.
+        frozen: whether the stage's weights and statistics stay unchanged; the batch norm is trained anyway.
     """
 
     def __init__(self, stage: nn.Module, out_channels: int, frozen: bool):
@@ -78,7 +78,7 @@ class LastStage(nn.Module):
 
 
 def whole_batches(backbone: Backbone) -> Backbone:
-    """The backbone, its batch norms changed to statistics of the whole batch: a detector's batch is small."""
+    """Make the batch norms of a backbone use the statistics of the whole batch, in place; returns the backbone."""
     for module in backbone.modules():
         if isinstance(module, SplitBatchNorm2d):
             module.num_splits = 1
@@ -104,11 +104,11 @@ def pyramid_layers(backbone: Backbone, side: int) -> list[int]:
 
 def check_layers(backbone: Backbone, layers: Sequence[int]) -> None:
     """Raise a ConfigError unless `layers` are stages with a stride each, from fine to coarse."""
-    known = len(backbone.strides)
-    strides = [backbone.strides[layer - 1] for layer in layers if 1 <= layer <= known]
+    count = len(backbone.strides)
+    strides = [backbone.strides[layer - 1] for layer in layers if 1 <= layer <= count]
     if len(strides) < len(layers) or strides != sorted(set(strides)):
         raise ConfigError(
-            f"--layers must be stages from 1 to {known}, each coarser than the one before it (their strides are "
+            f"--layers must be stages from 1 to {count}, each coarser than the one before it (their strides are "
             f"{', '.join(map(str, backbone.strides))}); got {' '.join(map(str, layers))}."
         )
 
@@ -134,5 +134,5 @@ def last_stage(backbone: Backbone) -> nn.Module:
 def stage_maps(backbone: Backbone, images: Tensor, layers: Sequence[int], normalise: Any, batch: int) -> list[Tensor]:
     """The maps float32 [N, C, h, w] of `layers` for uint8 images [N, 3, H, W], in evaluation mode."""
     backbone.eval()
-    parts = [backbone.maps(normalise(some), list(layers)) for some in images.split(batch)]
-    return [torch.cat([part.float() for part in maps]) for maps in zip(*parts, strict=True)]
+    batches = [backbone.maps(normalise(part), list(layers)) for part in images.split(batch)]
+    return [torch.cat([part.float() for part in maps]) for maps in zip(*batches, strict=True)]

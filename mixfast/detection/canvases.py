@@ -1,6 +1,6 @@
-"""Canvases with several objects of known class and place, three times as wide as the images that a run trained on.
+"""Canvases with several objects of known class and box, three times as wide as the images that a run trained on.
 
-Objects so keep the size that they had in training. Everything follows from a seed; nothing is looped over images.
+So objects have the size that they had in training. A seed decides everything.
 """
 
 import dataclasses
@@ -18,12 +18,12 @@ from mixfast.scoring.canvas import arrange
 WIDER = 3  # side of a canvas over that of an image
 OBJECTS = (2, 5)  # scenes on a canvas
 PICTURES = 3  # pictures on a canvas
-_MOST_OVERLAP = 0.1  # IoU of two scenes' boxes
+_MAX_OVERLAP = 0.1  # IoU of two scenes' boxes
 _TRIES = 20  # positions that are tried for an object before it is omitted
 _CLUTTER = 6  # blobs of a canvas, as large as in the scenes
 
 
-def scene_canvases(count: int, tile: int, seed: int, split: str, look: SceneConfig) -> LabelledImages:
+def scene_canvases(count: int, tile: int, seed: int, split: str, scene: SceneConfig) -> LabelledImages:
     """`count` canvases with 2 to 5 objects of scenes of `tile` pixels, cut out by their masks, on one background.
 
     An object is omitted if none of 20 random positions is free; the first object always fits.
@@ -33,40 +33,42 @@ def scene_canvases(count: int, tile: int, seed: int, split: str, look: SceneConf
         tile: side of the scenes; the canvas is three times as wide.
         seed: decides all draws, together with `split`.
         split: name of an independent stream, such as "test".
-        look: options of the scenes.
+        scene: options of the scenes.
     """
-    draw = Generators(seed)[f"detection/{split}"]
-    most, size = OBJECTS[1], WIDER * tile
-    sprites = scenes.generate(count * most, tile, seed, f"detection/{split}", look)
+    generator = Generators(seed)[f"detection/{split}"]
+    max_objects, size = OBJECTS[1], WIDER * tile
+    sprites = scenes.generate(count * max_objects, tile, seed, f"detection/{split}", scene)
     assert sprites.boxes is not None and sprites.masks is not None
-    radius = (look.clutter_radius[0] / WIDER, look.clutter_radius[1] / WIDER)
-    behind = dataclasses.replace(look, clutter=_CLUTTER, clutter_radius=radius)
-    images = scenes.backgrounds(count, size, draw, behind)
-    wanted = torch.randint(OBJECTS[0], most + 1, (count, 1), generator=draw)
-    cut = sprites.boxes.view(count, most, 4)
-    boxes = _places(cut[..., 2:] - cut[..., :2], size, draw)
-    boxes[torch.arange(most) >= wanted] = 0
-    pixels, masks = sprites.in_memory().view(count, most, 3, tile, tile), sprites.masks.view(count, most, tile, tile)
-    for number in range(most):
-        here = present(boxes[:, number])
-        which, row, column = (masks[:, number].bool() & here[:, None, None]).nonzero(as_tuple=True)
-        x, y = (boxes[which, number, :2] - cut[which, number, :2] + torch.stack([column, row], 1)).unbind(1)
-        images[which, :, y, x] = pixels[which, number, :, row, column]
-    labels = torch.where(present(boxes), sprites.labels.view(count, most), -1)
+    radius = (scene.clutter_radius[0] / WIDER, scene.clutter_radius[1] / WIDER)
+    background = dataclasses.replace(scene, clutter=_CLUTTER, clutter_radius=radius)
+    images = scenes.backgrounds(count, size, generator, background)
+    counts = torch.randint(OBJECTS[0], max_objects + 1, (count, 1), generator=generator)
+    sprite_boxes = sprites.boxes.view(count, max_objects, 4)
+    boxes = _free_boxes(sprite_boxes[..., 2:] - sprite_boxes[..., :2], size, generator)
+    boxes[torch.arange(max_objects) >= counts] = 0
+    pixels = sprites.in_memory().view(count, max_objects, 3, tile, tile)
+    masks = sprites.masks.view(count, max_objects, tile, tile)
+    for number in range(max_objects):
+        is_present = present(boxes[:, number])
+        index, row, column = (masks[:, number].bool() & is_present[:, None, None]).nonzero(as_tuple=True)
+        corner = boxes[index, number, :2] - sprite_boxes[index, number, :2]
+        x, y = (corner + torch.stack([column, row], 1)).unbind(1)
+        images[index, :, y, x] = pixels[index, number, :, row, column]
+    labels = torch.where(present(boxes), sprites.labels.view(count, max_objects), -1)
     return canvases(images, boxes.float(), labels, sprites.class_names, "scenes")
 
 
-def _places(sizes: Tensor, side: int, draw: torch.Generator) -> Tensor:
-    """Boxes int64 [N, M, 4] of `sizes` [N, M, 2], (width, height), that hardly overlap; zeros where none was free."""
-    count, most, _ = sizes.shape
-    boxes = torch.zeros(count, most, 4, dtype=torch.int64)
-    for number in range(most):
+def _free_boxes(sizes: Tensor, side: int, generator: torch.Generator) -> Tensor:
+    """Random boxes int64 [N, M, 4] of `sizes` [N, M, 2], (width, height) that hardly overlap; zeros if none is free."""
+    count, max_objects, _ = sizes.shape
+    boxes = torch.zeros(count, max_objects, 4, dtype=torch.int64)
+    for number in range(max_objects):
         size = sizes[:, number, None]
-        corner = (torch.rand(count, _TRIES, 2, generator=draw) * (side - size + 1)).long()
-        tried = torch.cat([corner, corner + size], dim=2)
-        free = (iou(tried[:, :, None], boxes[:, None]) <= _MOST_OVERLAP).all(2)
-        first = tried[torch.arange(count), free.int().argmax(1)]
-        boxes[:, number] = torch.where(free.any(1, keepdim=True), first, 0)
+        corner = (torch.rand(count, _TRIES, 2, generator=generator) * (side - size + 1)).long()
+        candidates = torch.cat([corner, corner + size], dim=2)
+        free = (iou(candidates[:, :, None], boxes[:, None]) <= _MAX_OVERLAP).all(2)
+        first_free = candidates[torch.arange(count), free.int().argmax(1)]
+        boxes[:, number] = torch.where(free.any(1, keepdim=True), first_free, 0)
     return boxes
 
 
@@ -75,9 +77,9 @@ def picture_canvases(source: ImageSet, count: int, tile: int, seed: int, split: 
 
     Args:
         source: images with a class each.
-        count: N.
+        count: N, the number of canvases.
         tile: side of the images; the canvas is three times as wide.
-        seed: of everything that is drawn, together with `split`.
+        seed: decides all draws, together with `split`.
         split: name of an independent stream, such as "test".
 
     Raises:

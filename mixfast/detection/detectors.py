@@ -6,7 +6,7 @@ retinanet    4 convolutions, group norm      pyramid of 64 channels    Lin et al
 fpn          Faster R-CNN, 2 linear layers   pyramid of 64 channels    Ren et al. 2015, Lin et al. 2017
 c4           Faster R-CNN, the last stage    the stage before it       Ren et al. 2015, with one more norm (He 2020)
 
-Classes count from 1 inside: torchvision's detectors take 0 for the background, and the number of classes with it.
+torchvision's detectors use class 0 for the background, and count it: here class n is their class n + 1.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,12 +24,12 @@ CHANNELS = 64  # of the pyramid
 RATIOS = (0.5, 1.0, 2.0)  # height over width of anchors
 DETECTIONS = 100  # of an image
 _CANDIDATES = 200  # boxes of a map before those that overlap are dropped
-_LEAST_SCORE = 0.05
+_MIN_SCORE = 0.05
 _REGIONS = 64  # of an image, trained on by Faster R-CNN
 
 
 class Shape(NamedTuple):
-    """What a detector's structure depends on, besides the backbone."""
+    """The sizes that a detector's structure depends on, besides the backbone."""
 
     layers: list[int]  # stages whose maps are used
     classes: int
@@ -47,21 +47,21 @@ def need_torchvision() -> None:
 
 
 def anchors_of(boxes: Tensor, maps: int) -> tuple[tuple[float, ...], ...]:
-    """Three sides for each of `maps` maps: even quantiles of the square roots of the areas of boxes [n, 4]."""
+    """Three sides of anchors for each of `maps` maps: quantiles of the square roots of the areas of boxes [n, 4]."""
     sides = (boxes[:, 2:] - boxes[:, :2]).double().prod(1).sqrt()
     shares = (torch.arange(3 * maps, dtype=torch.float64) + 0.5) / (3 * maps)
     return tuple(map(tuple, sides.quantile(shares).view(maps, 3).tolist()))
 
 
-def stacked(found: Iterable[dict[str, Tensor]], images: int) -> tuple[Tensor, Tensor, Tensor]:
-    """What torchvision's detectors find, image after image, as tensors on the CPU with `DETECTIONS` places an image.
+def stacked(detections: Iterable[dict[str, Tensor]], images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The results of a torchvision detector, image after image, as tensors on the CPU with D = `DETECTIONS`.
 
     Returns:
         (boxes, labels, scores): [N, D, 4]; [N, D] from 0, -1 for no detection; [N, D].
     """
     boxes, scores = torch.zeros(images, DETECTIONS, 4), torch.zeros(images, DETECTIONS)
     labels = torch.full((images, DETECTIONS), -1)
-    for number, image in enumerate(found):
+    for number, image in enumerate(detections):
         count = len(image["scores"])
         boxes[number, :count], scores[number, :count] = image["boxes"].cpu(), image["scores"].cpu()
         labels[number, :count] = image["labels"].cpu() - 1
@@ -75,11 +75,11 @@ def build(kind: str, backbone: Backbone, shape: Shape, frozen: bool) -> nn.Modul
         kind: a key of `DETECTORS`.
         backbone: becomes part of the detector.
         shape: of the detector.
-        frozen: whether the backbone stays as it is.
+        frozen: whether the backbone is not trained.
 
     Returns:
-        A module of torchvision that takes images [B, 3, H, W], all normalised and of one size, and targets in
-        training; `transform` only passes them on.
+        A detector of torchvision for normalised images [B, 3, H, W], and for targets in training; its `transform` does
+        not change them.
     """
     detector = DETECTORS[kind](backbone, shape, frozen)
     detector.transform = _SameSize()
@@ -106,7 +106,7 @@ def _fcos(backbone: Backbone, shape: Shape, frozen: bool) -> nn.Module:
         shape.classes + 1,
         anchor_generator=AnchorGenerator(strides, ((1.0,),) * len(strides)),
         head=head,
-        score_thresh=_LEAST_SCORE,
+        score_thresh=_MIN_SCORE,
         detections_per_img=DETECTIONS,
         topk_candidates=_CANDIDATES,
     )
@@ -115,8 +115,8 @@ def _fcos(backbone: Backbone, shape: Shape, frozen: bool) -> nn.Module:
 class _Exponential(nn.Module):
     """Distances to a box's sides from real numbers, as in Tian et al. 2019, section 3.2.
 
-    Torchvision has a ReLU there. In a short training it can be 0 for every position, and then has no gradient: the
-    detector keeps boxes without area.
+    Torchvision has a ReLU there, which can become 0 at every position in a short training. Without a gradient the boxes
+    then stay empty.
     """
 
     def forward(self, distances: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def _retinanet(backbone: Backbone, shape: Shape, frozen: bool) -> nn.Module:
         shape.classes + 1,
         anchor_generator=anchors,
         head=head,
-        score_thresh=_LEAST_SCORE,
+        score_thresh=_MIN_SCORE,
         detections_per_img=DETECTIONS,
         topk_candidates=_CANDIDATES,
     )
@@ -177,7 +177,7 @@ def _faster_rcnn(body: Body, shape: Shape, pool: nn.Module, head: nn.Module, fea
         rpn_post_nms_top_n_test=_REGIONS,
         rpn_batch_size_per_image=_REGIONS,
         box_batch_size_per_image=_REGIONS,
-        box_score_thresh=_LEAST_SCORE,
+        box_score_thresh=_MIN_SCORE,
         box_detections_per_img=DETECTIONS,
     )
 
@@ -206,5 +206,5 @@ class _SameSize(nn.Module):
         return ImageList(images, [(height, width)] * len(images)), targets
 
     def postprocess(self, result: Any, *_: Sequence[tuple[int, int]]) -> Any:
-        """The boxes in pixels of the images that came in: as they are."""
+        """The result unchanged: images are not resized, so its boxes are in their pixels."""
         return result

@@ -1,4 +1,4 @@
-"""Images with several labelled objects each, all of one size, as detectors are trained on and scored with."""
+"""Images of one size with several labelled objects each, on which detectors are trained and scored."""
 
 from dataclasses import dataclass, replace
 
@@ -17,8 +17,8 @@ class LabelledImages:
     labels: Tensor  # int64 [N, M]; -1 where an image has fewer objects
     class_names: tuple[str, ...]
     name: str  # of the data, for tables
-    ignored: Tensor  # bool [N, M]: found or not, it does not count (crowds, difficult objects)
-    crowd: Tensor  # bool [N, M]: a box around a group, which is not trained on
+    ignored: Tensor  # bool [N, M]: whether detecting it does not count (crowds, difficult objects)
+    crowd: Tensor  # bool [N, M]: a box around a group of objects, which is not trained on
     areas: Tensor  # float32 [N, M], of the objects, in pixels of the original image
     scale: Tensor  # float32 [N], original pixels per pixel of area
 
@@ -41,7 +41,7 @@ class LabelledImages:
         return Truth(self.boxes, self.labels, self.ignored, self.crowd, self.areas)
 
     def detections(self, boxes: Tensor, labels: Tensor, scores: Tensor) -> Detections:
-        """Boxes [N, D, 4] that were found in these images, with their areas in pixels of the original images."""
+        """Detections in these images from boxes [N, D, 4], with areas in pixels of the original images."""
         areas = (boxes[..., 2:] - boxes[..., :2]).prod(-1) * self.scale[:, None]
         return Detections(boxes, labels, scores, areas)
 

@@ -1,6 +1,6 @@
-"""Masks of objects as runs of pixels, by pycocotools: read from COCO's files, decoded, encoded, and scored.
+"""Masks of objects in run-length encoding, by pycocotools: read from COCO's files, decoded, encoded, and scored.
 
-Runs are texts in pycocotools' compressed form; they do not say the height and width of their photograph.
+Runs are strings in pycocotools' compressed form; they do not contain the height and width of their photograph.
 """
 
 import io
@@ -13,12 +13,12 @@ from torch import Tensor
 
 from mixfast.errors import PlatformError
 
-_LEAST_NUMBERS = 6  # of a polygon: three corners
+_MIN_NUMBERS = 6  # of a polygon: three corners
 _NAMES = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large")  # the first of COCOeval.stats
 
 
 class Masked(NamedTuple):
-    """Objects of a photograph, or what was found in it."""
+    """The objects of a photograph, or the detections in it."""
 
     height: int
     width: int
@@ -26,17 +26,17 @@ class Masked(NamedTuple):
     labels: list[int]  # from 0
     crowd: Sequence[bool] = ()  # of objects
     areas: Sequence[float] = ()  # of objects, in pixels
-    scores: Sequence[float] = ()  # of what was found
+    scores: Sequence[float] = ()  # of detections
 
 
-def need_pycocotools(what: str) -> None:
-    """Raise a PlatformError that names `what`, an option, unless pycocotools can be imported."""
+def need_pycocotools(option: str) -> None:
+    """Raise a PlatformError that names `option`, unless pycocotools can be imported."""
     try:
         import pycocotools.mask  # noqa: F401
     except (ImportError, ValueError) as error:  # ValueError: built for another numpy
         raise PlatformError(
-            f"{what} trains and scores masks, for which it needs pycocotools, which cannot be imported ({error}). Run: "
-            "pip install pycocotools"
+            f"{option} trains and scores masks, for which it needs pycocotools, which cannot be imported ({error}). "
+            "Run: pip install pycocotools"
         ) from error
 
 
@@ -55,19 +55,19 @@ def runs_of(segmentation: Any, height: int, width: int) -> str:
 
     try:
         if isinstance(segmentation, list):
-            polygons = [polygon for polygon in segmentation if len(polygon) >= _LEAST_NUMBERS]
+            polygons = [polygon for polygon in segmentation if len(polygon) >= _MIN_NUMBERS]
             if not polygons:
                 raise ValueError("no polygon of three corners or more")
-            found = mask.merge(mask.frPyObjects(polygons, height, width))
+            encoding = mask.merge(mask.frPyObjects(polygons, height, width))
         else:
             if list(segmentation["size"]) != [height, width]:
                 raise ValueError(f"runs of {segmentation['size']} pixels for an image of {[height, width]}")
-            plain = isinstance(segmentation["counts"], list)
-            found = mask.frPyObjects(segmentation, height, width) if plain else segmentation
-            mask.decode(found)  # it says if there are too many runs, or too few
+            uncompressed = isinstance(segmentation["counts"], list)
+            encoding = mask.frPyObjects(segmentation, height, width) if uncompressed else segmentation
+            mask.decode(encoding)  # raises an error if there are too many runs, or too few
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"neither polygons nor runs ({type(error).__name__} {error})") from error
-    counts = found["counts"]
+    counts = encoding["counts"]
     return counts if isinstance(counts, str) else counts.decode("ascii")
 
 
@@ -77,8 +77,8 @@ def decoded(runs: Sequence[str], height: int, width: int) -> Tensor:
 
     if not runs:
         return torch.zeros(0, height, width, dtype=torch.uint8)
-    whole = mask.decode([{"size": [height, width], "counts": counts} for counts in runs])
-    return torch.from_numpy(whole).permute(2, 0, 1).contiguous()
+    pixels = mask.decode([{"size": [height, width], "counts": counts} for counts in runs])
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
 
 
 def encoded(masks: Tensor) -> list[str]:
@@ -87,21 +87,21 @@ def encoded(masks: Tensor) -> list[str]:
     from pycocotools import mask
 
     columns = np.asfortranarray(masks.to("cpu", torch.uint8).permute(1, 2, 0).numpy())
-    return [found["counts"].decode("ascii") for found in mask.encode(columns)] if len(masks) else []
+    return [encoding["counts"].decode("ascii") for encoding in mask.encode(columns)] if len(masks) else []
 
 
-def mask_scores(truth: Sequence[Masked], found: Sequence[Masked], classes: Sequence[int]) -> dict[str, float]:
+def mask_scores(truth: Sequence[Masked], detections: Sequence[Masked], classes: Sequence[int]) -> dict[str, float]:
     """COCO's AP of masks in percent, from pycocotools: {"mask_ap", "mask_ap50" ...}; NaN where there is no object.
 
     Args:
         truth: the objects of N photographs.
-        found: in the same photographs, with scores.
-        classes: numbers of those that count.
+        detections: in the same photographs, with scores.
+        classes: numbers of the classes that are scored.
     """
     from pycocotools.cocoeval import COCOeval
 
     with redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(_listed(truth), _listed(found), "segm")
+        evaluation = COCOeval(_coco_object(truth), _coco_object(detections), "segm")
         evaluation.params.catIds = sorted(classes)
         evaluation.evaluate()
         evaluation.accumulate()
@@ -110,30 +110,32 @@ def mask_scores(truth: Sequence[Masked], found: Sequence[Masked], classes: Seque
     return {f"mask_{name}": 100 * float(value) if value >= 0 else float("nan") for name, value in stats}
 
 
-def _listed(photographs: Sequence[Masked]) -> Any:
+def _coco_object(photographs: Sequence[Masked]) -> Any:
     """pycocotools' object of a set of annotations."""
     from pycocotools.coco import COCO
 
     annotations: list[dict[str, Any]] = []
-    for image, some in enumerate(photographs, 1):
-        for place, counts in enumerate(some.runs):
-            about: dict[str, Any] = {"id": len(annotations) + 1, "image_id": image, "category_id": some.labels[place]}
-            runs = {"size": [some.height, some.width], "counts": counts}
-            if some.scores:
-                about |= {"score": some.scores[place], "iscrowd": 0, "area": _area(runs)}
+    for image, photograph in enumerate(photographs, 1):
+        for number, counts in enumerate(photograph.runs):
+            label = photograph.labels[number]
+            annotation: dict[str, Any] = {"id": len(annotations) + 1, "image_id": image, "category_id": label}
+            runs = {"size": [photograph.height, photograph.width], "counts": counts}
+            if photograph.scores:
+                annotation |= {"score": photograph.scores[number], "iscrowd": 0, "area": _area(runs)}
             else:
-                about |= {"iscrowd": int(some.crowd[place]), "area": some.areas[place]}
-            annotations.append({**about, "segmentation": runs})
-    listed = COCO()
-    listed.dataset = {
+                annotation |= {"iscrowd": int(photograph.crowd[number]), "area": photograph.areas[number]}
+            annotations.append({**annotation, "segmentation": runs})
+    coco = COCO()
+    coco.dataset = {
         "images": [
-            {"id": image, "height": some.height, "width": some.width} for image, some in enumerate(photographs, 1)
+            {"id": image, "height": photograph.height, "width": photograph.width}
+            for image, photograph in enumerate(photographs, 1)
         ],
-        "categories": [{"id": label} for label in sorted({label for some in photographs for label in some.labels})],
+        "categories": [{"id": label} for label in sorted({label for entry in photographs for label in entry.labels})],
         "annotations": annotations,
     }
-    listed.createIndex()
-    return listed
+    coco.createIndex()
+    return coco
 
 
 def _area(runs: dict[str, Any]) -> float:

@@ -23,7 +23,7 @@ _AT_FULL_SCALE = 1 << 16  # pixels of a side: more than any file has
 
 
 class Pick(NamedTuple):
-    """A photograph, and everything that is drawn for its place in a batch."""
+    """A photograph of a batch, and the random numbers of its augmentation and samples."""
 
     number: int  # of the photograph
     mirrored: bool = False
@@ -32,7 +32,7 @@ class Pick(NamedTuple):
 
 
 class Original(NamedTuple):
-    """A photograph whose size is known, with the objects that can be used, in its pixels."""
+    """A photograph whose size is known, with its usable objects, whose boxes are in its pixels."""
 
     path: Path
     width: int
@@ -41,10 +41,10 @@ class Original(NamedTuple):
 
 
 class Shot(NamedTuple):
-    """A photograph as torchvision's detectors take it; without content where it cannot be read."""
+    """A photograph as torchvision's detectors take it; empty, with `error`, if it cannot be read."""
 
     image: Tensor  # uint8 [3, H, W]
-    # boxes float32 [n, 4], labels int64 [n] from 1, masks uint8 [n, H, W] if they are read; groups are no objects
+    # boxes float32 [n, 4], labels int64 [n] from 1, masks uint8 [n, H, W] if they are read; without crowds
     target: dict[str, Tensor]
     pick: Pick
     error: str = ""
@@ -57,19 +57,21 @@ def originals(photographs: Sequence[Photograph], left_out: Counter[str]) -> list
         DataError: a file is missing or is not an image, or a mask cannot be used. This is checked here, before hours of
             training.
     """
-    found = []
+    entries = []
     for path, objects in photographs:
         try:
             with open_image(path, _AT_FULL_SCALE) as (_, _, (width, height)):
                 pass
         except Exception as error:  # Pillow raises whatever a broken file leads it to
             raise DataError(_unreadable(path, error)) from error
-        kept = [usable(marked, width, height, left_out) for marked in objects]
-        found.append(Original(path, width, height, [_masked(marked, path, width, height) for marked in kept if marked]))
-    return found
+        clipped = [usable(marked, width, height, left_out) for marked in objects]
+        encoded = [_with_runs(marked, path, width, height) for marked in clipped if marked]
+        entries.append(Original(path, width, height, encoded))
+    return entries
 
 
-def _masked(marked: Marked, path: Path, width: int, height: int) -> Marked:
+def _with_runs(marked: Marked, path: Path, width: int, height: int) -> Marked:
+    """The object with its mask, if it has one, as runs."""
     if marked.mask is None:
         return marked
     try:
@@ -95,18 +97,18 @@ class OriginalFiles(Dataset[Shot]):
             class_names: all that occur; the first becomes class 1.
         """
         number_of = {name: number for number, name in enumerate(class_names, 1)}
-        real = [[marked for marked in photograph.objects if not marked.crowd] for photograph in photographs]
-        every = [marked for objects in real for marked in objects]
+        objects_by_image = [[marked for marked in photograph.objects if not marked.crowd] for photograph in photographs]
+        all_objects = [marked for objects in objects_by_image for marked in objects]
         self.paths = [str(photograph.path) for photograph in photographs]
-        # One tensor each, which workers share.
-        self._boxes = torch.tensor([marked.box for marked in every]).view(-1, 4)
-        self._labels = torch.tensor([number_of[marked.name] for marked in every], dtype=torch.int64)
-        self._ends = torch.tensor([len(objects) for objects in real]).cumsum(0)
+        # Tensors, not lists of objects: workers share their memory.
+        self._boxes = torch.tensor([marked.box for marked in all_objects]).view(-1, 4)
+        self._labels = torch.tensor([number_of[marked.name] for marked in all_objects], dtype=torch.int64)
+        self._ends = torch.tensor([len(objects) for objects in objects_by_image]).cumsum(0)
         self._runs: Tensor | None = None
-        if every and every[0].mask is not None:
-            whole = bytearray("".join(marked.mask for marked in every), "ascii")
-            self._runs = torch.frombuffer(whole, dtype=torch.uint8)
-            self._run_ends = torch.tensor([0, *(len(marked.mask) for marked in every)]).cumsum(0)
+        if all_objects and all_objects[0].mask is not None:
+            joined_runs = bytearray("".join(marked.mask for marked in all_objects), "ascii")
+            self._runs = torch.frombuffer(joined_runs, dtype=torch.uint8)
+            self._run_ends = torch.tensor([0, *(len(marked.mask) for marked in all_objects)]).cumsum(0)
 
     def __getitem__(self, pick: Pick) -> Shot:
         import numpy as np
@@ -115,14 +117,14 @@ class OriginalFiles(Dataset[Shot]):
         last = int(self._ends[number])
         first = int(self._ends[number - 1]) if number else 0
         try:
-            with open_image(self.paths[number], _AT_FULL_SCALE) as (_, picture, _):
-                image = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            with open_image(self.paths[number], _AT_FULL_SCALE) as (_, pillow_image, _):
+                image = torch.from_numpy(np.array(pillow_image.convert("RGB"))).permute(2, 0, 1)
         except Exception as error:  # Pillow raises whatever a broken file leads it to
             return Shot(torch.empty(0), {}, pick, _unreadable(self.paths[number], error))
         target = {"boxes": self._boxes[first:last].clone(), "labels": self._labels[first:last]}
         if self._runs is not None:
             bounds = pairwise(self._run_ends[first : last + 1].tolist())
-            runs = [self._runs[begin:end].numpy().tobytes().decode("ascii") for begin, end in bounds]
+            runs = [self._runs[start:end].numpy().tobytes().decode("ascii") for start, end in bounds]
             target["masks"] = decoded(runs, *image.shape[1:])
         if pick.mirrored:
             image = image.flip(2)
@@ -139,36 +141,36 @@ def mirror(boxes: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def picks(
-    photographs: Sequence[Original], batch: int, flip: float, sides: Sequence[int], draws: Generators, name: str
+    photographs: Sequence[Original], batch: int, flip: float, sides: Sequence[int], generators: Generators, name: str
 ) -> Iterator[list[Pick]]:
-    """Endless batches of photographs that are all wider than high, or none of them, as in detectron2.
+    """Endless batches in which all photographs are wider than high, or none is, as in detectron2: less padding.
 
-    Less of a batch is then padding. What an epoch leaves over waits for the next.
+    Photographs that do not fill a batch at the end of an epoch are used in the next one.
 
     Args:
         photographs: to choose from; each comes once before one comes again.
         batch: photographs of a batch.
         flip: probability of the mirror image.
-        sides: pixels of the shortest side, one of which each photograph gets.
-        draws: give the order and the rest, by name.
-        name: of the streams.
+        sides: pixels of the shortest side; one is drawn for each photograph.
+        generators: of all draws.
+        name: prefix of the generators' names.
     """
     waiting: dict[bool, list[Pick]] = {True: [], False: []}
     while True:
-        order = torch.randperm(len(photographs), generator=draws[f"{name}/order"]).tolist()
-        mirrored = (torch.rand(len(photographs), generator=draws[f"{name}/flips"]) < flip).tolist()
-        which = torch.randint(len(sides), (len(photographs),), generator=draws[f"{name}/sides"]).tolist()
-        seeds = torch.randint(2**62, (len(photographs),), generator=draws[f"{name}/samples"]).tolist()
-        for number, flipped, side, seed in zip(order, mirrored, which, seeds, strict=True):
+        order = torch.randperm(len(photographs), generator=generators[f"{name}/order"]).tolist()
+        mirrored = (torch.rand(len(photographs), generator=generators[f"{name}/flips"]) < flip).tolist()
+        side_numbers = torch.randint(len(sides), (len(photographs),), generator=generators[f"{name}/sides"]).tolist()
+        seeds = torch.randint(2**62, (len(photographs),), generator=generators[f"{name}/samples"]).tolist()
+        for number, flipped, side, seed in zip(order, mirrored, side_numbers, seeds, strict=True):
             photograph = photographs[number]
-            alike = waiting[photograph.width > photograph.height]
-            alike.append(Pick(number, flipped, sides[side], seed))
-            if len(alike) == batch:
-                yield list(alike)
-                alike.clear()
+            group = waiting[photograph.width > photograph.height]
+            group.append(Pick(number, flipped, sides[side], seed))
+            if len(group) == batch:
+                yield list(group)
+                group.clear()
 
 
 def fingerprint(photographs: Sequence[Original]) -> str:
-    """Changes with the names and sizes of photographs, and with their objects."""
+    """A digest of the names and sizes of photographs, and of their objects."""
     facts = [(item.path.name, item.width, item.height, item.objects) for item in photographs]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Photographs that `mixfast.scoring.annotations` reads, as labelled squares that a detector takes.
+"""The photographs of `mixfast.scoring.annotations` as square images with labelled boxes.
 
 Images are stretched to squares and their boxes with them, which changes no intersection over union. Boxes that cannot
-be used are omitted and counted, never corrected silently.
+be used are omitted, and boxes beyond the edge are cut; both are counted.
 """
 
 from collections import Counter
@@ -17,8 +17,8 @@ from mixfast.rng import Generators
 from mixfast.scoring.annotations import Marked, Photograph, stretched
 
 
-def split_off(photographs: Sequence[Photograph], most: int) -> tuple[list[Photograph], list[Photograph]]:
-    """Training and test photographs: a random quarter, at most `most`, is for the test; always the same ones.
+def split_off(photographs: Sequence[Photograph], max_test: int) -> tuple[list[Photograph], list[Photograph]]:
+    """Training and test photographs: a quarter, but at most `max_test`, is for the test, chosen by a fixed seed.
 
     Raises:
         DataError: fewer than two photographs.
@@ -30,23 +30,23 @@ def split_off(photographs: Sequence[Photograph], most: int) -> tuple[list[Photog
         )
     ordered = sorted(photographs, key=lambda photograph: photograph.path)
     order = torch.randperm(len(ordered), generator=Generators(0)["detection/test"]).tolist()
-    cut = max(1, min(most, len(ordered) // 4))
-    return [ordered[i] for i in order[cut:]], [ordered[i] for i in order[:cut]]
+    count = max(1, min(max_test, len(ordered) // 4))
+    return [ordered[i] for i in order[count:]], [ordered[i] for i in order[:count]]
 
 
 class Album:
-    """Photographs of one size, decoded when they are asked for and then kept.
+    """Photographs stretched to one size, decoded at first use and then cached.
 
     Attributes:
-        left_out: how many boxes of the decoded photographs were left out or cut, by reason.
+        left_out: number of boxes of the decoded photographs that were omitted or cut, by reason.
     """
 
     def __init__(self, photographs: Sequence[Photograph], side: int, class_names: Sequence[str], name: str):
         """
         Args:
             photographs: N of them.
-            side: pixels that each is stretched to, both ways.
-            class_names: all that occur.
+            side: height and width in pixels to which each is stretched.
+            class_names: the names of all classes.
             name: of the data, for tables.
         """
         self.photographs, self.side, self.class_names, self.name = photographs, side, tuple(class_names), name
@@ -76,12 +76,12 @@ class Album:
 
     def _placed(self, marked: Marked, width: int, height: int) -> Marked | None:
         """The object in pixels of the square, or None."""
-        inside = usable(marked, width, height, self.left_out)
-        if inside is None:
+        clipped = usable(marked, width, height, self.left_out)
+        if clipped is None:
             return None
-        x0, y0, x1, y1 = inside.box
-        across, down = self.side / width, self.side / height
-        return inside._replace(box=(x0 * across, y0 * down, x1 * across, y1 * down))
+        x0, y0, x1, y1 = clipped.box
+        x_scale, y_scale = self.side / width, self.side / height
+        return clipped._replace(box=(x0 * x_scale, y0 * y_scale, x1 * x_scale, y1 * y_scale))
 
 
 def usable(marked: Marked, width: int, height: int, left_out: Counter[str]) -> Marked | None:
@@ -103,13 +103,13 @@ def usable(marked: Marked, width: int, height: int, left_out: Counter[str]) -> M
 
 
 def truth_of(objects: Sequence[Sequence[Marked]], class_names: Sequence[str]) -> Truth:
-    """The objects of N photographs as what detections are scored against, in the pixels of their boxes."""
+    """The objects of N photographs as `Truth`, in the pixels of their boxes."""
     shape = (len(objects), max([1, *map(len, objects)]))
     boxes, areas, labels = torch.zeros(*shape, 4), torch.zeros(shape), torch.full(shape, -1)
     ignored, crowd = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     number_of = {name: number for number, name in enumerate(class_names)}
-    for row, some in enumerate(objects):
-        for slot, marked in enumerate(some):
+    for row, image_objects in enumerate(objects):
+        for slot, marked in enumerate(image_objects):
             boxes[row, slot], labels[row, slot] = torch.tensor(marked.box), number_of[marked.name]
             ignored[row, slot], crowd[row, slot] = marked.ignored, marked.crowd
             areas[row, slot] = marked.area or 0.0

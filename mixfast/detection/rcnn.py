@@ -1,13 +1,13 @@
-"""Faster and Mask R-CNN as detectron2 builds them, from torchvision's parts. It imports torchvision: import it where it
-is used.
+"""Faster and Mask R-CNN as detectron2 builds them, from torchvision's parts. Import this module inside functions: it
+imports torchvision.
 
 c4    proposals and regions from the last map but one; the last stage and one more batch norm on every region
 fpn   pyramid with batch norm, one more map by max-pooling for proposals; two linear layers; four convolutions for masks
 
 Torchvision's own classes differ in the loss of boxes (smooth L1), in RoIAlign (not aligned), and in first weights.
 
-Each of several processes has some images of a batch, equally many. Everything that is drawn for an image comes with its
-target ("side", "seed"), and the losses of the processes are such that their mean is the loss of the whole batch.
+With several processes each has equally many images of a batch. An image's random numbers follow from its target
+("side", "seed"), and the mean of the losses of the processes is the loss of the global batch.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ _C4_ANCHORS = (32, 64, 128, 256, 512)  # sides in pixels
 _FPN_ANCHORS = 8  # side over the stride of the map
 _FPN_FINEST = 4  # pixels per cell of the finest map of the pyramid
 _MASK_SIDE = 14  # cells of a region whose mask is predicted, with twice as many cells
-_CANONICAL = (224, 4)  # a region of so many pixels is taken from the map of stride 2 to this power
+_CANONICAL = (224, 4)  # side in pixels of a region that is pooled from the map of stride 2 to the power 4
 
 
 def build_rcnn(
@@ -46,16 +46,16 @@ def build_rcnn(
     """The detector of a recipe with fresh weights above the backbone, drawn from PyTorch's global generator.
 
     Args:
-        recipe: says which.
+        recipe: structure and sizes.
         backbone: becomes part of the detector; its batch norms no longer split a batch.
-        classes: without the background, which is class 0.
-        mean, std: of the channels, of images in [0, 1].
+        classes: number of classes without the background, which is class 0.
+        mean, std: of the channels of images in [0, 1].
 
     Raises:
-        ConfigError: the backbone lacks what the structure needs.
+        ConfigError: the backbone lacks a stage that the structure needs.
     """
     body, pool, head, features, anchors = (_c4 if recipe.detector == "c4" else _fpn)(recipe, backbone)
-    # Padded to the coarsest stride, for the generator of anchors divides the image's side by the map's.
+    # Padded to a multiple of the coarsest stride: the anchor generator divides the image's side by the map's.
     coarsest = backbone.strides[body.layers[-1] - 1] * (2 if recipe.detector == "fpn" else 1)
     (before, after), (before_test, after_test) = recipe.proposals, recipe.test_proposals
     proposals = ProposalNetwork(
@@ -153,23 +153,23 @@ class AlignedPool(nn.Module):
 
     def forward(self, maps: dict[str, Tensor], boxes: list[Tensor], _: Any) -> Tensor:
         """[n, C, side, side] for the n boxes (x0, y0, x1, y1) of all images, in pixels."""
-        rows = [F.pad(some, (1, 0), value=float(image)) for image, some in enumerate(boxes)]
-        regions, used = torch.cat(rows), list(maps.values())[: len(self.strides)]
+        rows = [F.pad(image_boxes, (1, 0), value=float(image)) for image, image_boxes in enumerate(boxes)]
+        regions, pooled_maps = torch.cat(rows), list(maps.values())[: len(self.strides)]
         sizes = (regions[:, 3:] - regions[:, 1:3]).prod(1).sqrt()
         power = (_CANONICAL[1] + (sizes / _CANONICAL[0] + 1e-8).log2()).floor()
         steps = torch.tensor(self.strides[1:], device=power.device).log2()
         levels = (power[:, None] >= steps).sum(1)
-        pooled = used[0].new_zeros(len(regions), used[0].shape[1], self.side, self.side)
-        for level, (features, stride) in enumerate(zip(used, self.strides, strict=True)):
-            here = (levels == level).nonzero().flatten()
+        pooled = pooled_maps[0].new_zeros(len(regions), pooled_maps[0].shape[1], self.side, self.side)
+        for level, (features, stride) in enumerate(zip(pooled_maps, self.strides, strict=True)):
+            of_level = (levels == level).nonzero().flatten()
             # 0: as many samples as a cell of the region has cells of the map
-            cells = roi_align(features, regions[here], self.side, 1 / stride, 0, aligned=True)
-            pooled = pooled.index_copy(0, here, cells.to(pooled.dtype))
+            cells = roi_align(features, regions[of_level], self.side, 1 / stride, 0, aligned=True)
+            pooled = pooled.index_copy(0, of_level, cells.to(pooled.dtype))
         return pooled
 
 
 class Resize(GeneralizedRCNNTransform):
-    """Each image gets the side that was drawn for it, and the padding that the whole batch needs, of all processes."""
+    """Resizes each image to the side drawn for it, and pads it to the largest image of the global batch."""
 
     _side = 0  # of the image that is resized
 
@@ -179,11 +179,11 @@ class Resize(GeneralizedRCNNTransform):
         return super().resize(image, target)
 
     def torch_choice(self, _: Any) -> int:
-        """In place of a draw from PyTorch's global generator."""
+        """The side drawn for the image, in place of a draw from PyTorch's global generator."""
         return self._side
 
     def batch_images(self, images: list[Tensor], size_divisible: int = 32) -> Tensor:
-        """[n, 3, H, W]"""
+        """The images, padded at the right and below to one size: [n, 3, H, W]."""
         if self.training:
             sides = (max(image.shape[axis] for image in images) for axis in (1, 2))
             high, wide = current().largest(*sides)
@@ -193,36 +193,36 @@ class Resize(GeneralizedRCNNTransform):
 
 
 class ImageSampler:
-    """Random samples of an image's anchors or regions that follow from its seed, whatever else is in the batch."""
+    """Random samples of an image's anchors or regions by the image's own seed, so that other images do not matter."""
 
-    def __init__(self, like: Any):
+    def __init__(self, sampler: Any):
         """
         Args:
-            like: torchvision's sampler, whose numbers are taken.
+            sampler: torchvision's sampler, whose numbers of samples are used.
         """
-        self.batch_size_per_image = like.batch_size_per_image
-        self.most_right = int(self.batch_size_per_image * like.positive_fraction)
+        self.batch_size_per_image = sampler.batch_size_per_image
+        self.max_positive = int(self.batch_size_per_image * sampler.positive_fraction)
         self.seeds: list[int] = []  # of the images that come next
 
     def __call__(self, matched: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Masks [n] of the right and of the wrong samples of each image.
+        """Masks [n] of the positive and of the negative samples of each image.
 
         Args:
-            matched: [n] for each image: at least 1 for an object, 0 for none, -1 for what is not sampled.
+            matched: [n] for each image: at least 1 for an object, 0 for background, -1 if it must not be sampled.
         """
-        right, wrong = [], []
+        positive, negative = [], []
         for seed, labels in zip(self.seeds, matched, strict=True):
-            draws = torch.Generator(labels.device).manual_seed(seed)
-            right.append(_some_of(labels >= 1, self.most_right, draws))
-            wrong.append(_some_of(labels == 0, self.batch_size_per_image - int(right[-1].sum()), draws))
-        return right, wrong
+            generator = torch.Generator(labels.device).manual_seed(seed)
+            positive.append(_sample(labels >= 1, self.max_positive, generator))
+            negative.append(_sample(labels == 0, self.batch_size_per_image - int(positive[-1].sum()), generator))
+        return positive, negative
 
 
-def _some_of(mask: Tensor, most: int, draws: torch.Generator) -> Tensor:
-    """bool [n]: at most so many of the places where `mask` is set."""
-    places = mask.nonzero().flatten()
-    chosen = torch.randperm(len(places), generator=draws, device=mask.device)[:most]
-    return torch.zeros_like(mask).index_fill(0, places[chosen], True)
+def _sample(mask: Tensor, limit: int, generator: torch.Generator) -> Tensor:
+    """bool [n]: at most `limit` random entries of those that are true in `mask`."""
+    indices = mask.nonzero().flatten()
+    chosen = torch.randperm(len(indices), generator=generator, device=mask.device)[:limit]
+    return torch.zeros_like(mask).index_fill(0, indices[chosen], True)
 
 
 def _wide(values: Tensor) -> Tensor:
@@ -231,14 +231,14 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _mean_count(count: int, like: Tensor) -> Tensor:
-    """Of all processes; at least 1. A sum over it, averaged over the processes, is the mean over the whole batch."""
+    """Mean of `count` over the processes, at least 1: sums divided by it average to the mean over the global batch."""
     counts = like.new_tensor([count])
     current().mean_([counts])
     return counts[0].clamp(min=1)
 
 
 class ProposalHead(RPNHead):
-    """Its results are at least float32."""
+    """torchvision's RPNHead with results of at least float32."""
 
     def forward(self, maps: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, deltas = super().forward(maps)
@@ -246,7 +246,7 @@ class ProposalHead(RPNHead):
 
 
 class ProposalNetwork(RegionProposalNetwork):
-    """With an L1 loss; both losses are means over the anchors that are asked for, whether there are so many or not."""
+    """torchvision's with an L1 loss of boxes; both losses are divided by the number of samples that the recipe sets."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
@@ -262,17 +262,17 @@ class ProposalNetwork(RegionProposalNetwork):
         self, objectness: Tensor, deltas: Tensor, labels: list[Tensor], targets: list[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """(objectness, boxes): losses of the anchors of all images, [n, 1] and [n, 4]."""
-        right, wrong = (torch.cat(chosen).nonzero().flatten() for chosen in self.fg_bg_sampler(labels))
-        sampled, wanted = torch.cat([right, wrong]), self.fg_bg_sampler.batch_size_per_image * len(labels)
+        positive, negative = (torch.cat(chosen).nonzero().flatten() for chosen in self.fg_bg_sampler(labels))
+        sampled, count = torch.cat([positive, negative]), self.fg_bg_sampler.batch_size_per_image * len(labels)
         logits = objectness.flatten()[sampled]
-        shows = torch.cat(labels)[sampled].to(logits.dtype)
-        named = F.binary_cross_entropy_with_logits(logits, shows, reduction="sum")
-        placed = F.l1_loss(deltas[right], torch.cat(targets)[right], reduction="sum")
-        return named / wanted, placed / wanted
+        is_object = torch.cat(labels)[sampled].to(logits.dtype)
+        objectness_loss = F.binary_cross_entropy_with_logits(logits, is_object, reduction="sum")
+        box_loss = F.l1_loss(deltas[positive], torch.cat(targets)[positive], reduction="sum")
+        return objectness_loss / count, box_loss / count
 
 
 class Predictor(FastRCNNPredictor):
-    """Class scores and a box for every class, at least float32; the first weights are small."""
+    """Class scores and a box for every class, at least float32, with detectron2's initial weights."""
 
     def __init__(self, features: int, classes: int):
         super().__init__(features, classes)
@@ -286,7 +286,7 @@ class Predictor(FastRCNNPredictor):
 
 
 class RegionHeads(RoIHeads):
-    """Boxes with an L1 loss, and masks if there are parts for them."""
+    """torchvision's RoIHeads with an L1 loss of boxes, and with masks if it has the modules for them."""
 
     def __init__(self, *arguments: Any):
         super().__init__(*arguments)
@@ -297,24 +297,24 @@ class RegionHeads(RoIHeads):
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
         """(detections of each image, {}), or in training ([], losses)."""
         if self.training:
-            self.fg_bg_sampler.seeds = [target["seed"] + 1 for target in targets]  # other ones than those of anchors
+            self.fg_bg_sampler.seeds = [target["seed"] + 1 for target in targets]  # + 1: other draws than for anchors
             proposals, matched, labels, boxes = self.select_training_samples(proposals, targets)
         logits, deltas = self.box_predictor(self.box_head(self.box_roi_pool(maps, proposals, shapes)))
         if self.training:
             terms = region_losses(logits, deltas, torch.cat(labels), torch.cat(boxes))
             losses = dict(zip(("loss_classifier", "loss_box_reg"), terms, strict=True))
             if self.has_mask():
-                shown = [some > 0 for some in labels]
+                positive = [values > 0 for values in labels]
                 regions, matched, labels = (
-                    [some[mask] for some, mask in zip(parts, shown, strict=True)]
+                    [values[mask] for values, mask in zip(parts, positive, strict=True)]
                     for parts in (proposals, matched, labels)
                 )
                 masks = [target["masks"] for target in targets]
                 losses["loss_mask"] = mask_loss(self._masks(maps, regions), regions, masks, matched, labels)
             return [], losses
         boxes, scores, labels = self.postprocess_detections(logits, deltas, proposals, shapes)
-        found = zip(boxes, scores, labels, strict=True)
-        images = [{"boxes": some, "scores": sure, "labels": classes} for some, sure, classes in found]
+        results = zip(boxes, scores, labels, strict=True)
+        images = [dict(zip(("boxes", "scores", "labels"), entry, strict=True)) for entry in results]
         if self.has_mask():
             for image, masks in zip(images, maskrcnn_inference(self._masks(maps, boxes), labels), strict=True):
                 image["masks"] = masks
@@ -335,10 +335,10 @@ def region_losses(logits: Tensor, deltas: Tensor, labels: Tensor, boxes: Tensor)
         boxes: [n, 4], targets of deltas.
     """
     objects = labels.nonzero().flatten()
-    chosen = deltas.view(len(labels), -1, 4)[objects, labels[objects]]
+    class_deltas = deltas.view(len(labels), -1, 4)[objects, labels[objects]]
     count = _mean_count(len(labels), logits)
-    placed = F.l1_loss(chosen, boxes[objects], reduction="sum") / count
-    return F.cross_entropy(logits, labels, reduction="sum") / count, placed
+    box_loss = F.l1_loss(class_deltas, boxes[objects], reduction="sum") / count
+    return F.cross_entropy(logits, labels, reduction="sum") / count, box_loss
 
 
 def mask_loss(
@@ -357,10 +357,11 @@ def mask_loss(
     """
     side = logits.shape[-1]
     parts = []
-    for boxes, whole, objects in zip(regions, masks, matched, strict=True):
-        places = torch.cat([objects[:, None].to(boxes), boxes], dim=1)
-        parts.append(roi_align(whole[:, None].to(boxes), places, side, 1.0, 0, aligned=True)[:, 0] >= 0.5)
+    for boxes, image_masks, objects in zip(regions, masks, matched, strict=True):
+        rois = torch.cat([objects[:, None].to(boxes), boxes], dim=1)
+        shares = roi_align(image_masks[:, None].to(boxes), rois, side, 1.0, 0, aligned=True)[:, 0]
+        parts.append(shares >= 0.5)
     classes = torch.cat(labels)
-    chosen = logits[torch.arange(len(classes), device=classes.device), classes]
-    named = F.binary_cross_entropy_with_logits(chosen, torch.cat(parts).to(chosen.dtype), reduction="sum")
-    return named / (_mean_count(len(classes), logits) * side**2)
+    class_logits = logits[torch.arange(len(classes), device=classes.device), classes]
+    total = F.binary_cross_entropy_with_logits(class_logits, torch.cat(parts).to(class_logits.dtype), reduction="sum")
+    return total / (_mean_count(len(classes), logits) * side**2)

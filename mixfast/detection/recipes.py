@@ -1,7 +1,7 @@
-"""Recipes of the literature by which detectors are trained on a pre-trained network, and the figures they gave.
+"""Recipes of the literature for training detectors on a pre-trained network, and their published figures.
 
-What a recipe leaves open has detectron2's default. Rates, steps and sizes are those of one process with the whole
-batch; eight devices with two images each and synchronised batch norm compute the same.
+Options that a recipe does not set have detectron2's defaults. Rates, steps and sizes are those of a single process with
+the whole batch, which computes what eight devices with two images each and synchronised batch norm do.
 """
 
 from dataclasses import dataclass, replace
@@ -25,7 +25,7 @@ class Figure(NamedTuple):
 
 @dataclass(frozen=True)
 class PublishedRecipe:
-    """A way to train Faster or Mask R-CNN. Every weight is trained, the first layers and the batch norms too."""
+    """The training of Faster or Mask R-CNN. All weights are trained, including first layers and batch norms."""
 
     name: str
     data: Literal["voc", "coco"]
@@ -33,8 +33,8 @@ class PublishedRecipe:
     steps: int
     drops: tuple[int, ...]  # steps after which the rate is a tenth
     warm_up: int  # steps in which the rate rises from `warm_up_factor` of itself
-    sides: tuple[int, ...]  # pixels of the shortest side, drawn for every image; the last is the test's
-    # Regions of an image before and after those that overlap are dropped; of a pyramid, before: of each map.
+    sides: tuple[int, ...]  # pixels of the shortest side; one is drawn for every image, the last is that of the test
+    # Proposals of an image before (of each map of a pyramid) and after non-maximum suppression.
     proposals: tuple[int, int]  # in training
     test_proposals: tuple[int, int]
     images: tuple[int, int]  # photographs with objects that are trained on, and photographs that are scored
@@ -44,14 +44,14 @@ class PublishedRecipe:
     momentum: float = 0.9
     weight_decay: float = 1e-4
     norm_decay: float = 0.0  # weight decay of batch norms
-    longest: int = 1333  # pixels of the longest side, at most; the shortest then gives way
+    longest: int = 1333  # pixels of the longest side, at most: larger images get a smaller shortest side
     flip: float = 0.5  # probability
     precise_batches: int = 200  # training batches whose mean statistics the batch norms get before the test
     anchors: int = 256  # of an image, on which the proposals are trained
     regions: int = 512  # of an image, on which the head is trained
-    masks: bool = False  # whether they are trained and scored too
+    masks: bool = False  # whether masks are trained and scored too
     channels: int = 256  # of a pyramid, and of the convolutions for masks
-    hidden: int = 1024  # outputs of each linear layer of its head
+    hidden: int = 1024  # outputs of each linear layer of a pyramid's head
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -119,7 +119,7 @@ RECIPES: dict[str, PublishedRecipe] = {recipe.name: recipe for recipe in (VocC42
 
 
 def dry(recipe: PublishedRecipe) -> PublishedRecipe:
-    """The recipe with all its parts and almost no work: to see that data, network and machine will do."""
+    """The recipe with tiny sizes and few steps, to try data, network and machine."""
     return replace(
         recipe,
         steps=4,
@@ -139,13 +139,13 @@ def dry(recipe: PublishedRecipe) -> PublishedRecipe:
 
 
 def parameter_groups(model: torch.nn.Module, recipe: PublishedRecipe) -> list[dict[str, object]]:
-    """The weights of batch norms and all others, with the decay of each."""
+    """The parameters of batch norms and all others, as two groups with their weight decays."""
     norms: list[torch.nn.Parameter] = []
-    others: list[torch.nn.Parameter] = []
+    other_weights: list[torch.nn.Parameter] = []
     for module in model.modules():
-        mine = norms if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) else others
-        mine += list(module.parameters(recurse=False))
-    decays = ((others, recipe.weight_decay), (norms, recipe.norm_decay))
+        group = norms if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) else other_weights
+        group += list(module.parameters(recurse=False))
+    decays = ((other_weights, recipe.weight_decay), (norms, recipe.norm_decay))
     return [{"params": weights, "weight_decay": decay} for weights, decay in decays if weights]
 
 
@@ -153,14 +153,14 @@ def _voc(network: str, ap50: float, ap: float, ap75: float, source: str) -> Figu
     return Figure(network, {"voc07_ap50": ap50, "voc07_ap": ap, "voc07_ap75": ap75}, source)
 
 
-def _coco(network: str, ap: float, mask_ap: float, source: str, *others: float) -> Figure:
-    """`others`: AP50 and AP75 of boxes, then of masks."""
+def _coco(network: str, ap: float, mask_ap: float, source: str, *further: float) -> Figure:
+    """`further`: AP50 and AP75 of boxes, then of masks."""
     names = ("ap50", "ap75", "mask_ap50", "mask_ap75")
-    return Figure(network, {"ap": ap, "mask_ap": mask_ap, **dict(zip(names, others, strict=False))}, source)
+    return Figure(network, {"ap": ap, "mask_ap": mask_ap, **dict(zip(names, further, strict=False))}, source)
 
 
 _MOCO, _PIXPRO, _SOCO = "MoCo's detection/README.md", "PixPro's README", "SoCo's README"
-_OTHER = "PixPro's README; the variant with batch norm in every head"
+_PIXPRO_ALL_NORMS = "PixPro's README; the variant with batch norm in every head"
 _INSLOC = "InstanceLoc's docs/MODELZOO.md, which does not say the variant"
 _TABLE_5 = "He et al. 2020, table 5"
 
@@ -178,12 +178,12 @@ FIGURES: dict[str, tuple[Figure, ...]] = {
     ),
     "coco-fpn-1x": (
         _coco("random", 31.0, 28.5, _SOCO, 49.5, 33.2, 46.8, 30.4),
-        _coco("random", 32.8, 29.9, _OTHER),
+        _coco("random", 32.8, 29.9, _PIXPRO_ALL_NORMS),
         _coco("supervised", 38.9, 35.4, _SOCO, 59.6, 42.7, 56.5, 38.1),
-        _coco("supervised", 39.7, 35.9, _OTHER),
-        _coco("MoCo, 200 epochs", 39.4, 35.6, _OTHER),
-        _coco("MoCo v2, 800 epochs", 40.4, 36.4, _OTHER),
-        _coco("PixPro with an instance branch, 400 epochs", 41.4, 37.4, _OTHER),
+        _coco("supervised", 39.7, 35.9, _PIXPRO_ALL_NORMS),
+        _coco("MoCo, 200 epochs", 39.4, 35.6, _PIXPRO_ALL_NORMS),
+        _coco("MoCo v2, 800 epochs", 40.4, 36.4, _PIXPRO_ALL_NORMS),
+        _coco("PixPro with an instance branch, 400 epochs", 41.4, 37.4, _PIXPRO_ALL_NORMS),
     ),
     "coco-fpn-2x": (
         _coco("supervised", 40.6, 36.8, _TABLE_5, 61.3, 44.4, 58.1, 39.5),

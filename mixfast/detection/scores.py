@@ -18,47 +18,49 @@ from mixfast.detection.average_precision import (
 )
 from mixfast.detection.images import LabelledImages
 
-_SAME = 0.5  # IoU above which boxes of several classes are one box without a class
+_NMS_IOU = 0.5  # IoU above which boxes of several classes are one box without a class
 
 
-def scores(found: Detections, test: LabelledImages) -> dict[str, float]:
-    """Percentages: AP, AP50, AP75 and AP by size of COCO, the same without regard to classes, and AP of VOC 2007."""
+def scores(detections: Detections, test: LabelledImages) -> dict[str, float]:
+    """Percentages: COCO's AP, AP50, AP75 and AP by size, all these without the classes too, and VOC 2007's AP."""
     truth, classes = test.truth, len(test.class_names)
-    table = summary(coco(truth, found, classes)) | voc07_summary(voc07(truth, found, classes))
-    unnamed = summary(coco(_located(truth), any_class(found), 1))
-    return table | {f"any_class_{name}": value for name, value in unnamed.items()}
+    table = summary(coco(truth, detections, classes)) | voc07_summary(voc07(truth, detections, classes))
+    without_classes = summary(coco(_located(truth), any_class(detections), 1))
+    return table | {f"any_class_{name}": value for name, value in without_classes.items()}
 
 
-def scores_of_draws(found: Detections, truth: Truth, classes: int, draws: Tensor, names: set[str]) -> dict[str, Tensor]:
+def scores_of_draws(
+    detections: Detections, truth: Truth, classes: int, draws: Tensor, names: set[str]
+) -> dict[str, Tensor]:
     """Some of `scores` on sets of the images in which image i is there draws[r, i] times: [R] each, by name.
 
     Args:
-        found: in N images.
-        truth: of these images.
+        detections: in N images.
+        truth: the objects of these images.
         classes: C; labels are below it.
         draws: float32 [R, N].
         names: keys of `scores`.
     """
-    named = coco_matches(truth, found, classes)
-    table = percentages(weighted(named if "ap_small" in names else _all_sizes(named), draws))
+    matches = coco_matches(truth, detections, classes)
+    table = percentages(weighted(matches if "ap_small" in names else _all_sizes(matches), draws))
     if any(name.startswith("any_class") for name in names):
-        located = _all_sizes(coco_matches(_located(truth), any_class(found), 1))
+        located = _all_sizes(coco_matches(_located(truth), any_class(detections), 1))
         table |= {f"any_class_{name}": values for name, values in percentages(weighted(located, draws)).items()}
     if any(name.startswith("voc07") for name in names):
-        old = percentages(weighted(voc07_matches(truth, found, classes), draws))
-        table |= {f"voc07_{name}": values for name, values in old.items()}
+        voc = percentages(weighted(voc07_matches(truth, detections, classes), draws))
+        table |= {f"voc07_{name}": values for name, values in voc.items()}
     return {name: values for name, values in table.items() if name in names}
 
 
-def any_class(found: Detections) -> Detections:
-    """The detections as of a single class; of boxes of several classes in one place the one with the highest score."""
+def any_class(detections: Detections) -> Detections:
+    """The detections as of a single class; of boxes that overlap by more than 0.5 only that with the highest score."""
     from torchvision.ops import batched_nms
 
-    image, slot = (found.labels >= 0).nonzero(as_tuple=True)
-    kept = batched_nms(found.boxes[image, slot], found.scores[image, slot], image, _SAME)
-    labels = torch.full_like(found.labels, -1)
-    labels[image[kept], slot[kept]] = 0
-    return found._replace(labels=labels)
+    image, slot = (detections.labels >= 0).nonzero(as_tuple=True)
+    selected = batched_nms(detections.boxes[image, slot], detections.scores[image, slot], image, _NMS_IOU)
+    labels = torch.full_like(detections.labels, -1)
+    labels[image[selected], slot[selected]] = 0
+    return detections._replace(labels=labels)
 
 
 def _located(truth: Truth) -> Truth:
@@ -66,6 +68,6 @@ def _located(truth: Truth) -> Truth:
 
 
 def _all_sizes(matches: Matches) -> Matches:
-    """Without those for objects of one size."""
-    right, counted, objects = matches.right[:1], matches.counted[:1], matches.objects[..., :1]
-    return matches._replace(right=right, counted=counted, objects=objects)
+    """The matches for objects of all sizes, without those by size."""
+    true_positive, counted, objects = matches.true_positive[:1], matches.counted[:1], matches.objects[..., :1]
+    return matches._replace(true_positive=true_positive, counted=counted, objects=objects)

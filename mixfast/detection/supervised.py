@@ -1,4 +1,4 @@
-"""A network of the same architecture, trained with labels on the same images: the reference for training without."""
+"""Supervised training of a backbone on the images of a run: the reference for training without labels."""
 
 import math
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from mixfast.scoring.linear import Progress, new_layer
 
 @dataclass(frozen=True)
 class SupervisedRecipe:
-    """SGD with Nesterov momentum, the rate falling along a cosine from its value for 64 images, times the batch."""
+    """SGD with Nesterov momentum and a cosine schedule; the rate is proportional to the batch size."""
 
     epochs: int
     batch_size: int
@@ -33,21 +33,21 @@ def fit_supervised(
     labels: Tensor,
     recipe: SupervisedRecipe,
     seed: int,
-    progress: Progress = lambda done, of: None,
+    progress: Progress = lambda step, steps: None,
 ) -> None:
     """Train a fresh backbone in place, below a linear layer on the mean of its last map.
 
     Args:
-        backbone: its batch norms no longer split a batch; left in evaluation mode.
-        view: uint8 images [B, 3, H, W] on the device to random, normalised views.
+        backbone: its batch norms no longer split a batch; it is in evaluation mode afterwards.
+        view: from uint8 images [B, 3, H, W] on the device to random, normalised views.
         images: uint8 [N, 3, H, W] on the device, or in files.
         labels: int64 [N] on the device, from 0.
-        recipe: how.
+        recipe: epochs, batch size and optimiser.
         seed: of the layer's weights and the order of the images.
         progress: called after every step.
     """
-    draws = Generators(seed, labels.device)
-    classifier = new_layer(backbone.out_channels, int(labels.max()) + 1, draws["supervised/weights"])
+    generators = Generators(seed, labels.device)
+    classifier = new_layer(backbone.out_channels, int(labels.max()) + 1, generators["supervised/weights"])
     weights = [*whole_batches(backbone).train().requires_grad_(True).parameters(), *classifier.parameters()]
     batch = min(recipe.batch_size, len(images))
     steps = recipe.epochs * (len(images) // batch)
@@ -56,7 +56,7 @@ def fit_supervised(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: (1 + math.cos(math.pi * step / steps)) / 2)
     step = 0
     for _ in range(recipe.epochs):
-        order = torch.randperm(len(images), generator=draws["supervised/order"], device=labels.device)
+        order = torch.randperm(len(images), generator=generators["supervised/order"], device=labels.device)
         parts = order[: len(images) // batch * batch].split(batch)
         for index, pictures in zip(parts, read(images, parts), strict=True):
             logits = classifier(backbone(view(pictures)).float().mean((2, 3)))

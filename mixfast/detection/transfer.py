@@ -19,16 +19,16 @@ from mixfast.models import Backbone
 from mixfast.rng import Generators
 from mixfast.scoring.maps import Network
 
-_WARM_UP = 50  # steps, at most half of all
+_WARM_UP = 50  # steps, but at most half of all steps
 _DROPS = (0.75, 0.92)  # shares of the steps after which the rate falls to a tenth
 _BATCH = 32  # images of a pass without gradients
-KEPT = 2 << 30  # bytes of maps of a frozen network that are kept, at most; more are computed in every step
+MAX_STORED = 2 << 30  # bytes of maps of a frozen network; if they need more, they are computed in every step
 Progress = Callable[[int, int], None]  # called with the steps done and the steps in all
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a detector is trained."""
+    """The detector, and the options of its training."""
 
     detector: str = "fcos"  # a key of `detectors.DETECTORS`
     finetune: bool = False  # train the backbone too, its batch norms in training mode
@@ -41,13 +41,13 @@ class Recipe:
 
 
 class Outcome(NamedTuple):
-    """What a network's detector reached."""
+    """The scores of a trained detector."""
 
     scores: dict[str, float]  # percent
-    found: Detections  # in the test images
+    detections: Detections  # in the test images
     losses: list[float]  # of every step
     seconds: float  # of training and scoring
-    truth: Truth  # what they were scored against
+    truth: Truth  # the objects of the test images
 
 
 def transfer(
@@ -56,33 +56,33 @@ def transfer(
     test: LabelledImages,
     recipe: Recipe,
     seed: int,
-    progress: Progress = lambda done, of: None,
+    progress: Progress = lambda step, steps: None,
 ) -> Outcome:
-    """Train a detector on `train` above a network, which is left as it is, and score it on `test`.
+    """Train a detector on `train` above a copy of a network, and score it on `test`.
 
     Args:
         network: an encoder, of which the backbone is used, and its normalisation.
         train: images with an object each, at least `recipe.batch_size` of them.
         test: images of the same size and classes.
-        recipe: how.
-        seed: of the detector's weights, the order of the images, the flips and the detector's own samples.
+        recipe: the detector and its training.
+        seed: of the detector's weights, the order of the images, the flips and the detector's samples.
         progress: called after every step.
 
     Raises:
-        NonFiniteError: the loss is not a number. ConfigError: layers that the network lacks.
+        NonFiniteError: the loss is NaN or infinite. ConfigError: the network lacks one of the layers.
     """
-    begin = time.monotonic()
+    started = time.monotonic()
     device = next(network.encoder.parameters()).device
     backbone = whole_batches(copy.deepcopy(network.encoder.backbone))
     shape = shape_of(backbone, train, recipe)
-    draws = Generators(seed)
+    generators = Generators(seed)
     # Torchvision draws weights and samples from the global generator.
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(int(torch.randint(2**62, (), generator=draws["detection/weights"])))
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generators["detection/weights"])))
         model = build(recipe.detector, backbone, shape, frozen=not recipe.finetune).to(device)
-        losses = _fit(model, _Feed(model, network, train, recipe, flips=True), train, recipe, draws, progress)
-    found = _predict(model.eval(), _Feed(model, network, test, recipe, flips=False), test)
-    return Outcome(scores(found, test), found, losses, time.monotonic() - begin, test.truth)
+        losses = _fit(model, _Feed(model, network, train, recipe, flips=True), train, recipe, generators, progress)
+    detections = _predict(model.eval(), _Feed(model, network, test, recipe, flips=False), test)
+    return Outcome(scores(detections, test), detections, losses, time.monotonic() - started, test.truth)
 
 
 def shape_of(backbone: Backbone, train: LabelledImages, recipe: Recipe) -> Shape:
@@ -96,19 +96,19 @@ def shape_of(backbone: Backbone, train: LabelledImages, recipe: Recipe) -> Shape
 
 
 class _Feed:
-    """Batches of images for a detector. A frozen network sees each image and its mirror image once, if they fit."""
+    """Batches of images for a detector. Maps of a frozen network are computed once, if they fit into `MAX_STORED`."""
 
     def __init__(self, model: nn.Module, network: Network, data: LabelledImages, recipe: Recipe, flips: bool):
         body = model.backbone
         assert isinstance(body, Body)
         self.body, self.normalise, self.images = body, network.normalise, data.images
         self.maps: list[Tensor] | None = None
-        if not recipe.finetune and _bytes(body, data, 1 + flips) <= KEPT:
+        if not recipe.finetune and _bytes(body, data, 1 + flips) <= MAX_STORED:
             images = torch.cat([data.images, data.images.flip(3)]) if flips else data.images
             self.maps = stage_maps(body.backbone, images, body.layers, self.normalise, _BATCH)
 
     def __call__(self, index: Tensor, flipped: Tensor | None = None) -> Tensor:
-        """Images [B, 3, S, S] for the detector, without content where the maps are stored."""
+        """Images [B, 3, S, S] for the detector; if the maps are stored, a meta tensor, as only its shape is read."""
         if self.maps is not None:
             rows = index if flipped is None else index + flipped * len(self.images)
             self.body.stored = [features[rows.to(features.device)] for features in self.maps]
@@ -127,25 +127,23 @@ def _bytes(body: Body, data: LabelledImages, times: int) -> int:
 
 
 def _targets(data: LabelledImages, device: torch.device) -> list[tuple[dict[str, Tensor], dict[str, Tensor]]]:
-    """What torchvision's detectors learn from, of each image and its mirror image.
-
-    Classes count from 1, and groups of objects are no objects.
-    """
+    """The targets of torchvision's detectors for each image and its mirror image; classes from 1, without crowds."""
     targets = []
     for boxes, labels, crowd in zip(data.boxes, data.labels, data.crowd, strict=True):
-        real = (labels >= 0) & ~crowd
-        x0, y0, x1, y1 = boxes[real].unbind(1)
+        is_object = (labels >= 0) & ~crowd
+        x0, y0, x1, y1 = boxes[is_object].unbind(1)
         mirrored = torch.stack([data.side - x1, y0, data.side - x0, y1], dim=1)
-        names = labels[real].to(device) + 1
-        plain, mirror = ({"boxes": places.to(device), "labels": names} for places in (boxes[real], mirrored))
-        targets.append((plain, mirror))
+        classes = labels[is_object].to(device) + 1
+        pair = (boxes[is_object], mirrored)
+        original, mirror = ({"boxes": box_set.to(device), "labels": classes} for box_set in pair)
+        targets.append((original, mirror))
     return targets
 
 
 def _fit(
-    model: nn.Module, feed: _Feed, data: LabelledImages, recipe: Recipe, draws: Generators, progress: Progress
+    model: nn.Module, feed: _Feed, data: LabelledImages, recipe: Recipe, generators: Generators, progress: Progress
 ) -> list[float]:
-    order, flips = draws["detection/order"], draws["detection/flips"]
+    order, flips = generators["detection/order"], generators["detection/flips"]
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     device = weights[0].device
     optimizer = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=recipe.weight_decay, fused=True)
@@ -167,7 +165,7 @@ def _fit(
             if not torch.isfinite(loss.detach()):
                 raise NonFiniteError(
                     f"the detector's loss is {losses[-1]} at step {step + 1} of {recipe.steps}. Give a smaller --lr "
-                    f"than {recipe.lr:g}, or look whether the run's weights are finite."
+                    f"than {recipe.lr:g}, or check whether the run's weights are finite."
                 )
             optimizer.zero_grad()
             loss.backward()

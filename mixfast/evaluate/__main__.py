@@ -1,4 +1,4 @@
-"""Command line: python -m mixfast.evaluate COMMAND RUN... Reads what training wrote; changes no checkpoint."""
+"""Command line: python -m mixfast.evaluate COMMAND RUN... Evaluates runs; changes no checkpoint."""
 
 import multiprocessing
 import os
@@ -9,7 +9,7 @@ from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from typing import Any
 
-from mixfast.config.words import parse, same, unknown
+from mixfast.config.words import matching_name, parse, unknown_name
 from mixfast.evaluate.components import Components, components
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.detect import Detect, detect_command
@@ -33,35 +33,35 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], object]]] = {
     "embed": (Embed, embed),
     "replay": (Replay, replay),
 }
-SHARED = ("knn", "linear", "detect")  # among several processes
+SHARED = ("knn", "linear", "detect")  # commands that several processes may divide among them
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(words, evaluate)
+    return run(arguments, evaluate)
 
 
-def evaluate(words: list[str]) -> None:
-    """Run the sub-command that the first word names, or print what there is."""
-    if not words or words[0] in ("--help", "-h"):
+def evaluate(arguments: list[str]) -> None:
+    """Run the sub-command that the first argument names, or print the list of sub-commands."""
+    if not arguments or arguments[0] in ("--help", "-h"):
         print("Evaluate what python -m mixfast.train has written; no checkpoint is changed.\n")
         print("usage: python -m mixfast.evaluate COMMAND RUN... [options]; COMMAND --help lists them")
         print("       RUN: the folder of a run, or one of its checkpoints\n")
         for name, (kind, _) in COMMANDS.items():
             print(textwrap.fill(kind.__doc__ or "", 98, initial_indent=f"  {name:<12}", subsequent_indent=14 * " "))
         return
-    chosen = same(words[0], COMMANDS)
+    chosen = matching_name(arguments[0], COMMANDS)
     if chosen is None:
-        raise unknown("command", words[0], COMMANDS)
+        raise unknown_name("command", arguments[0], COMMANDS)
     kind, command = COMMANDS[chosen]
     if chosen in SHARED:
-        join_processes(words)
+        join_processes(arguments)
     else:
         refuse_several_processes()
     in_order = False
     try:
         with open(os.devnull, "w") as nobody, redirect_stdout(nobody) if current().rank else nullcontext():
-            options = current().in_turn(partial(parse, kind, words[1:], f"python -m mixfast.evaluate {chosen}"))
+            options = current().in_turn(partial(parse, kind, arguments[1:], f"python -m mixfast.evaluate {chosen}"))
             command(options)
         in_order = True
     finally:
@@ -69,5 +69,5 @@ def evaluate(words: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    multiprocessing.set_forkserver_preload(["mixfast.evaluate.__main__"])  # what all workers import: once, and shared
+    multiprocessing.set_forkserver_preload(["mixfast.evaluate.__main__"])  # imported once, and shared by all workers
     sys.exit(main())

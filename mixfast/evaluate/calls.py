@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mixfast.config.words import as_words, parse
+from mixfast.config.words import as_arguments, parse
 from mixfast.data import Splits, load
 from mixfast.errors import ConfigError
 from mixfast.evaluate.contestants import Localise
@@ -31,11 +31,11 @@ Scores = dict[str, dict[str, float]]
 def knn(run: Trained, *, trained_on: object = None, quiet: bool = False, **options: Any) -> Scores:
     """Weighted kNN of a run's encoder, as `python -m mixfast.evaluate knn`: {"moco": {"knn_z": 43.1, ...}, ...}.
 
-    Torch's settings are the caller's again at the end, as with `mixfast.fit`. Scores are also kept in the run's folder.
+    Torch's settings are restored at the end, as by `mixfast.fit`. Scores are also recorded in the run's folder.
 
     Args:
-        run: what `mixfast.fit` returned, or the folder of a run, or one of its checkpoints.
-        trained_on: where `run` is a folder and `mixfast.fit` was passed an object as its data: that object.
+        run: the result of `mixfast.fit`, or the folder of a run, or one of its checkpoints.
+        trained_on: the object that `mixfast.fit` was passed as its data, if `run` is a folder.
         quiet: print nothing.
         options: of the command: k, temperature, baselines, device, threads.
 
@@ -43,9 +43,11 @@ def knn(run: Trained, *, trained_on: object = None, quiet: bool = False, **optio
         Percent by row and metric: "knn_z" of the head's output, "knn_h" of the pooled features.
 
     Raises:
-        mixfast.errors.UserError: whatever the command would end with.
+        mixfast.errors.UserError: the error with which the command would end.
     """
-    return _called(Knn, (run,), trained_on, quiet, options, lambda o, sets, out: run_knn(o, sets, out.line))
+    return _called(
+        Knn, (run,), trained_on, quiet, options, lambda parsed, loaded, console: run_knn(parsed, loaded, console.line)
+    )
 
 
 def linear(run: Trained, *, trained_on: object = None, quiet: bool = False, **options: Any) -> Scores:
@@ -56,9 +58,16 @@ def linear(run: Trained, *, trained_on: object = None, quiet: bool = False, **op
         options: those of the command.
 
     Returns:
-        By row, accuracies in percent, "linear_z" and "linear_h", and the learning rates that were taken.
+        By row, accuracies in percent, "linear_z" and "linear_h", and the chosen learning rates, "lr_z" and "lr_h".
     """
-    return _called(Linear, (run,), trained_on, quiet, options, lambda o, sets, out: run_linear(o, sets, out.line))
+    return _called(
+        Linear,
+        (run,),
+        trained_on,
+        quiet,
+        options,
+        lambda parsed, loaded, console: run_linear(parsed, loaded, console.line),
+    )
 
 
 def localise(*runs: Trained, trained_on: object = None, quiet: bool = False, **options: Any) -> dict[str, Any]:
@@ -69,10 +78,17 @@ def localise(*runs: Trained, trained_on: object = None, quiet: bool = False, **o
         options: those of the command.
 
     Returns:
-        The table in numbers: "rows", each with "name", "role" and its "scores" by metric; under "files" the paths of
-        the same as JSON, and of a picture of maps and boxes.
+        The content of the JSON file: "rows", each with "name", "role" and its "scores" by metric. Under "files" the
+        paths of the JSON file and of a picture of maps and boxes.
     """
-    return _called(Localise, runs, trained_on, quiet, options, lambda o, sets, out: run_localise(o, sets, out.line))
+    return _called(
+        Localise,
+        runs,
+        trained_on,
+        quiet,
+        options,
+        lambda parsed, loaded, console: run_localise(parsed, loaded, console.line),
+    )
 
 
 def detect(*runs: Trained, trained_on: object = None, quiet: bool = False, **options: Any) -> dict[str, Any]:
@@ -83,8 +99,8 @@ def detect(*runs: Trained, trained_on: object = None, quiet: bool = False, **opt
         options: those of the command.
 
     Returns:
-        The table in numbers: "rows", each with "name", "role" and its scores by seed under "seeds"; under "files" the
-        paths of JSON, report, and a picture of predictions.
+        The content of the JSON file: "rows", each with "name", "role" and its scores by seed under "seeds". Under
+        "files" the paths of the JSON file, the report, and a picture of predictions.
     """
     if "recipe" in options:
         raise ConfigError("mixfast.detect: a recipe takes hours: python -m mixfast.evaluate detect RUN --recipe NAME.")
@@ -103,7 +119,7 @@ def _called(
     console = Console(quiet=quiet)
     with fresh_torch_state():
         paths = [str(run.folder if isinstance(run, Result) else Path(run)) for run in runs]
-        parsed = parse(kind, [*paths, *as_words(options)], "python -m mixfast.evaluate")
+        parsed = parse(kind, [*paths, *as_arguments(options)], "python -m mixfast.evaluate")
         loaded: dict[str, Splits] = {}
         for run, path in zip(runs, parsed.runs, strict=True):
             if not isinstance(run, Result) and trained_on is None:

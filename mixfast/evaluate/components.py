@@ -1,4 +1,4 @@
-"""evaluate components: which image a region of a mixture is recognised as."""
+"""evaluate components: retrieval of the image that a region of a mixture shows."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -48,18 +48,18 @@ def components(options: Components) -> None:
                 row = f"{name}, {space.name}, area {area:g}"
                 rows[row] = board.score(row, origin, partial(_score, run, network, space, area, options))
         record_scores(run, "components", {"count": count, "views": options.views}, rows)
-    how = "augmented views, gallery of plain images" if options.views else "plain images"
-    print(f"component retrieval, top-1 in percent; mixtures of {how}")
+    source = "augmented views, gallery of plain images" if options.views else "plain images"
+    print(f"component retrieval, top-1 in percent; mixtures of {source}")
     print(board.table())
 
 
 def contestants(run: LoadedRun) -> list[tuple[str, str, Network, Space]]:
-    """(name, origin, network, space): untrained and trained, by pooled features, and by the head that reads regions."""
-    pooled, own = Space("pooled features", None, None), str(run.checkpoint)
+    """(name, origin, network, space): both networks by pooled features, and the trained one by its region head."""
+    pooled, checkpoint = Space("pooled features", None, None), str(run.checkpoint)
     return [
         ("untrained", f"{run.origin} {run.setup.config.augment}", run.untrained(), pooled),
-        (run.name, own, run.trained, pooled),
-        (run.name, own, run.trained, region_space(run.setup.method)),
+        (run.name, checkpoint, run.trained, pooled),
+        (run.name, checkpoint, run.trained, region_space(run.setup.method)),
     ]
 
 

@@ -1,4 +1,4 @@
-"""Who takes part in `evaluate localise`: the runs, the same networks untrained, supervised ones, and simple rules."""
+"""The contestants of `evaluate localise`: the runs, untrained and supervised networks, and rules without a network."""
 
 import copy
 from collections.abc import Sequence
@@ -37,13 +37,13 @@ class Localise(ObjectData):
 
 @dataclass
 class Row:
-    """One line of the table: a contestant, or several that differ in their seed."""
+    """A row of the table: a contestant, or several that differ only in their seed."""
 
     name: str
     role: str  # run, untrained, supervised or baseline
     makers: list[MapMaker]
-    start: str = ""  # `LoadedRun.start` of a run or an untrained network; what a run is compared with has the same
-    outcomes: list[Outcome] = field(default_factory=list)  # of each maker, in order; filled by playing
+    start: str = ""  # `LoadedRun.start`; a run is compared with the untrained network of the same start
+    outcomes: list[Outcome] = field(default_factory=list)  # of each maker, in order; filled by `localise.evaluate`
 
 
 def contestants(options: Localise, runs: Sequence[LoadedRun], validation: Objects) -> list[Row]:
@@ -58,7 +58,7 @@ def contestants(options: Localise, runs: Sequence[LoadedRun], validation: Object
         for name, group in grouped(runs).items()
     ]
     networks: dict[str, dict[int, LoadedRun]] = {}
-    for run in runs:  # untrained, networks of one start and one seed are the same
+    for run in runs:  # untrained networks of the same start and seed are equal
         networks.setdefault(run.start, {})[run.setup.config.seed] = run
     for number, seeds in enumerate(networks.values(), 1):
         makers = [_maker(options, run, run.untrained(), validation) for run in seeds.values()]
@@ -74,7 +74,7 @@ def contestants(options: Localise, runs: Sequence[LoadedRun], validation: Object
 
 
 def _maker(options: Localise, run: LoadedRun, network: Network, validation: Objects, head: bool = True) -> MapMaker:
-    """A network as a contestant; one without a head that was trained with it has no "sim" map."""
+    """A network as a contestant; without a trained `head` it has no "sim" map."""
     last = options.layer in (None, network.encoder.layers)
     kinds = [kind for kind in options.kinds if (last or kind not in LAST_ONLY) and (head or kind != "sim")]
     if not kinds:
@@ -87,23 +87,23 @@ def _maker(options: Localise, run: LoadedRun, network: Network, validation: Obje
     return protocol.mapper_contestant(mapper, kinds)
 
 
-def _supervised(options: Localise, path: Path, like: LoadedRun, validation: Objects) -> MapMaker:
+def _supervised(options: Localise, path: Path, first: LoadedRun, validation: Objects) -> MapMaker:
     """A run, or a file of backbone weights for the first run's architecture."""
     if path.is_dir() or path.name in (checkpoint.LAST, checkpoint.PREVIOUS):
         (run,) = load_runs(scoring_options((path,), options))
         return _maker(options, run, run.trained, validation)
-    encoder = copy.deepcopy(like.fresh)
+    encoder = copy.deepcopy(first.fresh)
     weights = {key.removeprefix("module."): value for key, value in _weights(path).items()}
-    found = {key: value for key, value in weights.items() if not key.startswith("fc.")}
+    saved = {key: value for key, value in weights.items() if not key.startswith("fc.")}
     backbone = named_weights(encoder.backbone)
-    wanted = backbone.state_dict().keys()
-    missing, unexpected = [key for key in wanted if key not in found], [key for key in found if key not in wanted]
+    expected = backbone.state_dict().keys()
+    missing, unexpected = [key for key in expected if key not in saved], [key for key in saved if key not in expected]
     checkpoint.check_keys(missing, unexpected, path)
     try:
-        backbone.load_state_dict(found)
+        backbone.load_state_dict(saved)
     except RuntimeError as error:  # same names, other shapes
         raise CheckpointError(f"{path} is of another architecture than the first run: {error}") from error
-    return _maker(options, like, Network(encoder, like.setup.normalise), validation, head=False)
+    return _maker(options, first, Network(encoder, first.setup.normalise), validation, head=False)
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

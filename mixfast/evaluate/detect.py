@@ -1,4 +1,4 @@
-"""evaluate detect: detectors on what runs have learnt; docs/detection.md says what the numbers mean."""
+"""evaluate detect: detectors on the networks of runs; docs/detection.md says what the numbers mean."""
 
 import copy
 import hashlib
@@ -80,12 +80,12 @@ class Contestant:
 
     name: str
     role: str  # run, untrained or supervised
-    networks: dict[int, Network]  # by seed; a single network stands for all
+    networks: dict[int, Network]  # by seed; the same one for all seeds if there is only one
     outcomes: dict[int, Outcome] = field(default_factory=dict)  # by seed
 
 
 def detect_command(options: Detect) -> None:
-    """Train and score short detectors, or one by a recipe of the literature; print its table."""
+    """Train and score short detectors, or a detector by a recipe of the literature, and print the table."""
     if options.recipe is None:
         detect(options, None, Console())
         return
@@ -94,30 +94,30 @@ def detect_command(options: Detect) -> None:
 
 
 def detect(options: Detect, loaded: Loaded | None, console: Console) -> dict[str, Any]:
-    """Say the table of short detectors; write it as JSON and Markdown with a picture, and keep each run's line.
+    """Train and score short detectors; print the table, write its files, and append scores to evaluations.jsonl.
 
     Returns:
         The content of the JSON file, and under "files" the paths; {} in all processes but the first.
     """
     current().in_turn(partial(check, options))
-    runs = load_runs(options, loaded=loaded, say=console.line)
+    runs = load_runs(options, loaded=loaded, print_line=console.line)
     with console:
         result = evaluate(options, runs, console)
     if current().rank:
         return {}  # the first process writes
-    how = "finetune" if options.finetune else "frozen"
-    few = "" if options.images is None else f"-{options.images}"
-    file = evaluation_folder(runs, options.out) / f"detect-{result.test.name}-{options.detector}-{how}{few}.json"
+    mode = "finetune" if options.finetune else "frozen"
+    limit = "" if options.images is None else f"-{options.images}"
+    file = evaluation_folder(runs, options.out) / f"detect-{result.test.name}-{options.detector}-{mode}{limit}.json"
     content = detect_page.write(file, runs, result)
-    keep(runs, result)
+    record_results(runs, result)
     files = {kind: str(file.with_suffix(end)) for kind, end in detect_page.FILES.items()}
-    console.line(detect_page.words(result))
+    console.line(detect_page.text(result))
     console.line("\n".join(f"{kind:<9} {path}" for kind, path in files.items()))
     return {**content, "files": files}
 
 
 def check(options: Detect) -> None:
-    """Say what is wrong with the options before anything is loaded."""
+    """Raise an error about wrong options before anything is loaded."""
     need_torchvision()
     recipe_command.check_options(options)
     if options.recipe is None:
@@ -125,35 +125,35 @@ def check(options: Detect) -> None:
 
 
 def evaluate(options: Detect, runs: Sequence[LoadedRun], console: Console) -> detect_page.Result:
-    """Train and score the detectors of the runs and their baselines; only a supervised network is written."""
+    """Train and score the detectors of the runs and their baselines; writes no file but supervised networks."""
     recipe, images, count = settings(options)
     check_alike(runs)
     data = detect_data.load(options.data, runs[0], images, count, options.size, options.splits)
     seeds = seeds_of(options.seeds, runs)
     rows = contestants(options, runs, seeds, console)
-    unknown = contest(rows, data, recipe, seeds, console)
+    unknown = fit_detectors(rows, data, recipe, seeds, console)
     facts = {**describe(options, runs[0], data, recipe, seeds), "objects_of_unknown_classes": unknown}
     return detect_page.Result(facts, rows, seeds, data.test)
 
 
-def keep(runs: Sequence[LoadedRun], result: detect_page.Result) -> None:
-    """Append each run's own scores to the lines in its folder."""
+def record_results(runs: Sequence[LoadedRun], result: detect_page.Result) -> None:
+    """Append the scores of each run, and of the baselines, to the evaluations.jsonl in its folder."""
     for row, group in zip(result.rows, grouped(runs).values(), strict=False):  # runs are the first rows
         for run in group:
-            own = [run.setup.config.seed] if len(group) > 1 else list(result.seeds)
-            if set(own) <= set(result.seeds):
-                scores = detect_page.recorded(row, own, result.rows)
-                record_scores(run, "detect", {**result.settings, "seeds": own}, scores)
+            own_seeds = [run.setup.config.seed] if len(group) > 1 else list(result.seeds)
+            if set(own_seeds) <= set(result.seeds):
+                scores = detect_page.recorded(row, own_seeds, result.rows)
+                record_scores(run, "detect", {**result.settings, "seeds": own_seeds}, scores)
 
 
 def settings(options: Detect) -> tuple[Recipe, int, int]:
-    """How detectors are trained, on how many images, and how many are scored.
+    """How detectors are trained, the number of training images, and the number of test images.
 
     Raises:
-        ConfigError: values that do not fit each other.
+        ConfigError: options that contradict each other.
     """
-    asked = (options.images, options.steps, options.count)
-    sizes = zip(asked, SIZES[options.quick], strict=True)
+    given = (options.images, options.steps, options.count)
+    sizes = zip(given, SIZES[options.quick], strict=True)
     images, steps, count = (size if value is None else value for value, size in sizes)
     if len(set(options.seeds)) < len(options.seeds):
         raise ConfigError(f"--seeds must differ; got {' '.join(map(str, options.seeds))}.")
@@ -165,10 +165,11 @@ def settings(options: Detect) -> tuple[Recipe, int, int]:
 def check_alike(runs: Sequence[LoadedRun]) -> None:
     """Raise a ConfigError that names the first run of another architecture or image size than the first one."""
     for run in runs[1:]:
-        for what, of in (("architecture", lambda run: run.architecture), ("image size", _image_size)):
-            if of(run) != of(runs[0]):
+        for property_name, value_of in (("architecture", lambda run: run.architecture), ("image size", _image_size)):
+            value, expected = value_of(run), value_of(runs[0])
+            if value != expected:
                 raise ConfigError(
-                    f"{run.checkpoint} has another {what} than {runs[0].checkpoint}: {of(run)}, not {of(runs[0])}. "
+                    f"{run.checkpoint} has another {property_name} than {runs[0].checkpoint}: {value}, not {expected}. "
                     "Average precision compares networks of one architecture on one kind of image: "
                     "evaluate them separately."
                 )
@@ -178,25 +179,25 @@ def _image_size(run: LoadedRun) -> str:
     return f"{run.setup.splits.train.images.shape[-1]} pixels"
 
 
-def seeds_of(wanted: Sequence[int], runs: Sequence[LoadedRun]) -> list[int]:
-    """The seeds of the table: those asked for, or those that all methods with several runs have, or three.
+def seeds_of(requested: Sequence[int], runs: Sequence[LoadedRun]) -> list[int]:
+    """The seeds of the table: `requested`, or else the seeds that all methods with several runs share, or 0, 1, 2.
 
     Raises:
         ConfigError: a method with several runs lacks a seed, or has one twice.
     """
-    several: dict[str, set[int]] = {}
+    seeds_by_method: dict[str, set[int]] = {}
     for name, group in grouped(runs).items():
-        found = [run.setup.config.seed for run in group]
-        if len(set(found)) < len(found):
-            raise ConfigError(f"{name}: two runs have the same seed; got seeds {' '.join(map(str, found))}. Omit one.")
-        if len(found) > 1:
-            several[name] = set(found)
-    common = sorted(set.intersection(*several.values())) if several else list(_SEEDS)
-    seeds = list(wanted) or common
-    for name, there in several.items():
-        if not seeds or set(seeds) - there:
+        seeds = [run.setup.config.seed for run in group]
+        if len(set(seeds)) < len(seeds):
+            raise ConfigError(f"{name}: two runs have the same seed; got seeds {' '.join(map(str, seeds))}. Omit one.")
+        if len(seeds) > 1:
+            seeds_by_method[name] = set(seeds)
+    common = sorted(set.intersection(*seeds_by_method.values())) if seeds_by_method else list(_SEEDS)
+    seeds = list(requested) or common
+    for name, available in seeds_by_method.items():
+        if not seeds or set(seeds) - available:
             raise ConfigError(
-                f"{name} has runs of seeds {' '.join(map(str, sorted(there)))}, and a table pairs methods by their "
+                f"{name} has runs of seeds {' '.join(map(str, sorted(available)))}, and a table pairs methods by their "
                 f"seed; asked for {' '.join(map(str, seeds)) or 'those that all methods have, which is none'}. Give "
                 "--seeds, or one run of each method."
             )
@@ -204,7 +205,7 @@ def seeds_of(wanted: Sequence[int], runs: Sequence[LoadedRun]) -> list[int]:
 
 
 def contestants(options: Detect, runs: Sequence[LoadedRun], seeds: Sequence[int], console: Console) -> list[Contestant]:
-    """The runs by group, and beside them the network before training and the one trained with labels."""
+    """The rows of the table: the runs by group, the network before training, and the network trained with labels."""
     groups = [_by_seed(group, seeds) for group in grouped(runs).values()]
     rows = [
         Contestant(name, "run", {seed: run.trained for seed, run in group.items()})
@@ -223,7 +224,7 @@ def contestants(options: Detect, runs: Sequence[LoadedRun], seeds: Sequence[int]
 
 
 def _by_seed(group: Sequence[LoadedRun], seeds: Sequence[int]) -> dict[int, LoadedRun]:
-    """The run of each seed; a single run stands for all."""
+    """The run of each seed; the same one for all seeds if there is only one."""
     if len(group) == 1:
         return dict.fromkeys(seeds, group[0])
     return {run.setup.config.seed: run for run in group if run.setup.config.seed in seeds}
@@ -231,7 +232,8 @@ def _by_seed(group: Sequence[LoadedRun], seeds: Sequence[int]) -> dict[int, Load
 
 @alone()
 def supervised(run: LoadedRun, options: Detect, console: Console) -> Network:
-    """The run's network before training, trained with the labels of its images; kept in the run's folder."""
+    """The run's network before training, then trained with the labels of its images; read from the run's folder if an
+    earlier evaluation has trained it, else written there."""
     setup = run.setup
     encoder = copy.deepcopy(run.fresh)
     batch = min(setup.config.train.batch_size, _SUPERVISED_BATCH)
@@ -239,37 +241,37 @@ def supervised(run: LoadedRun, options: Detect, console: Console) -> Network:
     key = json.dumps({"origin": run.origin, "augment": str(setup.config.augment), **asdict(recipe)}, sort_keys=True)
     path = evaluation_folder([run], None) / SUPERVISED
     backbone = named_weights(encoder.backbone)
-    if weights := _kept(path, key, console):
+    if weights := _read_weights(path, key, console):
         backbone.load_state_dict(weights)
         return Network(encoder.eval(), setup.normalise)
-    begin, task = time.monotonic(), console.task("supervised", 1000)
+    started, task = time.monotonic(), console.task("supervised", 1000)
     console.line(f"training with labels: {recipe.epochs} epochs of {len(setup.train_images)} images, kept for later")
     augment = setup.augmenter(Generators(setup.config.seed, setup.device))
 
-    def progress(done: int, of: int) -> None:
-        left = (time.monotonic() - begin) / done * (of - done)
-        task.update(1000 * done // of, f"about {duration(left)} left")
+    def progress(step: int, steps: int) -> None:
+        remaining = (time.monotonic() - started) / step * (steps - step)
+        task.update(1000 * step // steps, f"about {duration(remaining)} left")
         if console.silent_for_long():
-            console.line(f"  supervised: step {done} of {of}; about {duration(left)} left")
+            console.line(f"  supervised: step {step} of {steps}; about {duration(remaining)} left")
 
     labels = setup.splits.train.labels.to(setup.device)
     view = lambda images: augment(images.to(setup.device), 1)[0]  # noqa: E731
     fit_supervised(encoder.backbone, view, setup.train_images, labels, recipe, setup.config.seed, progress)
     task.close()
     weights = {name: value.detach().cpu().contiguous() for name, value in backbone.state_dict().items()}
-    _keep(path, key, weights)
+    _write_weights(path, key, weights)
     return Network(encoder.eval(), setup.normalise)
 
 
-def _keep(path: Path, key: str, weights: dict[str, Tensor]) -> None:
+def _write_weights(path: Path, key: str, weights: dict[str, Tensor]) -> None:
     from safetensors.torch import save
 
-    facts = {"format": "pt", "key": key, "sha256": hashlib.sha256(save(weights)).hexdigest()}
-    write_whole(path, save(weights, metadata=facts))
+    metadata = {"format": "pt", "key": key, "sha256": hashlib.sha256(save(weights)).hexdigest()}
+    write_whole(path, save(weights, metadata=metadata))
 
 
-def _kept(path: Path, key: str, console: Console) -> dict[str, Tensor] | None:
-    """The weights that `_keep` wrote under a key; None if there are none, or they are damaged, which is said."""
+def _read_weights(path: Path, key: str, console: Console) -> dict[str, Tensor] | None:
+    """The weights that `_write_weights` wrote with this key; None if there are none, or, with a warning, if damaged."""
     from safetensors import safe_open
     from safetensors.torch import save
 
@@ -277,9 +279,9 @@ def _kept(path: Path, key: str, console: Console) -> dict[str, Tensor] | None:
         return None
     try:
         with safe_open(path, "pt") as file:
-            facts = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()} if facts.get("key") == key else {}  # noqa: SIM118
-        if weights and hashlib.sha256(save(weights)).hexdigest() != facts.get("sha256"):
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()} if metadata.get("key") == key else {}  # noqa: SIM118
+        if weights and hashlib.sha256(save(weights)).hexdigest() != metadata.get("sha256"):
             raise ValueError("bits of it have changed since it was written")
     except Exception as error:  # safetensors raises its own type, and others
         console.line(f"warning: {path} cannot be read ({error}) and is made again")
@@ -287,15 +289,15 @@ def _kept(path: Path, key: str, console: Console) -> dict[str, Tensor] | None:
     return weights or None
 
 
-def contest(
+def fit_detectors(
     rows: Sequence[Contestant], data: DetectionData, recipe: Recipe, seeds: Sequence[int], console: Console
 ) -> dict[int, int]:
-    """Train and score a detector for every row and seed; returns the test objects that do not count, by seed.
+    """Train and score a detector for every row and seed; returns the number of ignored test objects by seed.
 
-    Of several processes each takes some of the detectors, and trains them as one process would.
+    Several processes divide the detectors among them, and each trains a detector as a single process would.
     """
-    here, pairs = current(), [(seed, row) for seed in seeds for row in rows]
-    total, done, begin = len(range(here.rank, len(pairs), here.size)), 0, time.monotonic()
+    world, pairs = current(), [(seed, row) for seed in seeds for row in rows]
+    total, done, started = len(range(world.rank, len(pairs), world.size)), 0, time.monotonic()
     task = console.task("detectors", total * recipe.steps)
     images = {seed: data.of_seed(seed) for seed in seeds}
 
@@ -304,26 +306,27 @@ def contest(
         seed, row = pairs[number]
         title, (train, test, _) = f"{row.name}, seed {seed}", images[seed]
 
-        def left(steps: int) -> str:
-            so_far = done * recipe.steps + steps
-            return f"about {duration((time.monotonic() - begin) / so_far * (total * recipe.steps - so_far))} left"
+        def time_left(steps: int) -> str:
+            steps_done = done * recipe.steps + steps
+            seconds = (time.monotonic() - started) / steps_done * (total * recipe.steps - steps_done)
+            return f"about {duration(seconds)} left"
 
         def progress(step: int, _: int) -> None:
-            task.update(done * recipe.steps + step, f"{title}; {left(step)}")
+            task.update(done * recipe.steps + step, f"{title}; {time_left(step)}")
             if console.silent_for_long():
-                console.line(f"  {title}: step {step} of {recipe.steps}; {left(step)}")
+                console.line(f"  {title}: step {step} of {recipe.steps}; {time_left(step)}")
 
         try:
             outcome = transfer(row.networks[seed], train, test, recipe, seed, progress)
         except NonFiniteError as error:
             raise NonFiniteError(f"{title}: {error}") from error
         done += 1
-        share = f"[{done}/{total}]{f' of process 0 of {here.size}' if here.size > 1 else ''}"
+        share = f"[{done}/{total}]{f' of process 0 of {world.size}' if world.size > 1 else ''}"
         scored = f"AP {outcome.scores['ap']:.1f}, {outcome.seconds:.0f} s"
-        console.line(f"{share} {title}: {scored}; {left(0)}")
+        console.line(f"{share} {title}: {scored}; {time_left(0)}")
         return outcome
 
-    for (seed, row), outcome in zip(pairs, here.jobs(len(pairs), fit), strict=True):
+    for (seed, row), outcome in zip(pairs, world.jobs(len(pairs), fit), strict=True):
         row.outcomes[seed] = outcome
     task.close()
     return {seed: unknown for seed, (_, _, unknown) in images.items()}

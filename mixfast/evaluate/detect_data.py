@@ -1,4 +1,4 @@
-"""Images for `evaluate detect`: the same test images for every seed, and training images drawn from the seed."""
+"""Images for `evaluate detect`: test images that are the same for every seed, and training images drawn by the seed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,14 +21,14 @@ _FORMS = (
     "folders to train on"
 )
 PHOTOGRAPH = 224  # side of voc's and coco's images unless another is given
-_VOC_SPLITS = (("trainval", "test"), ("train", "val"))  # the first pair of lists that is there
+_VOC_SPLITS = (("trainval", "test"), ("train", "val"))  # the first pair of lists that exists is used
 _RANDOM = "split at random: a quarter of the images is scored, the others are trained on"
-_TEST_SEED = 0  # of the test canvases, whatever the seeds are
+_TEST_SEED = 0  # of the test canvases, for all seeds of the detectors
 
 
 @dataclass(frozen=True)
 class DetectionData:
-    """Images to train detectors on, by seed, and to score them on."""
+    """Training images by seed, and test images."""
 
     test: LabelledImages
     draw: Callable[[int], LabelledImages]  # training images by seed
@@ -38,9 +38,9 @@ class DetectionData:
     def of_seed(self, seed: int) -> tuple[LabelledImages, LabelledImages, int]:
         """(training images, test images, number of ignored test objects, whose class no training image shows)."""
         train = self.draw(seed)
-        known = torch.zeros(len(train.class_names) + 1, dtype=torch.bool)
-        known[train.labels[(train.labels >= 0) & ~train.crowd]] = True
-        unknown = (self.test.labels >= 0) & ~known[self.test.labels]
+        has_training_objects = torch.zeros(len(train.class_names) + 1, dtype=torch.bool)
+        has_training_objects[train.labels[(train.labels >= 0) & ~train.crowd]] = True
+        unknown = (self.test.labels >= 0) & ~has_training_objects[self.test.labels]
         return train, replace(self.test, ignored=self.test.ignored | unknown), int(unknown.sum())
 
 
@@ -51,14 +51,14 @@ def load(
 
     Args:
         data: a kind and its paths.
-        first: the run whose images are the model for canvases.
+        first: the run whose images are composed to canvases.
         images: largest number of training images.
         count: largest number of test images.
         size: side of the images in pixels; None: three times the run's (canvases), 224 (photographs).
         splits: for voc, the lists of training and test images.
 
     Raises:
-        ConfigError: another kind, or other paths than it takes. DataError: files that are missing or unreadable.
+        ConfigError: an unknown kind, or a wrong number of paths. DataError: files that are missing or unreadable.
     """
     check_form(data)
     kind = data[0]
@@ -83,10 +83,10 @@ def _canvases(kind: str, first: LoadedRun, images: int, count: int, size: int | 
 
 
 def check_form(data: Sequence[str]) -> None:
-    """Raise a ConfigError unless `--data` is a kind that is known, with the number of paths that it takes."""
+    """Raise a ConfigError unless `--data` is a known kind with the right number of paths."""
     kind, count = data[0] if data else "", len(data) - 1
-    known = {"scenes": count == 0, "canvas": count == 0, "voc": count >= 1, "coco": count in (2, 4)}
-    if not known.get(kind, False):
+    is_valid = {"scenes": count == 0, "canvas": count == 0, "voc": count >= 1, "coco": count in (2, 4)}
+    if not is_valid.get(kind, False):
         raise ConfigError(f"--data must be {_FORMS}; got {' '.join(data) or 'nothing'}.")
 
 
@@ -97,9 +97,9 @@ def read_photographs(
 
     Args:
         data: voc or coco, and its paths.
-        splits: voc: lists of images to train on and to score.
-        count: to score, at most, where the split is random.
-        masks: coco: whether every object must have one.
+        splits: for voc, the lists of images to train on and to score.
+        count: largest number of photographs to score, if the split is random.
+        masks: for coco, whether every object must have a mask.
 
     Raises:
         DataError: files that are missing or unreadable, or no photograph to train on has an object.
@@ -128,15 +128,15 @@ def _photographs(
 
     def draw(seed: int) -> LabelledImages:
         order = torch.randperm(len(usable), generator=Generators(seed)["detection/train"])
-        taken = album.take(order[:images].tolist())
-        real = ((taken.labels >= 0) & ~taken.crowd).any(1)
+        drawn = album.take(order[:images].tolist())
+        real = ((drawn.labels >= 0) & ~drawn.crowd).any(1)
         if not real.any():
             raise DataError(f"{source}: no training image has a box that can be used; {dict(album.left_out)}.")
-        return taken.take(real.nonzero().flatten())
+        return drawn.take(real.nonzero().flatten())
 
     def left_out() -> dict[str, int]:
         counts = {"training images left out, without objects": len(train) - len(usable)}
-        return {what: n for what, n in {**counts, **(album.left_out + scored.left_out)}.items() if n}
+        return {reason: n for reason, n in {**counts, **(album.left_out + scored.left_out)}.items() if n}
 
     return DetectionData(test_images, draw, split, left_out)
 
@@ -145,26 +145,28 @@ def _voc(
     roots: Sequence[Path], splits: tuple[str, str] | None, count: int
 ) -> tuple[list[Photograph], list[Photograph], str]:
     """Photographs to train on and to score, and how they were split; folders after the first are trained on."""
-    root, others = roots[0], roots[1:]
+    root, further_roots = roots[0], roots[1:]
     lists = root / "ImageSets" / "Main"
     standard = [pair for pair in _VOC_SPLITS if all((lists / f"{name}.txt").is_file() for name in pair)]
     if splits is None and not standard:
         train, test = split_off(voc_photographs(root), count)
-        more = [photograph for other in others for photograph in voc_photographs(other)]
-        return [*train, *more], test, _RANDOM + (f"; all of {_named(others)} is trained on" if others else "")
-    first, second = splits or standard[0]
-    ours, scored = voc_list(root, first), voc_list(root, second)
-    if both := set(ours) & set(scored):
-        raise DataError(f"{lists}: {len(both)} images are in both {first} and {second}. Give others to --splits.")
-    train = voc_photographs(root, ours)
-    for other in others:
-        train += voc_photographs(other, voc_list(other, first))
-    also = f" of {_named(roots)}" if others else ""
-    words = f"trained on images of {first}{also}, scored on images of {second}{f' of {root.name}' if others else ''}"
-    return train, voc_photographs(root, scored), words
+        further = [photograph for folder in further_roots for photograph in voc_photographs(folder)]
+        remark = f"; all of {_names(further_roots)} is trained on" if further_roots else ""
+        return [*train, *further], test, _RANDOM + remark
+    training_list, test_list = splits or standard[0]
+    training_names, test_names = voc_list(root, training_list), voc_list(root, test_list)
+    if shared := set(training_names) & set(test_names):
+        both = f"{len(shared)} images are in both {training_list} and {test_list}"
+        raise DataError(f"{lists}: {both}. Give other lists to --splits.")
+    train = voc_photographs(root, training_names)
+    for folder in further_roots:
+        train += voc_photographs(folder, voc_list(folder, training_list))
+    trained, scored = (f" of {_names(roots)}", f" of {root.name}") if further_roots else ("", "")
+    description = f"trained on images of {training_list}{trained}, scored on images of {test_list}{scored}"
+    return train, voc_photographs(root, test_names), description
 
 
-def _named(folders: Sequence[Path]) -> str:
+def _names(folders: Sequence[Path]) -> str:
     return " and ".join(folder.name for folder in folders)
 
 

@@ -63,14 +63,14 @@ def scatter(
         step = -(-len(points) // _POINTS)
         points, classes = points[::step].cpu(), labels[::step]
         for number, label in enumerate(classes.unique().tolist()):
-            mine = points[classes == label]
+            class_points = points[classes == label]
             style = {**drawing.curve(number), "linestyle": "", "markeredgewidth": 0}
             name = class_names[label] if 0 <= label < len(class_names) else "no class"
-            axis.plot(*mine.T.numpy(), **style, alpha=0.5)
+            axis.plot(*class_points.T.numpy(), **style, alpha=0.5)
             mean = {"ms": 10, "markeredgecolor": "black", "markeredgewidth": 1, "zorder": 3}
-            axis.plot(*mine.mean(0, keepdim=True).T.numpy(), **{**style, **mean}, label=name)
-        words = [f"component {i + 1}: {100 * share:.0f} % of the variance" for i, share in enumerate(shares)]
-        axis.set(title=title, xlabel=words[0], ylabel=words[1])
+            axis.plot(*class_points.mean(0, keepdim=True).T.numpy(), **{**style, **mean}, label=name)
+        axis_titles = [f"component {i + 1}: {100 * share:.0f} % of the variance" for i, share in enumerate(shares)]
+        axis.set(title=title, xlabel=axis_titles[0], ylabel=axis_titles[1])
     handles, _ = axes[0][-1].get_legend_handles_labels()
     drawing.legend_beside(axes[0][-1], handles[:_NAMED])
     drawing.save(page, path)

@@ -6,7 +6,7 @@ from functools import partial
 from mixfast.evaluate.runs import (
     Loaded,
     LoadedRun,
-    Say,
+    PrintLine,
     ScoreTable,
     ScoringOptions,
     load_runs,
@@ -26,10 +26,10 @@ class Knn(ScoringOptions):
     baselines: bool = False  # also score raw pixels and the untrained network
 
 
-def knn(options: Knn, loaded: Loaded | None = None, say: Say = print) -> dict[str, dict[str, float]]:
-    """Say the scores, and append them to evaluations.jsonl in the run folders; returns percent by row and metric."""
-    given = {"eval.k": options.k, "eval.temperature": options.temperature}
-    runs = load_runs(options, {key: value for key, value in given.items() if value is not None}, loaded, say)
+def knn(options: Knn, loaded: Loaded | None = None, print_line: PrintLine = print) -> dict[str, dict[str, float]]:
+    """Print the scores, append them to evaluations.jsonl in the run folders, and return them (percent, by row)."""
+    changes = {"eval.k": options.k, "eval.temperature": options.temperature}
+    runs = load_runs(options, {key: value for key, value in changes.items() if value is not None}, loaded, print_line)
     need_labels(runs, "kNN")
     board = ScoreTable()
     for run in runs:
@@ -39,9 +39,9 @@ def knn(options: Knn, loaded: Loaded | None = None, say: Say = print) -> dict[st
             rows["untrained"] = board.score("untrained", run.origin, partial(_untrained, run))
         rows[run.name] = board.score(run.name, str(run.checkpoint), partial(score, setup, setup.method.encoder))
         k, temperature = min(setup.config.eval.k, bank_size(setup)), setup.config.eval.temperature
-        say(f"{run.checkpoint}: epoch {run.epoch}, step {run.step}; k = {k}, temperature {temperature}")
+        print_line(f"{run.checkpoint}: epoch {run.epoch}, step {run.step}; k = {k}, temperature {temperature}")
         record_scores(run, "knn", {"k": k, "temperature": temperature}, rows)
-    say(board.table())
+    print_line(board.table())
     return board.rows
 
 

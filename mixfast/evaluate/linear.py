@@ -10,7 +10,7 @@ from torch import Tensor
 from mixfast.evaluate.runs import (
     Loaded,
     LoadedRun,
-    Say,
+    PrintLine,
     ScoreTable,
     ScoringOptions,
     load_runs,
@@ -37,10 +37,10 @@ class Linear(ScoringOptions):
     pixels: bool = False  # also score raw pixels, by the cached protocol; slow, as they are many
 
 
-def linear(options: Linear, loaded: Loaded | None = None, say: Say = print) -> dict[str, dict[str, float]]:
-    """Say the accuracies, and append them to evaluations.jsonl in the run folders; returns them by row and metric."""
+def linear(options: Linear, loaded: Loaded | None = None, print_line: PrintLine = print) -> dict[str, dict[str, float]]:
+    """Print the accuracies, append them to evaluations.jsonl in the run folders, and return them by row and metric."""
     recipe = _recipe(options)
-    runs = load_runs(options, loaded=loaded, say=say)
+    runs = load_runs(options, loaded=loaded, print_line=print_line)
     need_labels(runs, "a linear classifier")
     board = ScoreTable()
     for run in runs:
@@ -48,25 +48,27 @@ def linear(options: Linear, loaded: Loaded | None = None, say: Say = print) -> d
         if options.pixels:
             rows["raw pixels"] = board.score("raw pixels", run.origin, partial(_pixels, run, recipe))
         if options.baselines:
-            scorer = partial(_score, run, run.untrained(), options, recipe, say)
+            scorer = partial(_score, run, run.untrained(), options, recipe, print_line)
             rows["untrained"] = board.score("untrained", run.origin, scorer)
-        scorer = partial(_score, run, run.trained, options, recipe, say)
+        scorer = partial(_score, run, run.trained, options, recipe, print_line)
         rows[run.name] = board.score(run.name, str(run.checkpoint), scorer)
         record_scores(run, "linear", {"protocol": options.protocol, **dataclasses.asdict(recipe)}, rows)
-    say(f"linear classifier, {options.protocol} protocol, {recipe.epochs} epochs; top-1 accuracy in percent")
-    say(board.table())
+    print_line(f"linear classifier, {options.protocol} protocol, {recipe.epochs} epochs; top-1 accuracy in percent")
+    print_line(board.table())
     if len(recipe.lrs) > 1:
-        say(f"lr: chosen among {', '.join(f'{lr:g}' for lr in recipe.lrs)} on a tenth of the training images")
+        print_line(f"lr: chosen among {', '.join(f'{lr:g}' for lr in recipe.lrs)} on a tenth of the training images")
     return board.rows
 
 
 def _recipe(options: Linear) -> LinearRecipe:
     base = SGD if options.protocol == "sgd" else CACHED
-    given = {"epochs": options.epochs, "lrs": options.lr or None, "batch_size": options.batch_size}
-    return dataclasses.replace(base, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
+    changes = {"epochs": options.epochs, "lrs": options.lr or None, "batch_size": options.batch_size}
+    return dataclasses.replace(base, **{key: value for key, value in changes.items() if value is not None})  # type: ignore[arg-type]
 
 
-def _score(run: LoadedRun, network: Network, options: Linear, recipe: LinearRecipe, say: Say) -> dict[str, float]:
+def _score(
+    run: LoadedRun, network: Network, options: Linear, recipe: LinearRecipe, print_line: PrintLine
+) -> dict[str, float]:
     setup = run.setup
     train, test = setup.splits.train, setup.splits.test
     generators = Generators(setup.config.seed, setup.device)
@@ -75,16 +77,16 @@ def _score(run: LoadedRun, network: Network, options: Linear, recipe: LinearReci
     if options.protocol == "cached":
         bank, queries = (extract(network.encoder, i, setup.normalise, size) for i in (setup.train_images, test.images))
         return linear_scores(bank, labels, queries, answers, generators["linear"], recipe)
-    # The run's own crop and flip; colours stay.
+    # The run's own crop and flip, without changes of colour.
     recipe_of_views = dataclasses.replace(setup.config.augment, jitter=0.0, grey=0.0, blur=0.0, solarise=0.0)
     augment = setup.augmenter(generators, recipe_of_views)
 
     def view(images: Tensor) -> Tensor:
         return augment(images, 1)[0]
 
-    def progress(done: int, of: int) -> None:
-        if done % max(1, of // 10) == 0:
-            say(f"  {run.name}: epoch {done} of {of}")
+    def progress(epoch: int, epochs: int) -> None:
+        if epoch % max(1, epochs // 10) == 0:
+            print_line(f"  {run.name}: epoch {epoch} of {epochs}")
 
     images = (setup.train_images, labels, test.images.to(setup.device), answers)
     return sgd_score(network, view, *images, generators["linear"], recipe, progress)

@@ -1,4 +1,4 @@
-"""evaluate localise: how well maps find objects, beside baselines; docs/localisation.md says what the numbers mean."""
+"""evaluate localise: how well attention maps find objects; docs/localisation.md says what the numbers mean."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from mixfast.evaluate.runs import (
     SCHEMA,
     Loaded,
     LoadedRun,
-    Say,
+    PrintLine,
     described,
     evaluation_folder,
     grouped,
@@ -44,27 +44,27 @@ TITLES = {
     "max_box_acc": "oracle MaxBoxAcc",
     "max_box_acc_v2": "oracle V2",
 }
-_SHOWN = 6  # images in the picture
+_IMAGES = 6  # images in the picture
 
 
 class Result(NamedTuple):
-    """Scores of the runs and their baselines, and how they were made."""
+    """Scores of the runs and their baselines, and the settings."""
 
     settings: dict[str, Any]
     rows: list[Row]
     scores: dict[str, dict[str, Any]]  # by row and metric: `bootstrap.summary`
-    margins: dict[str, dict[str, Any]]  # of each run above its network untrained: `bootstrap.margin`
+    margins: dict[str, dict[str, Any]]  # scores of each run minus those of its untrained network: `bootstrap.margin`
     draws: torch.Tensor  # of the bootstrap
     test: Objects
 
 
-def localise(options: Localise, loaded: Loaded | None = None, say: Say = print) -> dict[str, Any]:
-    """Say the table; write it with choices and intervals as JSON, draw a picture, and keep each run's line.
+def localise(options: Localise, loaded: Loaded | None = None, print_line: PrintLine = print) -> dict[str, Any]:
+    """Score maps; print the table, write a JSON file and a picture, and append the scores to evaluations.jsonl.
 
     Returns:
         The content of the JSON file, and under "files" the paths.
     """
-    runs = load_runs(options, loaded=loaded, say=say)
+    runs = load_runs(options, loaded=loaded, print_line=print_line)
     result = evaluate(options, runs)
     folder = evaluation_folder(runs, options.out)
     several = f"-{options.objects}" if result.test.name == "canvas" and options.objects > 1 else ""
@@ -72,31 +72,31 @@ def localise(options: Localise, loaded: Loaded | None = None, say: Say = print) 
     content = facts(runs, result)
     write_json(file, content)
     draw(file.with_suffix(".png"), result)
-    keep(runs, result)
+    record_results(runs, result)
     files = {"table": str(file), "picture": str(file.with_suffix(".png"))}
-    say(words(result))
-    say("\n".join(f"{kind:<9} {path}" for kind, path in files.items()))
+    print_line(text(result))
+    print_line("\n".join(f"{kind:<9} {path}" for kind, path in files.items()))
     return {**content, "files": files}
 
 
-def keep(runs: Sequence[LoadedRun], result: Result) -> None:
-    """Append each run's own scores to the lines in its folder."""
+def record_results(runs: Sequence[LoadedRun], result: Result) -> None:
+    """Append the scores of each run, and of the baselines, to the evaluations.jsonl in its folder."""
     for row, group in zip(result.rows, grouped(runs).values(), strict=False):  # runs are the first rows
-        baselines = {other.name: result.scores[other.name] for other in result.rows if other.role != "run"}
+        baselines = {baseline.name: result.scores[baseline.name] for baseline in result.rows if baseline.role != "run"}
         for run, outcome in zip(group, row.outcomes, strict=True):
-            own = {row.name: protocol.summarise([outcome], result.draws)}
-            record_scores(run, "localise", result.settings, {**own, **baselines})
+            run_scores = {row.name: protocol.summarise([outcome], result.draws)}
+            record_scores(run, "localise", result.settings, {**run_scores, **baselines})
 
 
 def evaluate(options: Localise, runs: Sequence[LoadedRun]) -> Result:
     """Score the runs and their baselines; nothing is written."""
-    if bad := [kind for kind in options.kinds if kind not in KINDS]:
-        raise ConfigError(f"--kinds must be among {', '.join(KINDS)}; got {', '.join(bad)}.")
+    if unknown := [kind for kind in options.kinds if kind not in KINDS]:
+        raise ConfigError(f"--kinds must be among {', '.join(KINDS)}; got {', '.join(unknown)}.")
     validation, test = objects.load(options, runs[0])
     rows = contestants(options, runs, validation)
-    how = Options(tolerance=options.tolerance)
+    protocol_options = Options(tolerance=options.tolerance)
     for row in rows:
-        row.outcomes = [protocol.choose_and_score(maker, validation, test, how) for maker in row.makers]
+        row.outcomes = [protocol.choose_and_score(maker, validation, test, protocol_options) for maker in row.makers]
     draws = bootstrap.resamples(len(test), options.seed)
     base = {row.start: row.outcomes for row in rows if row.role == "untrained"}
     names = [name for name in TITLES if name in rows[0].outcomes[0].images]
@@ -145,17 +145,17 @@ def facts(runs: Sequence[LoadedRun], result: Result) -> dict[str, Any]:
 
 def _choice(choice: Choice) -> dict[str, Any]:
     shares = {"corloc": choice.corloc, **{f"v2 at {d}": t for d, t in zip(DELTAS, choice.deltas, strict=True)}}
-    thresholds = {name: place / Options().thresholds for name, place in shares.items()}
+    thresholds = {name: index / Options().thresholds for name, index in shares.items()}
     return {"map": choice.kind, "thresholds": thresholds, "validation_max_box_acc_v2": choice.validation}
 
 
-def words(result: Result) -> str:
-    """The table and what belongs to it, as text."""
-    s = result.settings
+def text(result: Result) -> str:
+    """The table with its settings and notes, as text."""
+    settings = result.settings
     lines = [
-        f"localisation on {s['data']}: {s['images']} images of {s['side']} pixels with up to {s['objects']} objects; "
-        f"maps and thresholds chosen on {s['validation']} others",
-        f"map of layer {s['layer'] or 'last'}, {s['stride']} pixels per cell; boxes {s['boxes']}",
+        f"localisation on {settings['data']}: {settings['images']} images of {settings['side']} pixels with up to "
+        f"{settings['objects']} objects; maps and thresholds chosen on {settings['validation']} others",
+        f"map of layer {settings['layer'] or 'last'}, {settings['stride']} pixels per cell; boxes {settings['boxes']}",
     ]
     cells: dict[str, dict[str, str]] = {}
     for row in result.rows:
@@ -169,23 +169,23 @@ def words(result: Result) -> str:
     lines += ["percent; ± over seeds; in brackets 95 % of bootstrap draws of the images"]
     lines += ["oracle: threshold chosen on the images that are scored, an upper bound"]
     for name, margins in result.margins.items():
-        said = [
+        margins_text = [
             f"{TITLES[key]} {m['mean']:+.1f} ({m['low']:+.1f} to {m['high']:+.1f})"
             for key, m in margins.items()
             if key not in ORACLES
         ]
-        lines.append(f"{name} above untrained: {', '.join(said)}")
+        lines.append(f"{name} above untrained: {', '.join(margins_text)}")
     return "\n".join(lines)
 
 
 def draw(path: Path, result: Result) -> None:
     """A few test images with their boxes, and each contestant's map with the box that CorLoc scores."""
     test = result.test
-    some = test.take(torch.linspace(0, len(test) - 1, min(_SHOWN, len(test))).long())
-    columns = [drawing.Column("image", some.images.cpu() / 255, drawing.framed(some.boxes))]
+    shown_images = test.take(torch.linspace(0, len(test) - 1, min(_IMAGES, len(test))).long())
+    columns = [drawing.Column("image", shown_images.images.cpu() / 255, drawing.framed(shown_images.boxes))]
     for row in result.rows:
         choice = row.outcomes[0].choice
-        big = enlarged(row.makers[0](some, [choice.kind])[choice.kind].cpu(), some.size)
+        big = enlarged(row.makers[0](shown_images, [choice.kind])[choice.kind].cpu(), shown_images.size)
         boxes = protocol.predicted(big, choice)[:, None]
         columns.append(drawing.Column(f"{row.name}\n{choice.kind}", drawing.heat(big), drawing.framed(boxes, "white")))
     drawing.image_grid(path, columns, title=f"{test.name}: maps, and boxes at the chosen threshold")

@@ -25,7 +25,7 @@ from mixfast.scoring.linear import probe
 from mixfast.scoring.maps import Mapper, Network, enlarged, entropy, fit_mapper
 
 PHOTOGRAPH = 128  # pixels to which given files are stretched, as in the paper's figure
-Contestant = tuple[str, Network, LoadedRun]  # title of its column, what makes the maps, the run it belongs to
+Contestant = tuple[str, Network, LoadedRun]  # title of the column, network whose maps it shows, run of the network
 _REFERENCE = 512  # training images whose channel means centre the "norm" map
 
 
@@ -47,7 +47,7 @@ class Maps(ScoringOptions):
 
 
 def maps(options: Maps) -> None:
-    """Write the picture; print and keep how spread out the maps are and, where boxes are known, what is inside."""
+    """Draw the maps; print and record their entropy and, where boxes are known, the share of them inside the boxes."""
     runs = load_runs(options)
     path = evaluation_folder(runs, options.out) / f"maps-{options.kind}.png"
     title, settings, scores = draw(path, options, runs[0], _contestants(runs, options.untrained))
@@ -95,17 +95,18 @@ def draw(
 
 
 def _contestants(runs: list[LoadedRun], untrained: bool) -> list[Contestant]:
-    """(title, network, run): what gets a column. Untrained networks of one start and seed are the same."""
-    found = []
+    """A column for each run, and for each different untrained network: they are equal for the same start and seed."""
+    contestants = []
     for run in runs:
-        same = [other for other in runs if other.name == run.name]
-        found.append((f"{run.name}, seed {run.setup.config.seed}" if len(same) > 1 else run.name, run.trained, run))
+        count = sum(other_run.name == run.name for other_run in runs)
+        title = f"{run.name}, seed {run.setup.config.seed}" if count > 1 else run.name
+        contestants.append((title, run.trained, run))
     if untrained:
         unique = {f"{run.start} {run.setup.config.seed}": run for run in reversed(runs)}
         for run in reversed(unique.values()):
             title = "untrained" if len(unique) == 1 else f"untrained, as {run.name}, seed {run.setup.config.seed}"
-            found.append((title, run.untrained(), run))
-    return found
+            contestants.append((title, run.untrained(), run))
+    return contestants
 
 
 def _mapper(options: Maps, run: LoadedRun, network: Network, data: Objects) -> Mapper:
@@ -136,24 +137,24 @@ def _images(options: Maps, first: LoadedRun) -> tuple[Objects, list[str]]:
         files = _files(options.images)[: options.count]
         side = options.resize or PHOTOGRAPH
         stack = torch.stack([stretched(file, side)[0] for file in files])
-        found = Objects(stack, torch.zeros(len(files), 0, 4), torch.full((len(files),), -1), "files")
-        return found, [file.stem for file in files]
+        objects = Objects(stack, torch.zeros(len(files), 0, 4), torch.full((len(files),), -1), "files")
+        return objects, [file.stem for file in files]
     test = first.setup.splits.test
     test = test.take(first_balanced(test.labels, options.count))
     names = [test.class_names[i] if i >= 0 else "" for i in test.labels.tolist()]
     side = options.resize or test.images.shape[2]
     if test.boxes is None:
         return Objects(resized(test.in_memory(), side), torch.zeros(len(test), 0, 4), test.labels, "test images"), names
-    found = objects_from_set(test, "test images")
+    objects = objects_from_set(test, "test images")
     scale = side / test.images.shape[2]
-    return Objects(resized(test.in_memory(), side), found.boxes * scale, test.labels, found.name), names
+    return Objects(resized(test.in_memory(), side), objects.boxes * scale, test.labels, objects.name), names
 
 
 def _files(paths: tuple[Path, ...]) -> list[Path]:
-    found: list[Path] = []
+    files: list[Path] = []
     for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in ENDINGS) if path.is_dir() else [path]
+        inside = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS) if path.is_dir() else [path]
         if not inside:
             raise DataError(f"--images {path}: no image there; endings looked for: {' '.join(ENDINGS)}.")
-        found += inside
-    return found
+        files += inside
+    return files

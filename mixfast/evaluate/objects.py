@@ -1,4 +1,4 @@
-"""Images with boxes for `evaluate localise`: one part to choose on, another to score."""
+"""Images with boxes for `evaluate localise`: some on which map and threshold are chosen, and others to score."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,10 +35,10 @@ class ObjectData(ScoringOptions):
 
 
 def load(options: ObjectData, first: LoadedRun) -> tuple[Objects, Objects]:
-    """(validation, test). Scenes and canvases use what the first run trained on; no test image was trained on.
+    """(validation, test). Scenes and canvases are made as the first run's images, from its validation or test images.
 
     Raises:
-        ConfigError: an option that is missing or does not fit. DataError: files that are missing or unreadable.
+        ConfigError: an option is missing. DataError: files that are missing or unreadable.
     """
     config = first.setup.config.data
     kind = options.data
@@ -50,18 +50,20 @@ def load(options: ObjectData, first: LoadedRun) -> tuple[Objects, Objects]:
         train, test = first.setup.splits.train, first.setup.splits.test
         size = options.size or CANVAS
         parts = [(train, options.validation, "validation"), (test, options.count, "test")]
-        made = [canvas.compose(s, n, size, options.objects, options.seed, name) for s, n, name in parts]
-        return made[0], made[1]
+        validation, scored = (
+            canvas.compose(split, count, size, options.objects, options.seed, name) for split, count, name in parts
+        )
+        return validation, scored
     return _photographs(options, kind)
 
 
 def _scenes(options: ObjectData, first: LoadedRun) -> tuple[Objects, Objects]:
     config, seed = first.setup.config.data, first.setup.config.seed
-    own = config.kind == "scenes" and options.size in (None, config.size)
+    same_scenes = config.kind == "scenes" and options.size in (None, config.size)
     size = options.size or config.size
-    look = config.scene if config.kind == "scenes" else SceneConfig()
-    test = first.setup.splits.test if own else scenes.generate(options.count, size, seed, "test", look)
-    chosen = scenes.generate(options.validation, size, seed, "validation", look)
+    scene = config.scene if config.kind == "scenes" else SceneConfig()
+    test = first.setup.splits.test if same_scenes else scenes.generate(options.count, size, seed, "test", scene)
+    chosen = scenes.generate(options.validation, size, seed, "validation", scene)
     return objects_from_set(chosen, "scenes"), objects_from_set(_head(test, options.count), "scenes")
 
 

@@ -57,17 +57,17 @@ class RecipeData:
 
 
 def check_options(options: "Detect") -> None:
-    """Raise a ConfigError for options that belong to recipes where there is none, or the other way round."""
-    both = _OF_BOTH | {item.name for item in dataclasses.fields(MachineOptions)}
-    given = [item.name for item in dataclasses.fields(options) if getattr(options, item.name) != item.default]
+    """Raise a ConfigError for an option of recipes without --recipe, or an option of short detectors with --recipe."""
+    shared = _OF_BOTH | {item.name for item in dataclasses.fields(MachineOptions)}
+    changed = [item.name for item in dataclasses.fields(options) if getattr(options, item.name) != item.default]
     if options.recipe is None:
-        wrong = [name for name in given if name in _OF_RECIPES]
-        why = "belongs to --recipe, which is not given"
+        misplaced = [name for name in changed if name in _OF_RECIPES]
+        reason = "belongs to --recipe, which is not given"
     else:
-        wrong = [name for name in given if name not in _OF_RECIPES | both]
-        why = f"does not go with --recipe {options.recipe}, which says how to train and what to score"
-    if wrong:
-        raise ConfigError(f"--{wrong[0]} {why}. Omit it.")
+        misplaced = [name for name in changed if name not in _OF_RECIPES | shared]
+        reason = f"does not go with --recipe {options.recipe}, which says how to train and what to score"
+    if misplaced:
+        raise ConfigError(f"--{misplaced[0]} {reason}. Omit it.")
 
 
 def train_recipe(options: "Detect") -> None:
@@ -76,22 +76,22 @@ def train_recipe(options: "Detect") -> None:
     Raises:
         Stopped: a signal came; the training is saved.
     """
-    here = current()
-    published, recipe = here.in_turn(partial(chosen, options))
+    world = current()
+    published, recipe = world.in_turn(partial(chosen, options))
     (run,) = load_runs(options)
-    data = here.in_turn(partial(load, options, recipe))
+    data = world.in_turn(partial(load, options, recipe))
     seed = options.seeds[0] if options.seeds else 0
     name = f"recipe-{recipe.name}-seed{seed}{'-dry' * options.dry_run}"
-    folder = here.first(partial(evaluation_folder, [run], options.out)) / name
+    folder = world.first(partial(evaluation_folder, [run], options.out)) / name
     with Console() as console, locked(folder, console):
-        training = here.in_turn(partial(prepare, options, run, recipe, data, seed, folder))
-        begin(training, options.resume, console)
+        training = world.in_turn(partial(prepare, options, run, recipe, data, seed, folder))
+        start_training(training, options.resume, console)
         fit(training, console)
         precise_statistics(training)
-        found, runs = predict(training, OriginalFiles(data.test, data.class_names), console)
-    if here.rank:
+        detections, runs = predict(training, OriginalFiles(data.test, data.class_names), console)
+    if world.rank:
         return  # the first process scores and writes
-    facts = recipe_page.facts(run, published, training, data, scores(recipe, data, found, runs))
+    facts = recipe_page.facts(run, published, training, data, scores(recipe, data, detections, runs))
     recipe_page.write(folder, facts)
     if not options.dry_run:
         record_scores(run, "detect-recipe", facts["settings"], {run.name: facts["scores"]})
@@ -101,7 +101,7 @@ def train_recipe(options: "Detect") -> None:
 
 @contextmanager
 def locked(folder: Path, console: Console) -> Iterator[None]:
-    """Within the block the folder, which is made, is this training's alone."""
+    """Create the folder and lock it for this training within the block."""
     locks: list[Lock] = []
 
     def take() -> None:
@@ -117,10 +117,10 @@ def locked(folder: Path, console: Console) -> Iterator[None]:
 
 
 def chosen(options: "Detect") -> tuple[PublishedRecipe, PublishedRecipe]:
-    """The recipe that is asked for: as it was published, and with the changes of the command line.
+    """The recipe of the options: as it was published, and with the changes of the command line.
 
     Raises:
-        ConfigError: values that do not fit the recipe. PlatformError: it needs pycocotools, which is not there.
+        ConfigError: options that do not suit the recipe. PlatformError: pycocotools is needed and missing.
     """
     published = RECIPES[str(options.recipe)]
     if len(options.runs) > 1 or len(options.seeds) > 1:
@@ -146,24 +146,24 @@ def load(options: "Detect", recipe: PublishedRecipe) -> RecipeData:
     """The photographs that `--data` names.
 
     Raises:
-        DataError: files that are missing or unreadable, or nothing that can be used.
+        DataError: files are missing or unreadable, or no image has a usable box.
     """
     train, test, split = read_photographs(options.data, options.splits, recipe.images[1], recipe.masks)
     left_out: Counter[str] = Counter()
-    known, scored = originals(train, left_out), originals(test, left_out)
-    usable = [photograph for photograph in known if any(not marked.crowd for marked in photograph.objects)]
-    left_out["training images left out, without objects"] = len(known) - len(usable)
-    shown = {marked.name for photograph in usable for marked in photograph.objects if not marked.crowd}
-    for part, what in ((usable, "training"), (scored, "test")):
+    train_originals, test_originals = originals(train, left_out), originals(test, left_out)
+    usable = [photograph for photograph in train_originals if any(not marked.crowd for marked in photograph.objects)]
+    left_out["training images left out, without objects"] = len(train_originals) - len(usable)
+    trained_classes = {marked.name for photograph in usable for marked in photograph.objects if not marked.crowd}
+    for part, part_name in ((usable, "training"), (test_originals, "test")):
         if not any(photograph.objects for photograph in part):
-            raise DataError(f"{options.data[-1]}: no {what} image has a box that can be used; {dict(+left_out)}.")
-    names = sorted(shown | {marked.name for photograph in scored for marked in photograph.objects})
-    truth = truth_of([photograph.objects for photograph in scored], names)
-    unknown = (truth.labels >= 0) & ~torch.tensor([*(name in shown for name in names), True])[truth.labels]
+            raise DataError(f"{options.data[-1]}: no {part_name} image has a box that can be used; {dict(+left_out)}.")
+    names = sorted(trained_classes | {marked.name for photograph in test_originals for marked in photograph.objects})
+    truth = truth_of([photograph.objects for photograph in test_originals], names)
+    unknown = (truth.labels >= 0) & ~torch.tensor([*(name in trained_classes for name in names), True])[truth.labels]
     left_out["test objects that do not count, as no training image shows their class"] = int(unknown.sum())
     truth = truth._replace(ignored=truth.ignored | unknown)
-    counted = [number for number, name in enumerate(names) if name in shown]
-    return RecipeData(usable, scored, names, counted, truth, split, {what: n for what, n in left_out.items() if n})
+    counted = [number for number, name in enumerate(names) if name in trained_classes]
+    return RecipeData(usable, test_originals, names, counted, truth, split, dict(+left_out))
 
 
 def prepare(
@@ -198,16 +198,16 @@ def _digest(weights: dict[str, Tensor]) -> str:
     return hashlib.sha256(save(whole)).hexdigest()
 
 
-def begin(training: Training, resume: bool, console: Console) -> None:
-    """Continue from a checkpoint, or see that there is none."""
-    folder, recipe, here = training.folder, training.recipe, current()
-    here.compare(training.settings, advice="All processes must see the same run and the same photographs.")
+def start_training(training: Training, resume: bool, console: Console) -> None:
+    """Continue from a checkpoint, or check that the folder has none."""
+    folder, recipe, world = training.folder, training.recipe, current()
+    world.compare(training.settings, advice="All processes must see the same run and the same photographs.")
     if resume:
-        here.in_turn(partial(training.load, console))
+        world.in_turn(partial(training.load, console))
         console.line(f"continuing {recipe.name} after step {training.step} of {recipe.steps}")
         return
 
-    def empty() -> None:
+    def check_empty() -> None:
         if any((folder / CHECKPOINTS / name).exists() for name in (checkpoint.LAST, checkpoint.PREVIOUS)):
             raise ConfigError(
                 f"{folder} holds a training by this recipe: continue it with --resume; or, for a new one, delete the "
@@ -215,13 +215,13 @@ def begin(training: Training, resume: bool, console: Console) -> None:
             )
         training.metrics.truncate(0)
 
-    here.first(empty)
+    world.first(check_empty)
     count, size = len(training.photographs), recipe.batch_size
     console.line(f"training {recipe.name}: {recipe.steps} steps of {size} of {count} photographs on {training.device}")
 
 
 def fit(training: Training, console: Console) -> None:
-    """Train to the last step; a signal ends it in order."""
+    """Train to the last step; on a stop signal, save and say how to continue."""
     try:
         with StopRequest() as stop, stop.between_steps():
             train(training, stop, console)
@@ -234,16 +234,16 @@ def fit(training: Training, console: Console) -> None:
     console.line(f"trained in {duration(training.seconds)}; statistics of batch norm, and the test")
 
 
-def scores(recipe: PublishedRecipe, data: RecipeData, found: Detections, runs: list[list[str]]) -> dict[str, Any]:
-    """In percent: the 11-point AP of VOC 2007, or COCO's of boxes and of masks, as the recipe's data has it."""
+def scores(recipe: PublishedRecipe, data: RecipeData, detections: Detections, runs: list[list[str]]) -> dict[str, Any]:
+    """Scores in percent: for VOC the 11-point AP of VOC 2007, for COCO its AP of boxes and, if there are any, masks."""
     classes = len(data.class_names)
     if recipe.data == "voc":
-        return average_precision.voc07_summary(average_precision.voc07(data.truth, found, classes))
-    boxes = average_precision.summary(average_precision.coco(data.truth, found, classes))
-    return boxes | (masks_scored(data, found, runs) if recipe.masks else {})
+        return average_precision.voc07_summary(average_precision.voc07(data.truth, detections, classes))
+    boxes = average_precision.summary(average_precision.coco(data.truth, detections, classes))
+    return boxes | (score_masks(data, detections, runs) if recipe.masks else {})
 
 
-def masks_scored(data: RecipeData, found: Detections, runs: list[list[str]]) -> dict[str, float]:
+def score_masks(data: RecipeData, detections: Detections, runs: list[list[str]]) -> dict[str, float]:
     """COCO's AP of the masks in the test photographs."""
     number_of = {name: number for number, name in enumerate(data.class_names)}
     truth, predicted = [], []
@@ -253,6 +253,6 @@ def masks_scored(data: RecipeData, found: Detections, runs: list[list[str]]) -> 
         labels, crowd = [number_of[marked.name] for marked in objects], [marked.crowd for marked in objects]
         truth.append(Masked(*size, [marked.mask for marked in objects], labels, crowd, areas))
         count = len(runs[image])
-        sure, classes = found.scores[image, :count].tolist(), found.labels[image, :count].tolist()
-        predicted.append(Masked(*size, runs[image], classes, scores=sure))
+        scores, classes = detections.scores[image, :count].tolist(), detections.labels[image, :count].tolist()
+        predicted.append(Masked(*size, runs[image], classes, scores=scores))
     return mask_scores(truth, predicted, data.counted)

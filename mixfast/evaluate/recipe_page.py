@@ -1,4 +1,4 @@
-"""The report of a recipe: what was done, what it gave, the published figures, and why the two are not comparable."""
+"""The report of a recipe: settings, scores, published figures, and why they are not comparable."""
 
 import dataclasses
 import math
@@ -60,12 +60,12 @@ _OF_DATA = {
 def facts(
     run: LoadedRun, published: PublishedRecipe, training: Training, data: "RecipeData", scores: dict[str, float]
 ) -> dict[str, Any]:
-    """Everything that the report says."""
+    """The content of the report."""
     import torchvision
 
     recipe, backbone = training.recipe, run.setup.method.encoder.backbone
     fields = [item.name for item in dataclasses.fields(recipe) if item.name not in ("name", "data", "images")]
-    why = [*_reasons(backbone, published, training, data)]
+    reasons = [*_reasons(backbone, published, training, data)]
     return {
         **{"schema": SCHEMA, "command": "detect-recipe", "time": now(), "run": described([run])[0]},
         "network": run.architecture,
@@ -81,14 +81,16 @@ def facts(
             **{"split": data.split, "left_out": data.left_out},
         },
         "scores": {key: None if math.isnan(value) else value for key, value in scores.items()},
-        "published": [{**figure._asdict(), "comparable": not why, "why_not": why} for figure in FIGURES[recipe.name]],
+        "published": [
+            {**figure._asdict(), "comparable": not reasons, "why_not": reasons} for figure in FIGURES[recipe.name]
+        ],
         "differences": [*_DIFFERENCES, _OF_DATA[published.data], *_changes(training)],
         **{"torch": torch.__version__, "torchvision": torchvision.__version__},
     }
 
 
 def _changes(training: Training) -> list[str]:
-    """Where the command line departs from the recipe."""
+    """Sentences on the options with which the training differs from the recipe."""
     lines, size = [], training.recipe.batch_size
     if (parts := training.accumulate) > 1:
         lines.append(f"The gradients of {parts} parts of a batch are added: batch norm sees {size // parts} images.")
@@ -98,7 +100,7 @@ def _changes(training: Training) -> list[str]:
 
 
 def _reasons(backbone: Backbone, published: PublishedRecipe, training: Training, data: "RecipeData") -> list[str]:
-    """Why a published figure is none to compare with."""
+    """Reasons why the published figures are not comparable with this training's."""
     recipe, network = (
         training.recipe,
         (backbone.channels, backbone.strides, sum(map(torch.numel, backbone.parameters()))),
@@ -115,7 +117,7 @@ def _reasons(backbone: Backbone, published: PublishedRecipe, training: Training,
 
 
 def write(folder: Path, report: dict[str, Any]) -> None:
-    """result.json and report.md."""
+    """Write result.json and report.md."""
     write_json(folder / FILES["numbers"], report)
     write_whole(folder / FILES["report"], markdown(report).encode())
 
@@ -134,7 +136,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"Scored on {data['test_images']} photographs with {data['test_objects']} objects of {data['classes']} "
         f"classes; {data['split']}.",
         "",
-        *(f"- {what}: {count}" for what, count in data["left_out"].items()),
+        *(f"- {reason}: {count}" for reason, count in data["left_out"].items()),
         *[""] * bool(data["left_out"]),
         *columns,
         f"| this detector, by torchvision's parts | {_cells(report['scores'], titles)} | |",
@@ -149,7 +151,7 @@ def markdown(report: dict[str, Any]) -> str:
         *("", "## Where this differs from detectron2's protocol", ""),
         *(f"- {line}" for line in report["differences"]),
         *("", "## The recipe", "", "| | published | here |", "|---|---|---|"),
-        *(f"| {name} | {_word(theirs)} | {_word(ours)} |" for name, (theirs, ours) in report["recipe"].items()),
+        *(f"| {name} | {_word(published)} | {_word(used)} |" for name, (published, used) in report["recipe"].items()),
         "",
     ]
     return "\n".join(lines)

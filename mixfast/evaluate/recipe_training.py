@@ -1,6 +1,6 @@
-"""The training of a recipe's detector: what moves from step to step, its checkpoints, the loop, and the test.
+"""The training of a recipe's detector: its state, checkpoints, loop, and test.
 
-Of several processes each reads and computes some images of every part of a batch, equally many; gradients are averaged.
+Several processes each compute equally many images of every part of a batch, and average their gradients.
 """
 
 import time
@@ -36,7 +36,7 @@ from mixfast.world import check_sums, current
 LOG_EVERY = 20  # steps between two lines of metrics.jsonl
 CHECKPOINT_SECONDS = 600.0  # of training between two checkpoints
 CHECKPOINTS = "checkpoints"  # folder
-_IN_MASK = 0.5  # probability from which on a pixel belongs to an object
+_IN_MASK = 0.5  # smallest probability of a pixel that belongs to an object
 _FIELDS: dict[str, type] = {
     **{"settings": dict, "model": dict, "optimizer": dict, "torch_generators": dict},
     **{"step": int, "metrics_bytes": int, "seconds": float},
@@ -45,17 +45,17 @@ _FIELDS: dict[str, type] = {
 
 @dataclass
 class Training:
-    """A detector that is trained. `settings` decide its bits: a checkpoint is of one of them alone."""
+    """A detector in training. A checkpoint can only be continued with equal `settings`, which decide the results."""
 
     recipe: PublishedRecipe
     model: nn.Module
     photographs: Sequence[Original]  # to train on
-    files: OriginalFiles  # the same
+    files: OriginalFiles  # the image files of `photographs`
     folder: Path
     settings: dict[str, Any]
     device: torch.device
     workers: int
-    step: int = 0  # done
+    step: int = 0  # optimiser steps done
     seconds: float = 0.0  # of training, over all starts
     saved_at: float = field(default_factory=time.monotonic)
 
@@ -71,20 +71,20 @@ class Training:
         return int(self.settings["accumulate"])
 
     def batches(self, name: str, skip: int, until: int) -> Iterator[list[list[Shot]]]:
-        """Training batches number `skip` to `until` of a stream of draws: a batch follows from seed and number.
+        """Training batches number `skip` to `until` of the stream of draws `name`; seed and number decide a batch.
 
-        Of each, the parts, and of a part what this process computes.
+        Each batch is a list of its parts, and each part a list of the photographs that this process computes.
         """
-        recipe, here, draws = self.recipe, current(), Generators(self.settings["seed"])
-        stream = picks(self.photographs, recipe.batch_size, recipe.flip, recipe.sides, draws, name)
-        count = recipe.batch_size // self.accumulate // here.size
-        starts = [(part * here.size + here.rank) * count for part in range(self.accumulate)]
-        own = ([pick for start in starts for pick in batch[start : start + count]] for batch in stream)
-        for shots in read(self.files, islice(own, skip, until), self.workers, self.device):
+        recipe, world, generators = self.recipe, current(), Generators(self.settings["seed"])
+        stream = picks(self.photographs, recipe.batch_size, recipe.flip, recipe.sides, generators, name)
+        count = recipe.batch_size // self.accumulate // world.size
+        starts = [(part * world.size + world.rank) * count for part in range(self.accumulate)]
+        own_picks = ([pick for start in starts for pick in batch[start : start + count]] for batch in stream)
+        for shots in read(self.files, islice(own_picks, skip, until), self.workers, self.device):
             yield [shots[start : start + count] for start in range(0, len(shots), count)]
 
     def losses(self, shots: Sequence[Shot]) -> dict[str, Tensor]:
-        """The detector's losses of some photographs, in training mode; their mean over all processes is the whole's."""
+        """The detector's losses, in training mode; their mean over the processes is that of the global batch."""
         targets: list[dict[str, Any]] = [
             {key: value.to(self.device) for key, value in shot.target.items()} for shot in shots
         ]
@@ -115,8 +115,8 @@ class Training:
             "metrics_bytes": self.metrics.position(),
         }
         tensors = tensors_of({key: state[key] for key in ("model", "optimizer")})
-        if bad := not_finite(tensors):
-            self.diverged(f"{next(iter(bad))} is not finite")
+        if diverged := not_finite(tensors):
+            self.diverged(f"{next(iter(diverged))} is not finite")
         if current().size > 1:
             advice = f"At step {self.step} all processes should hold the same bits; the last checkpoint stays."
             current().compare(check_sums(tensors), PlatformError, advice)
@@ -127,16 +127,16 @@ class Training:
         """Continue from the newest checkpoint of the folder.
 
         Raises:
-            CheckpointError: there is none, it is unreadable, or of other settings.
+            CheckpointError: there is none, it is unreadable, or it belongs to other settings.
         """
         file, state = checkpoint.load_newest(self.folder / CHECKPOINTS, console.line)
         for name, kind in _FIELDS.items():
             entry = state.get(name)
-            same = isinstance(entry, dict) if kind is dict else type(entry) is kind
-            restore.expect(same, file, name, f"a {kind.__name__}", entry)
-        old = state["settings"]
-        if unlike := [key for key in self.settings if old.get(key) != self.settings[key]]:
-            lines = [f"{key}: saved {old.get(key)}, now {self.settings[key]}" for key in unlike]
+            has_type = isinstance(entry, dict) if kind is dict else type(entry) is kind
+            restore.expect(has_type, file, name, f"a {kind.__name__}", entry)
+        saved_settings = state["settings"]
+        if changed := [key for key in self.settings if saved_settings.get(key) != self.settings[key]]:
+            lines = [f"{key}: saved {saved_settings.get(key)}, now {self.settings[key]}" for key in changed]
             raise CheckpointError(f"{file} belongs to other settings:\n  " + "\n  ".join(lines))
         steps = self.recipe.steps
         restore.expect(0 <= state["step"] <= steps, file, "step", f"in 0 ... {steps}", state["step"])
@@ -149,12 +149,12 @@ class Training:
             self.metrics.truncate(state["metrics_bytes"])
             checkpoint.set_aside(file)
 
-    def diverged(self, what: str) -> None:
-        """Raise the error of a training that has met a NaN or an infinity, in all processes."""
+    def diverged(self, reason: str) -> None:
+        """Raise a NonFiniteError in all processes."""
         current().fail(
             NonFiniteError(
-                f"recipe {self.recipe.name}, step {self.step} of {self.recipe.steps}: {what}. Give a smaller --lr than "
-                f"{self.recipe.lr:g} and another --out, or look whether the run's weights are finite."
+                f"recipe {self.recipe.name}, step {self.step} of {self.recipe.steps}: {reason}. Give a smaller --lr "
+                f"than {self.recipe.lr:g} and another --out, or check whether the run's weights are finite."
             )
         )
 
@@ -162,7 +162,7 @@ class Training:
 def read(
     files: OriginalFiles, batches: Iterable[list[Pick]], workers: int, device: torch.device
 ) -> Iterator[list[Shot]]:
-    """The photographs of each batch, decoded ahead by processes if there are some.
+    """The photographs of each batch, decoded ahead by worker processes if there are any.
 
     Raises:
         DataError: a photograph cannot be read, or a process has died.
@@ -175,7 +175,7 @@ def read(
         pin_memory=device.type == "cuda",
         worker_init_fn=begin_worker,
         multiprocessing_context="forkserver" if workers else None,
-        generator=torch.Generator(),  # else the loader would draw from torch's own
+        generator=torch.Generator(),  # else the loader would draw from torch's global generator
     )
     try:
         with workers_that_obey() if workers else nullcontext():
@@ -198,7 +198,7 @@ def train(training: Training, stop: StopRequest, console: Console) -> None:
         Stopped: a signal came to a process; the training is saved.
         NonFiniteError: a loss or a weight is NaN or infinite; the last checkpoint stays.
     """
-    steps, begin, first = training.recipe.steps, time.monotonic(), training.step
+    steps, started, first = training.recipe.steps, time.monotonic(), training.step
     task = console.task(training.recipe.name, steps)
     if training.step == 0:
         training.save()
@@ -210,22 +210,22 @@ def train(training: Training, stop: StopRequest, console: Console) -> None:
         if current().rank == 0 and (training.step % LOG_EVERY == 0 or training.step == steps):
             rate = training.recipe.rate(training.step - 1)
             training.metrics.write({"kind": "step", "step": training.step, "lr": rate, **losses})
-        left = (time.monotonic() - begin) / (training.step - first) * (steps - training.step)
-        note = f"loss {sum(losses.values()):.3f}; about {duration(left)} left"
+        remaining = (time.monotonic() - started) / (training.step - first) * (steps - training.step)
+        note = f"loss {sum(losses.values()):.3f}; about {duration(remaining)} left"
         task.update(training.step, note)
         if console.silent_for_long():
             console.line(f"  step {training.step} of {steps}: {note}")
-        old = time.monotonic() - training.saved_at > CHECKPOINT_SECONDS
-        number, old_somewhere = current().largest(stop.number, old)
-        if number or old_somewhere or training.step == steps:
+        overdue = time.monotonic() - training.saved_at > CHECKPOINT_SECONDS
+        signal_number, overdue_anywhere = current().largest(stop.number, overdue)
+        if signal_number or overdue_anywhere or training.step == steps:
             training.save()
-        if number:
-            raise Stopped(number)
+        if signal_number:
+            raise Stopped(signal_number)
     task.close()
 
 
 def train_step(training: Training, parts: Sequence[Sequence[Shot]]) -> dict[str, float]:
-    """Move the weights by the mean gradient of a batch of all processes; returns its losses."""
+    """Update the weights by the mean gradient of the global batch; returns its losses."""
     set_learning_rate(training.optimizer, training.recipe.rate(training.step))
     sums: dict[str, Tensor] = {}
     for shots in parts:
@@ -245,9 +245,9 @@ def train_step(training: Training, parts: Sequence[Sequence[Shot]]) -> dict[str,
 
 @torch.no_grad()
 def precise_statistics(training: Training) -> None:
-    """Give every batch norm the mean of its batches' statistics over `precise_batches` training batches.
+    """Set the statistics of every batch norm to their means over `precise_batches` training batches.
 
-    As detectron2's PRECISE_BN: what a running mean remembers of the last steps is noisy and late.
+    As detectron2's PRECISE_BN: running means are noisy, and lag behind the weights.
     """
     norms = [module for module in training.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
     momenta = [norm.momentum for norm in norms]
@@ -264,10 +264,11 @@ def precise_statistics(training: Training) -> None:
 
 @torch.no_grad()
 def predict(training: Training, files: OriginalFiles, console: Console) -> tuple[Detections, list[list[str]]]:
-    """What the detector finds in photographs, each alone and so without another's padding; boxes in their pixels.
+    """The detections in photographs, with boxes in pixels of the photograph, and the masks of each photograph.
 
-    The photographs are dealt out to the processes, and all get what is found: also, of a detector with masks, the runs
-    of each photograph's masks, by falling score as the boxes.
+    The photographs are divided among the processes, and every process gets all results. Each photograph is a batch of
+    its own, without padding to the size of others. The masks are run lengths in the order of the boxes, by falling
+    score; [] for a detector without masks.
     """
     count, size = len(files.paths), current().size
     training.model.eval()
@@ -275,21 +276,21 @@ def predict(training: Training, files: OriginalFiles, console: Console) -> tuple
 
     def share(rank: int) -> list[tuple[dict[str, Tensor], list[str]]]:
         alone = ([Pick(number)] for number in range(rank, count, size))
-        found: list[tuple[dict[str, Tensor], list[str]]] = []
+        detections: list[tuple[dict[str, Tensor], list[str]]] = []
         for shots in read(files, alone, training.workers, training.device):
             with autocast(training.device, training.settings["precision"]):
                 (image,) = training.model(training.images(shots))
             masks = image.pop("masks", None)
             runs = [] if masks is None else encoded(masks[:, 0] >= _IN_MASK)
-            found.append(({name: value.cpu() for name, value in image.items()}, runs))
-            task.update(min(count, len(found) * size), "")
+            detections.append(({name: value.cpu() for name, value in image.items()}, runs))
+            task.update(min(count, len(detections) * size), "")
             if console.silent_for_long():
-                console.line(f"  test image {len(found) * size} of {count}")
-        return found
+                console.line(f"  test image {len(detections) * size} of {count}")
+        return detections
 
     shares = current().jobs(size, share)
     images = [shares[number % size][number // size] for number in range(count)]
     boxes, labels, scores = stacked((image for image, _ in images), count)
     task.close()
-    found = Detections(boxes, labels, scores, (boxes[..., 2:] - boxes[..., :2]).prod(-1))
-    return found, [runs for _, runs in images]
+    detections = Detections(boxes, labels, scores, (boxes[..., 2:] - boxes[..., :2]).prod(-1))
+    return detections, [runs for _, runs in images]

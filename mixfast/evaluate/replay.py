@@ -1,4 +1,4 @@
-"""evaluate replay: the step at which a run met a NaN or an infinity."""
+"""evaluate replay: repeats the step at which a NaN or an infinity appeared in a run."""
 
 import tempfile
 from dataclasses import dataclass
@@ -48,42 +48,42 @@ def replay(options: Replay) -> None:
 
 
 def search(setup: Setup, folder: RunFolder, until: int) -> None:
-    """Train again from the newest checkpoint, look at every step, and replay the first that is bad.
+    """Train again from the newest checkpoint, check every step, and replay the first that is not finite.
 
     Args:
         setup: of the run.
         folder: of the run; nothing in it is changed.
-        until: the step after which training noticed.
+        until: the step after which training found the NaN or infinity.
     """
     file, state = checkpoint.load_newest(folder.path, print)
-    with tempfile.TemporaryDirectory() as place:
-        again = build(setup.config, setup.splits, RunFolder(Path(place)), Console(), StopRequest(), setup.device)
-        again.restore(state, file)
-        print(f"the run noticed at step {until}; looking at every step from {again.step} on, the newest checkpoint's")
+    with tempfile.TemporaryDirectory() as temporary:
+        run = build(setup.config, setup.splits, RunFolder(Path(temporary)), Console(), StopRequest(), setup.device)
+        run.restore(state, file)
+        print(f"the run noticed at step {until}; checking every step from {run.step} on, the newest checkpoint's")
         try:
-            while again.step <= until and again.epoch < setup.config.train.epochs:
-                _look(again, until)
+            while run.step <= until and run.epoch < setup.config.train.epochs:
+                _check_steps(run, until)
         except NonFiniteError:
-            path = Path(place) / NONFINITE
-            if "method" in (found := checkpoint.load(path)):
-                replay_step(setup, found, path)
+            path = Path(temporary) / NONFINITE
+            if "method" in (nonfinite_state := checkpoint.load(path)):
+                replay_step(setup, nonfinite_state, path)
             return
     raise CheckpointError(
-        f"{folder.path}: trained again from step {state['step']} to {again.step}, and everything stays finite: this "
+        f"{folder.path}: trained again from step {state['step']} to {run.step}, and everything stays finite: this "
         "machine does not repeat the bits of the run; --train.deterministic and the same number of threads would."
     )
 
 
-def _look(run: Run, until: int) -> None:
-    """Train for the rest of the epoch, or until after a step; NonFiniteError at the first that is bad."""
+def _check_steps(run: Run, until: int) -> None:
+    """Train to the end of the epoch, or until step `until`; NonFiniteError at the first step that is not finite."""
     for images in run.batches.epoch():
         largest = max(value.abs().max().item() for value in run.method.parameters())
         train_step(run, images, check=True)
-        if bad := run.not_finite():
-            print(f"step {run.step - 1}, epoch {run.epoch}: loss and gradients are finite; after the step these not:")
-            print("\n".join(f"  {name} = {value}" for name, value in list(bad.items())[:5]))
+        if diverged := run.not_finite():
+            print(f"step {run.step - 1}, epoch {run.epoch}: loss and gradients are finite; not finite after the step:")
+            print("\n".join(f"  {name} = {value}" for name, value in list(diverged.items())[:5]))
             print(f"rate of the step: {run.rate:g}; largest weight before it: {largest:.3g}")
-            raise run.diverged(bad, {})
+            raise run.diverged(diverged, {})
         if run.step > until:
             return
     run.epoch += 1
@@ -104,11 +104,11 @@ def replay_step(setup: Setup, state: dict[str, Any], path: Path) -> None:
     for part in images.to(setup.device).chunk(setup.config.train.accumulate):
         views = setup.views(part)
         with torch.autograd.set_detect_anomaly(True), setup.autocast():
-            out = setup.method.step(views, setup.generators)
-            for name, value in {"loss": out.loss.detach(), **out.parts}.items():
+            output = setup.method.step(views, setup.generators)
+            for name, value in {"loss": output.loss.detach(), **output.parts}.items():
                 print(f"  {name:<16} {value.item():.6g}")
             try:
-                out.loss.backward()  # type: ignore[no-untyped-call]
+                output.loss.backward()  # type: ignore[no-untyped-call]
             except RuntimeError as error:
                 print(f"  first in the backward pass: {error}")
                 return

@@ -1,4 +1,4 @@
-"""Runs for the evaluations: loading them, naming and grouping them by what differs, and where results go."""
+"""Runs for the evaluations: loading them, naming and grouping them, and recording their scores."""
 
 import copy
 import dataclasses
@@ -28,9 +28,9 @@ from mixfast.scoring.baselines import calibrated
 from mixfast.scoring.maps import Network
 from mixfast.world import current
 
-SCHEMA = 1  # of a line
+SCHEMA = 1  # version of a line of evaluations.jsonl
 Loaded = Mapping[str, Splits]  # data sets by `data_key`
-Say = Callable[[str], None]
+PrintLine = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,9 @@ class LoadedRun:
     setup: Setup
     epoch: int
     step: int
-    drawn: Encoder  # with the weights that the seed gives
-    recipe: str  # the name of what it was trained by: `mixfast.config.presets.recipe_name`
-    name: str = ""  # of its group: runs that differ in nothing but the seed share one
+    drawn: Encoder  # with the random weights drawn from the seed
+    recipe: str  # preset or method that it was trained by: `mixfast.config.presets.recipe_name`
+    name: str = ""  # of its group: runs that differ only in their seed have the same name
 
     @property
     def trained(self) -> Network:
@@ -67,22 +67,22 @@ class LoadedRun:
 
     @property
     def start(self) -> str:
-        """The architecture and the weights of --init: what runs have in common that begin alike but for the seed."""
+        """The architecture and the weights of --init: equal for runs whose first weights differ only by the seed."""
         config = self.setup.config
         return f"{config.model} {config.init}".rstrip()
 
     @property
     def origin(self) -> str:
-        """What the network before training follows from: runs with one origin share their untrained network."""
+        """Everything that decides the untrained network: it is the same for runs with equal origins."""
         config = self.setup.config
         return f"{self.start} {config.seed} {data_key(config)}"
 
     @property
     def fresh(self) -> Encoder:
-        """A copy of the encoder before training: with the weights that the run began with, drawn or of --init.
+        """A copy of the encoder with the weights that the run began with, random or those of --init.
 
         Raises:
-            CheckpointError: the folder has lost those of --init.
+            CheckpointError: the weights of --init are missing from the folder.
         """
         encoder = copy.deepcopy(self.drawn)
         if self.setup.config.init:
@@ -109,15 +109,15 @@ def load_runs(
     options: ScoringOptions,
     changes: dict[str, Any] | None = None,
     loaded: Loaded | None = None,
-    say: Say = print,
+    print_line: PrintLine = print,
 ) -> list[LoadedRun]:
-    """The runs that `options` names, with names; data that several runs share is loaded once.
+    """Load the runs that `options` lists, and give them names; data that several runs share is loaded once.
 
     Args:
         options: of the command.
-        changes: values of other configuration keys.
-        loaded: data sets that are there already, by `data_key`.
-        say: prints a line.
+        changes: new values of configuration options, by dotted key.
+        loaded: data sets that are loaded already, by `data_key`.
+        print_line: prints a line.
 
     Raises:
         ConfigError: no run is given.
@@ -125,7 +125,7 @@ def load_runs(
     if not options.runs:
         raise ConfigError("give at least one RUN: the folder of a run, or one of its checkpoints.")
     shared = dict(loaded or {})
-    load = partial(_load, options=options, changes=changes or {}, shared=shared, say=say)
+    load = partial(_load, options=options, changes=changes or {}, shared=shared, print_line=print_line)
     runs = [current().in_turn(partial(load, path)) for path in options.runs]
     names = group_names([run.recipe for run in runs], [run.setup.config for run in runs])
     for run, name in zip(runs, names, strict=True):
@@ -134,9 +134,9 @@ def load_runs(
 
 
 def _load(
-    path: Path, options: ScoringOptions, changes: dict[str, Any], shared: dict[str, Splits], say: Say
+    path: Path, options: ScoringOptions, changes: dict[str, Any], shared: dict[str, Splits], print_line: PrintLine
 ) -> LoadedRun:
-    file, state, setup = load_run(path, options, changes, shared, say)
+    file, state, setup = load_run(path, options, changes, shared, print_line)
     drawn = copy.deepcopy(setup.method.encoder)
     setup.load_method(state, file)
     folder = RunFolder.open(path)
@@ -145,19 +145,19 @@ def _load(
 
 
 def group_names(recipes: Sequence[str], configs: Sequence[RunConfig[Any]]) -> list[str]:
-    """A name for each run: its recipe, with the options in which runs of that recipe differ, the seed left out."""
-    flat = [{k: v for k, v in flatten(config).items() if not _beside_the_point(k)} for config in configs]
+    """A name for each run: its recipe, and the options, except the seed, in which runs of that recipe differ."""
+    flat = [{k: v for k, v in flatten(config).items() if not _is_ignored(k)} for config in configs]
     names = []
     for name, values in zip(recipes, flat, strict=True):
-        rivals = [other for recipe, other in zip(recipes, flat, strict=True) if recipe == name]
-        unlike = [key for key in values if any(other.get(key) != values[key] for other in rivals)]
-        words = [f"{key.rpartition('.')[2]}={values[key]}" for key in unlike]
-        names.append(" ".join([name, *words]))
+        same_recipe = [other_values for recipe, other_values in zip(recipes, flat, strict=True) if recipe == name]
+        differing = [key for key in values if any(other_values.get(key) != values[key] for other_values in same_recipe)]
+        settings = [f"{key.rpartition('.')[2]}={values[key]}" for key in differing]
+        names.append(" ".join([name, *settings]))
     return names
 
 
-def _beside_the_point(key: str) -> bool:
-    """Whether a key leaves the trained weights alone, or is the seed."""
+def _is_ignored(key: str) -> bool:
+    """Whether an option does not change the trained weights, or is the seed."""
     return key == "seed" or key in FREE_ON_RESUME
 
 
@@ -169,19 +169,20 @@ def grouped(runs: Iterable[LoadedRun]) -> dict[str, list[LoadedRun]]:
     return groups
 
 
-def need_labels(runs: Iterable[LoadedRun], what: str) -> None:
+def need_labels(runs: Iterable[LoadedRun], score_name: str) -> None:
     """Raise a ConfigError that names the first run whose images lack classes."""
     for run in runs:
         if not scorable(run.setup):
             raise ConfigError(
-                f"{run.checkpoint}: {what} needs a class for every image, and its data set has images without one."
+                f"{run.checkpoint}: {score_name} needs a class for every image, and its data set has images without "
+                "one."
             )
 
 
 def record_scores(run: LoadedRun, command: str, settings: dict[str, Any], scores: dict[str, Any]) -> None:
-    """Append a result to the run's evaluations.jsonl: a JSON object per line, `scores` by row and by metric.
+    """Append a line to the run's evaluations.jsonl, a JSON object with `scores` by row and metric.
 
-    Of several processes the first writes.
+    Only the first of several processes writes.
     """
     if current().rank:
         return
@@ -192,10 +193,10 @@ def record_scores(run: LoadedRun, command: str, settings: dict[str, Any], scores
 
 
 def read_scores(folder: RunFolder) -> tuple[list[dict[str, Any]], int]:
-    """The lines that `record_scores` appended in a run's folder, and how many others there are, damaged or cut short.
+    """The lines that `record_scores` appended in a run's folder, and the number of damaged lines.
 
     Raises:
-        CheckpointError: there is such a file and it cannot be read.
+        CheckpointError: the file cannot be read.
     """
     path = folder.evaluations
     try:
@@ -207,18 +208,18 @@ def read_scores(folder: RunFolder) -> tuple[list[dict[str, Any]], int]:
 
 
 def _record(line: str) -> dict[str, Any]:
-    """The object of a line; {} if it is no record of scores."""
+    """The object of a line; {} if it is not a record of scores."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
         return {}
-    wanted = {"command": str, "epoch": int, "settings": dict, "scores": dict}
-    whole = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in wanted.items())
-    return record if whole and record.get("schema") == SCHEMA and record["scores"] else {}
+    required = {"command": str, "epoch": int, "settings": dict, "scores": dict}
+    is_record = isinstance(record, dict) and all(isinstance(record.get(key), kind) for key, kind in required.items())
+    return record if is_record and record.get("schema") == SCHEMA and record["scores"] else {}
 
 
 def described(runs: Iterable[LoadedRun]) -> list[dict[str, Any]]:
-    """Which weights a result is of, for its JSON file: an object per run."""
+    """The weights of each run that a result belongs to, for its JSON file."""
     return [
         {
             "path": str(run.checkpoint),
@@ -232,16 +233,16 @@ def described(runs: Iterable[LoadedRun]) -> list[dict[str, Any]]:
 
 
 def evaluation_folder(runs: Sequence[LoadedRun], out: Path | None) -> Path:
-    """Where files and pictures go: `out`, or evaluation/ of the first run; made if it is not there."""
+    """The folder for files and pictures: `out`, or evaluation/ of the first run; created if it is missing."""
     folder = out or runs[0].folder.path / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def table(rows: dict[str, dict[str, str]]) -> str:
-    """Rows of words as aligned text; columns in the order of the longest row.
+    """A table as aligned text, from the text of each cell by row and column; columns as in the longest row.
 
-    On a terminal, columns for which a line has no room follow below the others.
+    On a terminal, columns that do not fit into a line follow in a further block.
     """
     longest_first = sorted(rows.values(), key=len, reverse=True)
     columns = list(dict.fromkeys(column for cells in longest_first for column in cells))
@@ -249,39 +250,41 @@ def table(rows: dict[str, dict[str, str]]) -> str:
     first = max(map(len, rows))
     lines = [("", columns), *((name, [cells.get(column, "-") for column in columns]) for name, cells in rows.items())]
     room = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
-    blocks, begin = list[str](), 0
-    while begin < len(columns):
-        end = begin + 1
-        while end < len(columns) and first + sum(3 + width for width in widths[begin : end + 1]) <= room:
+    blocks, start = list[str](), 0
+    while start < len(columns):
+        end = start + 1
+        while end < len(columns) and first + sum(3 + width for width in widths[start : end + 1]) <= room:
             end += 1
         blocks.append(
             "\n".join(
-                f"{name:<{first}}" + "".join(f"   {words[place]:>{widths[place]}}" for place in range(begin, end))
-                for name, words in lines
+                f"{name:<{first}}" + "".join(f"   {texts[number]:>{widths[number]}}" for number in range(start, end))
+                for name, texts in lines
             )
         )
-        begin = end
+        start = end
     return "\n\n".join(blocks)
 
 
 class ScoreTable:
-    """Scores by row and run; what several runs share is computed once and counts once."""
+    """Scores by row and origin; scores that several runs share are computed once and count once."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[str, dict[str, float]]] = {}  # row: origin: metric: value
 
     def score(self, row: str, origin: str, scorer: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """The scores of a row for one origin, from `scorer` the first time and from memory after that."""
-        known = self._rows.setdefault(row, {})
-        if origin not in known:
-            known[origin] = scorer()
-        return known[origin]
+        """The scores of a row for an origin; `scorer` is called for the first run of that origin only."""
+        scores = self._rows.setdefault(row, {})
+        if origin not in scores:
+            scores[origin] = scorer()
+        return scores[origin]
 
     @property
     def rows(self) -> dict[str, dict[str, float]]:
         """Means over the origins, by row and metric."""
-        kept = {row: list(scores.values()) for row, scores in self._rows.items()}
-        return {row: {key: statistics.fmean(s[key] for s in some) for key in some[0]} for row, some in kept.items()}
+        rows = {row: list(scores.values()) for row, scores in self._rows.items()}
+        return {
+            row: {key: statistics.fmean(s[key] for s in values) for key in values[0]} for row, values in rows.items()
+        }
 
     def table(self) -> str:
         """A line per row: "71.3", or "70.1 ± 1.2" for several (mean, standard deviation)."""

@@ -1,4 +1,4 @@
-"""The exported backbone as the files of other libraries: each is reloaded there, where it can be, and compared."""
+"""The exported backbone as files of other libraries, which are reloaded there if possible and compared."""
 
 import importlib
 import tempfile
@@ -18,11 +18,11 @@ __all__ = ["TARGETS", "Source", "Target", "checked", "write"]
 
 @dataclass(frozen=True)
 class Target:
-    """A library that weights are written for."""
+    """A library for which weights are written."""
 
     library: str  # the module that computes `maps`
     files: Callable[[Source], dict[str, bytes]]  # by name; ConfigError if the library has no such network
-    maps: Callable[[Path, Source], list[Tensor]]  # of all stages, by the library from the files in a folder
+    maps: Callable[[Path, Source], list[Tensor]]  # of all stages, computed by the library from the files in a folder
     usage: Callable[[Source], str]  # Python that loads the files, from their folder
     tolerance: float  # of a map, relative to its largest value
 
@@ -38,21 +38,21 @@ TARGETS = {
 
 
 def checked(target: Target, files: dict[str, bytes], source: Source) -> str:
-    """Load files in their library and compare all maps; returns what was found, in words.
+    """Load files in their library and compare all maps; returns the result as text.
 
     Raises:
-        CheckpointError: the library computes something else.
+        CheckpointError: the library computes other maps.
     """
     try:
         importlib.import_module(target.library)
     except Exception as error:  # absent, or broken in one of many ways
         return f"not loaded there: {target.library} cannot be imported ({error})"
-    with tempfile.TemporaryDirectory() as place:
-        write(files, Path(place))
-        theirs = target.maps(Path(place), source)
-    for stage, here, there in zip(source.stages, source.maps(), theirs, strict=True):
-        worst = (here - there).abs().max().item() if here.shape == there.shape else float("inf")
-        if not worst <= target.tolerance * here.abs().max().item():  # NaN is not
+    with tempfile.TemporaryDirectory() as folder:
+        write(files, Path(folder))
+        library_maps = target.maps(Path(folder), source)
+    for stage, own_map, library_map in zip(source.stages, source.maps(), library_maps, strict=True):
+        worst = (own_map - library_map).abs().max().item() if own_map.shape == library_map.shape else float("inf")
+        if not worst <= target.tolerance * own_map.abs().max().item():  # NaN is not
             raise CheckpointError(
                 f"{', '.join(files)}: the map of stage {stage} that {target.library} computes differs by {worst:.2e}; "
                 "nothing was written."
@@ -62,7 +62,7 @@ def checked(target: Target, files: dict[str, bytes], source: Source) -> str:
 
 
 def write(files: dict[str, bytes], folder: Path) -> None:
-    """Write files into a folder, which is made if it is not there, each whole or not at all."""
+    """Write files into a folder, which is created if it is missing, each completely or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         write_whole(folder / name, content)

@@ -25,10 +25,10 @@ def card(subject: Snapshot, digests: Mapping[str, str], usage: str, library: str
         subject: the weights.
         digests: SHA-256 of each file, by its name.
         usage: Python that loads the files.
-        library: that they are for.
+        library: the library that reads the files.
 
     Raises:
-        CheckpointError: a line of the run's metrics.jsonl or evaluations.jsonl is no record.
+        CheckpointError: a line of the run's metrics.jsonl or evaluations.jsonl is not a record.
     """
     setup = subject.setup
     config, data = setup.config, _data(setup)
@@ -107,7 +107,7 @@ def _facts(subject: Snapshot) -> dict[str, str]:
     network = ", ".join(f"{key} {value}" for key, value in config.model.architecture.items())
     return {
         "method": f"`{config.method_name}`: {setup.method.summary}",
-        "encoder": "query: the one that is trained" if subject.which == "query" else "key: the moving average",
+        "encoder": "query: the one that is trained" if subject.encoder_name == "query" else "key: the moving average",
         "network": f"{config.model.title} ({network})",
         "channels of each stage at its pixels per cell": stages,
         "data": f"{_data(setup)}: {len(splits.train)} training images of {side} x {side} pixels",
@@ -120,7 +120,7 @@ def _facts(subject: Snapshot) -> dict[str, str]:
 
 
 def _commit(folder: RunFolder) -> str:
-    """The commit that the run was trained with, as env.json has it."""
+    """The commit that the run was trained with, from env.json."""
     try:
         git = json.loads((folder.path / "env.json").read_text(encoding="utf-8"))["git"]
         return f"{git['commit']}{' with changes' if git['modified'] else ''}"
@@ -129,11 +129,12 @@ def _commit(folder: RunFolder) -> str:
 
 
 def _trained_score(subject: Snapshot) -> dict[str, Any]:
-    """The record of the evaluation in training that is of these weights; {} if there is none."""
-    if subject.which != "query":
+    """The record of the training's evaluation of these weights; {} if there is none."""
+    if subject.encoder_name != "query":
         return {}
-    found = [item for item in read(subject.folder.metrics) if item["kind"] == "eval" and item["step"] == subject.step]
-    return found[-1] if found else {}
+    records = read(subject.folder.metrics)
+    evaluations = [record for record in records if record["kind"] == "eval" and record["step"] == subject.step]
+    return evaluations[-1] if evaluations else {}
 
 
 def _protocol(setup: Setup) -> str:
@@ -143,12 +144,12 @@ def _protocol(setup: Setup) -> str:
 
 def _scores(subject: Snapshot) -> str:
     """A table of every score of these weights with its protocol."""
-    if subject.which != "query":
+    if subject.encoder_name != "query":
         return "None: evaluations are of the query encoder."
     rows: list[tuple[str, str, dict[str, Any]]] = []
     if record := _trained_score(subject):
-        kept: dict[str, Any] = {key: record[key] for key in ("knn_h", "knn_z") if key in record}
-        rows.append((f"in training: {_protocol(subject.setup)} (h), and on the head's output (z)", "", kept))
+        training_scores: dict[str, Any] = {key: record[key] for key in ("knn_h", "knn_z") if key in record}
+        rows.append((f"in training: {_protocol(subject.setup)} (h), and on the head's output (z)", "", training_scores))
     latest: dict[str, dict[str, dict[str, Any]]] = {}
     for number, line in enumerate(read_lines(subject.folder.evaluations), 1):
         if (line.get("epoch"), line.get("step")) != (subject.epoch, subject.step):
@@ -161,8 +162,8 @@ def _scores(subject: Snapshot) -> str:
                 f"{subject.folder.evaluations}, line {number}: settings and scores must be objects; "
                 "repair or delete it."
             )
-        words = ", ".join(f"{key} {json.dumps(_short(value))}" for key, value in settings.items())
-        latest[f"evaluate {line.get('command')}: {words}"] = scores
+        description = ", ".join(f"{key} {json.dumps(_short(value))}" for key, value in settings.items())
+        latest[f"evaluate {line.get('command')}: {description}"] = scores
     rows += [(protocol, name, values) for protocol, scores in latest.items() for name, values in scores.items()]
     if not rows:
         return "None: these weights have not been evaluated."
@@ -173,14 +174,14 @@ def _scores(subject: Snapshot) -> str:
 
 
 def _short(value: Any) -> Any:
-    """A setting; of a path of this machine its last part, of a long list its length."""
+    """A setting, with an absolute path cut to its last part and a long list replaced by its length."""
     if isinstance(value, list):
         return [_short(item) for item in value] if len(value) <= _LISTED else f"{len(value)} of them"
     return Path(value).name if isinstance(value, str) and value.startswith("/") else value
 
 
 def _values(scores: Mapping[str, Any]) -> str:
-    """Scores in words; of one with an interval, the mean."""
+    """Scores as text; of a score with an interval, the mean."""
     means = {key: value.get("mean") if isinstance(value, dict) else value for key, value in scores.items()}
     return ", ".join(
         f"{key} {value:.4g}" if isinstance(value, int | float) else f"{key} {value}" for key, value in means.items()

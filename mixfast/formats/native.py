@@ -31,7 +31,7 @@ def structure(backbone: Backbone) -> dict[str, Any]:
 
 
 def checksum(described: dict[str, Any]) -> str:
-    """SHA-256 of the entries but `checksum`, as JSON with sorted keys."""
+    """SHA-256 of all entries but `checksum`, as JSON with sorted keys."""
     entries = {key: value for key, value in described.items() if key != "checksum"}
     return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
 
@@ -44,7 +44,7 @@ class Exported(NamedTuple):
 
 
 def read(folder: Path) -> Exported:
-    """The files of an export; neither has changed since it was written.
+    """Read the files of an export, and check that they have not changed since they were written.
 
     Raises:
         CheckpointError: a file is missing or damaged, or one of them was edited.
@@ -84,23 +84,23 @@ def load_backbone(folder: Path | str, factory: Callable[..., nn.Module] | None =
 
     Args:
         folder: the export/ folder of a run.
-        factory: what made a backbone of one's own, as `model.backbone` named it. A folder names such code but is not
-            trusted to choose it: nothing is imported because a folder says so, but torchvision and timm.
+        factory: the function that makes a user's own backbone, as `model.backbone` named it. The folder contains the
+            name of this function, but a folder may come from another person: only torchvision and timm are imported.
 
     Raises:
         CheckpointError: a file is missing or was edited, the weights or strides are not those that export.json
-            describes, or they are of a backbone of one's own and `factory` is not given.
+            describes, or the weights belong to a user's own backbone and `factory` is not given.
     """
     folder = Path(folder)
     described, weights = read(folder)
     architecture = _checked(described, folder)
     with torch.device("meta" if "backbone" not in architecture else "cpu"):  # nothing is allocated for absurd sizes
         backbone = rebuilt(architecture, folder, factory)
-    wanted = named_weights(backbone).state_dict()
-    if unlike := [name for name in {**wanted, **weights} if _form(wanted.get(name)) != _form(weights.get(name))]:
+    expected = named_weights(backbone).state_dict()
+    if differing := [name for name in {**expected, **weights} if _form(expected.get(name)) != _form(weights.get(name))]:
         raise CheckpointError(
             f"{folder / WEIGHTS} is of another network than the one built here, as {FACTS} says: they differ in "
-            f"{len(unlike)} entries ({', '.join(unlike[:5])})."
+            f"{len(differing)} entries ({', '.join(differing[:5])})."
         )
     for key, value in structure(backbone).items():
         if described.get(key) != value:
@@ -119,7 +119,7 @@ def _form(value: Tensor | None) -> object:
 
 
 def _checked(described: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The architecture in what export.json holds; CheckpointError if it is none."""
+    """The architecture in the content of export.json; CheckpointError if it is not valid."""
     architecture = described.get("architecture")
     try:
         if not isinstance(architecture, dict):
@@ -138,7 +138,7 @@ def _checked(described: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def rebuilt(architecture: dict[str, Any], folder: Path, factory: Callable[..., nn.Module] | None) -> Backbone:
-    """A network of that architecture, with ordinary batch norms."""
+    """A network of an architecture, with ordinary batch norms."""
     if "backbone" not in architecture:
         return plain_batch_norms_(ResNet(**architecture, num_splits=1))
     named = adapters.parse(architecture["backbone"])
@@ -151,13 +151,13 @@ def rebuilt(architecture: dict[str, Any], folder: Path, factory: Callable[..., n
 
 
 def own_factory(architecture: dict[str, Any]) -> Callable[..., Any] | None:
-    """The factory of a backbone of the user's own; None of another."""
+    """The factory of a user's own backbone; None for other backbones."""
     named = adapters.parse(architecture["backbone"]) if "backbone" in architecture else None
     return adapters.imported(named) if named is not None and named.own else None
 
 
 def call(architecture: dict[str, Any], folder: str) -> str:
-    """The words that load an export."""
+    """Python that loads an export."""
     named = adapters.parse(architecture["backbone"]) if "backbone" in architecture else None
     factory = f", factory={named.source}.{named.name}" if named is not None and named.own else ""
     return f"mixfast.export.load_backbone({folder}{factory})"

@@ -1,4 +1,4 @@
-"""The object of an export: a method's network at a checkpoint, and the position of that checkpoint in its run."""
+"""The network that is exported: one of a method's encoders at a checkpoint of a run."""
 
 from dataclasses import dataclass
 
@@ -21,17 +21,17 @@ class Snapshot:
     folder: RunFolder  # of the run
     epoch: int
     step: int
-    which: str  # query or key
+    encoder_name: str  # query or key
 
     @property
     def encoder(self) -> Encoder:
         """The network.
 
         Raises:
-            ConfigError: the method has none of that name.
+            ConfigError: the method has no such encoder.
         """
         method = self.setup.method
-        if self.which == "query":
+        if self.encoder_name == "query":
             return method.encoder
         followers = [child for child in method.children() if isinstance(child, Encoder) and child is not method.encoder]
         if len(followers) != 1:
@@ -42,16 +42,16 @@ class Snapshot:
         return followers[0]
 
     def weights(self) -> dict[str, Tensor]:
-        """The backbone's, contiguous and on the CPU.
+        """The weights of the backbone, contiguous and on the CPU.
 
         Raises:
             NonFiniteError: a weight is NaN or infinite.
         """
         state = named_weights(self.encoder.backbone).state_dict()
-        if bad := not_finite(state):
-            raise NonFiniteError(f"the backbone is not exported: {', '.join(list(bad)[:5])} of it is not finite.")
-        plain = torch.contiguous_format
-        return {name: value.detach().cpu().clone(memory_format=plain) for name, value in state.items()}
+        if diverged := not_finite(state):
+            raise NonFiniteError(f"the backbone is not exported: {', '.join(list(diverged)[:5])} of it is not finite.")
+        layout = torch.contiguous_format
+        return {name: value.detach().cpu().clone(memory_format=layout) for name, value in state.items()}
 
     def images(self) -> Tensor:
         """Four images [4, 3, S, S], normalised, on the encoder's device, for the comparison of maps."""

@@ -1,4 +1,4 @@
-"""The source of files for other libraries: a plain network, and the ResNet of those libraries that it equals."""
+"""The network whose weights are written for other libraries, and the ResNet of these libraries that it equals."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from mixfast.models.backbone import named_weights
 from mixfast.models.resnet import STEMS
 
 WIDTH = 64  # of the first stage of every ResNet of the libraries
-DEPTHS = (18, 34, 50)  # that they and this package have
+DEPTHS = (18, 34, 50)  # that the libraries and this package have
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Source:
     architecture: dict[str, Any]  # as in export.json
     mean: tuple[float, ...]  # of the three channels R, G, B, in units of [0, 1]
     std: tuple[float, ...]
-    images: Tensor  # float32 [n, 3, S, S], normalised: what maps are compared on
+    images: Tensor  # float32 [n, 3, S, S], normalised, on which maps are compared
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -59,12 +59,12 @@ class Layout(NamedTuple):
 
     @property
     def name(self) -> str:
-        """In torchvision and timm."""
+        """The name in torchvision and timm."""
         return f"resnet{self.depth}"
 
 
 def layout_of(source: Source, target: str, stems: Sequence[str]) -> Layout:
-    """Which ResNet a network is.
+    """The ResNet of other libraries that a network equals.
 
     Args:
         source: the network.
@@ -74,20 +74,20 @@ def layout_of(source: Source, target: str, stems: Sequence[str]) -> Layout:
     Raises:
         ConfigError: the library has no such network, or none with this stem.
     """
-    known = f"{target} has ResNets {', '.join(map(str, DEPTHS))} of width {WIDTH}"
+    supported = f"{target} has ResNets {', '.join(map(str, DEPTHS))} of width {WIDTH}"
     named = source.named()
     if named is None:
         depth, width, stem = (source.architecture[key] for key in ("depth", "width", "stem"))
         if depth not in DEPTHS or width != WIDTH:
             raise ConfigError(
-                f"--to {target}: {known}, and no ResNet-{depth} of width {width}. Use --to onnx, or "
+                f"--to {target}: {supported}, and no ResNet-{depth} of width {width}. Use --to onnx, or "
                 "mixfast.export.load_backbone of the plain export."
             )
     else:
         layouts = {f"resnet{depth}": depth for depth in DEPTHS}
         if named.source != "torchvision" or named.options or named.name not in layouts:
             raise ConfigError(
-                f"--to {target}: {known}, and this is {source.architecture['backbone']}. The plain export, without "
+                f"--to {target}: {supported}, and this is {source.architecture['backbone']}. The plain export, without "
                 "--to, has the names of its own library; --to onnx takes any network."
             )
         depth, stem = layouts[named.name], "imagenet"
@@ -101,25 +101,29 @@ def layout_of(source: Source, target: str, stems: Sequence[str]) -> Layout:
 
 
 def stem_words(stem: str) -> str:
-    """A key of `STEMS` with what it means."""
+    """A key of `STEMS` with the sizes of the stem."""
     kernel, stride, max_pool = STEMS[stem]
     return f"{stem} ({kernel}x{kernel}, stride {stride}, {'' if max_pool else 'no '}max-pool)"
 
 
 def bytes_of_255(values: Sequence[float]) -> list[float]:
-    """Numbers in units of [0, 1] in those of a byte, as detectron2 and mmdet take mean and deviation."""
+    """Numbers in units of [0, 1] as numbers in [0, 255], the unit of mean and deviation in detectron2 and mmdet."""
     return [255 * value for value in values]
 
 
 @torch.no_grad()
 def outputs_of(network: nn.Module, names: Sequence[str], images: Tensor) -> list[Tensor]:
     """The outputs of the children with these names in the network's own forward pass."""
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
+
+    def store(name: str, output: Tensor) -> None:
+        outputs[name] = output
+
     hooks = [
-        network.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: found.update({name: output}))
+        network.get_submodule(name).register_forward_hook(lambda _, __, output, name=name: store(name, output))
         for name in names
     ]
     network(images)
     for hook in hooks:
         hook.remove()
-    return [found[name] for name in names]
+    return [outputs[name] for name in names]

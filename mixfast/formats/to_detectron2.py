@@ -70,8 +70,8 @@ def maps(folder: Path, source: Source) -> list[Tensor]:
     network = build_resnet_backbone(config, ShapeSpec(channels=3)).eval()
     DetectionCheckpointer(network).load(str(folder / FILE))
     with torch.no_grad():
-        found = network(source.images)
-    return [found[stage] for stage in stages]
+        outputs = network(source.images)
+    return [outputs[stage] for stage in stages]
 
 
 def usage(source: Source) -> str:

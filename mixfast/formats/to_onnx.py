@@ -62,7 +62,7 @@ def maps(folder: Path, source: Source) -> list[Tensor]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / FILE, providers=["CPUExecutionProvider"])
-    return [torch.from_numpy(found) for found in session.run(None, {"images": source.images.numpy()})]
+    return [torch.from_numpy(output) for output in session.run(None, {"images": source.images.numpy()})]
 
 
 def usage(source: Source) -> str:

@@ -26,8 +26,8 @@ def _config(source: Source) -> dict[str, Any]:
     named = source.named()
     if named is not None and named.source == "timm":
         name, options = named.name, named.options
-        known: Any = named_weights(source.backbone)
-        layers = {key: known.pretrained_cfg[key] for key in ("first_conv", "classifier")}
+        network: Any = named_weights(source.backbone)
+        layers = {key: network.pretrained_cfg[key] for key in ("first_conv", "classifier")}
     else:
         name, options = layout_of(source, "timm", ["imagenet"]).name, {}
         layers = {"first_conv": "conv1", "classifier": "fc"}
@@ -52,8 +52,8 @@ def maps(folder: Path, source: Source) -> list[Tensor]:
         network = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0).eval()
     backbone = adapters.adapted(network, f"timm:{folder}")
     with torch.no_grad():
-        found = backbone.maps(source.images, range(1, len(backbone.channels) + 1))
-    return found[-len(source.stages) :]
+        stage_maps = backbone.maps(source.images, range(1, len(backbone.channels) + 1))
+    return stage_maps[-len(source.stages) :]
 
 
 def usage(source: Source) -> str:

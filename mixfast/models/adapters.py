@@ -20,7 +20,7 @@ LIBRARIES = ("torchvision", "timm")
 # Options of the libraries' factories that fetch or read weights, or that this package sets itself.
 _REFUSED = {"pretrained", "weights", "weights_backbone", "checkpoint_path", "num_classes", "features_only"}
 _REFUSED |= {"pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"}
-_PROBE = 64  # pixels of the image that shows where a chain's map shrinks
+_PROBE = 64  # side in pixels of the image with which a chain's strides are measured
 
 # torchvision's classes whose forward pass is a chain of children: (the chain, what a name of a stage begins with)
 _CHAINS = {
@@ -31,7 +31,7 @@ _CHAINS = {
 
 
 class Named(NamedTuple):
-    """A value of `model.backbone` other than "resnet"."""
+    """The parts of a value of `model.backbone` other than "resnet"."""
 
     source: str  # torchvision, timm, or the dotted path of a module
     name: str  # of a network or factory there
@@ -39,7 +39,7 @@ class Named(NamedTuple):
 
     @property
     def own(self) -> bool:
-        """Whether the factory is code of the user's own."""
+        """Whether the factory is in a user's module."""
         return self.source not in LIBRARIES
 
 
@@ -51,17 +51,17 @@ def parse(text: str) -> Named:
     Raises:
         ConfigError: the text has another form, or an option that would fetch weights.
     """
-    head, *pairs = re.split(r",(?=\s*\w+=)", text)
-    source, colon, name = head.partition(":")
+    target, *pairs = re.split(r",(?=\s*\w+=)", text)
+    source, colon, name = target.partition(":")
     dotted = r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*"
-    plain = r"[\w.]+" if source in LIBRARIES else dotted
-    if not (colon and re.fullmatch(dotted, source) and re.fullmatch(plain, name)):
+    name_pattern = r"[\w.]+" if source in LIBRARIES else dotted
+    if not (colon and re.fullmatch(dotted, source) and re.fullmatch(name_pattern, name)):
         raise ConfigError(f"model.backbone must be {FORMS}; got {text!r}")
     options = {key.strip(): _literal(value) for key, _, value in (pair.partition("=") for pair in pairs)}
     named = Named(source, name, options)
-    if not named.own and (bad := sorted(_REFUSED & set(options))):
+    if not named.own and (refused := sorted(_REFUSED & set(options))):
         raise ConfigError(
-            f"model.backbone {source}:{name} does not take {', '.join(bad)}: weights are always drawn anew, and "
+            f"model.backbone {source}:{name} does not take {', '.join(refused)}: weights are always drawn anew, and "
             "there is no classifier. Omit it."
         )
     return named
@@ -88,10 +88,10 @@ def draw(text: str, generator: torch.Generator) -> Backbone:
 
 
 def make(text: str, factory: Callable[..., object] | None = None) -> Backbone:
-    """The backbone that `text` names; `factory` stands in for the user's own that it names.
+    """The backbone that `text` names; `factory` replaces the user's factory that it names.
 
     Raises:
-        ConfigError: nothing has that name, its factory takes no such options, or returns something else.
+        ConfigError: nothing has that name, its factory does not take these options, or it does not return a backbone.
         PlatformError: the library is missing.
     """
     named = parse(text)
@@ -112,8 +112,10 @@ def imported(named: Named) -> Callable[..., object]:
     module = import_module(named.source, "model.backbone")
     factory = getattr(module, named.name, None)
     if not callable(factory):
-        known = [name for name, value in vars(module).items() if callable(value)]
-        raise ConfigError(f"model.backbone: {named.source} has no factory {named.name}{_nearest(named.name, known)}")
+        factories = [name for name, value in vars(module).items() if callable(value)]
+        raise ConfigError(
+            f"model.backbone: {named.source} has no factory {named.name}{_nearest(named.name, factories)}"
+        )
     return factory
 
 
@@ -122,9 +124,9 @@ def _torchvision(named: Named) -> nn.Module:
         from torchvision import models
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise _missing(named, error) from error
-    known = models.list_models(module=models)
-    if named.name not in known:
-        raise ConfigError(f"model.backbone: torchvision has no {named.name}{_nearest(named.name, known)}")
+    model_names = models.list_models(module=models)
+    if named.name not in model_names:
+        raise ConfigError(f"model.backbone: torchvision has no {named.name}{_nearest(named.name, model_names)}")
     return _built(named, partial(models.get_model, named.name, weights=None))
 
 
@@ -147,7 +149,7 @@ def _timm(named: Named) -> nn.Module:
 def _built(named: Named, build: Callable[..., nn.Module]) -> nn.Module:
     try:
         return build(**named.options)
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # the libraries' words for a bad option
+    except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # the libraries' errors about options
         options = ", ".join(f"{key}={value!r}" for key, value in named.options.items()) or "no options"
         raise ConfigError(f"model.backbone {named.source}:{named.name} with {options}: {error}") from error
 
@@ -159,9 +161,9 @@ def _missing(named: Named, error: Exception) -> PlatformError:
     )
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+def _nearest(name: str, names: Iterable[str]) -> str:
+    nearest = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
+    return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
 
 
 def adapted(module: object, text: str) -> Backbone:
@@ -170,23 +172,23 @@ def adapted(module: object, text: str) -> Backbone:
     Raises:
         ConfigError: `module` is not a `Backbone` and cannot be adapted.
     """
-    kind = type(module).__name__
+    type_name = type(module).__name__
     if isinstance(module, Backbone):
         backbone = module
     elif isinstance(module, nn.Sequential):
         backbone = Chain(module, [name for name, _ in module.named_children()], "", text)
     elif isinstance(module, nn.Module) and hasattr(module, "forward_intermediates") and hasattr(module, "feature_info"):
         backbone = TimmBackbone(module)
-    elif isinstance(module, nn.Module) and type(module).__module__.startswith("torchvision.") and kind in _CHAINS:
+    elif isinstance(module, nn.Module) and type(module).__module__.startswith("torchvision.") and type_name in _CHAINS:
         backbone = _torchvision_chain(module, text)
     elif text.startswith("torchvision:"):
         raise ConfigError(
-            f"model.backbone {text}: torchvision's {kind} has no known stages; its {', '.join(_CHAINS)} have. Name a "
-            "network of those, one of timm's, or a factory of your own (docs/backbones.md)."
+            f"model.backbone {text}: torchvision's {type_name} has no known stages; its {', '.join(_CHAINS)} have. "
+            "Name a network of those, one of timm's, or a factory of your own (docs/backbones.md)."
         )
     else:
         raise ConfigError(
-            f"model.backbone {text} gave a {kind}; it must give a mixfast.models.Backbone, an nn.Sequential from "
+            f"model.backbone {text} gave a {type_name}; it must give a mixfast.models.Backbone, an nn.Sequential from "
             "images to a map, or a network of torchvision or timm (docs/backbones.md)."
         )
     channels, strides = getattr(backbone, "channels", None), getattr(backbone, "strides", None)
@@ -203,13 +205,13 @@ def _positive(values: object) -> bool:
 
 
 class Chain(Adapted):
-    """Children of a network that are called one after the other; a stage ends before the map's sides change.
+    """Children of a network that are called one after the other; a stage ends before the size of the map changes.
 
     Args:
         network: from images [B, 3, H, W] to a map.
         names: of the children, in their order.
-        prefix: only those whose name begins with it count as ends of stages.
-        text: what the network is called in messages.
+        prefix: only children whose name begins with it are ends of stages.
+        text: the name of the network in messages.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], prefix: str, text: str):
@@ -222,9 +224,9 @@ class Chain(Adapted):
             for name in names:
                 x = network.get_submodule(name)(x)
                 if not (isinstance(x, Tensor) and x.dim() == 4):
-                    what = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+                    returned = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
                     raise ConfigError(
-                        f"model.backbone {text}: child {name} must return a map [B, C, h, w]; got {what}."
+                        f"model.backbone {text}: child {name} must return a map [B, C, h, w]; got {returned}."
                     )
                 shapes.append(x.shape)
         network.train()
@@ -240,13 +242,13 @@ class Chain(Adapted):
 
     def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         ends = [self.ends[layer - 1] for layer in layers]
-        found: dict[str, Tensor] = {}
+        maps_by_name: dict[str, Tensor] = {}
         x = images
         for name in self.names[: max(map(self.names.index, ends)) + 1]:
             x = self.network.get_submodule(name)(x)
             if name in ends:
-                found[name] = x
-        return [found[name] for name in ends]
+                maps_by_name[name] = x
+        return [maps_by_name[name] for name in ends]
 
 
 def _torchvision_chain(network: nn.Module, text: str) -> Chain:
@@ -277,7 +279,7 @@ class TimmBackbone(Adapted):
     def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         stages = sorted(set(layers))
         network: Any = self.network
-        found = network.forward_intermediates(
+        stage_maps = network.forward_intermediates(
             images,
             indices=[stage - 1 for stage in stages],
             norm=True,
@@ -285,5 +287,5 @@ class TimmBackbone(Adapted):
             output_fmt="NCHW",
             intermediates_only=True,
         )
-        by_stage = dict(zip(stages, found, strict=True))
+        by_stage = dict(zip(stages, stage_maps, strict=True))
         return [by_stage[layer] for layer in layers]

@@ -43,7 +43,7 @@ class Backbone(nn.Module):
 
 
 class Adapted(Backbone):
-    """A network of another library as a `Backbone`. Its weights travel under that library's names."""
+    """A network of another library as a `Backbone`. Exports contain its weights under that library's names."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -51,12 +51,12 @@ class Adapted(Backbone):
 
 
 def named_weights(backbone: Backbone) -> nn.Module:
-    """The module whose state dict has the names under which other programs know the weights."""
+    """The module whose state dict has the names that the weights have in exports and in other programs."""
     return backbone.network if isinstance(backbone, Adapted) else backbone
 
 
 def check_maps(backbone: Backbone, images: Tensor, layers: Sequence[int], maps: object) -> None:
-    """Raise a ConfigError unless `maps` are what `backbone.channels` and `backbone.strides` promise of `layers`."""
+    """Raise a ConfigError unless `maps` agree with `backbone.channels` and `backbone.strides` for `layers`."""
     shapes = [getattr(features, "shape", None) for features in maps] if isinstance(maps, list | tuple) else []
     if len(shapes) == len(layers) and all(map(partial(_agrees, backbone, images), layers, shapes)):
         return
@@ -71,7 +71,7 @@ def check_maps(backbone: Backbone, images: Tensor, layers: Sequence[int], maps: 
 
 
 def _agrees(backbone: Backbone, images: Tensor, layer: int, shape: torch.Size | None) -> bool:
-    """Equal batch and channels, and sides that padding explains: a stride half or twice as large does not pass."""
+    """Whether batch and channels are equal, and the sides within a factor of 2, which allows for padding."""
     if shape is None or len(shape) != 4 or shape[:2] != (len(images), backbone.channels[layer - 1]):
         return False
     cells = [side / backbone.strides[layer - 1] for side in images.shape[2:]]

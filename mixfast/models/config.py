@@ -17,7 +17,7 @@ from mixfast.models.split_bn import convert_split_bn
 from mixfast.ranges import Count, Range, Width, check_ranges
 from mixfast.world import current
 
-RESNET = "resnet"  # the backbone of this package; these options are its own
+RESNET = "resnet"  # the backbone of this package, with options of its own
 RESNET_OPTIONS = ("depth", "width", "stem")
 
 
@@ -62,7 +62,7 @@ class ModelConfig:
 
     @property
     def title(self) -> str:
-        """The backbone in words: "ResNet-18 of width 64", or its name."""
+        """The name of the backbone in messages and tables, such as "ResNet-18 of width 64"."""
         return f"ResNet-{self.depth} of width {self.width}" if self.backbone == RESNET else self.backbone
 
 
@@ -72,7 +72,7 @@ def build_encoder(config: ModelConfig, generator: torch.Generator) -> Encoder:
     if config.backbone == RESNET:
         with torch.device(generator.device):
             backbone = resnet = ResNet(config.depth, config.width, config.stem, config.bn_splits)
-        # PyTorch's own initialisation for the 3x3 stem that stands in for torchvision's 7x7 one
+        # PyTorch's own initialisation for the 3x3 stem that replaces torchvision's 7x7 stem
         initialise_(backbone, generator, uniform=[] if config.stem == "imagenet" else [resnet.conv1])
     else:
         backbone = adapters.draw(config.backbone, generator)
@@ -84,7 +84,7 @@ def build_encoder(config: ModelConfig, generator: torch.Generator) -> Encoder:
 
 
 def _split_norms(backbone: Backbone, config: ModelConfig) -> None:
-    """With several processes the norms of one group are replaced too: their statistics are those of all processes."""
+    """Give the batch norms `config.bn_splits` groups; with several processes also for 1, to share their statistics."""
     shared = current().size > 1 and any(isinstance(norm, nn.BatchNorm2d) for norm in backbone.modules())
     if config.bn_splits == 1 and not shared:
         return

@@ -21,8 +21,8 @@ def follower(source: Module) -> Module:
 def update_ema_(target: nn.Module, source: nn.Module, momentum: float | Tensor) -> None:
     """target <- momentum * target + (1 - momentum) * source, for parameters only.
 
-    Buffers stay the target's own: its batch norms see other batches than the source's. A `momentum` that changes from
-    step to step is a scalar tensor on the device, so that a recorded step can be replayed.
+    Buffers are not averaged: the target's batch norms have statistics of their own batches. A `momentum` that changes
+    from step to step must be a scalar tensor on the device, so that a step recorded as a CUDA graph can be replayed.
     """
     targets: list[Tensor] = list(target.parameters())
     sources: list[Tensor] = list(source.parameters())

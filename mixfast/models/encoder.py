@@ -44,9 +44,10 @@ class Encoder(nn.Module):
         return [m for m in self.head.modules() if isinstance(m, nn.Linear)][-1].out_features
 
     def compile_training(self) -> None:
-        """Run the backbone through torch.compile in training mode from now on; weights and their names stay.
+        """Run the backbone by torch.compile in training mode from now on; weights and their names do not change.
 
-        In evaluation, where sizes of batches differ, it is the plain one. A copy made later would run this one's.
+        In evaluation, where batch sizes differ, the backbone is not compiled. A copy of the encoder that is made later
+        would run the compiled backbone of this one.
         """
         self._compiled = torch.compile(self.backbone.maps, dynamic=False)
 

@@ -21,7 +21,7 @@ def build_head(kind: Head, in_features: int, dim: int, hidden: int | None = None
         mlp_bn     Linear, BN, ReLU, Linear         projector and predictor of BYOL
         mlp_bn2    Linear, BN, ReLU, Linear, BN     projector of SimCLR
 
-    The batch norms are ordinary ones over the whole batch; a layer before one has no bias, which it would take away.
+    The batch norms are ordinary ones over the whole batch; a layer before one has no bias, as the norm would remove it.
 
     Args:
         kind: one of the above.
@@ -62,11 +62,11 @@ def region_vectors(features: Tensor, boxes: Tensor, size: tuple[int, int], head:
 
 @span("pooling")
 def box_vectors(features: Tensor, boxes: Tensor, size: tuple[int, int], head: nn.Module) -> Tensor:
-    """Unit vectors of M boxes of each image, as `region_vectors` makes those of the inside of a single one.
+    """Unit vectors of M boxes of each image, as `region_vectors` computes that of the inside of one box.
 
     Args:
         features: [B, C, h, w] map, which is read once for all boxes.
-        boxes: integer [B, M, 4], (x0, y0, x1, y1) in pixels of `size`, half-open. An empty one gives unit(head(0)).
+        boxes: integer [B, M, 4], (x0, y0, x1, y1) in pixels of `size`, half-open. An empty box gives unit(head(0)).
         size: (H, W) of the image.
         head: C to D, affine.
 
@@ -91,5 +91,5 @@ def weighted_means(features: Tensor, weights: Tensor) -> Tensor:
     Returns:
         [B, R, C] in the dtype of features.
     """
-    with torch.autocast(features.device.type, enabled=False):  # sums of 16-bit products would lose the weights' digits
+    with torch.autocast(features.device.type, enabled=False):  # autocast would round the weights to 16 bits
         return torch.bmm(weights, features.flatten(2).transpose(1, 2).to(weights.dtype)).to(features.dtype)

@@ -11,7 +11,7 @@ def initialise_(module: nn.Module, generator: torch.Generator, uniform: Collecti
     """Redraw every weight of `module` from `generator`: torchvision's rule for ResNets.
 
     Convolutions: Kaiming normal, fan out. Linear layers, and the convolutions in `uniform`: PyTorch's default, uniform
-    in +-1 / sqrt(fan in), biases too. Batch norms keep the ones and zeros they start with.
+    in +-1 / sqrt(fan in), including biases. Batch norms keep weights 1 and biases 0.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear) or layer in uniform:

@@ -1,4 +1,4 @@
-"""What a step of training costs by part, beside the encoder passes that it needs (docs/profile.md).
+"""The cost of a training step by part, compared with the bare passes of its encoders (docs/profile.md).
 
 usage: python -m mixfast.profile [preset ...] [modifier ...] [--section.key value ...]
                                  [--all] [--shape NAME] [--seconds S] [--busy] [--out DIR]
@@ -31,7 +31,7 @@ import torch
 
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import DEFAULT, presets
-from mixfast.config.words import same
+from mixfast.config.words import matching_name
 from mixfast.errors import ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS
 from mixfast.profile import measure, memory, output
@@ -64,35 +64,35 @@ class Request:
     seconds: NotNegative = 20.0
     busy: bool = False
     names: list[str] = field(default_factory=list)  # of presets
-    words: list[str] = field(default_factory=list)  # the rest, as mixfast.train understands it
+    arguments: list[str] = field(default_factory=list)  # all others, which mixfast.train parses
 
     def presets(self) -> list[str]:
-        """Words to put in front of the others, one per profile."""
+        """The preset of each profile; "" for the default."""
         everything = [name for name, preset in presets().items() if preset.values["data.kind"] != "folder"]
         return everything if self.everything else self.names or [""]
 
 
-def understand(words: list[str]) -> Request:
-    """The request in `words`.
+def understand(arguments: list[str]) -> Request:
+    """Parse the arguments of the command line.
 
     Raises:
-        ConfigError: a missing or impossible value, or presets beside --all.
+        ConfigError: a missing or impossible value, or presets together with --all.
     """
-    request, rest = Request(), iter(words)
-    for word in rest:
-        key, equals, value = word.partition("=")
+    request, remaining = Request(), iter(arguments)
+    for argument in remaining:
+        key, equals, value = argument.partition("=")
         if key in ("--all", "--busy"):
             setattr(request, "everything" if key == "--all" else "busy", True)
         elif key in ("--shape", "--seconds"):
-            value = value if equals else next(rest, "")
+            value = value if equals else next(remaining, "")
             try:
                 setattr(request, key[2:], float(value) if key == "--seconds" else value)
             except ValueError:
                 raise ConfigError(f"--seconds must be a number; got {value!r}.") from None
-        elif not request.words and (name := same(word, presets())):
+        elif not request.arguments and (name := matching_name(argument, presets())):
             request.names.append(name)
         else:
-            request.words.append(word)
+            request.arguments.append(argument)
     check_ranges(request)
     if request.shape is not None and request.shape not in SHAPES:
         raise ConfigError(f"--shape must be one of {', '.join(SHAPES)}; got {request.shape!r}.")
@@ -102,27 +102,31 @@ def understand(words: list[str]) -> Request:
 
 
 def configured(request: Request, preset: str) -> cli.Invocation:
-    """The training command that one profile is of, its sizes replaced by those of the shape that is asked for."""
-    words = [preset, *request.words] if preset else request.words
-    asked = cli.parse(words)
-    on_cpu = machine.pick_device(asked.config.train.device).type == "cpu"
-    own = "preset" if asked.preset == DEFAULT or not on_cpu else "small"
-    given = {key for key, origin in asked.origins.items() if origin == "command line"}
-    known = flatten(asked.config)
-    if asked.config.model.backbone != RESNET:
-        given |= {f"model.{name}" for name in RESNET_OPTIONS}  # the shapes' sizes are a ResNet's
-    sizes = {key: value for key, value in SHAPES[request.shape or own].items() if key in known and key not in given}
-    return cli.parse([*words, *(word for key, value in sizes.items() for word in (f"--{key}", str(value)))])
+    """The training command to be profiled for a preset, with the sizes of the requested shape."""
+    arguments = [preset, *request.arguments] if preset else request.arguments
+    invocation = cli.parse(arguments)
+    on_cpu = machine.pick_device(invocation.config.train.device).type == "cpu"
+    default_shape = "preset" if invocation.preset == DEFAULT or not on_cpu else "small"
+    fixed = {key for key, origin in invocation.origins.items() if origin == "command line"}
+    options = flatten(invocation.config)
+    if invocation.config.model.backbone != RESNET:
+        fixed |= {f"model.{name}" for name in RESNET_OPTIONS}  # the shapes' sizes are a ResNet's
+    sizes = {
+        key: value
+        for key, value in SHAPES[request.shape or default_shape].items()
+        if key in options and key not in fixed
+    }
+    return cli.parse([*arguments, *(argument for key, value in sizes.items() for argument in (f"--{key}", str(value)))])
 
 
 def memory_of(config: RunConfig[Any], device: torch.device) -> Peaks:
-    """The peaks of one preset; None on a machine that does not report them."""
+    """Memory of a preset: bytes between steps, and the peak of each part; None if the machine does not report it."""
     with tempfile.TemporaryDirectory() as folder:
         return measure.peak_bytes(measure.prepare(config, device, Path(folder))) if memory.measurable(device) else None
 
 
 def profile(invocation: cli.Invocation, request: Request, device: torch.device, peaks: Peaks) -> output.Record:
-    """Measure one preset."""
+    """Measure a preset."""
     config = invocation.config
     with tempfile.TemporaryDirectory() as folder:
         run = measure.prepare(config, device, Path(folder))
@@ -130,13 +134,13 @@ def profile(invocation: cli.Invocation, request: Request, device: torch.device, 
         return output.to_record(invocation.preset, run, timing, peaks, measure.evaluation_seconds(run, request.busy))
 
 
-def launch(words: list[str]) -> None:
-    """Profile what the command line asks for."""
-    if {"--help", "-h"} & set(words):
+def launch(arguments: list[str]) -> None:
+    """Run the profiles of a command line."""
+    if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").rstrip())
         return
     processes.refuse_several_processes()
-    request = understand(words)
+    request = understand(arguments)
     invocations = [configured(request, preset) for preset in request.presets()]
     first = invocations[0]
     device = machine.pick_device(first.config.train.device)
@@ -152,14 +156,16 @@ def measure_all(
     invocations: list[cli.Invocation], request: Request, device: torch.device, threads: int, path: Path
 ) -> None:
     """Profile one invocation after the other; print the tables and write the files into the folder `path`."""
-    found = machine.environment(device, clock="processor" if request.busy else "wall")
-    environment = {key: value for key, value in found.items() if key not in ("argv", "platform", "backends")}
+    facts = machine.environment(device, clock="processor" if request.busy else "wall")
+    environment = {key: value for key, value in facts.items() if key not in ("argv", "platform", "backends")}
     print(f"torch {torch.__version__}   {device} ({threads} threads)   kernels: {machine.kernels(device)}")
-    peaks = [memory_of(each.config, device) for each in invocations]  # before, as timing wants freed memory kept
+    peaks = [
+        memory_of(invocation.config, device) for invocation in invocations
+    ]  # before timing, which keeps freed memory
     machine.keep_freed_memory()
     records: list[output.Record] = []
-    for each, held in zip(invocations, peaks, strict=True):
-        records.append(profile(each, request, device, held))
+    for invocation, peak in zip(invocations, peaks, strict=True):
+        records.append(profile(invocation, request, device, peak))
         print("\n" + output.table(records[-1]), flush=True)
         text = json.dumps({"environment": environment, "profiles": records}, indent=1)
         (path / "profile.json").write_text(text + "\n")
@@ -169,11 +175,11 @@ def measure_all(
     print(f"\nwrote {path / 'profile.json'} and {path / 'profile.png'}")
 
 
-def main(words: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    return run(words, launch)
+    return run(arguments, launch)
 
 
 if __name__ == "__main__":
-    multiprocessing.set_forkserver_preload(["mixfast.profile.__main__"])  # what all workers import: once, and shared
+    multiprocessing.set_forkserver_preload(["mixfast.profile.__main__"])  # imported once, and shared by all workers
     sys.exit(main())

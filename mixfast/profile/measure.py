@@ -1,4 +1,4 @@
-"""Measures the steps of a run by part, and in turn with them the bare encoder passes that they need."""
+"""Measures the steps of a run by part, alternately with the bare encoder passes that a step contains."""
 
 import statistics
 import time
@@ -29,25 +29,25 @@ from mixfast.scoring.knn import knn_predict
 from mixfast.spans import recording
 
 BACKWARD, RECORD = "backward", "record"  # parts by the names that the loop gives them
-# As they follow each other in a step, roughly; what else a method or a later loop names comes after.
+# The order of parts in tables, roughly that of a step; parts with other names come last.
 ORDER = (
     *("data", "augment", "mix", QUERY, KEY, "shuffle", "pooling", "heads", "losses", "other", BACKWARD),
     *("optimizer", "EMA", "queue", "logging"),
 )
-STEPS = 1  # of an epoch, and so of a round
-LEAST = 4  # rounds
-PROBE = 1024  # queries whose neighbours are looked up
+STEPS = 1  # of an epoch, and thus of a round
+MIN_ROUNDS = 4
+PROBE_QUERIES = 1024  # queries of the measured nearest-neighbour search
 Parts = dict[str, float]
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per optimiser step by part: the lower quartile of the rounds, as other processes only ever add time."""
+    """Seconds per optimiser step: the lower quartile of the rounds, as other processes can only add time."""
 
-    step: Parts  # call by call
-    floor: Parts  # the bare encoder's
-    graphed: float | None  # the whole step as a CUDA graph, where the run has one
-    cost: StepCost  # how many passes
+    step: Parts  # by part, without a CUDA graph
+    floor: Parts  # of the bare encoder passes
+    graphed: float | None  # of the whole step as a CUDA graph; None if the run has none
+    cost: StepCost  # number of encoder passes
     ratios: tuple[float, ...]  # step over floor of each round
 
     @property
@@ -66,13 +66,13 @@ class Ledger(Clock):
 
     Args:
         device: where the steps run.
-        busy: on a CPU count the processor's seconds for this process, not the wall's: of use beside other processes.
+        busy: on a CPU, count processor time of this process, not wall time: for a machine with other processes.
     """
 
     def __init__(self, device: torch.device, busy: bool = False):
         self._busy = busy and device.type == "cpu"
         super().__init__(device)
-        self._kept: dict[str, float] = {}
+        self._total: dict[str, float] = {}
 
     def _now(self) -> Any:
         return time.process_time() if self._busy else super()._now()
@@ -80,19 +80,19 @@ class Ledger(Clock):
     def seconds(self) -> dict[str, float]:
         parts = super().seconds()
         for name, value in parts.items():
-            self._kept[name] = self._kept.get(name, 0.0) + value
+            self._total[name] = self._total.get(name, 0.0) + value
         return parts
 
     def drain(self) -> dict[str, float]:
         """Seconds by part since the last call of this method."""
         self.seconds()
-        parts, self._kept = self._kept, {}
+        parts, self._total = self._total, {}
         return parts
 
 
 @contextmanager
 def measured(run: Run, clock: Clock) -> Iterator[None]:
-    """Within the block the run's laps go to `clock`, and so do the spans inside them."""
+    """Within the block, measure the run's laps and the spans inside them by `clock`."""
     before, run.clock = run.clock, clock
     try:
         with recording(clock.inside):
@@ -108,10 +108,7 @@ class Silent(Console):
 
 
 def prepare(config: RunConfig[Any], device: torch.device, folder: Path) -> Run:
-    """A run on `STEPS` batches of noise with learning rate 0: weights do not change, and a step costs the same.
-
-    Its records go to `folder`.
-    """
+    """A run on `STEPS` batches of noise with learning rate 0, so that weights do not change; it writes to `folder`."""
     config = replace(config, {"optim.lr": 0.0, "train.checkpoint_seconds": 0.0})
     count, side = STEPS * config.train.batch_size, config.data.size
     noise = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -121,9 +118,9 @@ def prepare(config: RunConfig[Any], device: torch.device, folder: Path) -> Run:
 
 
 def bare_encoder(run: Run, cost: StepCost) -> Callable[[], None]:
-    """The encoder passes of one step and no more: ready-made inputs, any gradient of the embeddings.
+    """A function that runs only the encoder passes of a step, with ready inputs and random gradients of the embeddings.
 
-    The passes are those of the run's own networks, in its precision and memory format.
+    It uses the run's own networks, in its precision and memory format.
     """
     encoders = [module for module in run.method.modules() if isinstance(module, Encoder)]
     encoder, follower = encoders[0], encoders[-1]
@@ -135,7 +132,7 @@ def bare_encoder(run: Run, cost: StepCost) -> Callable[[], None]:
         for images in inputs:
             with run.autocast():
                 with torch.no_grad():
-                    for _ in range(cost.followed):
+                    for _ in range(cost.forward_only):
                         follower(images)
                 embeddings = [encoder(images).z for _ in range(cost.trained)]
             torch.autograd.backward(embeddings, [gradient.to(z.dtype) for z in embeddings])
@@ -146,14 +143,14 @@ def bare_encoder(run: Run, cost: StepCost) -> Callable[[], None]:
 
 
 def time_run(run: Run, seconds: float, busy: bool = False) -> Timing:
-    """Epochs of the run and bare encoder passes in turn, for about `seconds` after the first of each.
+    """Time epochs of the run and bare encoder passes alternately, for about `seconds` after a first call of each.
 
     A run with a CUDA graph is timed twice: call by call, which shows the parts, and as the graph.
 
     Args:
         run: from `prepare`.
-        seconds: of measuring.
-        busy: count processor seconds, as in `Ledger`.
+        seconds: duration of the measurement.
+        busy: count processor time, as in `Ledger`.
     """
     cost, graph = step_cost(run.config, side=min(32, run.config.data.size)), run.graph
     passes, clock = bare_encoder(run, cost), Ledger(run.device, busy)
@@ -179,31 +176,31 @@ def time_run(run: Run, seconds: float, busy: bool = False) -> Timing:
         kind()
     clock.drain()
     end = time.monotonic() + seconds
-    while len(rounds[bare]) < LEAST or time.monotonic() < end:
+    while len(rounds[bare]) < MIN_ROUNDS or time.monotonic() < end:
         for kind in kinds if len(rounds[bare]) % 2 else reversed(kinds):
             kind()
             rounds[kind].append({name: value / STEPS for name, value in clock.drain().items()})
     steps = [per_step(parts, run.config.train.log_every) for parts in rounds[eager]]
-    whole = [sum(parts.values()) for parts in rounds.get(graphed, [])]
-    return summary(steps, rounds[bare], whole, cost)
+    graphed_steps = [sum(parts.values()) for parts in rounds.get(graphed, [])]
+    return summary(steps, rounds[bare], graphed_steps, cost)
 
 
 def per_step(parts: Parts, log_every: int) -> Parts:
-    """Parts in the order of ORDER; a record, with which every short epoch here ends, at its share in a training."""
-    found = {"other" if name == "forward" else name: value for name, value in parts.items()}  # claimed by no part
-    found["logging"] = found.get("logging", 0.0) + found.pop(RECORD, 0.0) * STEPS / log_every
-    return {name: found[name] for name in sorted(found, key=place)}
+    """Parts in the order of ORDER. The record at the end of each short epoch here counts at its share in a training."""
+    seconds = {"other" if name == "forward" else name: value for name, value in parts.items()}
+    seconds["logging"] = seconds.get("logging", 0.0) + seconds.pop(RECORD, 0.0) * STEPS / log_every
+    return {name: seconds[name] for name in sorted(seconds, key=order_of)}
 
 
-def place(part: str) -> int:
+def order_of(part: str) -> int:
     """Position of a part in tables and pictures."""
     return ORDER.index(part) if part in ORDER else len(ORDER)
 
 
 def summary(steps: list[Parts], floors: list[Parts], graphed: list[float], cost: StepCost) -> Timing:
-    """The timing of rounds: by part, and of whole steps as a graph, if there is one."""
-    whole = graphed or [sum(parts.values()) for parts in steps]
-    ratios = tuple(step / sum(floor.values()) for step, floor in zip(whole, floors, strict=True))
+    """The `Timing` of rounds: of steps and bare passes by part, and of whole steps as a graph, if there is one."""
+    step_seconds = graphed or [sum(parts.values()) for parts in steps]
+    ratios = tuple(step / sum(floor.values()) for step, floor in zip(step_seconds, floors, strict=True))
     return Timing(quartiles(steps), quartiles(floors), quartile(graphed) if graphed else None, cost, ratios)
 
 
@@ -214,29 +211,29 @@ def quartile(values: list[float]) -> float:
 
 def quartiles(rounds: list[Parts]) -> Parts:
     """The lower quartile of each part over the rounds; a part that a round lacks took no time there."""
-    names = sorted({name for parts in rounds for name in parts}, key=place)
+    names = sorted({name for parts in rounds for name in parts}, key=order_of)
     return {name: quartile([parts.get(name, 0.0) for parts in rounds]) for name in names}
 
 
 def peak_bytes(run: Run) -> tuple[int, dict[str, int]]:
-    """(bytes held between steps, by part of a step the peak above them)."""
+    """(bytes allocated between steps, by part of a step the peak above them)."""
     machine.return_freed_memory()
-    graph, run.graph = run.graph, None  # which would hold what it once took
+    graph, run.graph = run.graph, None  # a graph keeps its memory all the time
     images = run.batches.images[: run.config.train.batch_size]
     for _ in range(2):
-        engine.optimiser_step(run, images, check=False)  # the optimiser's own state, and what libraries keep
+        engine.optimiser_step(run, images, check=False)  # allocates the optimiser's state and the libraries' buffers
     peaks = Peaks(run.device)
-    held = held_bytes(run.device)
+    base = held_bytes(run.device)
     with measured(run, peaks):
         peaks.skip()
         engine.optimiser_step(run, images, check=False)
     run.graph = graph
-    parts = {"other" if name == "forward" else name: peak - held for name, peak in peaks.bytes().items()}
-    return held, {name: parts[name] for name in sorted(parts, key=place)}
+    parts = {"other" if name == "forward" else name: peak - base for name, peak in peaks.bytes().items()}
+    return base, {name: parts[name] for name in sorted(parts, key=order_of)}
 
 
 def data_sizes(config: RunConfig[Any]) -> tuple[int, int] | None:
-    """Training and test images of the data set that a configuration names; None where only the files would tell."""
+    """Numbers of training and test images of a configuration's data set; None if they depend on its files."""
     data = config.data
     return (data.scenes, data.test_scenes) if data.kind == "scenes" else kind_of(data.kind).counts
 
@@ -244,7 +241,7 @@ def data_sizes(config: RunConfig[Any]) -> tuple[int, int] | None:
 def evaluation_seconds(run: Run, busy: bool = False) -> float | None:
     """Seconds of a weighted kNN evaluation on a data set of the run's size; None if that is unknown.
 
-    Extrapolated from a few images: features are linear in the images, neighbours in the queries.
+    Extrapolated from a few images: time for features is proportional to the images, for neighbours to the queries.
     """
     sizes = data_sizes(run.config)
     if sizes is None:
@@ -258,9 +255,9 @@ def evaluation_seconds(run: Run, busy: bool = False) -> float | None:
     clock.lap("features")
     labels = torch.arange(bank, device=run.device) % 10
     for width in widths:
-        points: Tensor = torch.randn(bank + PROBE, width, device=run.device)
+        points: Tensor = torch.randn(bank + PROBE_QUERIES, width, device=run.device)
         clock.skip()
         knn_predict(points[bank:], points[:bank], labels, k=min(options.k, bank), temperature=options.temperature)
         clock.lap("neighbours")
     parts = clock.drain()
-    return parts["features"] * (bank + queries) / len(images) + parts["neighbours"] * queries / PROBE
+    return parts["features"] * (bank + queries) / len(images) + parts["neighbours"] * queries / PROBE_QUERIES

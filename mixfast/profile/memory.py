@@ -1,4 +1,4 @@
-"""How much memory a step holds at most while each of its parts runs."""
+"""Peak memory of each part of a step."""
 
 from pathlib import Path
 from typing import Any
@@ -11,9 +11,9 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 class Peaks(Clock):
-    """A clock of bytes: the most that was held in each part.
+    """A clock that measures the peak memory of each part in bytes, instead of its time.
 
-    On a GPU the tensors that torch's allocator holds; on a CPU the process's resident memory, where Linux tells.
+    On a GPU it counts the tensors of torch's allocator, on a CPU the resident memory of the process, as Linux reports.
     """
 
     def __init__(self, device: torch.device):
@@ -30,8 +30,8 @@ class Peaks(Clock):
         CLEAR.write_text("5")
         return peak
 
-    def _charge(self, name: str, begin: Any, end: Any) -> None:
-        self._parts[name] = max(self._parts.get(name, 0), end)
+    def _charge(self, name: str, start: Any, peak: Any) -> None:
+        self._parts[name] = max(self._parts.get(name, 0), peak)
 
     def bytes(self) -> dict[str, int]:
         """The peaks by part since the last call."""
@@ -45,7 +45,7 @@ def measurable(device: torch.device) -> bool:
 
 
 def held_bytes(device: torch.device) -> int:
-    """Bytes held now: by tensors on a GPU, by the process on a CPU."""
+    """Bytes allocated now: by tensors on a GPU, by the process on a CPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident_bytes("VmRSS")
 
 

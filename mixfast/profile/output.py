@@ -11,9 +11,9 @@ from mixfast.profile.measure import BACKWARD, ORDER, Parts, Timing, data_sizes
 from mixfast.run.state import Run
 
 Record = dict[str, Any]
-GOALS = {"cpu": 0.05, "cuda": 0.15}  # what a step may cost beyond its bare encoder passes
-GRAPH = "as a graph"  # what a CUDA graph saves of the parts' sum
-GREYS = {QUERY: "0.75", KEY: "0.6", BACKWARD: "0.85"}  # parts that the bare encoder has too
+GOALS = {"cpu": 0.05, "cuda": 0.15}  # excess of a step over its bare encoder passes that is aimed at, as a share
+GRAPH = "as a graph"  # row of the time that a CUDA graph saves
+GREYS = {QUERY: "0.75", KEY: "0.6", BACKWARD: "0.85"}  # shades of the parts that the bare encoder has too
 MILLI, MIB = 1e3, 2**20
 
 
@@ -24,9 +24,9 @@ def to_record(
     memory: tuple[int, dict[str, int]] | None,
     evaluation: float | None,
 ) -> Record:
-    """Everything measured about a preset. Seconds are per optimiser step, bytes above what is held between steps."""
+    """The measurements of a preset. Seconds are per optimiser step; peaks in bytes are above those between steps."""
     config = run.config
-    held, peaks = memory or (None, {})
+    base, peaks = memory or (None, {})
     return {
         "preset": preset,
         "method": config.method_name,
@@ -40,7 +40,7 @@ def to_record(
         "device": run.device.type,
         "precision": run.precision,
         "memory_format": str(run.memory_format).removeprefix("torch."),
-        "passes": {"trained": timing.cost.trained, "followed": timing.cost.followed},
+        "passes": {"trained": timing.cost.trained, "followed": timing.cost.forward_only},
         "rounds": len(timing.ratios),
         "seconds": timing.step,
         "bare_seconds": timing.floor,
@@ -49,7 +49,7 @@ def to_record(
         "ratio": timing.ratio,
         "ratios": [round(ratio, 4) for ratio in timing.ratios],
         "images_per_s": config.train.batch_size / timing.seconds,
-        "held_bytes": held,
+        "held_bytes": base,
         "peak_bytes": peaks,
         "evaluation": evaluation_record(config, evaluation, timing.seconds),
     }
@@ -68,7 +68,7 @@ def _steps(config: RunConfig[Any]) -> int:
     return 0 if sizes is None else sizes[0] // config.train.batch_size
 
 
-def beyond(record: Record) -> Parts:
+def excess(record: Record) -> Parts:
     """The additional cost of each part, as a share of the bare encoder passes; the sum is the ratio less 1."""
     bare = record["bare_seconds"]
     total = sum(bare.values())
@@ -78,9 +78,9 @@ def beyond(record: Record) -> Parts:
     return shares
 
 
-def own(record: Record) -> float:
-    """The cost of the parts that a bare encoder does not have, as a share of its passes, without the passes' noise."""
-    return sum(share for name, share in beyond(record).items() if name not in GREYS)
+def own_cost(record: Record) -> float:
+    """The cost of the parts that a bare encoder does not have, as a share of its passes."""
+    return sum(share for name, share in excess(record).items() if name not in GREYS)
 
 
 def headline(record: Record) -> str:
@@ -99,16 +99,16 @@ def table(record: Record) -> str:
     """A line per part: milliseconds, milliseconds of the bare encoder, the excess in percent of these, memory."""
     bare, peaks = record["bare_seconds"], record["peak_bytes"]
     lines = [headline(record), f"{'part':<16}{'ms':>9}{'bare ms':>10}{'beyond %':>10}{'peak MiB':>10}"]
-    for name, share in beyond(record).items():
+    for name, share in excess(record).items():
         seconds = record["seconds"].get(name, share * sum(bare.values()))
         lines.append(_line(name, seconds, bare.get(name), share, peaks.get(name)))
     total = sum(bare.values())
     lines.append(_line("step", record["step_seconds"], total, record["ratio"] - 1, max(peaks.values(), default=None)))
     lines.append(f"{record['ratio']:.3f} x the bare encoder passes; {record['images_per_s']:.0f} images/s")
-    lines.append(f"parts that the bare encoder does not have: {100 * own(record):.1f} % of it")
-    if found := record["evaluation"]:
-        epochs = f"{found['every']} epochs of {found['epoch_seconds']:.1f} s"
-        lines.append(f"evaluation: about {found['seconds']:.1f} s every {epochs}")
+    lines.append(f"parts that the bare encoder does not have: {100 * own_cost(record):.1f} % of it")
+    if evaluation := record["evaluation"]:
+        epochs = f"{evaluation['every']} epochs of {evaluation['epoch_seconds']:.1f} s"
+        lines.append(f"evaluation: about {evaluation['seconds']:.1f} s every {epochs}")
     return "\n".join(lines)
 
 
@@ -119,12 +119,12 @@ def _line(name: str, seconds: float, bare: float | None, share: float, peak: int
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """A row per preset: the ratio, and what each part adds to the bare passes in percent of them."""
-    names = [name for name in (*ORDER, GRAPH) if any(name in beyond(record) for record in records)]
+    """A row per preset: the ratio, and the excess of each part over the bare passes in percent of them."""
+    names = [name for name in (*ORDER, GRAPH) if any(name in excess(record) for record in records)]
     head = ["preset", "passes", "step ms", "bare ms", "ratio", "own %", *names, "peak MiB"]
     rows = [head, ["---"] * len(head)]
     for record in records:
-        passes, shares = record["passes"], beyond(record)
+        passes, shares = record["passes"], excess(record)
         peak = max(record["peak_bytes"].values(), default=None)
         rows.append(
             [
@@ -133,7 +133,7 @@ def markdown(records: Sequence[Record]) -> str:
                 f"{MILLI * record['step_seconds']:.1f}",
                 f"{MILLI * sum(record['bare_seconds'].values()):.1f}",
                 f"{record['ratio']:.3f}",
-                f"{100 * own(record):.1f}",
+                f"{100 * own_cost(record):.1f}",
                 *(f"{100 * shares[name]:.1f}" if name in shares else "" for name in names),
                 "" if peak is None else f"{peak / MIB:.0f}",
             ]
@@ -142,33 +142,33 @@ def markdown(records: Sequence[Record]) -> str:
 
 
 def draw(path: Path, records: Sequence[Record]) -> None:
-    """Stacked bars: the time of a step by part beside that of the bare encoder, and what is beyond it."""
+    """Stacked bars: the time of a step by part beside that of the bare encoder, and the excess."""
     from matplotlib.patches import Patch
 
     page, (axes,) = drawing.figure(13, 1.8 + 0.42 * len(records), 1, 2)
-    found = [name for record in records for name in beyond(record)]
-    names = [*(name for name in ORDER if name in found), *dict.fromkeys(n for n in found if n not in ORDER)]
+    parts = [name for record in records for name in excess(record)]
+    names = [*(name for name in ORDER if name in parts), *dict.fromkeys(n for n in parts if n not in ORDER)]
     bright = [name for name in dict.fromkeys((*ORDER, *names)) if name not in GREYS]  # a part looks alike everywhere
     greys: dict[str, dict[str, Any]] = {name: {"facecolor": grey, "edgecolor": "white"} for name, grey in GREYS.items()}
     styles = {**greys, **{name: drawing.area(index) for index, name in enumerate(bright)}}
     rows = [record["preset"] for record in records]
     for name in names:
         for record, row in zip(records, range(len(records)), strict=True):
-            for place, times in ((row - 0.18, record["seconds"]), (row + 0.22, record["bare_seconds"])):
-                left = sum(MILLI * times.get(other, 0.0) for other in names[: names.index(name)])
+            for y, times in ((row - 0.18, record["seconds"]), (row + 0.22, record["bare_seconds"])):
+                offset = sum(MILLI * times.get(earlier, 0.0) for earlier in names[: names.index(name)])
                 height = 0.36 if times is record["seconds"] else 0.3
-                axes[0].barh(place, MILLI * times.get(name, 0.0), height, left=left, **styles[name])
-            shares = beyond(record)
+                axes[0].barh(y, MILLI * times.get(name, 0.0), height, left=offset, **styles[name])
+            shares = excess(record)
             width = 100 * shares.get(name, 0.0)
-            before = [100 * shares.get(other, 0.0) for other in names[: names.index(name)]]
-            left = sum(value for value in before if (value < 0) == (width < 0))
-            axes[1].barh(row, width, 0.6, left=left, **styles[name])
+            offsets = [100 * shares.get(earlier, 0.0) for earlier in names[: names.index(name)]]
+            offset = sum(value for value in offsets if (value < 0) == (width < 0))
+            axes[1].barh(row, width, 0.6, left=offset, **styles[name])
     for record, row in zip(records, range(len(records)), strict=True):
         axes[1].plot([100 * (record["ratio"] - 1)] * 2, [row - 0.34, row + 0.34], color="black", linewidth=1.5)
     goal = 100 * GOALS[records[0]["device"]]
     axes[1].axvline(goal, color=drawing.GREY, linestyle=":")
     axes[1].axvline(0, color="black", linewidth=0.6)
-    longest = max(max(sum(each[key].values()) for key in ("seconds", "bare_seconds")) for each in records)
+    longest = max(max(sum(entry[key].values()) for key in ("seconds", "bare_seconds")) for entry in records)
     axes[0].set(xlim=(0, 1.03 * MILLI * longest), xlabel="time of a step, ms (lower bar: the bare encoder passes)")
     axes[0].set(yticks=range(len(rows)), yticklabels=rows)
     axes[1].set(

@@ -1,4 +1,4 @@
-"""The cost of a method's step, measured on a tiny step: encoder passes, and memory that the backward pass needs."""
+"""The cost of a method's step, measured on a few random images: encoder passes, and memory for the backward pass."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,21 +20,21 @@ from mixfast.models.resnet import ResNet
 from mixfast.rng import Generators
 from mixfast.run import machine
 
-BACKWARD_COST = 2  # forward passes that the backward pass of a pass costs
+BACKWARD_COST = 2  # of a backward pass, in forward passes
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """Per image of a batch."""
+    """The cost of a training step per image of the batch."""
 
-    trained: int  # forward passes of encoders with a backward pass
-    followed: int  # forward passes without one
+    trained: int  # forward passes of encoders that are followed by a backward pass
+    forward_only: int  # forward passes of encoders without gradients
     saved_bytes: int  # of tensors kept between forward and backward, in float32
 
     @property
     def encoder(self) -> int:
-        """Forward passes of encoders, a pass with its backward counted as 1 + BACKWARD_COST."""
-        return self.followed + self.trained * (1 + BACKWARD_COST)
+        """The cost in forward passes; a pass with its backward counts as 1 + BACKWARD_COST."""
+        return self.forward_only + self.trained * (1 + BACKWARD_COST)
 
 
 def step_cost(config: RunConfig[Any], side: int) -> StepCost:
@@ -44,17 +44,17 @@ def step_cost(config: RunConfig[Any], side: int) -> StepCost:
     method = methods.load(config.method_name)(config.method, make_encoder, generators).train()
     count = 2 * config.model.bn_splits
     images = torch.randint(256, (count, 3, side, side), dtype=torch.uint8, generator=generators["probe"])
-    passes = {True: 0, False: 0}  # with gradient: images that entered an encoder
+    passes = {True: 0, False: 0}  # images that entered an encoder, by whether gradients are enabled
     saved: dict[int, int] = {}  # storage address: bytes
 
     def counted(maps: Callable[[Tensor, Sequence[int]], list[Tensor]]) -> Callable[..., list[Tensor]]:
-        def count(images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        def counted_maps(images: Tensor, layers: Sequence[int]) -> list[Tensor]:
             passes[torch.is_grad_enabled()] += len(images)
             return maps(images, layers)
 
-        return count
+        return counted_maps
 
-    def keep(tensor: Tensor) -> Tensor:
+    def record_storage(tensor: Tensor) -> Tensor:
         saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
@@ -62,26 +62,26 @@ def step_cost(config: RunConfig[Any], side: int) -> StepCost:
         if isinstance(module, Encoder):
             module.backbone.maps = counted(module.backbone.maps)  # type: ignore[method-assign]
     views = method.views(images, whole_images, generators)
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        out = method.step(views, generators)
-    held = {tensor.untyped_storage().data_ptr() for tensor in (*method.parameters(), *method.buffers())}
-    activations = sum(size for address, size in saved.items() if address not in held)
-    del out
+    with torch.autograd.graph.saved_tensors_hooks(record_storage, lambda tensor: tensor):
+        output = method.step(views, generators)
+    permanent = {tensor.untyped_storage().data_ptr() for tensor in (*method.parameters(), *method.buffers())}
+    activations = sum(size for address, size in saved.items() if address not in permanent)
+    del output
     return StepCost(passes[True] // count, passes[False] // count, activations // count)
 
 
 def whole_images(images: Tensor, count: int = 2) -> Views:
-    """Views that are the images, without anything random."""
+    """`count` views that are the images themselves, as float32 in 0 to 1, with crops that show all of them."""
     height, width = images.shape[2:]
     crops = torch.tensor([0.0, 0.0, height, width, 0.0]).expand(count, len(images), 5)
     return Views([images.float() / 255 for _ in range(count)], crops)
 
 
 def check_memory(config: RunConfig[Any], device: torch.device) -> None:
-    """Refuse sizes that need more memory than there is, before anything is made.
+    """Refuse a configuration whose images, network and queue do not fit into the device's memory.
 
     Raises:
-        OutOfMemoryError: a lower bound of what the images, one network and one queue take exceeds the memory of the
+        OutOfMemoryError: a lower bound of the memory of the images, one network and one queue exceeds that of the
             device. The message lists the three, and the options that decide them.
     """
     data, model = config.data, config.model
@@ -110,7 +110,7 @@ def check_memory(config: RunConfig[Any], device: torch.device) -> None:
 
 
 def state_bytes(method: nn.Module, moments: int = 1) -> dict[str, int]:
-    """Bytes by what holds them as long as the run lasts: weights, gradients and momentum, queues and statistics.
+    """Bytes that a run needs all the time: of weights, of gradients and momentum, of queues and statistics.
 
     Args:
         method: the module.
@@ -125,13 +125,19 @@ def state_bytes(method: nn.Module, moments: int = 1) -> dict[str, int]:
 def explain_out_of_memory(
     config: RunConfig[Any], method: nn.Module, images: Images, total_bytes: int, part: str
 ) -> str:
-    """A message with the use of the memory, an estimate of the largest batch that fits, and the options that help."""
+    """The message of a run that is out of memory: what uses it, an estimate of the largest batch, options that help.
+
+    Args:
+        config, method, images: of the run.
+        total_bytes: memory of the device.
+        part: the last part of a step that ended, as in `mixfast.run.clock.Clock.part`.
+    """
     cost = step_cost(config, images.shape[-1])
     state = {"images": images.nbytes, **state_bytes(method, 2 if config.optim.name == "adam" else 1)}
     batch, micro = config.train.batch_size, config.train.accumulate
     parts = {**state, f"activations of {batch // micro} images": cost.saved_bytes * batch // micro}
     unit = config.model.bn_splits
-    # A third on top for what forward and backward allocate and free again, as observed; an estimate, and said to be.
+    # 4 / 3: forward and backward were observed to allocate a third more and free it again.
     fits = max(0, int((total_bytes - sum(state.values())) / (cost.saved_bytes * 4 / 3))) // unit * unit
     listing = ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in parts.items())
     return (

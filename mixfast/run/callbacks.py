@@ -1,4 +1,4 @@
-"""Functions of the caller's that a training calls between two steps."""
+"""Functions of the calling program that a training calls between two steps."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class Moment(NamedTuple):
     steps: int  # of the whole run
     epoch: int  # epochs done
     epochs: int  # of the whole run
-    # after a step: the loss and its terms, float scalars on the device, which nothing has waited for; after an epoch or
-    # an evaluation: the line of metrics.jsonl, numbers and texts
+    # after a step: the loss and its terms, float scalars on the device, whose computation may not have ended; after an
+    # epoch or an evaluation: the line of metrics.jsonl, numbers and texts
     values: dict[str, Any]
     encoder: nn.Module  # images [B, 3, H, W] -> h [B, C] and z [B, D]
     folder: Path  # of the run
@@ -31,12 +31,12 @@ Callback = Callable[[Moment], object]
 
 @dataclass(frozen=True)
 class Callbacks:
-    """Functions that the training calls, or None. An error in one ends the training, after the state is saved."""
+    """Functions that the training calls, or None. An error in a callback ends the training after the state is saved."""
 
     step: Callback | None = None  # after every optimiser step
     epoch: Callback | None = None  # after every epoch, when it is evaluated and saved
-    evaluation: Callback | None = None  # after every evaluation, baselines and diagnostics too
+    evaluation: Callback | None = None  # after every evaluation, including baselines and diagnostics
 
-    def of(self, kind: str) -> Callback | None:
-        """The one for a record of a kind: "epoch", or an evaluation."""
+    def for_kind(self, kind: str) -> Callback | None:
+        """The callback for records of a kind: "epoch", or the kind of an evaluation."""
         return self.epoch if kind == "epoch" else self.evaluation

@@ -11,23 +11,23 @@ from mixfast.run.failure import run_command
 VERSION = f"mixfast {mixfast.__version__}"
 
 
-def run(words: list[str] | None, command: Callable[[list[str]], object]) -> int:
-    """Run a command on the words of its command line; returns the exit code.
+def run(arguments: list[str] | None, command: Callable[[list[str]], object]) -> int:
+    """Run a command with the arguments of a command line; returns the exit code.
 
     Args:
-        words: None: those of this process.
-        command: takes them without --traceback.
+        arguments: of the command line; None: those of this process.
+        command: called with the arguments without --traceback.
     """
-    words = sys.argv[1:] if words is None else words
-    if "--version" in words:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--version" in arguments:
         print(VERSION)
         return 0
 
     def call() -> None:
         try:
-            command([word for word in words if word != "--traceback"])
-        except UserError:  # of any other error the traceback is shown anyway
-            if "--traceback" in words:
+            command([word for word in arguments if word != "--traceback"])
+        except UserError:  # run_command prints the traceback of every other error
+            if "--traceback" in arguments:
                 traceback.print_exc()
             raise
 

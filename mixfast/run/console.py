@@ -12,18 +12,18 @@ from mixfast.world import current
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
 
-QUIET_SECONDS = 30.0  # a record inside an epoch gets a line of its own only after so long a silence
+QUIET_SECONDS = 30.0  # without a progress bar, a record inside an epoch is printed after so many seconds of silence
 
 
 class Console:
     """Lines to stdout and to log.txt; `with console:` shows the progress bar where stdout is a terminal.
 
-    Of several processes the first speaks for all; if `quiet`, none.
+    Only the first of several processes prints; with `quiet`, none does.
     """
 
     def __init__(self, log_path: Path | None = None, *, quiet: bool = False):
         self.log_path: Path | None = None
-        self._early: list[str] = []  # lines from before there was a log
+        self._early: list[str] = []  # lines printed before the log was opened
         self._log_lost, self._quiet = False, quiet
         if log_path:
             self.open_log(log_path)
@@ -31,7 +31,7 @@ class Console:
         self._last_line = time.monotonic()
 
     def open_log(self, path: Path) -> None:
-        """From here on lines go to this file, after those that were printed before."""
+        """Append the lines printed so far to the file `path`, and every later line."""
         self.log_path = path
         early, self._early = self._early, []
         for text in early:
@@ -51,7 +51,7 @@ class Console:
         self.log(text)
 
     def log(self, text: str) -> None:
-        """Append to log.txt only. A log that cannot be written is said once; no run ends for its sake."""
+        """Append to log.txt only. If it cannot be written, stderr says so once, and the run goes on."""
         if self.log_path is None:
             self._early.append(text)
             return
@@ -64,7 +64,7 @@ class Console:
                 print(f"{self.log_path} takes no more lines ({reason(error)}); going on without it", file=sys.stderr)
 
     def silent_for_long(self) -> bool:
-        """Whether a plain log should show a sign of life."""
+        """Whether there is no progress bar, and no line was printed for `QUIET_SECONDS`."""
         return self._progress is None and time.monotonic() - self._last_line > QUIET_SECONDS
 
     def __enter__(self) -> "Console":
@@ -82,12 +82,12 @@ class Console:
             self._progress = None
 
     def task(self, name: str, total: int) -> "Task":
-        """A bar of `total` steps."""
+        """A progress bar of `total` steps."""
         return Task(self._progress, name, total)
 
 
 def note_column() -> "ProgressColumn":
-    """The note behind a bar; a narrow terminal cuts it, before anything else gives way."""
+    """The column of the note behind a progress bar; on a narrow terminal it is the only one that is shortened."""
     from rich.progress import ProgressColumn
     from rich.table import Column
     from rich.text import Text
@@ -100,16 +100,16 @@ def note_column() -> "ProgressColumn":
 
 
 class Task:
-    """One bar; nothing without a terminal."""
+    """One progress bar; without a terminal its functions do nothing."""
 
     def __init__(self, progress: "Progress | None", name: str, total: int):
         self._progress = progress
         self._id: Any = progress.add_task(name, total=total, note="") if progress else None
 
-    def update(self, done: int, note: str) -> None:
-        """Move the bar to `done` steps and show a note behind it."""
+    def update(self, completed: int, note: str) -> None:
+        """Move the bar to `completed` steps and show a note behind it."""
         if self._progress:
-            self._progress.update(self._id, completed=done, note=note)
+            self._progress.update(self._id, completed=completed, note=note)
 
     def close(self) -> None:
         """Remove the bar."""
@@ -119,6 +119,6 @@ class Task:
 
 def duration(seconds: float) -> str:
     """A duration as h:mm:ss or m:ss."""
-    minutes, rest = divmod(round(seconds), 60)
+    minutes, remainder = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+    return f"{hours}:{minutes:02d}:{remainder:02d}" if hours else f"{minutes}:{remainder:02d}"

@@ -26,9 +26,9 @@ def train(run: Run) -> None:
         end_epoch(run)
         if checkpoint_due(run):
             run.save()
-        run.tell()
+        run.report()
         if run.epoch == epochs:
-            (run.stop.number,) = current().largest(run.stop.number)  # all end alike
+            (run.stop.number,) = current().largest(run.stop.number)  # all processes end with the same exit code
             return
         train_epoch(run)
         run.epoch += 1
@@ -50,7 +50,7 @@ def train_epoch(run: Run) -> None:
 
 
 def train_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
-    """One step at the rate of the schedule; arguments and value as of `optimiser_step`."""
+    """One step at the learning rate of the schedule; arguments and result as in `optimiser_step`."""
     run.rate = learning_rate(run.config.optim, run.epoch, run.config.train.epochs, run.step)
     set_learning_rate(run.optimizer, run.rate)
     means = optimiser_step(run, images, check=check)
@@ -60,22 +60,22 @@ def train_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
     return means
 
 
-class Before:
-    """A copy of all that the first half of a step changes: generators, statistics and other buffers of the method."""
+class StateBefore:
+    """A copy of everything that the first half of a step changes: generators, and the buffers of the method."""
 
     def __init__(self, run: Run):
         self.generators = run.generators.state_dict()
         self._buffers = [buffer.clone() for buffer in run.method.buffers()]
 
-    def restore_statistics(self, run: Run) -> None:
-        """Give every buffer the values that it had."""
+    def restore_buffers(self, run: Run) -> None:
+        """Set every buffer to its values before the step."""
         for buffer, value in zip(run.method.buffers(), self._buffers, strict=True):
             buffer.copy_(value)
 
 
 def optimiser_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
     """Update the weights from uint8 images [B, 3, H, W]; returns the loss and its terms, still on the device."""
-    before = Before(run) if check else None
+    before = StateBefore(run) if check else None
     run.progress.fill_(run.step / run.steps)
     means, carry = run.graphed_or_eager(gradients, images)
     if current().size > 1:
@@ -87,11 +87,12 @@ def optimiser_step(run: Run, images: Tensor, check: bool) -> dict[str, Tensor]:
 
 
 def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The first half of a step, up to the gradients. Returns the loss with its terms, and what `Method.update` takes.
+    """The first half of a step, up to the gradients. Returns the loss with its terms, and the carry for
+    `Method.update`.
 
     With accumulation the gradients of the micro-batches are averaged, all of them read the same queue, and their keys
-    are enqueued together after the update: to the queue it is one step. Batch statistics, boxes and permutations are
-    each micro-batch's own.
+    are enqueued together after the update, as those of one step. Each micro-batch has its own batch statistics, boxes
+    and permutations.
     """
     parts = images.chunk(run.config.train.accumulate)
     carries, values = [], []
@@ -100,21 +101,22 @@ def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
         views = run.views(part)
         run.clock.lap("augment")
         with run.autocast():
-            out = run.method.step(views, run.generators)
+            output = run.method.step(views, run.generators)
         run.clock.lap("forward")
-        (out.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+        (output.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
         run.clock.lap("backward")
-        carries.append(out.carry)
-        values.append({"loss": out.loss.detach(), "total_weight": out.total_weight(), **out.parts})
+        carries.append(output.carry)
+        values.append({"loss": output.loss.detach(), "total_weight": output.total_weight(), **output.parts})
     means = {name: torch.stack([value[name] for value in values]).mean(dim=0) for name in values[0]}
     return means, {name: torch.cat([carry[name] for carry in carries]) for name in carries[0]}
 
 
 def share(run: Run, means: dict[str, Tensor], carry: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Average gradients, running statistics and `means` over the processes; returns the carry of all of them.
+    """Average gradients, running statistics and `means` over the processes; returns the carry of all processes.
 
-    One exchange after the backward pass. DistributedDataParallel would overlap the two, but it broadcasts queues,
-    renames what a checkpoint holds, and takes neither statistics nor several passes of an encoder in a step.
+    The exchange follows the backward pass. DistributedDataParallel would overlap the two, but it broadcasts queues,
+    renames the entries of a checkpoint, and supports neither averaged statistics nor several passes of an encoder in a
+    step.
     """
     norms = [norm for norm in run.method.modules() if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)]
     statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
@@ -127,12 +129,12 @@ def share(run: Run, means: dict[str, Tensor], carry: dict[str, Tensor]) -> dict[
 
 
 def own_block(run: Run) -> int:
-    """Rows of a micro-batch that this process has."""
+    """Number of rows of a micro-batch that this process has."""
     return run.config.train.batch_size // run.config.train.accumulate // current().size
 
 
 def update(run: Run, carry: dict[str, Tensor]) -> None:
-    """The second half of a step: move the weights, then hand `carry` to the method, whose queues move."""
+    """The second half of a step: update the weights, then pass `carry` to the method, which updates its queues."""
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.clock.lap("optimizer")
@@ -141,34 +143,34 @@ def update(run: Run, carry: dict[str, Tensor]) -> None:
 
 
 @span("record")
-def check_finite(run: Run, values: dict[str, Tensor], images: Tensor, before: Before) -> None:
+def check_finite(run: Run, values: dict[str, Tensor], images: Tensor, before: StateBefore) -> None:
     """Raise NonFiniteError unless the loss, its terms and all gradients are finite.
 
-    The state before the step is saved with the batch, unless a step that was not looked at has spoilt it already.
-    Looks at the steps that are logged, where the host waits anyway.
+    Called at logged steps only, where the host waits for the device anyway. The state before the step is saved with
+    the batch, unless an earlier step, which was not checked, has already made it non-finite.
     """
     gradients = {f"gradient of {name}": p.grad for name, p in run.method.named_parameters() if p.grad is not None}
-    if not (bad := not_finite({**values, **gradients})):
+    if not (diverged := not_finite({**values, **gradients})):
         return
-    before.restore_statistics(run)
+    before.restore_buffers(run)
     earlier = run.not_finite()
     images = current().ordered(images, own_block(run))
     state = {} if earlier else {**run.state_dict(), "generators": before.generators, "images": images.cpu()}
-    current().fail(run.diverged({**bad, **earlier}, state))
+    current().fail(run.diverged({**diverged, **earlier}, state))
 
 
 def checkpoint_due(run: Run) -> bool:
-    """Whether to save now: at the start, so that a kill is never fatal, every `checkpoint_every` epochs, at the end."""
-    every = run.config.train.checkpoint_every
-    return run.epoch in (0, run.config.train.epochs) or bool(every and run.epoch % every == 0)
+    """Whether to save now: at the start, every `checkpoint_every` epochs, and at the end."""
+    interval = run.config.train.checkpoint_every
+    return run.epoch in (0, run.config.train.epochs) or bool(interval and run.epoch % interval == 0)
 
 
 def pause(run: Run) -> None:
-    """Between two steps: obey a signal, or save because the last checkpoint is old; in all processes alike."""
+    """Between two steps: obey a signal, or save because the last checkpoint is old; all processes do the same."""
     limit = run.config.train.checkpoint_seconds
-    old = bool(limit) and time.monotonic() - run.saved_at > limit
-    number, old_somewhere = current().largest(run.stop.number, old)
-    run.obey(number)
-    if old_somewhere:
+    overdue = bool(limit) and time.monotonic() - run.saved_at > limit
+    signal_number, overdue_anywhere = current().largest(run.stop.number, overdue)
+    run.obey(signal_number)
+    if overdue_anywhere:
         run.save()
         run.clock.lap("checkpoint")

@@ -2,9 +2,9 @@
 
 A `UserError` has its own message and code. Any other error is attributed to the owner of the innermost frame that does
 not belong to Python, torch or another installed package. There is one exception: a frame of mixfast that a user's frame
-called counts as the user's, because operations raise errors for wrong shapes and types. So a defect of mixfast that
-such a call meets is attributed to the user at first; the message then shows the line of mixfast that raised the error,
-and asks to report it if the arguments are right.
+called counts as the user's, because operations raise errors for wrong shapes and types. Since the cause may still be a
+defect of mixfast, the message also shows the line of mixfast that raised the error, and asks to report it if the
+arguments are right.
 """
 
 import errno
@@ -31,7 +31,7 @@ USER_CODE = 8  # exit code of an error in a method, data set or backbone from ou
 _OURS = Path(__file__).resolve().parents[1]
 _PYTHON = [Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")]
 _LIBRARIES = [*_PYTHON, Path(torch.__file__).resolve().parent]
-_FULL = {
+_DEVICE_ADVICE = {
     errno.ENOSPC: "Free some, or choose a place on another disk",
     errno.EDQUOT: "Free some, or choose a place with another quota",
     errno.EFBIG: "Raise the limit (ulimit -f), or choose a file system that takes larger files",
@@ -40,7 +40,7 @@ _FULL = {
     errno.EMFILE: "Raise the limit (ulimit -n)",
     errno.ENFILE: "Close other programs, or raise the system's limit",
 }
-_PATH = {
+_PATH_ADVICE = {
     errno.EACCES: "Change the permissions, or choose another place",
     errno.EPERM: "Change the permissions, or choose another place",
     errno.ENOENT: "If it was there: has its folder been deleted or moved",
@@ -58,11 +58,11 @@ _WORKER_FRAME = re.compile(r'File "(.+?)", line (\d+), in (\S+)')
 
 
 class Failure(NamedTuple):
-    """How a command ends."""
+    """Exit code and message of a command that failed."""
 
     exit_code: int
     text: str
-    lines: str  # of a traceback, to be printed before the text; "" if the text is enough
+    lines: str  # the traceback to be printed before the text; "" if the text is enough
 
 
 class Frame(NamedTuple):
@@ -75,18 +75,18 @@ class Frame(NamedTuple):
 
     def __str__(self) -> str:
         path = Path(self.file)
-        with suppress(OSError, ValueError):  # it is elsewhere, or the working directory has been deleted
+        with suppress(OSError, ValueError):  # outside the working directory, or that has been deleted
             path = path.relative_to(Path.cwd())
         return f"{f'{self.module}, ' if self.module else ''}{path} line {self.line}, in {self.function}"
 
 
 @fresh_torch_state()
 def run_command(command: Callable[[], object]) -> int:
-    """Run a command whose result is what it prints; print on stderr how it failed, if it did. Returns the exit code."""
-    with steady_streams() as out, StopRequest():
+    """Run a command that prints its result; if it fails, print the reason on stderr. Returns the exit code."""
+    with steady_streams() as stdout, StopRequest():
         try:
             command()
-        except SystemExit as end:  # tyro has printed its help or what it did not understand
+        except SystemExit as end:  # tyro has printed help or an error
             return int(end.code or 0)
         except Stopped as stop:
             print(f"stopped by {stop}", file=sys.stderr)
@@ -97,27 +97,27 @@ def run_command(command: Callable[[], object]) -> int:
             failure = explain(error)
             print(failure.lines + failure.text, file=sys.stderr)
             return failure.exit_code
-        out.flush()
-        if out.error is None or out.reader_left:
+        stdout.flush()
+        if stdout.error is None or stdout.reader_left:
             return 0
-        print(f"error: stdout: {reason(out.error)}", file=sys.stderr)
+        print(f"error: stdout: {reason(stdout.error)}", file=sys.stderr)
         return StorageError.exit_code
 
 
 def explain(error: Exception, log: Path | None = None, method: str = "", folder: Path | None = None) -> Failure:
-    """Whose error it is, and what to print.
+    """Whose code raised an error, and the message to print.
 
     Args:
         error: as caught by the command.
-        log: file to which the caller writes the whole traceback.
+        log: file to which the caller writes the whole traceback; None: there is none.
         method: dotted name of the user's method that was being trained; "" for a method of mixfast.
-        folder: that the command writes to.
+        folder: the folder to which the command writes; named if an error of the disk does not name a path.
     """
     if isinstance(error, UserError):
         return Failure(error.exit_code, f"error: {error}", "")
-    what = f"{type(error).__name__}: {error}"
+    summary = f"{type(error).__name__}: {error}"
     if is_out_of_memory(error):
-        return Failure(OutOfMemoryError.exit_code, f"error: out of memory: {what.splitlines()[0]}", "")
+        return Failure(OutOfMemoryError.exit_code, f"error: out of memory: {summary.splitlines()[0]}", "")
     frames = _frames(error)
     owners = [owner(frame.file) for frame in frames]
     if "user" not in owners and (text := _storage(error, folder)):
@@ -125,19 +125,19 @@ def explain(error: Exception, log: Path | None = None, method: str = "", folder:
     report = f"report it with the output of `python -m mixfast.doctor` and {log or 'the traceback above'}."
     if "user" in owners:
         last = len(owners) - 1 - owners[::-1].index("user")
-        text = f"error in your code: {what.splitlines()[0]}\nin {frames[last]}"
+        text = f"error in your code: {summary.splitlines()[0]}\nin {frames[last]}"
         if "ours" in owners[last:]:
             raiser = frames[len(owners) - 1 - owners[::-1].index("ours")]
             text += f"\nRaised by {raiser}. If what your line passes to it is right, {report}"
         return Failure(USER_CODE, text, _traceback(error, owners.index("user")))
     if method:
         text = (
-            f"error with your method {method}: {what.splitlines()[0]}\n"
+            f"error with your method {method}: {summary.splitlines()[0]}\n"
             "No line of it was running: see whether its functions take and return what the docstrings of "
             f"mixfast.methods.Method say. If they do, {report}"
         )
         return Failure(USER_CODE, text, _traceback(error))
-    return Failure(1, f"internal error: {what}\nPlease {report}", "" if log else _traceback(error))
+    return Failure(1, f"internal error: {summary}\nPlease {report}", "" if log else _traceback(error))
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -153,11 +153,11 @@ def _storage(error: Exception, folder: Path | None) -> str:
     elif match := _OS_ERROR.search(cause):
         number = int(match[1])
     chain: BaseException | None = error
-    while chain is not None and number not in _FULL:  # torch hides it behind an error of its own
-        if isinstance(chain, OSError) and chain.errno in _FULL:
+    while chain is not None and number not in _DEVICE_ADVICE:  # torch may have raised another error from it
+        if isinstance(chain, OSError) and chain.errno in _DEVICE_ADVICE:
             number, path = chain.errno, chain.filename or path
         chain = chain.__cause__ or chain.__context__
-    advice = {**_PATH, **_FULL}.get(number)
+    advice = {**_PATH_ADVICE, **_DEVICE_ADVICE}.get(number)
     if advice is None:
         return ""
     path = os.fsdecode(path) or (str(folder) if folder else "")
@@ -167,12 +167,12 @@ def _storage(error: Exception, folder: Path | None) -> str:
 
 
 def _free(path: str) -> str:
-    """The free space of a path's file system in words; a full one may lack bytes, or room for further files."""
-    place = Path(path)
+    """The free bytes and file entries of a path's file system as text; "" if they cannot be read."""
+    existing = Path(path)
     try:
-        while not place.exists() and place != place.parent:
-            place = place.parent
-        disk = os.statvfs(place)
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        disk = os.statvfs(existing)
     except OSError:
         return ""
     return f" ({disk.f_bavail * disk.f_frsize:,} bytes and {disk.f_favail:,} files more would fit)"
@@ -204,6 +204,6 @@ def _frames(error: Exception) -> list[Frame]:
 
 def _traceback(error: Exception, first: int = 0) -> str:
     """The traceback of an error as text, from its frame number `first` on."""
-    found = traceback.TracebackException.from_exception(error)
-    found.stack = traceback.StackSummary.from_list(found.stack[first:])
-    return "".join(found.format())
+    formatted = traceback.TracebackException.from_exception(error)
+    formatted.stack = traceback.StackSummary.from_list(formatted.stack[first:])
+    return "".join(formatted.format())

@@ -1,4 +1,4 @@
-"""The folder of a run: names, what is written where, and when an existing one is refused."""
+"""The folder of a run: the names of its files, and how they are written and read."""
 
 import dataclasses
 import datetime
@@ -51,10 +51,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
-        """The folder of a run that exists; a path inside its checkpoints/ counts.
+        """The existing folder of a run, from its path or a path inside its checkpoints/.
 
         Raises:
-            CheckpointError: no run's folder there.
+            CheckpointError: the path does not belong to the folder of a run.
         """
         for folder in (path, *path.parents[:2]):
             if (folder / "config.json").is_file():
@@ -64,7 +64,7 @@ class RunFolder:
         raise CheckpointError(f"{path} is not the folder of a run: it has no config.json.{inside}")
 
     def write_config(self, config: RunConfig[Any], preset: str, origins: dict[str, str]) -> None:
-        """config.json: every value, and where each that is not a default came from."""
+        """Write config.json: every value, and the origin of each value that is not a default."""
         content = {"preset": preset, "values": dataclasses.asdict(config), "origins": origins}
         write_json(self.path / "config.json", content)
 
@@ -72,11 +72,12 @@ class RunFolder:
         """The inverse of `write_config`: configuration, preset, origins.
 
         Args:
-            trusted: dotted names of modules that the user named; others are not imported from where a folder that
-                somebody sent may have put them (`mixfast.outside.check_trusted`).
+            trusted: dotted names of modules that may be imported from in or around the folder, which another person
+                may have sent (`mixfast.outside.check_trusted`).
 
         Raises:
-            CheckpointError: unreadable, written by a version with other keys, or it names a module that is not trusted.
+            CheckpointError: the file is unreadable, was written by a version with other keys, or names a module that
+                is not trusted.
             ConfigError: the method's module cannot be found.
         """
         path = self.path / "config.json"
@@ -87,16 +88,16 @@ class RunFolder:
         expected = {"values": dict, "preset": str, "origins": dict}
         for key, kind in expected.items():
             if not isinstance(content, dict) or not isinstance(content.get(key), kind):
-                found = repr(content.get(key, "nothing") if isinstance(content, dict) else content)
-                what = "a string" if kind is str else "an object"
-                raise CheckpointError(f"{path} cannot be read: {key} must be {what}; got {found:.100}.")
+                value = repr(content.get(key, "nothing") if isinstance(content, dict) else content)
+                expected_type = "a string" if kind is str else "an object"
+                raise CheckpointError(f"{path} cannot be read: {key} must be {expected_type}; got {value:.100}.")
         values, preset, origins = content["values"], content["preset"], content["origins"]
         name = values.get("method_name")
         if not isinstance(name, str):
             raise CheckpointError(f"{path} cannot be read: method_name must be a method's name; got {name!r:.100}.")
         if name not in methods.names():
             check_trusted([("method_name", name)], self.path, trusted)
-        method = methods.load(name)  # what goes wrong in a user's module is not the file's fault
+        method = methods.load(name)  # errors of a user's module are not errors of the file
         try:
             config: RunConfig[Any] = from_dict(RunConfig, values, method.Config)
         except ConfigError as error:
@@ -104,54 +105,54 @@ class RunFolder:
         check_trusted(named_code(config), self.path, trusted)
         return config, preset, origins
 
-    def write_command(self, words: list[str]) -> None:
-        """command.txt: one line per start or resume."""
+    def write_command(self, arguments: list[str]) -> None:
+        """Append to command.txt the line of a start or resume: time and command."""
         with open(self.path / "command.txt", "a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(f"{now()}  {shlex.join(words)}\n")
+            file.write(f"{now()}  {shlex.join(arguments)}\n")
 
     def write_status(self, state: str, **facts: Any) -> None:
-        """status.json: state (running, finished, stopped, failed), process, time, and the given facts."""
+        """Write status.json: state (running, finished, stopped, failed), process, time, and `facts`."""
         path, content = self.path / "status.json", {"state": state, "pid": os.getpid(), "time": now(), **facts}
         try:
             write_json(path, content)
         except OSError:
             if not path.is_file():
                 raise
-            with open(path, "r+", encoding="utf-8") as file:  # a full disk takes what fits into the old file's block
+            with open(path, "r+", encoding="utf-8") as file:  # a full disk still takes what fits into the old block
                 file.write(f"{json.dumps(content, indent=2):<{path.stat().st_size}}\n")
                 file.truncate()
 
     def status(self) -> dict[str, Any]:
-        """The content of status.json; {} before `write_status` was called, or if it is damaged."""
+        """The content of status.json; {} if there is none or it is damaged."""
         try:
-            found = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
+            content = json.loads((self.path / "status.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return content if isinstance(content, dict) else {}
 
     def has_checkpoint(self) -> bool:
         """Whether there is a checkpoint to continue from."""
         return any((self.checkpoints / name).is_file() for name in (checkpoint.LAST, checkpoint.PREVIOUS))
 
     def has_trained(self) -> bool:
-        """Whether there is a checkpoint, or the record of a step, after which a checkpoint must have been saved."""
+        """Whether the run has begun: it has a checkpoint, or the record of a step."""
         path = self.metrics.path
         return self.has_checkpoint() or (path.is_file() and b'"kind": "train"' in path.read_bytes())
 
     def drop_unfinished(self) -> None:
-        """Delete files whose writing was interrupted: they may fill the disk."""
+        """Delete the temporary files of writes that were interrupted."""
         for path in (*self.path.glob("*.tmp"), *self.checkpoints.glob("*.tmp")):
             path.unlink()
 
 
 def named_code(config: RunConfig[Any]) -> list[tuple[str, str]]:
-    """(key, module or module:function) of what a configuration takes from outside this package, beside its method."""
-    found = [("compare", name) for name in config.compare if name not in methods.names()]
+    """(key, module or module:function) of a configuration's code from outside this package, except its method."""
+    code = [("compare", name) for name in config.compare if name not in methods.names()]
     if config.model.backbone != RESNET and (named := adapters.parse(config.model.backbone)).own:
-        found.append(("model.backbone", f"{named.source}:{named.name}"))
+        code.append(("model.backbone", f"{named.source}:{named.name}"))
     if ":" in config.data.kind:
-        found.append(("data.kind", config.data.kind))
-    return found
+        code.append(("data.kind", config.data.kind))
+    return code
 
 
 def now() -> str:
@@ -160,32 +161,32 @@ def now() -> str:
 
 
 def make_folders(path: Path) -> list[Path]:
-    """Make a folder and those above it; returns the ones that were not there, the outermost first."""
+    """Create a folder and its missing parents; returns the folders that were created, the outermost first."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     return missing[::-1]
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Remove those of some nested folders, the outermost first, that hold nothing."""
+    """Remove the empty ones of nested folders, which are listed with the outermost first."""
     for folder in reversed(folders):
-        with suppress(OSError):  # something is in it
+        with suppress(OSError):  # not empty
             folder.rmdir()
 
 
 @contextmanager
 def results_folder(out: Path | None, name: str) -> Iterator[Path]:
-    """`out`, or a new folder runs/name-NNNN. If the block fails, nothing empty remains of what was made for it."""
-    made = make_folders(out or Path("runs"))
+    """`out`, or a new folder runs/name-NNNN. If the block fails, the folders created for it are removed if empty."""
+    new_folders = make_folders(out or Path("runs"))
     if out is None:
-        made.append(RunFolder.create_numbered(Path("runs"), name).path)
+        new_folders.append(RunFolder.create_numbered(Path("runs"), name).path)
     try:
-        yield out or made[-1]
+        yield out or new_folders[-1]
     except BaseException:
-        remove_empty(made)
+        remove_empty(new_folders)
         raise
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write `content` as JSON, whole or not at all."""
+    """Write `content` as JSON, completely or not at all."""
     write_whole(path, (json.dumps(content, indent=2) + "\n").encode())

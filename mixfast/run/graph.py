@@ -1,4 +1,4 @@
-"""The halves of a training step as CUDA graphs: run as they are at first, then recorded once and replayed."""
+"""The halves of a training step as CUDA graphs: called normally for some steps, then recorded once and replayed."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mixfast.errors import ConfigError
 
-WARM_UP = 3  # steps before the recording: state that is made at first use, and kernels that are chosen by timing
+WARM_UP = 3  # steps before the recording, for state made at first use and kernels chosen by timing
 
 Work = Callable[[], Any]
 
@@ -28,7 +28,7 @@ class CudaRecorder:
 
     Args:
         device: of all tensors.
-        generators: those that the work draws from; asked for when a recording begins.
+        generators: returns the generators that the work draws from; called when a recording begins.
     """
 
     def __init__(self, device: torch.device, generators: Callable[[], Iterable[torch.Generator]]):
@@ -48,7 +48,7 @@ class CudaRecorder:
         graph = torch.cuda.CUDAGraph()
         for generator in self._generators():
             graph.register_generator_state(generator)
-        # thread_local: whatever other threads of this process ask of the device meanwhile is none of the recording's.
+        # thread_local: calls of other threads to the device meanwhile do not disturb the recording.
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             result = work()
         return graph.replay, result
@@ -57,12 +57,12 @@ class CudaRecorder:
 class StepGraph:
     """Calls functions of (run, tensors) through recordings, one per function.
 
-    The first `WARM_UP` calls of each are real steps, so nothing has to be put back before the recording, which moves
-    nothing: weights, statistics, queues and generators are those of a run without graphs, bit by bit.
+    The first `WARM_UP` calls of each function are real steps, and the recording executes nothing. So no state has to be
+    restored: weights, statistics, queues and generators have the same bits as in a run without graphs.
 
-    What a function reads beside its argument must be tensors that stay in place; what it moves, tensors too. Numbers
-    that change from step to step (learning rate, progress) are therefore tensors that are filled between the calls.
-    Gradients are handed from one function to the next by `.grad` as usual.
+    Everything that a function reads beside its argument, and everything that it changes, must be tensors that keep
+    their memory. Numbers that change from step to step (learning rate, progress) are therefore tensors that are filled
+    between the calls. Gradients pass from one function to the next by `.grad` as usual.
 
     Args:
         parameters: all that may have a gradient.
@@ -76,10 +76,10 @@ class StepGraph:
         self._recorded: dict[Callable[..., Any], Callable[[Any], Any]] = {}
 
     def __call__(self, function: Callable[[Any, Any], Any], run: Any, argument: Any) -> Any:
-        """function(run, argument); shapes of `argument` are those of the first call.
+        """function(run, argument); the shapes of `argument` must be those of the first call.
 
         Raises:
-            ConfigError: the function does what cannot be recorded, such as waiting for the device.
+            ConfigError: the function cannot be recorded, for example because it waits for the device.
         """
         if function in self._recorded:
             return self._recorded[function](argument)
@@ -90,16 +90,16 @@ class StepGraph:
         return self._recorded[function](argument)
 
     def _record(self, function: Callable[[Any, Any], Any], run: Any, argument: Any) -> Callable[[Any], Any]:
-        static = _each(torch.clone, argument)
+        static = _map_tensors(torch.clone, argument)
         try:
             replay, result = self._recorder.record(lambda: function(run, static))
         except RuntimeError as error:
-            cause = error.__context__ or error  # what the work raised, before the end of the recording failed too
+            cause = error.__context__ or error  # the first error is the function's, the second that of the recording
             if isinstance(cause, torch.OutOfMemoryError):
-                raise cause from None  # it has a message of its own
-            why = str(cause).partition("\n")[0]
+                raise cause from None  # explained elsewhere
+            reason = str(cause).partition("\n")[0]
             raise ConfigError(
-                f"--train.graph on: {function.__name__} of the step cannot be recorded as a CUDA graph ({why}). "
+                f"--train.graph on: {function.__name__} of the step cannot be recorded as a CUDA graph ({reason}). "
                 "Leave the option at auto; a method must neither wait for the device nor copy from the host in a step."
             ) from error
         gradients = [parameter.grad for parameter in self._parameters]
@@ -109,17 +109,17 @@ class StepGraph:
             replay()
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
                 parameter.grad = gradient
-            return _each(torch.clone, result)  # the next replay overwrites its own
+            return _map_tensors(torch.clone, result)  # the next replay overwrites `result`
 
         return replayed
 
 
-def _each(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """`function` of every tensor in a tensor, a dict or a tuple of such."""
+def _map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """`value`, a tensor, None, or a dict or tuple of these, with `function` applied to every tensor."""
     if isinstance(value, dict):
-        return {name: _each(function, item) for name, item in value.items()}
+        return {name: _map_tensors(function, item) for name, item in value.items()}
     if isinstance(value, tuple):
-        return tuple(_each(function, item) for item in value)
+        return tuple(_map_tensors(function, item) for item in value)
     return None if value is None else function(value)
 
 

@@ -1,4 +1,4 @@
-"""LARS, an optimiser whose steps are as long, relative to each tensor, as the learning rate says (large batches)."""
+"""LARS: SGD whose learning rate is scaled for each tensor by the ratio of its norm to its gradient's."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,19 +11,19 @@ class LARS(torch.optim.Optimizer):
     """SGD with momentum whose rate is scaled for each tensor (You et al. 2017, "Large Batch Training of CNNs").
 
         d = gradient + weight_decay w
-        rate = lr trust |w| / |d|        lr where either length is 0, or where a group sets adapt=False
+        rate = lr trust |w| / |d|        lr where either norm is 0, or where a group sets adapt=False
         v <- momentum v + rate d,  w <- w - v
 
-    The form of SimCLR's code: the decay is part of |d|, and the rate is inside the velocity. Lengths and rates stay on
+    The form of SimCLR's code: the decay is part of |d|, and the rate is inside the velocity. Norms and rates stay on
     the device.
 
     Args:
-        params: parameters or groups; a group may set any of the options for itself.
+        params: parameters or groups of parameters; a group may set any of the options.
         lr: learning rate; a scalar tensor on the parameters' device, or a number.
         momentum: share of the velocity that survives a step.
-        weight_decay: of all tensors of a group.
-        trust: the paper's eta.
-        adapt: whether tensors get rates of their own.
+        weight_decay: added to the gradient, times the weight.
+        trust: the trust coefficient, the paper's eta.
+        adapt: whether the rate is scaled for each tensor.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient. `closure` is torch's; nothing here calls it."""
+        """Update every parameter that has a gradient. `closure` must be None."""
         assert closure is None, "LARS evaluates no closure"
         for group in self.param_groups:
             weights: list[Tensor] = [weight for weight in group["params"] if weight.grad is not None]

@@ -19,12 +19,12 @@ from mixfast.spans import span
 
 
 class Meter:
-    """Means of named scalars: over the steps since the last record, summed on the device, and over an epoch's."""
+    """Means of named scalars: over the steps since the last record, summed on the device, and over an epoch."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
         self.count = 0
-        self._epoch_sums: dict[str, float] = {}  # of the steps that `means` has counted
+        self._epoch_sums: dict[str, float] = {}  # over the steps of the epoch up to the last call of `means`
         self._epoch_count = 0
 
     @span("logging")
@@ -36,7 +36,7 @@ class Meter:
         self.count += 1
 
     def means(self) -> dict[str, float]:
-        """The means since the last call, as numbers; {} without a step since. Waits for the device."""
+        """The means over the steps since the last call, as numbers; {} without a step. Waits for the device."""
         if not self.count:
             return {}
         values = (torch.stack(list(self._sums.values())) / self.count).tolist()
@@ -48,7 +48,7 @@ class Meter:
         return means
 
     def epoch_means(self) -> dict[str, float]:
-        """The means over the steps that `means` has counted since the last call of this; {} without any."""
+        """The means over the epoch's steps up to the last call of `means`; {} without a step. Starts a new epoch."""
         means = {name: total / self._epoch_count for name, total in self._epoch_sums.items()}
         self._epoch_sums, self._epoch_count = {}, 0
         return means
@@ -64,10 +64,10 @@ class Meter:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file with a JSON object on each line, oldest first; none if there is no file.
+    """The records of a file with a JSON object on each line, oldest first; [] if there is no file.
 
     Raises:
-        CheckpointError: a line is no record; the message names it.
+        CheckpointError: a line is not a JSON object; the message gives its number.
     """
     if not path.exists():
         return []
@@ -75,10 +75,10 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(path.read_bytes().splitlines(), 1):
         try:
             records.append(json.loads(line))
-            whole = isinstance(records[-1], dict)
+            is_record = isinstance(records[-1], dict)
         except (ValueError, RecursionError):
-            whole = False
-        if not whole:
+            is_record = False
+        if not is_record:
             raise CheckpointError(f"{path}, line {number}: {line[:60]!r} is not a record; repair or delete the line.")
     return records
 
@@ -92,7 +92,7 @@ class Metrics:
         self.loggers = Loggers()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; the operating system has it when this returns."""
+        """Append one record to metrics.jsonl, and pass it to the loggers; survives a kill of the process."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self.loggers.record(record)
@@ -102,7 +102,7 @@ class Metrics:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def truncate(self, position: int) -> None:
-        """Forget the records written after the checkpoint that remembers `position`."""
+        """Delete the records after the first `position` bytes, which a checkpoint stores."""
         if self.position() > position:
             os.truncate(self.path, position)
 
@@ -110,7 +110,7 @@ class Metrics:
         """All records, oldest first.
 
         Raises:
-            CheckpointError: a line is no record; the message names it.
+            CheckpointError: a line is not a JSON object; the message gives its number.
         """
         return read_lines(self.path)
 

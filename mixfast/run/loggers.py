@@ -22,18 +22,18 @@ PROJECT = "mixfast"  # unless the library's environment variable names another
 
 
 class Logger(Protocol):
-    """A library that takes what a run says. It is made of (folder of the run, options by key, steps done)."""
+    """Writes records and pictures of a run to a library. Constructed with the run's folder, options and steps done."""
 
     def __init__(self, folder: Path, options: dict[str, Any], step: int): ...
 
     def record(self, step: int, numbers: dict[str, float]) -> None:
-        """Take numbers by name, such as "train/loss"."""
+        """Log numbers by name, such as "train/loss"."""
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        """Take a PNG file."""
+        """Log a PNG file."""
 
     def close(self, failed: bool) -> None:
-        """End, after everything taken is written or sent."""
+        """Write or send everything that was logged, and end."""
 
 
 class TensorBoard:
@@ -64,18 +64,18 @@ class WandB:
 
     def __init__(self, folder: Path, options: dict[str, Any], step: int):
         self._wandb: Any = importlib.import_module("wandb")
-        number = _kept(folder, "wandb") or _keep(folder, "wandb", secrets.token_hex(4))
+        run_id = _stored_id(folder, "wandb") or _store_id(folder, "wandb", secrets.token_hex(4))
         self._run = self._wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=_title(folder),
-            id=number,
+            id=run_id,
             resume="allow",
-            reinit="create_new",  # a run that is compared with another begins before that has ended
+            reinit="create_new",  # runs that are compared with each other overlap in time
             dir=str(folder),
             config=options,
             settings=self._wandb.Settings(console="off"),
         )
-        self._run.define_metric("*", step_metric="step")  # a resumed run repeats steps, which W&B's own count does not
+        self._run.define_metric("*", step_metric="step")  # W&B's own step never decreases; a resumed run repeats steps
 
     def record(self, step: int, numbers: dict[str, float]) -> None:
         self._run.log({"step": step, **numbers})
@@ -88,34 +88,36 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow, where MLFLOW_TRACKING_URI says."""
+    """A run of MLflow at MLFLOW_TRACKING_URI."""
 
     def __init__(self, folder: Path, options: dict[str, Any], step: int):
         mlflow = importlib.import_module("mlflow")
         self._entities: Any = importlib.import_module("mlflow.entities")
         self._client: Any = mlflow.MlflowClient()
-        if number := _kept(folder, "mlflow"):
-            self._number = number
-            self._client.update_run(number, status="RUNNING")
+        if run_id := _stored_id(folder, "mlflow"):
+            self._run_id = run_id
+            self._client.update_run(run_id, status="RUNNING")
             return
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
         experiment = self._client.get_experiment_by_name(name)
-        place = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        self._number = _keep(folder, "mlflow", self._client.create_run(place, run_name=_title(folder)).info.run_id)
+        experiment_id = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        self._run_id = _store_id(
+            folder, "mlflow", self._client.create_run(experiment_id, run_name=_title(folder)).info.run_id
+        )
         parameters = [self._entities.Param(key, str(value)) for key, value in options.items()]
-        for start in range(0, len(parameters), 100):  # that a call may have
-            self._client.log_batch(self._number, params=parameters[start : start + 100])
+        for start in range(0, len(parameters), 100):  # MLflow's limit for a call
+            self._client.log_batch(self._run_id, params=parameters[start : start + 100])
 
     def record(self, step: int, numbers: dict[str, float]) -> None:
-        now = int(1000 * time.time())
-        metrics = [self._entities.Metric(name, float(number), now, step) for name, number in numbers.items()]
-        self._client.log_batch(self._number, metrics=metrics)
+        milliseconds = int(1000 * time.time())
+        metrics = [self._entities.Metric(name, float(number), milliseconds, step) for name, number in numbers.items()]
+        self._client.log_batch(self._run_id, metrics=metrics)
 
     def picture(self, step: int, name: str, path: Path) -> None:
-        self._client.log_artifact(self._number, str(path), "plots")
+        self._client.log_artifact(self._run_id, str(path), "plots")
 
     def close(self, failed: bool) -> None:
-        self._client.set_terminated(self._number, "FAILED" if failed else "FINISHED")
+        self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED")
 
 
 LOGGERS: dict[str, tuple[type[Logger], str]] = {  # by name: the class, and the module that it needs
@@ -138,73 +140,73 @@ def check(names: Iterable[str]) -> None:
 
 
 class Loggers:
-    """Those of a run, none before `open`; `with` closes them. One that fails is named and dropped; training goes on."""
+    """The loggers of a run; `with` closes them. A logger that fails is named in a warning and no longer used."""
 
     def __init__(self) -> None:
         self._open: dict[str, Logger] = {}
-        self._say: Callable[[str], None] = print
+        self._print_line: Callable[[str], None] = print
 
     def open(
-        self, names: Iterable[str], folder: Path, options: dict[str, Any], step: int, say: Callable[[str], None]
+        self, names: Iterable[str], folder: Path, options: dict[str, Any], step: int, print_line: Callable[[str], None]
     ) -> None:
         """Begin or continue a run in each library.
 
         Args:
             names: keys of `LOGGERS`.
-            folder: of the run.
-            options: of its configuration, by key.
+            folder: the run's folder.
+            options: the run's configuration, by dotted key.
             step: optimiser steps done.
-            say: prints a line.
+            print_line: prints a line.
 
         Raises:
-            PlatformError: a library refuses; the message has its words.
+            PlatformError: a library cannot begin; the message quotes its error.
         """
-        self._say = say
+        self._print_line = print_line
         for name in names:
             try:
                 self._open[name] = LOGGERS[name][0](folder, options, step)
-            except Exception as error:  # of any type: no account, no network, no room
+            except Exception as error:  # libraries raise many types: no account, no network, no space
                 raise PlatformError(
                     f"--train.log {name} cannot begin: {error}. "
                     "To continue without loggers, give --train.log without a value."
                 ) from error
 
     def record(self, record: dict[str, Any]) -> None:
-        """Hand on the numbers of a record of metrics.jsonl."""
+        """Log the numbers of a record of metrics.jsonl."""
         kind = f"{record['kind']}/{record['name']}" if record["kind"] == "baseline" else record["kind"]
         numbers = {
             f"{kind}/{name}": value
             for name, value in record.items()
             if isinstance(value, int | float) and name != "step"
         }
-        self._each(lambda logger: logger.record(record["step"], numbers))
+        self._for_each(lambda logger: logger.record(record["step"], numbers))
 
     def picture(self, step: int, path: Path) -> None:
-        """Hand on a picture, under the name of its file."""
-        self._each(lambda logger: logger.picture(step, f"plots/{path.stem}", path))
+        """Log a picture under the name of its file."""
+        self._for_each(lambda logger: logger.picture(step, f"plots/{path.stem}", path))
 
-    def _each(self, act: Callable[[Logger], None]) -> None:
+    def _for_each(self, act: Callable[[Logger], None]) -> None:
         for name, logger in list(self._open.items()):
             try:
                 act(logger)
-            except Exception as error:  # of any type
+            except Exception as error:  # libraries raise many types
                 del self._open[name]
-                self._say(f"warning: {name} takes no more ({error}); metrics.jsonl has every record")
+                self._print_line(f"warning: {name} takes no more ({error}); metrics.jsonl has every record")
 
     def __enter__(self) -> "Loggers":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
-        self._each(lambda logger: logger.close(kind is not None))
+        self._for_each(lambda logger: logger.close(kind is not None))
         self._open.clear()
 
 
 def _title(folder: Path) -> str:
-    beside = folder.parent.name == "compare"  # a run that another is compared with
-    return f"{folder.parents[1].name}-{folder.name}" if beside else folder.resolve().name
+    is_companion = folder.parent.name == "compare"
+    return f"{folder.parents[1].name}-{folder.name}" if is_companion else folder.resolve().name
 
 
-def _kept(folder: Path, name: str) -> str:
+def _stored_id(folder: Path, name: str) -> str:
     """The identifier of a folder's run in a library; "" if there is none."""
     try:
         return str(json.loads((folder / "loggers.json").read_text(encoding="utf-8")).get(name, ""))
@@ -212,7 +214,7 @@ def _kept(folder: Path, name: str) -> str:
         return ""
 
 
-def _keep(folder: Path, name: str, number: str) -> str:
-    known = {other: kept for other in LOGGERS if (kept := _kept(folder, other))}
-    write_whole(folder / "loggers.json", json.dumps({**known, name: number}).encode())
-    return number
+def _store_id(folder: Path, name: str, run_id: str) -> str:
+    run_ids = {library: stored for library in LOGGERS if (stored := _stored_id(folder, library))}
+    write_whole(folder / "loggers.json", json.dumps({**run_ids, name: run_id}).encode())
+    return run_id

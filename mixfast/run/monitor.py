@@ -28,7 +28,7 @@ HEADER = f"{'':<16} epoch       lr     loss   knn_z   knn_h    img/s  data wait 
 
 
 def chance_loss(config: RunConfig[Any]) -> float | None:
-    """Chance level of a loss term: ln of its number of candidates; None for a method that does not choose."""
+    """Chance level of a loss term: ln of its number of candidates; None for a method without candidates."""
     count = candidates(config)
     return None if count is None else math.log(count)
 
@@ -39,7 +39,7 @@ def mean_term(means: dict[str, float]) -> float:
 
 
 def introduce(run: Run) -> None:
-    """Print what the loss is, and whether there will be scores."""
+    """Print the chance level of the loss, how the queues fill, whether there will be scores, and warnings."""
     config, console = run.config, run.console
     if (chance := chance_loss(config)) is not None:
         console.line(
@@ -77,14 +77,14 @@ def bank(setup: Setup) -> tuple[Images, Tensor]:
 
 
 def scored_images(setup: Setup) -> Images:
-    """The test images; if they are in files, bound to the device, so that the processes of the training read them."""
+    """The test images; if they are in files, bound to the device, so that the training's worker processes read them."""
     images = setup.splits.test.images
     return images.to(setup.device) if isinstance(images, Streamed) else images
 
 
 @span("record")
 def record(run: Run) -> None:
-    """Write the means since the last record, and where the time went."""
+    """Write a record with the means since the last one and the seconds by part, and show it."""
     means, parts = run.meter.means(), run.clock.seconds()
     elapsed = sum(parts.values())
     if not run.last and isinstance(run.batches.images, Streamed):
@@ -103,15 +103,20 @@ def record(run: Run) -> None:
     run.images = 0
     if current().rank == 0:
         run.folder.metrics.write(run.last)
-    rate, wait, left = _speed(run)
+    rate, wait, remaining = _speed(run)
     note = f"loss {mean_term(means):.3f}   {rate} img/s   data wait {wait}"
     run.task.update(run.step, note)
     if run.console.silent_for_long():
-        run.console.line(f"  step {run.step} of {run.steps}   {note}   left {left}")
+        run.console.line(f"  step {run.step} of {run.steps}   {note}   left {remaining}")
 
 
 def loader_and_step(library: Library, step: float) -> str:
-    """A sentence: images/s of decoding alone and of a step that need not wait, and which of them is the limit."""
+    """A sentence on whether training waits for decoding.
+
+    Args:
+        library: which has measured decoding alone.
+        step: images/s of the training steps without waiting for images.
+    """
     alone = library.images_per_s or 0.0
     rates = f"decoding alone {alone:,.0f} images/s, a step without waiting for images {step:,.0f}"
     if alone >= step:
@@ -124,17 +129,17 @@ def _speed(run: Run) -> tuple[str, str, str]:
     if not run.last:
         return "-", "-", "-"
     rate, parts = run.last["images_per_s"], [run.last[name] for name in run.last if name.startswith("time_")]
-    left = (run.steps - run.step) * run.config.train.batch_size / rate
+    remaining = (run.steps - run.step) * run.config.train.batch_size / rate
     wait = 100 * run.last.get("time_data", 0.0) / sum(parts)
-    return f"{rate:.0f}", f"{wait:.1f} %", duration(left)
+    return f"{rate:.0f}", f"{wait:.1f} %", duration(remaining)
 
 
 def end_epoch(run: Run) -> None:
-    """Evaluate if it is time to, write the means of the epoch, and print its row of the table; all processes together.
+    """Evaluate if that is due, write the means of the epoch, and print its row of the table; all processes together.
 
     The records of an evaluation are written together at its end: a run that is stopped in the middle repeats it.
     """
-    if run.evaluated == run.epoch:  # a resumed run starts here once more
+    if run.evaluated == run.epoch:  # a resumed run calls this again
         return
     config, stop = run.config, run.obey_signal
     records: list[dict[str, Any]] = []
@@ -153,18 +158,18 @@ def end_epoch(run: Run) -> None:
         records.append(_evaluated(run, "diagnostics", config.method_name, scorer))
         if note := warning(records[-1]):
             run.console.line(f"warning: {note}")
-    for found in records:
-        run.write(found)
+    for entry in records:
+        run.write(entry)
     run.evaluated = run.epoch
     if run.epoch:
-        scores = next((found for found in records if found["kind"] == "eval"), {})
+        scores = next((entry for entry in records if entry["kind"] == "eval"), {})
         row(run, config.method_name, scores, *record_epoch(run), _speed(run))
 
 
 def record_epoch(run: Run) -> tuple[str, str]:
-    """Write the means over the steps of the epoch that has ended; returns its rate and mean term, formatted.
+    """Write the means over the steps of the epoch that has ended; returns its learning rate and mean term, formatted.
 
-    Written once the epoch is evaluated: until then a stopped run has the means in its checkpoint.
+    Called after the evaluation of the epoch: until then the means of a stopped run are in its checkpoint.
     """
     means, options = run.meter.epoch_means(), run.config
     if not means:
@@ -185,19 +190,22 @@ def row(
 ) -> None:
     """Print one row below HEADER."""
     z, h = (f"{scores[key]:.1f}" if key in scores else "-" for key in ("knn_z", "knn_h"))
-    images, wait, left = speed
-    run.console.line(f"{name:<16} {run.epoch:>5} {rate:>8} {loss:>8} {z:>7} {h:>7} {images:>8} {wait:>10} {left:>8}")
+    images, wait, remaining = speed
+    run.console.line(
+        f"{name:<16} {run.epoch:>5} {rate:>8} {loss:>8} {z:>7} {h:>7} {images:>8} {wait:>10} {remaining:>8}"
+    )
 
 
-def score(setup: Setup, encoder: nn.Module, between: Callable[[], object] = lambda: None) -> dict[str, float]:
+def score(setup: Setup, encoder: nn.Module, before_batch: Callable[[], object] = lambda: None) -> dict[str, float]:
     """Weighted kNN of an encoder on a run's data: {"knn_z": percent, "knn_h": percent}.
 
-    `between` is called before every batch of images; an exception in it ends the scoring.
+    `before_batch` is called before every batch of images; an exception in it ends the scoring.
     """
     test, options = setup.splits.test, setup.config.eval
     images, labels = bank(setup)
     rows, queries = (
-        extract(encoder, some, setup.normalise, options.batch_size, between) for some in (images, scored_images(setup))
+        extract(encoder, subset, setup.normalise, options.batch_size, before_batch)
+        for subset in (images, scored_images(setup))
     )
     return knn_scores(rows, labels, queries, test.labels.to(setup.device), options.k, options.temperature)
 
@@ -206,18 +214,18 @@ def score_pixels(setup: Setup) -> dict[str, float]:
     """Weighted kNN of raw, normalised pixels on a run's data: {"knn_h": percent}."""
     test, options = setup.splits.test, setup.config.eval
     images, labels = bank(setup)
-    rows, queries = (pixels(some, setup.normalise) for some in (images, scored_images(setup)))
+    rows, queries = (pixels(subset, setup.normalise) for subset in (images, scored_images(setup)))
     return {"knn_h": knn_score(rows, labels, queries, test.labels.to(setup.device), options.k, options.temperature)}
 
 
-def score_untrained(setup: Setup, between: Callable[[], object] = lambda: None) -> dict[str, float]:
+def score_untrained(setup: Setup, before_batch: Callable[[], object] = lambda: None) -> dict[str, float]:
     """Weighted kNN of the encoder before training, with BatchNorm statistics of the data; arguments as in `score`."""
     encoder = calibrated(setup.method.encoder, setup.train_images, setup.normalise, setup.config.eval.batch_size)
-    return score(setup, encoder, between)
+    return score(setup, encoder, before_batch)
 
 
 def _evaluated(run: Run, kind: str, name: str, scorer: Callable[[], dict[str, float]]) -> dict[str, Any]:
-    """Scores as a record of `kind`."""
+    """Call `scorer`, and return its scores as a record of `kind`."""
     started = time.monotonic()
     scores = scorer()
     facts = {"kind": kind, "name": name, "step": run.step, "epoch": run.epoch, **scores}

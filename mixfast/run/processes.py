@@ -66,8 +66,8 @@ def tasks_per_node(counts: str) -> list[int]:
     return tasks
 
 
-def join_processes(words: Sequence[str]) -> None:
-    """Meet the other processes if torchrun or srun has started several, all with the same words.
+def join_processes(arguments: Sequence[str]) -> None:
+    """Meet the other processes if torchrun or srun has started several, all with the same command line.
 
     Raises:
         ConfigError: something else has started several, or not alike. PlatformError: they cannot be reached.
@@ -77,7 +77,7 @@ def join_processes(words: Sequence[str]) -> None:
         refuse_several_processes("this command takes one process, or several that torchrun or srun starts")
     elif launch.size > 1:
         world.join(launch.rank, launch.size, launch.local_rank, launch.local_size, init_method=launch.init_method)
-        facts = {"command line": list(words), "Python": sys.version}
+        facts = {"command line": list(arguments), "Python": sys.version}
         current().compare(
             {**facts, "mixfast": mixfast.__version__, "torch": torch.__version__}, advice="Start all alike."
         )

@@ -1,4 +1,4 @@
-"""The metrics of a finished run, read back: its scores, and where its time went."""
+"""The metrics of a run, read from its folder: scores, and seconds by part."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -8,27 +8,27 @@ from mixfast.run.log import Metrics
 
 Records = list[dict[str, Any]]
 
-_TEXTS = ("kind", "name")  # fields; the others are numbers
+_TEXTS = ("kind", "name")  # fields that are strings; all others are numbers
 # By kind, the fields that tables and curves read.
 _FIELDS = {"train": ("loss", "images_per_s", "time"), "eval": ("knn_z", "knn_h"), "baseline": ("name", "knn_h")}
 
 
 def read(metrics: Metrics) -> Records:
-    """The records of a run, as tables and curves take them.
+    """The records of a run, checked for the fields that tables and curves read.
 
     Raises:
-        CheckpointError: a line is no record, or lacks a field or has one of another type; the message names it.
+        CheckpointError: a line is not a record, or a field is missing or has another type; the message names it.
     """
     records = metrics.read()
     for number, record in enumerate(records, 1):
-        wrong = [key for key, value in record.items() if not isinstance(value, str if key in _TEXTS else int | float)]
+        invalid = [key for key, value in record.items() if not isinstance(value, str if key in _TEXTS else int | float)]
         needed = ("kind", "step", "epoch", *_FIELDS.get(str(record.get("kind")), ()))
-        wrong += [key for key in needed if key not in record]
-        if not wrong and record["kind"] == "train" and not record["epoch"] >= 1:
-            wrong = ["epoch"]
-        if wrong:
-            shown = ", ".join(f"{key} {record.get(key, 'missing')!r:.40}" for key in wrong)
-            raise CheckpointError(f"{metrics.path}, line {number}: {shown}; repair or delete the line.")
+        invalid += [key for key in needed if key not in record]
+        if not invalid and record["kind"] == "train" and not record["epoch"] >= 1:
+            invalid = ["epoch"]
+        if invalid:
+            listing = ", ".join(f"{key} {record.get(key, 'missing')!r:.40}" for key in invalid)
+            raise CheckpointError(f"{metrics.path}, line {number}: {listing}; repair or delete the line.")
     return records
 
 
@@ -38,7 +38,7 @@ class Result:
 
     name: str
     last: dict[str, float]  # knn_z and knn_h of the last evaluation
-    best: dict[str, float]  # the largest of all evaluations: chosen on the test set, so never the headline
+    best: dict[str, float]  # the largest of all evaluations: chosen on the test set, so not the main result
     epochs: int
     seconds: float
     images_per_s: float

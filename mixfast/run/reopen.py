@@ -30,15 +30,15 @@ def load_run(
     options: MachineOptions,
     changes: dict[str, Any] | None = None,
     shared: dict[str, Splits] | None = None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> tuple[Path, dict[str, Any], Setup]:
-    """A checkpoint of a run, its content, and the set-up of its folder with fresh weights; arguments as below.
+    """A checkpoint of a run, its content, and the set-up of its folder with fresh weights; arguments as `set_up_run`.
 
     Raises:
-        CheckpointError: unreadable, or the configuration in the folder is not that of the checkpoint.
+        CheckpointError: the checkpoint is unreadable, or has another configuration than the folder.
     """
-    file, state = checkpoint.load_newest(path, say)
-    setup = set_up_run(path, options, changes, shared, say)
+    file, state = checkpoint.load_newest(path, print_line)
+    setup = set_up_run(path, options, changes, shared, print_line)
     check_fields(state, file)
     check_config(state, setup.config, file)
     return file, state, setup
@@ -49,22 +49,22 @@ def set_up_run(
     options: MachineOptions,
     changes: dict[str, Any] | None = None,
     shared: dict[str, Splits] | None = None,
-    say: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
 ) -> Setup:
     """The set-up of a run's folder with fresh weights, on this machine.
 
     Args:
-        path: the folder, or something in its checkpoints/.
-        options: device, threads and data_path are read.
-        changes: values of other configuration keys.
-        shared: data sets by configuration; looked up and added to.
-        say: prints a line.
+        path: the folder, or a path in its checkpoints/.
+        options: device, threads, place of the images, trusted modules.
+        changes: new values of other configuration options, by dotted key.
+        shared: data sets that are loaded already, by `data_key`; one that is missing is loaded and added.
+        print_line: prints a line.
     """
     config, _, _ = RunFolder.open(path).read_config(options.trust)
     moved = {} if options.data_path is None else {"data.path": options.data_path}
-    here = {"train.device": options.device, "train.threads": options.threads}
-    config = replace(config, {**here, **moved, **(changes or {})})
-    with alone():  # nothing is trained: batches need not be dealt out
+    machine_values = {"train.device": options.device, "train.threads": options.threads}
+    config = replace(config, {**machine_values, **moved, **(changes or {})})
+    with alone():  # nothing is trained: the batch size need not suit the number of processes
         validate(config)
     device = machine.pick_own_device(config.train.device, "--device")
     machine.set_threads(config.train.threads)
@@ -72,10 +72,10 @@ def set_up_run(
     cache = {} if shared is None else shared
     key = data_key(config)
     if key not in cache:
-        cache[key] = load(config.data, config.seed, say, **machine.room(device))
+        cache[key] = load(config.data, config.seed, print_line, **machine.room(device))
     return set_up(config, cache[key], device)
 
 
 def data_key(config: RunConfig[Any]) -> str:
-    """Equal for runs on the same images: the seed makes scenes, and holds out images of a folder."""
+    """A text that is equal for runs on the same images; with the seed where it decides the images or their split."""
     return f"{config.data} {'' if kind_of(config.data.kind).torchvision else config.seed}"

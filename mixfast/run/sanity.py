@@ -1,4 +1,4 @@
-"""Warnings, before training, about settings that do not suit the data and would otherwise fail silently."""
+"""Warnings, before training, about settings that do not suit the data but raise no error."""
 
 from typing import Any
 
@@ -9,11 +9,11 @@ from mixfast.methods.bases import keys_per_step
 from mixfast.run.optim import mean_rate
 
 LOW_RATE = 0.1  # share of optim.lr below which the mean rate of a run is worth a warning
-FEW_ROWS = 2  # images whose batch statistics are worth one
+FEW_ROWS = 2  # images per batch-norm group up to which there is a warning
 
 
 def queue_steps(config: RunConfig[Any]) -> int:
-    """Steps after which a queue holds no more of the random vectors that it begins with; 0 without a queue."""
+    """Steps after which the random vectors with which a queue begins are all replaced; 0 without a queue."""
     size = queue_size(config)
     return -(-size // keys_per_step(config.method, config.train.batch_size))
 
@@ -24,24 +24,24 @@ def queue_size(config: RunConfig[Any]) -> int:
 
 
 def candidates(config: RunConfig[Any]) -> int | None:
-    """Number of rows among which a loss term looks for its positive; None for a method that does not choose."""
+    """Number of rows among which a loss term must find its positive; None for a method without negatives."""
     batch = config.train.batch_size // config.train.accumulate
     return methods.load(config.method_name).candidates(config.method, batch)
 
 
 def warnings(config: RunConfig[Any], splits: Splits) -> list[str]:
-    """A sentence for each way in which a run would succeed at something else than it says."""
+    """A sentence for each setting with which a run would train, but not as its options suggest."""
     images = len(splits.train)
     steps = images // config.train.batch_size  # of an epoch
     labelled = splits.train.labelled and splits.test.labelled
-    found = [*_rate(config, steps), *_batch(config), *_queue(config, images, steps), *_average(config, steps)]
+    texts = [*_rate(config, steps), *_batch(config), *_queue(config, images, steps), *_average(config, steps)]
     bank = min(config.eval.bank or images, images)
     if labelled and config.eval.k > bank:
-        found.append(
+        texts.append(
             f"kNN looks for the {config.eval.k} nearest of {bank} training images: k is cut to {bank}, so that all of "
             "them vote. Lower --eval.k."
         )
-    return found
+    return texts
 
 
 def _rate(config: RunConfig[Any], steps: int) -> list[str]:
@@ -72,39 +72,39 @@ def _rate(config: RunConfig[Any], steps: int) -> list[str]:
 def _batch(config: RunConfig[Any]) -> list[str]:
     train, splits = config.train, config.model.bn_splits
     rows = train.batch_size // train.accumulate // splits
-    found = []
+    texts = []
     if rows <= FEW_ROWS:
-        found.append(
+        texts.append(
             f"batch norm has the statistics of {rows} image{'s' * (rows > 1)} at a time (--train.batch_size "
             f"{train.batch_size} / --train.accumulate {train.accumulate} / --model.bn_splits {splits}): take a larger "
             "batch, or fewer parts of it."
         )
     if candidates(config) == 1:
-        found.append(
+        texts.append(
             "the loss is 0 whatever the network does: its negatives are the other images of the batch, and there are "
             "none. Take a larger --train.batch_size or a smaller --train.accumulate."
         )
-    return found
+    return texts
 
 
 def _queue(config: RunConfig[Any], images: int, steps: int) -> list[str]:
     size, total = queue_size(config), config.train.epochs * steps
     rows = keys_per_step(config.method, config.train.batch_size)
     epoch = images * rows // config.train.batch_size  # keys of an epoch
-    found = []
+    texts = []
     if size > epoch:
         twice = " with two keys each" if epoch > images else ""
-        found.append(
+        texts.append(
             f"the queue of {size} keys is larger than the {images} training images{twice}: once it is full, "
             f"{size / epoch:.1f} of an image's negatives are keys of itself on average. Take a --method.queue_size "
             f"well below it, such as {max(1, epoch // 4 // rows) * rows}."
         )
     if size > total * rows:
-        found.append(
+        texts.append(
             f"the run's {total} steps enqueue {total * rows} keys: {size - total * rows} of the queue's {size} stay "
             "random vectors to the end. Train longer, or take a smaller --method.queue_size."
         )
-    return found
+    return texts
 
 
 def _average(config: RunConfig[Any], steps: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""A run in training: what moves from step to step, and the state that a checkpoint holds."""
+"""A run in training: everything that changes from step to step, and the state that a checkpoint holds."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -45,7 +45,7 @@ class Run(Setup):
     clock: Clock
     task: Task
     callbacks: Callbacks
-    untold: list[dict[str, Any]] = field(default_factory=list)  # records that the callbacks have not received yet
+    unreported: list[dict[str, Any]] = field(default_factory=list)  # records that the callbacks have not received yet
     meter: Meter = field(default_factory=Meter)
     step: int = 0  # optimiser steps done
     epoch: int = 0  # epochs done
@@ -53,8 +53,8 @@ class Run(Setup):
     seconds: float = 0.0  # of training, up to the last record, over all starts
     rate: float = 0.0  # learning rate of the last step
     images: int = 0  # trained on since the last record
-    last: dict[str, Any] = field(default_factory=dict)  # that record
-    saved_at: float = field(default_factory=time.monotonic)
+    last: dict[str, Any] = field(default_factory=dict)  # the last record of a step
+    saved_at: float = field(default_factory=time.monotonic)  # time of the last checkpoint, or of the start
     saved_step: int = 0  # of the last checkpoint
 
     @property
@@ -66,28 +66,28 @@ class Run(Setup):
         """half(run, argument): replayed as a CUDA graph where the run has one, else call by call."""
         if self.graph is None:
             return half(self, argument)
-        with self.clock.one_part(half.__name__):  # events of parts would become the graph's own
+        with self.clock.one_part(half.__name__):  # timing events inside would be recorded into the graph
             result: Result = self.graph(half, self, argument)
         return result
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append a record of an epoch or an evaluation to the metrics, by the first process; `tell` hands it on."""
+        """Append a record of an epoch or an evaluation to the metrics (first process), and store it for `report`."""
         if current().rank == 0:
             self.folder.metrics.write(record)
-        self.untold.append(record)
+        self.unreported.append(record)
 
-    def tell(self) -> None:
-        """Hand the records since the last call to the callbacks."""
-        records, self.untold = self.untold, []
+    def report(self) -> None:
+        """Call the callbacks with the records that were written since the last call."""
+        records, self.unreported = self.unreported, []
         for record in records:
-            if callback := self.callbacks.of(record["kind"]):
+            if callback := self.callbacks.for_kind(record["kind"]):
                 self.call(callback, record)
 
     def call(self, callback: Callback, values: dict[str, Any]) -> None:
-        """Call a callback between two steps; whatever it raises, the state is saved first."""
-        here = (self.step, self.steps, self.epoch, self.config.train.epochs)
+        """Call a callback between two steps; if it raises an error, save the state before raising it again."""
+        position = (self.step, self.steps, self.epoch, self.config.train.epochs)
         try:
-            callback(Moment(*here, values, self.method.encoder, self.folder.path))
+            callback(Moment(*position, values, self.method.encoder, self.folder.path))
         except BaseException:
             if self.saved_step < self.step:
                 self.save()
@@ -118,30 +118,30 @@ class Run(Setup):
 
     def check_finite(self) -> None:
         """Raise NonFiniteError, with a note for `evaluate replay`, unless everything is finite."""
-        if bad := self.not_finite():
-            current().fail(self.diverged(bad, {}))
+        if diverged := self.not_finite():
+            current().fail(self.diverged(diverged, {}))
 
-    def diverged(self, bad: dict[str, float], state: dict[str, Any]) -> NonFiniteError:
-        """The error of a run that has met a NaN or an infinity, after nonfinite.pt is written.
+    def diverged(self, values: dict[str, float], state: dict[str, Any]) -> NonFiniteError:
+        """Write nonfinite.pt, and return the error of a run in which a NaN or an infinity has appeared.
 
         Args:
-            bad: what is not finite, by name.
+            values: the values that are not finite, by the names of their tensors.
             state: batch, generators and everything else before the step, if all of it is finite; else {}.
         """
         path = self.folder.path / "nonfinite.pt"
-        terms = [f"{name} = {number}" for name, number in bad.items()]
+        terms = [f"{name} = {number}" for name, number in values.items()]
         current().first(lambda: checkpoint.write(path, {"terms": terms, "step": self.step, **state}))
         if state:
-            kept = f"The weights have not moved; batch and state are in {path}."
+            consequence = f"The weights have not moved; batch and state are in {path}."
         else:
-            kept = (
-                f"It began in a step that was not looked at, after the checkpoint of step {self.saved_step}, which "
+            consequence = (
+                f"It began in a step that was not checked, after the checkpoint of step {self.saved_step}, which "
                 "stays the newest: nothing of the state since then is saved or scored."
             )
         return NonFiniteError(
-            f"step {self.step} (epoch {self.epoch}), precision {self.precision}: {'; '.join(terms[:5])}.\n{kept}\n"
-            f"Replay it with `python -m mixfast.evaluate replay {self.folder.path}`; a lower --optim.lr or "
-            f"--train.precision fp32 often helps."
+            f"step {self.step} (epoch {self.epoch}), precision {self.precision}: {'; '.join(terms[:5])}.\n"
+            f"{consequence}\nReplay it with `python -m mixfast.evaluate replay {self.folder.path}`; a lower --optim.lr "
+            f"or --train.precision fp32 often helps."
         )
 
     def save(self) -> Path:
@@ -166,30 +166,30 @@ class Run(Setup):
             )
             current().compare(check_sums(tensors), PlatformError, advice)
 
-    def obey(self, number: int) -> None:
-        """Save and raise Stopped if a signal of that number asked for it; 0: none has."""
-        if number:
+    def obey(self, signal_number: int) -> None:
+        """Save and raise Stopped for the stop signal `signal_number`; do nothing for 0, no signal."""
+        if signal_number:
             self.save()
-            raise Stopped(number)
+            raise Stopped(signal_number)
 
     def obey_signal(self) -> None:
-        """`obey` the signals of all processes, which call this together."""
+        """Save and raise Stopped if any process has received a stop signal; all processes call this together."""
         self.obey(*current().largest(self.stop.number))
 
     def load(self, path: Path) -> None:
-        """Continue from a checkpoint, or from the newest of a folder; metrics written after it are forgotten.
+        """Continue from a checkpoint, or from the newest of a folder; metrics written after it are deleted.
 
         Raises:
-            CheckpointError: unreadable, or of another configuration, data set or architecture.
+            CheckpointError: the file is unreadable, or belongs to another configuration, data set or architecture.
         """
         file, state = checkpoint.load_newest(path, self.console.line)
         self.restore(state, file)
-        if (held := self.folder.metrics.position()) < state["metrics_bytes"]:
-            lost = f"{held} of the {state['metrics_bytes']} bytes that it had at the checkpoint"
+        if (size := self.folder.metrics.position()) < state["metrics_bytes"]:
+            lost = f"{size} of the {state['metrics_bytes']} bytes that it had at the checkpoint"
             self.console.line(f"warning: {self.folder.metrics.path} has {lost}; its curves will have a gap.")
         if current().rank == 0:
             self.folder.metrics.truncate(state["metrics_bytes"])
-        records.read(self.folder.metrics)  # what is damaged is said now, not by the report after the training
+        records.read(self.folder.metrics)  # damaged lines raise an error now, not after the training
         if not path.is_file() and current().rank == 0:
             checkpoint.set_aside(file)
 
@@ -197,7 +197,8 @@ class Run(Setup):
         """Continue from the content of the checkpoint `path`; the folder stays as it is.
 
         Raises:
-            CheckpointError: of another configuration, data set or architecture, or an entry is not as it must be.
+            CheckpointError: it belongs to another configuration, data set or architecture, or an entry has a wrong type
+                or value.
         """
         restore.check_fields(state, path)
         restore.check_config(state, self.config, path)
@@ -229,9 +230,9 @@ def build(
     initial: Mapping[str, Tensor] | None = None,
     callbacks: Callbacks = Callbacks(),  # noqa: B008  # frozen
 ) -> Run:
-    """A fresh run, at step 0; every random number from here on follows from `config.seed`. `initial` as in `set_up`."""
-    here = current()
-    here.arrange(config.model.bn_splits)
+    """A new run at step 0; all its random numbers follow from `config.seed`. `initial`: weights, as in `set_up`."""
+    world = current()
+    world.arrange(config.model.bn_splits)
     setup = set_up(config, splits, device, initial)
     method, generators, batch = setup.method, setup.generators, config.train.batch_size
     compiled, _ = machine.pick_compile(config.train.compile, device)
@@ -246,7 +247,7 @@ def build(
         stop=stop,
         optimizer=build_optimizer(config.optim, method.parameters()),
         batches=Batches(
-            setup.train_images, batch, generators["order"], here.batch_rows(batch, config.train.accumulate)
+            setup.train_images, batch, generators["order"], world.batch_rows(batch, config.train.accumulate)
         ),
         progress=torch.zeros((), dtype=torch.float64, device=device),
         graph=StepGraph(method.parameters(), CudaRecorder(device, generators.streams)) if graphed else None,

@@ -1,4 +1,4 @@
-"""stdout and stderr that never end a command: the reader may leave, the device be full, a name not be encodable."""
+"""stdout and stderr that raise no errors when a pipe is closed, a disk is full, or a character cannot be encoded."""
 
 import errno
 import io
@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 
-class Nowhere(io.TextIOBase):
-    """Takes text and keeps none."""
+class NullStream(io.TextIOBase):
+    """Discards all text."""
 
     def write(self, text: str) -> int:
         """Do nothing."""
@@ -18,15 +18,15 @@ class Nowhere(io.TextIOBase):
 
 
 class Steady:
-    """A text stream that goes on into nothing once its file takes no more; all else is the file's own."""
+    """A text stream that discards text once its file cannot be written; other attributes are those of the file."""
 
     def __init__(self, file: Any, on_loss: Callable[[OSError | ValueError], None] = lambda error: None):
         """
         Args:
             file: sys.stdout or sys.stderr; None, as Python has it for a closed descriptor, counts as lost.
-            on_loss: called once, with what went wrong.
+            on_loss: called once, with the error of the first failed write.
         """
-        self._file = Nowhere() if file is None else file
+        self._file = NullStream() if file is None else file
         self._on_loss = on_loss
         self.error: OSError | ValueError | None = None
 
@@ -37,14 +37,14 @@ class Steady:
         except UnicodeEncodeError:
             encoding = self._file.encoding
             self.write(text.encode(encoding, "backslashreplace").decode(encoding))
-        except RuntimeError:  # a signal's handler has interrupted a write
+        except RuntimeError:  # a signal handler has interrupted a write
             pass
-        except (OSError, ValueError) as error:  # ValueError: it was closed
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
             self._lose(error)
         return len(text)
 
     def flush(self) -> None:
-        """Hand on what was written."""
+        """Flush the file."""
         try:
             self._file.flush()
         except RuntimeError:
@@ -56,46 +56,46 @@ class Steady:
         return getattr(self._file, name)
 
     def _lose(self, error: OSError | ValueError) -> None:
-        with suppress(OSError, ValueError):  # else what it still holds fails again at exit
+        with suppress(OSError, ValueError):  # else the text in its buffer fails again at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
-        self._file = Nowhere()
+        self._file = NullStream()
         if self.error is None:
             self.error = error
             self._on_loss(error)
 
     @property
     def reader_left(self) -> bool:
-        """Whether somebody stopped reading, such as `head`: no fault of the command's."""
+        """Whether the reader closed the pipe, as `head` does: not an error of the command."""
         return isinstance(self.error, ValueError) or (self.error is not None and self.error.errno == errno.EPIPE)
 
 
 @contextmanager
 def steady_streams(remark: str = "") -> Iterator[Steady]:
-    """Within the block neither stream raises; yields stdout.
+    """Make sys.stdout and sys.stderr `Steady` within the block; yields stdout.
 
     Args:
-        remark: why it does no harm to lose stdout; then the loss gets a line on stderr.
+        remark: where the output can still be read; if given, stderr says when stdout is lost.
     """
-    for descriptor in range(3):  # a file that took the number of a closed stream would get what libraries print
+    for descriptor in range(3):  # otherwise a file opened later could get the number of a closed stream, and its output
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    before = sys.stdout, sys.stderr
+    streams = sys.stdout, sys.stderr
 
-    def say(error: OSError | ValueError) -> None:
+    def report_loss(error: OSError | ValueError) -> None:
         if remark:
             print(f"stdout takes no more lines ({reason(error)}); going on without it: {remark}", file=sys.stderr)
 
-    out = Steady(sys.stdout, say)
-    sys.stdout, sys.stderr = out, Steady(sys.stderr)  # type: ignore[assignment]
+    stdout = Steady(sys.stdout, report_loss)
+    sys.stdout, sys.stderr = stdout, Steady(sys.stderr)  # type: ignore[assignment]
     try:
-        yield out
+        yield stdout
     finally:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
-        sys.stdout, sys.stderr = before
+        sys.stdout, sys.stderr = streams
 
 
 def reason(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""torch's global state: of its generators, for a checkpoint; while a command runs, as a new process has it."""
+"""torch's global state: the states of its generators for a checkpoint, and a fresh state while a command runs."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def torch_generators(device: torch.device) -> dict[str, Tensor]:
-    """The states of torch's own generators, from which torchvision and a method from elsewhere may draw."""
+    """The states of torch's own generators, from which torchvision and a user's method may draw."""
     states = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         states["cuda"] = torch.cuda.get_rng_state(device)
@@ -19,9 +19,9 @@ def torch_generators(device: torch.device) -> dict[str, Tensor]:
 def fresh_torch_state() -> Iterator[None]:
     """Run the block with float32 and the CPU as defaults, with gradients, and without autocast or inference mode.
 
-    Whatever the block makes of these, of torch's global generators, of the number of threads, of deterministic
-    algorithms, of cuDNN's benchmark and of the current GPU, the caller finds all as it was. Of what else decides
-    numbers the caller's choice counts: the precision of matrix products (`torch.set_float32_matmul_precision`).
+    After the block these settings are restored, and so are torch's global generators, the number of threads,
+    deterministic algorithms, cuDNN's benchmark and the current GPU. The precision of matrix products
+    (`torch.set_float32_matmul_precision`) is the caller's inside the block too.
     """
     dtype, threads, benchmark = torch.get_default_dtype(), torch.get_num_threads(), torch.backends.cudnn.benchmark
     deterministic, warn_only = _deterministic()

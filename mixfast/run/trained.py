@@ -13,7 +13,7 @@ from mixfast.run.state import Run
 class Result:
     """The result of `mixfast.fit`: plain data, and a network that is independent of the training."""
 
-    encoder: Backbone  # the trained backbone, as `mixfast.export.load_backbone` gives it: on the CPU, in eval mode
+    encoder: Backbone  # the trained backbone, as `mixfast.export.load_backbone` returns it: on the CPU, in eval mode
     scores: dict[str, float]  # of the last evaluation: "knn_z" and "knn_h" in percent; {} without classes
     baselines: dict[str, dict[str, float]]  # the same scores for "raw pixels" and for the "untrained" network
     history: list[dict[str, Any]]  # by epoch: epoch, step, lr, loss and its terms; scores and diagnostics where due

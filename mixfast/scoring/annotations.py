@@ -1,6 +1,6 @@
 """Photographs with boxes in the two standard formats: Pascal VOC (one XML file per image) and COCO (one JSON file).
 
-Images are stretched to squares, and their boxes with them, so that all of a set go through the network together.
+Images are stretched to squares, and their boxes with them, so that they can form batches.
 """
 
 import json
@@ -22,11 +22,11 @@ class Marked(NamedTuple):
     """An object in a photograph, in pixels of the file."""
 
     box: tuple[float, float, float, float]  # half-open
-    name: str  # of its class; "" where classes are not read
+    name: str  # of its class; "" if classes are not read
     ignored: bool = False  # difficult, or a crowd
     crowd: bool = False
-    area: float | None = None  # None: the box's
-    mask: Any = None  # polygons or runs as COCO's file has them; None where masks are not read
+    area: float | None = None  # of the object in pixels; None: use the box's
+    mask: Any = None  # polygons or runs as in COCO's file; None if masks are not read
 
 
 class Photograph(NamedTuple):
@@ -48,14 +48,17 @@ def read_voc(root: Path, split: str | None = None, difficult: bool = True) -> li
 
     Args:
         root: the folder.
-        split: reads ImageSets/Main/<split>.txt; None: every annotation.
+        split: of the images that ImageSets/Main/<split>.txt lists; None: of all annotations.
         difficult: whether objects marked as difficult count.
 
     Raises:
         DataError: a folder or file that is missing or of another format.
     """
-    found = voc_photographs(root, None if split is None else voc_list(root, split), named=False)
-    return [Annotated(path, [item.box for item in objects if difficult or not item.ignored]) for path, objects in found]
+    photographs = voc_photographs(root, None if split is None else voc_list(root, split), named=False)
+    return [
+        Annotated(path, [item.box for item in objects if difficult or not item.ignored])
+        for path, objects in photographs
+    ]
 
 
 def read_coco(file: Path, images: Path) -> list[Annotated]:
@@ -68,8 +71,8 @@ def read_coco(file: Path, images: Path) -> list[Annotated]:
     Raises:
         DataError: the file is missing or of another format.
     """
-    found = coco_photographs(file, images, named=False)
-    return [Annotated(path, [item.box for item in objects if not item.crowd]) for path, objects in found]
+    photographs = coco_photographs(file, images, named=False)
+    return [Annotated(path, [item.box for item in objects if not item.crowd]) for path, objects in photographs]
 
 
 def voc_photographs(root: Path, stems: Iterable[str] | None = None, named: bool = True) -> list[Photograph]:
@@ -100,8 +103,8 @@ def voc_list(root: Path, split: str) -> list[str]:
     """
     file = root / "ImageSets" / "Main" / f"{split}.txt"
     if not file.is_file():
-        known = sorted(path.stem for path in file.parent.glob("*.txt"))
-        raise DataError(f"{file} is not there; splits found: {', '.join(known[:8]) or 'none'}.")
+        splits = sorted(path.stem for path in file.parent.glob("*.txt"))
+        raise DataError(f"{file} is not there; splits found: {', '.join(splits[:8]) or 'none'}.")
     stems = [line.split()[0] for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not stems:
         raise DataError(f"{file} lists no image.")
@@ -130,7 +133,7 @@ def coco_photographs(file: Path, images: Path, named: bool = True, masks: bool =
         file: such as annotations/instances_val2017.json.
         images: folder that holds the files named in it.
         named: whether every object must have a class.
-        masks: whether every object must have one.
+        masks: whether every object must have a mask.
 
     Raises:
         DataError: the file is missing or of another format.
@@ -193,12 +196,12 @@ def load_annotated(entries: Sequence[Annotated], size: int, name: str) -> Object
 
 
 def stretched(path: Path, size: int) -> tuple[Tensor, tuple[int, int]]:
-    """An image file as uint8 [3, size, size] whatever its shape, and its own (height, width).
+    """An image file stretched to uint8 [3, size, size], and its original (height, width).
 
-    A rotation noted in the file is not applied: boxes count in the pixels as stored.
+    A rotation noted in the file is not applied, as boxes refer to the stored pixels.
 
     Raises:
-        DataError: missing or unreadable.
+        DataError: the file is missing or unreadable.
     """
     import numpy as np
     from PIL import Image

@@ -32,11 +32,11 @@ def calibrated(
 ) -> nn.Module:
     """A copy of `encoder` whose BatchNorm statistics are those of the data.
 
-    A fresh network has running mean 0 and variance 1, which fits nothing: evaluated like that it scores several points
-    less than the same weights deserve. The statistics here are the averages of the first `batches` batches' own.
+    A fresh network has running mean 0 and variance 1, with which it scores several points less than with the statistics
+    of the data. These are means of the statistics of the first `batches` batches.
 
     Args:
-        encoder: left as it is.
+        encoder: not changed.
         images: [N, 3, H, W] uint8, in any order; N >= 2.
         normalise: as in `extract`.
         batch_size: images per forward pass.
@@ -44,11 +44,12 @@ def calibrated(
     """
     encoder = copy.deepcopy(encoder)
     norms = [module for module in encoder.modules() if isinstance(getattr(module, "running_mean", None), Tensor)]
-    seen: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
+    observed: dict[nn.Module, list[tuple[Tensor, Tensor]]] = {norm: [] for norm in norms}
 
     def observe(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        # set before the norm is applied: the layers above get a batch that is normalised by its own statistics
         norm.running_var, norm.running_mean = torch.var_mean(inputs[0].transpose(0, 1).flatten(1).float(), dim=1)
-        seen[norm].append((norm.running_mean, norm.running_var))  # so each layer sees what the layers below now give
+        observed[norm].append((norm.running_mean, norm.running_var))
 
     handles = [norm.register_forward_pre_hook(observe) for norm in norms]
     with evaluation_mode(encoder):
@@ -56,13 +57,13 @@ def calibrated(
             encoder(normalise(batch))
     for handle in handles:
         handle.remove()
-    for norm, statistics in ((norm, values) for norm, values in seen.items() if values):  # some take part in no pass
+    for norm, statistics in ((norm, values) for norm, values in observed.items() if values):  # some may not be called
         norm.running_mean, norm.running_var = (torch.stack(values).mean(0) for values in zip(*statistics, strict=True))
     return encoder
 
 
 def edge_maps(images: Tensor) -> dict[str, Tensor]:
-    """Saliency without a network: the length of the image's own gradient, averaged over cells of 4 or of 8 pixels.
+    """Saliency without a network: the length of the image's gradient, averaged over cells of 4 or of 8 pixels.
 
     Args:
         images: uint8 [N, 3, H, W].
@@ -71,16 +72,16 @@ def edge_maps(images: Tensor) -> dict[str, Tensor]:
         {"edges 4": [N, h, w], "edges 8": ...}, float32: central differences of the mean of the channels.
     """
     grey = nn.functional.pad(images.float().mean(1, keepdim=True) / 255, (1, 1, 1, 1), mode="replicate")
-    across = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2
-    down = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
-    length = torch.hypot(across, down)
+    horizontal = (grey[..., 1:-1, 2:] - grey[..., 1:-1, :-2]) / 2
+    vertical = (grey[..., 2:, 1:-1] - grey[..., :-2, 1:-1]) / 2
+    magnitude = torch.hypot(horizontal, vertical)
     height, width = images.shape[2:]
     sizes = {cell: (max(1, height // cell), max(1, width // cell)) for cell in CELLS}
-    return {f"edges {cell}": nn.functional.adaptive_avg_pool2d(length, size)[:, 0] for cell, size in sizes.items()}
+    return {f"edges {cell}": nn.functional.adaptive_avg_pool2d(magnitude, size)[:, 0] for cell, size in sizes.items()}
 
 
 def centre_maps(images: Tensor) -> dict[str, Tensor]:
-    """Maps that fall off from the centre in boxes: thresholded, the centred box of every size, of three shapes.
+    """Maps that fall off from the centre, whose thresholds give centred boxes of every size in three shapes.
 
     Args:
         images: uint8 [N, 3, H, W]; only the shape is read.
@@ -93,6 +94,6 @@ def centre_maps(images: Tensor) -> dict[str, Tensor]:
     y, x = (((index + 0.5) / side * 2 - 1).abs() for index, side in zip(indices, (height, width), strict=True))
     maps = {}
     for shape in SHAPES:
-        far = torch.maximum(y[:, None] / min(1.0, 1 / shape), x / min(1.0, shape))
-        maps[f"centre {shape:.2f}"] = (1 - far).clamp(min=0).expand(count, height, width)
+        radius = torch.maximum(y[:, None] / min(1.0, 1 / shape), x / min(1.0, shape))
+        maps[f"centre {shape:.2f}"] = (1 - radius).clamp(min=0).expand(count, height, width)
     return maps

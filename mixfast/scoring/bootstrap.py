@@ -14,10 +14,11 @@ Score = Callable[[Tensor], Tensor]
 
 
 def resamples(count: int, seed: int = 0, number: int = RESAMPLES) -> Tensor:
-    """float32 [number, count]: how often each of `count` images is drawn in each of `number` draws; fixed by `seed`."""
-    draw = Generators(seed)["bootstrap"]
-    index = torch.randint(count, (number, count), generator=draw, device=draw.device)
-    ones = torch.ones(number, count, dtype=torch.float32, device=draw.device)
+    """float32 [number, count]: how often each of `count` images is drawn in each of `number` draws, which `seed`
+    decides."""
+    generator = Generators(seed)["bootstrap"]
+    index = torch.randint(count, (number, count), generator=generator, device=generator.device)
+    ones = torch.ones(number, count, dtype=torch.float32, device=generator.device)
     return torch.zeros_like(ones).scatter_add_(1, index, ones)
 
 
@@ -37,8 +38,8 @@ def summary(per_run: Sequence[Tensor], score: Score, draws: Tensor) -> dict[str,
         draws: [R, N] from `resamples`.
 
     Returns:
-        {"mean", "std", "low", "high", "values"}: mean and standard deviation over the runs (None for one run); the
-        interval of the mean, images drawn with replacement and the same for all runs; the score of each run.
+        {"mean", "std", "low", "high", "values"}: mean and standard deviation over the runs (None for one run); interval
+        of the mean for images drawn with replacement, the same for all runs; the score of each run.
     """
     values = [_scores(run, score, torch.ones_like(draws[:1])).item() for run in per_run]
     low, high = interval(_mean_scores(per_run, score, draws))
@@ -48,8 +49,8 @@ def summary(per_run: Sequence[Tensor], score: Score, draws: Tensor) -> dict[str,
 
 def margin(ours: Sequence[Tensor], theirs: Sequence[Tensor], score: Score, draws: Tensor) -> dict[str, float]:
     """Mean score of `ours` minus that of `theirs`, both as in `summary`: {"mean", "low", "high"}."""
-    even = torch.ones_like(draws[:1])
-    mean = (_mean_scores(ours, score, even) - _mean_scores(theirs, score, even)).item()
+    equal_weights = torch.ones_like(draws[:1])
+    mean = (_mean_scores(ours, score, equal_weights) - _mean_scores(theirs, score, equal_weights)).item()
     low, high = interval(_mean_scores(ours, score, draws) - _mean_scores(theirs, score, draws))
     return {"mean": mean, "low": low, "high": high}
 

@@ -21,7 +21,7 @@ class Objects:
     boxes: Tensor  # float32 [N, M, 4]; zeros where an image has fewer objects
     labels: Tensor  # int64 [N], class of the first object; -1 if unknown
     name: str  # of the data, for tables
-    masks: Tensor | None = None  # bool [N, H, W], pixels of the objects, where they are known
+    masks: Tensor | None = None  # bool [N, H, W], pixels of the objects; None: unknown
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,17 +78,18 @@ def inside(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def distance(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """float32 [..., H, W]: from each pixel to the nearest pixel inside boxes [..., 4]; -1 inside, inf for no object.
+    """float32 [..., H, W]: distance of each pixel to the nearest pixel inside boxes [..., 4]; -1 inside, inf for no
+    object.
 
-    Distances are Euclidean, between centres; to a box of whole pixels exactly, else to the box half a pixel smaller.
+    Distances are Euclidean, between pixel centres; for a box that lies between pixels, to a box half a pixel smaller.
     """
-    steps = []
+    offsets = []
     within = []
     for axis, extent in ((1, size[0]), (0, size[1])):  # y, then x
         centre = torch.arange(extent, dtype=torch.float32, device=boxes.device) + 0.5
         low, high = boxes[..., axis, None], boxes[..., axis + 2, None]
-        steps.append(torch.maximum(low + 0.5 - centre, centre - high + 0.5).clamp(min=0))
+        offsets.append(torch.maximum(low + 0.5 - centre, centre - high + 0.5).clamp(min=0))
         within.append((centre >= low) & (centre < high))
-    far = torch.hypot(steps[0][..., :, None], steps[1][..., None, :])
-    hit = within[0][..., :, None] & within[1][..., None, :]
-    return torch.where(present(boxes)[..., None, None], torch.where(hit, -1.0, far), torch.inf)
+    lengths = torch.hypot(offsets[0][..., :, None], offsets[1][..., None, :])
+    is_inside = within[0][..., :, None] & within[1][..., None, :]
+    return torch.where(present(boxes)[..., None, None], torch.where(is_inside, -1.0, lengths), torch.inf)

@@ -1,10 +1,11 @@
-"""Component retrieval: does a vector pooled inside the box of a mixture find the pasted image, and the one outside the
-base image, among n?
+"""Component retrieval: whether the vector of the inside of a mixture's box finds the pasted image among n images, and
+the vector of the outside the base image.
 
 The mixture is CutMix: n base images, each with a box filled from another of them. A region's vector is the mean of the
 upsampled map inside (outside) the box, as the methods with region terms compute it. The gallery holds the same n images
-unmixed, pooled whole. The best match by cosine counts; the chance level is 1 / n. Besides the right answer the share of
-the wrong component is given: "inside finds the base" says that the surroundings leak into the box.
+unmixed, each pooled over the whole image. The best match by cosine counts; the chance level is 1 / n. The share of
+matches with the opposite component is reported too: "inside finds the base" measures how far the surroundings leak into
+the box.
 """
 
 import math
@@ -29,8 +30,8 @@ def mixture_boxes(count: int, size: tuple[int, int], area: float, generator: tor
     if not 0 < area < 1:
         raise ValueError(f"mixture_boxes: area must be a share between 0 and 1; got {area}")
     height, width = (min(max(1, round(side * math.sqrt(area))), side - 1) for side in size)
-    draw = torch.rand(2, count, dtype=torch.float32, generator=generator, device=generator.device)
-    y0, x0 = ((u * (side - cut + 1)).long() for u, side, cut in zip(draw, size, (height, width), strict=True))
+    uniform = torch.rand(2, count, dtype=torch.float32, generator=generator, device=generator.device)
+    y0, x0 = ((u * (side - cut + 1)).long() for u, side, cut in zip(uniform, size, (height, width), strict=True))
     return torch.stack([x0, y0, x0 + width, y0 + height], dim=1)
 
 
@@ -43,20 +44,20 @@ def retrieval(inside: Tensor, outside: Tensor, gallery: Tensor, donors: Tensor) 
         donors: int64 [n], the gallery row pasted into mixture i; never i itself.
 
     Returns:
-        "inside_finds_pasted", "inside_finds_base", "outside_finds_base", "outside_finds_pasted": which image is the
-        most similar of all n. "inside_prefers_pasted", "outside_prefers_base": which of the two components is the more
+        "inside_finds_pasted", "inside_finds_base", "outside_finds_base", "outside_finds_pasted": this image is the most
+        similar of all n. "inside_prefers_pasted", "outside_prefers_base": this one of the two components is the more
         similar; the chance level is 50.
     """
     gallery = F.normalize(gallery.float(), dim=1)
     bases = torch.arange(len(gallery), device=gallery.device)
     shares = {}
-    for name, rows, right, wrong in (("inside", inside, donors, bases), ("outside", outside, bases, donors)):
+    for name, rows, expected, opposite in (("inside", inside, donors, bases), ("outside", outside, bases, donors)):
         rows = F.normalize(rows.float(), dim=1)
-        found = torch.cat([(part @ gallery.T).argmax(1) for part in rows.split(1024)])
-        prefers = (rows * gallery[right]).sum(1) > (rows * gallery[wrong]).sum(1)
+        nearest = torch.cat([(part @ gallery.T).argmax(1) for part in rows.split(1024)])
+        prefers = (rows * gallery[expected]).sum(1) > (rows * gallery[opposite]).sum(1)
         kinds = ("pasted", "base") if name == "inside" else ("base", "pasted")
-        shares[f"{name}_finds_{kinds[0]}"] = found == right
-        shares[f"{name}_finds_{kinds[1]}"] = found == wrong
+        shares[f"{name}_finds_{kinds[0]}"] = nearest == expected
+        shares[f"{name}_finds_{kinds[1]}"] = nearest == opposite
         shares[f"{name}_prefers_{kinds[0]}"] = prefers
     return {name: 100 * hits.double().mean().item() for name, hits in shares.items()}
 
@@ -79,7 +80,7 @@ def component_scores(
         network: the network whose feature map is pooled.
         images: uint8 [n, 3, H, W], n >= 2, on the generator's device.
         area: share of the image that is pasted.
-        generator: partners and boxes.
+        generator: draws pairs and boxes.
         head: from pooled features to vectors, such as a method's region head; None: the features themselves.
         layer: stage whose map is pooled; None: the last.
         view: turns uint8 images into random, normalised views, from which the mixtures are made; None: mixtures of the
@@ -91,17 +92,17 @@ def component_scores(
     """
     count, size = len(images), (images.shape[2], images.shape[3])
     order = torch.randperm(count, generator=generator, device=generator.device)
-    donors = torch.empty_like(order).scatter_(0, order, order.roll(1))  # one cycle: no image is its own donor
+    donors = torch.empty_like(order).scatter_(0, order, order.roll(1))  # one cycle, so that no image is its own donor
     boxes = mixture_boxes(count, size, area, generator)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     project = nn.Identity() if head is None else head
-    make = view or network.normalise
+    make_view = view or network.normalise
     with evaluation_mode(network.encoder), evaluation_mode(project):
         for index in torch.arange(count, device=images.device).split(batch_size):
-            mixture = paste(make(images[index]), make(images[donors[index]]), boxes[index])
+            mixture = paste(make_view(images[index]), make_view(images[donors[index]]), boxes[index])
             features = network.encoder(mixture, layer).map.float()
             inside, outside = masked_upsample_pool(features, boxes[index], size)
-            whole = network.encoder(network.normalise(images[index]), layer).map.float().mean(dim=(2, 3))
-            parts.append((project(inside), project(outside), project(whole)))
+            pooled = network.encoder(network.normalise(images[index]), layer).map.float().mean(dim=(2, 3))
+            parts.append((project(inside), project(outside), project(pooled)))
     inside, outside, gallery = (torch.cat(rows) for rows in zip(*parts, strict=True))
     return {**retrieval(inside, outside, gallery, donors), "chance": 100 / count}

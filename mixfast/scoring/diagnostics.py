@@ -1,4 +1,4 @@
-"""Diagnostics without labels: has the encoder collapsed, and does a loss tell images apart or something else?"""
+"""Diagnostics without labels: collapse of the encoder, and how a loss finds its positives."""
 
 from collections.abc import Mapping, Sequence
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mixfast.losses import Term
 
-OTHER_IMAGE = 2  # rows; an even shift never meets a batch's reversal in an even batch (see `top1_accuracy`)
+OTHER_IMAGE = 2  # rows to the positive of another image, which the mixture of a row does not contain: `top1_accuracy`
 
 
 def normalised_std(rows: Tensor) -> Tensor:
@@ -49,9 +49,9 @@ def top1_accuracy(terms: Sequence[Term], queues: Mapping[str, Tensor], shift: in
     """By term, the share of queries that are more similar to their positive than to every key of the term's queue.
 
     With a `shift`, row n gets the positive of row n - shift, which is another image's. An accuracy above the chance
-    level, 1 / (K + 1), then means that positives are recognised without the image: they are the only keys that were
-    made with this step's box and this step's encoder. A mixture holds image B - 1 - n as well as n; the row
-    `OTHER_IMAGE` rows away is neither, if the batch size B is even and above 2.
+    level, 1 / (K + 1), then means that positives are recognised without the image: only they were made with this step's
+    box and encoder. The mixture of row n contains the images n and B - 1 - n; the image `OTHER_IMAGE` rows away is
+    neither, if the batch size B is even and above 2.
 
     Args:
         terms: the terms of one step.

@@ -17,13 +17,13 @@ def principal_plane(features: Tensor) -> tuple[Tensor, tuple[float, float]]:
     Signs are fixed so that the largest coordinate along each axis, by magnitude, is positive.
 
     Returns:
-        float32 [N, 2] (zeros in a direction that the data do not have), and two shares in [0, 1].
+        float32 [N, 2] (zeros if the data have fewer than two dimensions), and two shares in [0, 1].
     """
     centred = (features - features.mean(0)).double()
     u, s, _ = torch.linalg.svd(centred, full_matrices=False)
     plane = torch.zeros(len(features), 2, dtype=torch.float64, device=features.device)
-    kept = min(2, len(s))
-    plane[:, :kept] = u[:, :kept] * s[:kept]
+    count = min(2, len(s))
+    plane[:, :count] = u[:, :count] * s[:count]
     plane *= plane.gather(0, plane.abs().argmax(0, keepdim=True)).sign()
     total = s.square().sum().clamp(min=1e-300)
     shares = [(s[i].square() / total).item() if i < len(s) else 0.0 for i in range(2)]

@@ -25,7 +25,7 @@ def extract(
     images: Images,
     normalise: Callable[[Tensor], Tensor],
     batch_size: int = 512,
-    stop: Callable[[], object] = lambda: None,
+    before_batch: Callable[[], object] = lambda: None,
 ) -> Features:
     """Features of every image by `encoder` in evaluation mode; its mode is restored afterwards.
 
@@ -34,49 +34,49 @@ def extract(
         images: [N, 3, H, W] uint8, in memory or in files.
         normalise: turns a uint8 batch into the encoder's float input, without augmentation.
         batch_size: images per forward pass.
-        stop: called before every batch, as often in all processes; an exception in it ends the extraction.
+        before_batch: called before every batch, equally often in all processes; an exception in it ends the extraction.
 
     Raises:
-        NonFiniteError: a feature is NaN or infinite, so that no score of it would mean anything.
+        NonFiniteError: a feature is NaN or infinite.
     """
 
     def features(batch: Tensor) -> tuple[Tensor, Tensor]:
-        stop()
-        out = encoder(normalise(batch))
-        return out.z.float(), out.h.float()
+        before_batch()
+        encoding = encoder(normalise(batch))
+        return encoding.z.float(), encoding.h.float()
 
     with evaluation_mode(encoder):
-        found = Features(*by_batches(images, batch_size, features))
-    for name, rows in found._asdict().items():
-        if bad := int((~rows.isfinite().all(dim=1)).sum()):
+        result = Features(*by_batches(images, batch_size, features))
+    for name, rows in result._asdict().items():
+        if count := int((~rows.isfinite().all(dim=1)).sum()):
             current().fail(
                 NonFiniteError(
-                    f"{name} of {bad} of {len(rows)} images holds a NaN or an infinity: the network has diverged. "
+                    f"{name} of {count} of {len(rows)} images holds a NaN or an infinity: the network has diverged. "
                     "Score an earlier checkpoint, or train with a lower --optim.lr."
                 )
             )
-    return found
+    return result
 
 
 def by_batches(images: Images, batch_size: int, work: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Call `work` on all images, batch by batch, and concatenate its results in order.
 
-    Several processes share the batches, and each calls `work` equally often. The batches do not depend on the number of
-    processes.
+    Several processes divide the batches among them, and each calls `work` equally often. The batches are the same for
+    any number of processes.
 
     Args:
         images: [N, 3, H, W] uint8, in memory or in files.
         batch_size: images per call.
         work: takes uint8 [n, 3, H, W] and returns tensors [n, ...].
     """
-    here, parts = current(), torch.arange(len(images)).split(batch_size)
-    results = [work(batch) for batch in read(images, here.dealt(parts))]
-    return tuple(here.collected(rows, len(images), batch_size) for rows in zip(*results, strict=True))
+    world, parts = current(), torch.arange(len(images)).split(batch_size)
+    results = [work(batch) for batch in read(images, world.own_parts(parts))]
+    return tuple(world.gather_parts(rows, len(images), batch_size) for rows in zip(*results, strict=True))
 
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """`module.eval()` for the block; every submodule gets its own mode back."""
+    """`module.eval()` for the block; the mode of every submodule is restored."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -16,15 +16,15 @@ def knn_predict(
 ) -> Tensor:
     """The class with the largest sum of exp(similarity / temperature) over the k most similar bank rows.
 
-    Similarity is the cosine. Equal similarities at rank k, and equal classes, go to the lower index.
+    Similarity is the cosine. Of equal similarities at rank k, and of equal classes, the lower index counts.
 
     Args:
         queries: [M, D] and bank: [N, D], any floating dtype; normalised here, in float32.
         labels: [N] integer classes of the bank, from 0.
         k: neighbours, at most N.
         temperature: similarities are divided by it.
-        chunk: query rows at once; None: 64 on a CPU (measured fastest), 1024 on a GPU, fewer for a bank so large that
-            the chunk's similarities would not fit in CHUNK_BYTES.
+        chunk: number of queries computed at once; None: 64 on a CPU (measured fastest), 1024 on a GPU, fewer if their
+            similarities would not fit in CHUNK_BYTES.
 
     Returns:
         [M] int64 classes.
@@ -38,9 +38,10 @@ def knn_predict(
     classes = int(labels.max()) + 1
     if chunk is None:
         chunk = max(1, min(64 if queries.device.type == "cpu" else 1024, CHUNK_BYTES // (4 * len(bank))))
-    here = current()  # of several processes each takes some chunks
-    found = [_predict(rows, bank, labels, classes, k, temperature) for rows in here.dealt(queries.split(chunk))]
-    return here.collected(found, len(queries), chunk)
+    world = current()  # several processes divide the chunks among them
+    chunks = world.own_parts(queries.split(chunk))
+    predictions = [_predict(rows, bank, labels, classes, k, temperature) for rows in chunks]
+    return world.gather_parts(predictions, len(queries), chunk)
 
 
 def _check(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: float) -> None:
@@ -62,14 +63,14 @@ def _check(queries: Tensor, bank: Tensor, labels: Tensor, k: int, temperature: f
 def _predict(queries: Tensor, bank: Tensor, labels: Tensor, classes: int, k: int, temperature: float) -> Tensor:
     similarity = queries @ bank.T  # [m, N]
     values, index = _top(similarity, k)
-    # Subtracting the largest possible similarity scales all weights alike; they then stay below 1 in any precision.
+    # 1, the largest similarity, is subtracted: all weights are scaled by the same factor and stay below 1.
     weights = ((values.double() - 1) / temperature).exp()
     scores = weights.new_zeros(len(queries), classes).scatter_add_(1, labels[index], weights)
     return scores.argmax(1)
 
 
 def _top(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row; of those equal to the k-th, the ones with the lowest index."""
+    """The k largest entries of each row; of entries equal to the k-th, those with the lowest index."""
     values, index = similarity.topk(min(k + 1, similarity.shape[1]), dim=1)
     if values.shape[1] > k:
         tied = (values[:, k - 1] == values[:, k]).nonzero().flatten()  # topk's choice among these rows is arbitrary

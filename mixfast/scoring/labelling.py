@@ -1,8 +1,8 @@
 """Connected components of many masks at once, and the box around each.
 
-Not pixels but runs (stretches of set pixels in a row) are labelled: there are about ten times fewer. Each run starts
-with its own number and takes the least number among the runs that it touches, until nothing changes; following each
-number to its own number in every round makes the rounds few (logarithmic for a chain).
+Runs of set pixels in a row are labelled, not pixels: there are about ten times fewer. Each run begins with its own
+number as label, and takes the smallest label of the runs that it touches until nothing changes. In every round each
+label is also replaced by the label of the run with that number: a chain of runs takes a logarithmic number of rounds.
 """
 
 from typing import NamedTuple
@@ -17,7 +17,7 @@ _CHUNK_PIXELS = 1 << 20  # pixels of masks that are labelled together: measured 
 class ConnectedComponents(NamedTuple):
     """All components of N masks, C in total, ordered by mask and then by their first pixel in reading order."""
 
-    mask: Tensor  # int64 [C], the mask that each belongs to
+    mask: Tensor  # int64 [C], the mask that it belongs to
     area: Tensor  # int64 [C], pixels
     box: Tensor  # int64 [C, 4], (x0, y0, x1, y1), half-open
 
@@ -27,12 +27,12 @@ class _Runs(NamedTuple):
 
     start: Tensor  # int64 [R], number of the first pixel over all masks
     length: Tensor  # int64 [R]
-    component: Tensor  # int64 [R], the least run of its component
-    pixel: Tensor  # int32 [N, H, W], run of each pixel; meaningless outside the mask
+    component: Tensor  # int64 [R], the smallest run of its component
+    pixel: Tensor  # int32 [N, H, W], run of each pixel; arbitrary outside the mask
 
 
 def label_components(masks: Tensor, *, diagonal: bool = True) -> Tensor:
-    """The component of every pixel of bool masks [N, H, W], named by its first pixel in reading order.
+    """The component of every pixel of bool masks [N, H, W], as the number of its first pixel in reading order.
 
     Args:
         masks: bool [N, H, W].
@@ -44,7 +44,7 @@ def label_components(masks: Tensor, *, diagonal: bool = True) -> Tensor:
     runs = _runs(masks, diagonal)
     if not len(runs.start):
         return torch.full(masks.shape, -1, dtype=torch.int64, device=masks.device)
-    # Runs are in reading order: the least of a component holds its first pixel.
+    # Runs are in reading order: the smallest run of a component contains its first pixel.
     first = (runs.start % (masks.shape[1] * masks.shape[2]))[runs.component]
     return torch.where(masks, first[runs.pixel.clamp(min=0).long()], -1)
 
@@ -58,7 +58,7 @@ def connected_components(masks: Tensor, *, diagonal: bool = True) -> ConnectedCo
 
 
 def _boxes(masks: Tensor, offset: int, diagonal: bool) -> ConnectedComponents:
-    """ConnectedComponents of masks [n, H, W] that are masks offset, offset + 1, ... of the whole."""
+    """ConnectedComponents of masks [n, H, W], whose numbers are `offset` and following."""
     _, height, width = masks.shape
     runs = _runs(masks, diagonal)
     roots, component = runs.component.unique(return_inverse=True)
@@ -66,7 +66,9 @@ def _boxes(masks: Tensor, offset: int, diagonal: bool) -> ConnectedComponents:
     y = line % height
     ends = ((x, "amin"), (y, "amin"), (x + runs.length, "amax"), (y + 1, "amax"))
     empty = x.new_zeros(len(roots))
-    box = torch.stack([empty.scatter_reduce(0, component, v, how, include_self=False) for v, how in ends], dim=1)
+    box = torch.stack(
+        [empty.scatter_reduce(0, component, values, reduction, include_self=False) for values, reduction in ends], dim=1
+    )
     area = empty.scatter_add(0, component, runs.length)
     return ConnectedComponents(line[roots] // height + offset, area, box)
 
@@ -74,35 +76,37 @@ def _boxes(masks: Tensor, offset: int, diagonal: bool) -> ConnectedComponents:
 def _runs(masks: Tensor, diagonal: bool) -> _Runs:
     width = masks.shape[2]
     framed = F.pad(masks, (1, 1, 0, 1))
-    here, left, right = framed[:, :-1, 1:-1], framed[:, :-1, :-2], framed[:, :-1, 2:]
+    is_set, left_set, right_set = framed[:, :-1, 1:-1], framed[:, :-1, :-2], framed[:, :-1, 2:]
     below, below_left, below_right = framed[:, 1:, 1:-1], framed[:, 1:, :-2], framed[:, 1:, 2:]
-    starts = here & ~left
-    events = [starts, here & ~right, here & below & ~(left & below_left)]  # the last: where two runs begin to overlap
-    if diagonal:  # corners that no shared side joins
-        events += [here & side & ~below & ~beside for side, beside in ((below_right, right), (below_left, left))]
-    # One search for all events: few pixels have any.
+    starts = is_set & ~left_set
+    events = [starts, is_set & ~right_set, is_set & below & ~(left_set & below_left)]  # last: two runs begin to overlap
+    if diagonal:  # runs that touch at a corner only
+        events += [
+            is_set & side & ~below & ~beside for side, beside in ((below_right, right_set), (below_left, left_set))
+        ]
+    # One search for all events, as few pixels have any.
     code = torch.zeros(masks.numel(), dtype=torch.uint8, device=masks.device)
     for number, event in enumerate(events):
         code += event.flatten().byte() << number
-    where = code.nonzero().flatten()
-    code = code[where]
-    places = [where[(code & (1 << number)) > 0] for number in range(len(events))]
-    start, length = places[0], places[1] - places[0] + 1
+    pixels = code.nonzero().flatten()
+    code = code[pixels]
+    pixels_of_event = [pixels[(code & (1 << number)) > 0] for number in range(len(events))]
+    start, length = pixels_of_event[0], pixels_of_event[1] - pixels_of_event[0] + 1
     pixel = starts.flatten().cumsum(0, dtype=torch.int32) - 1
-    lower = [place + width + step for place, step in zip(places[2:], (0, 1, -1), strict=False)]
-    upper_runs, lower_runs = pixel[torch.cat(places[2:])].long(), pixel[torch.cat(lower)].long()
+    lower = [pixel_index + width + step for pixel_index, step in zip(pixels_of_event[2:], (0, 1, -1), strict=False)]
+    upper_runs, lower_runs = pixel[torch.cat(pixels_of_event[2:])].long(), pixel[torch.cat(lower)].long()
     return _Runs(start, length, _least(len(start), upper_runs, lower_runs), pixel.view(masks.shape))
 
 
-def _least(count: int, left: Tensor, right: Tensor) -> Tensor:
-    """int64 [count]: for each node of the graph with edges (left, right), the least node that it is connected with."""
-    least = torch.arange(count, device=left.device)
+def _least(count: int, first_nodes: Tensor, second_nodes: Tensor) -> Tensor:
+    """int64 [count]: for each node of a graph with edges (first, second), the smallest node connected with it."""
+    least = torch.arange(count, device=first_nodes.device)
     while True:
         before = least
-        lower = torch.minimum(least[left], least[right])
+        lower = torch.minimum(least[first_nodes], least[second_nodes])
         # Hooking the roots, not only the ends of an edge, joins whole trees in one round.
-        for end in (left, right):
-            least = least.scatter_reduce(0, before[end], lower, "amin")
+        for nodes in (first_nodes, second_nodes):
+            least = least.scatter_reduce(0, before[nodes], lower, "amin")
         least = least[least]
         if torch.equal(least, before):
             return least

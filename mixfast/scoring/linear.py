@@ -1,14 +1,14 @@
-"""Linear classification of frozen features: on features computed once, or under augmentation as the literature does.
+"""Linear classification of frozen features, by two protocols:
 
     cached   features of plain images; Adam, rate 1e-2 -> 1e-6 exponentially over 500 epochs, decay 5e-6, batch 1000
              (Ermolov et al. 2021)
     sgd      features of a random crop and flip in every step; SGD 30 with momentum 0.9, 100 epochs, rate x 0.1 after 60
              and 80 of them, no decay, batch 256 (He et al. 2020)
 
-Several processes share the features and not the layers: each has the features of all images, and trains the same
-layers, so that no gradient is exchanged.
+Several processes divide the computation of features among them. Each then has the features of all images and trains the
+same layers, so that no gradient is exchanged.
 
-With several learning rates, the best on held-out training images is used. The test images choose nothing.
+With several learning rates, the best on held-out training images is used, never the best on test images.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,11 +31,11 @@ Progress = Callable[[int, int], None]  # called with the epochs done and the epo
 
 @dataclass(frozen=True)
 class LinearRecipe:
-    """How a linear layer is trained; the defaults are the cached protocol's."""
+    """The training of a linear layer; the defaults are those of the cached protocol."""
 
     epochs: int = 500
     batch_size: int = 1000
-    lrs: tuple[float, ...] = (1e-2,)  # more than one: the best on held-out training images is taken
+    lrs: tuple[float, ...] = (1e-2,)  # of several, the best on held-out training images is used
     lr_end: float = 1e-6  # cached: learning rate of the last epoch
     weight_decay: float = 5e-6
     drops: tuple[float, ...] = ()  # sgd: shares of the training after which the learning rate falls to a tenth
@@ -92,13 +92,13 @@ def probe(
         labels: int64 [N].
         classes: number of classes.
         generator: on the device of `bank`.
-        recipe: with several learning rates, each is tried on nine tenths of the images and judged on the rest; the
-            best one then trains on all images.
+        recipe: with several learning rates, a layer is trained with each on nine tenths of the images and scored on
+            the others; then a layer is trained on all images with the best rate.
     """
     rates, chosen = list(recipe.lrs), 0
     if len(rates) > 1:
-        kept, held_out = split(len(bank), generator)
-        layers = [fit_cached(bank[kept], labels[kept], classes, recipe, rate, generator) for rate in rates]
+        training, held_out = split(len(bank), generator)
+        layers = [fit_cached(bank[training], labels[training], classes, recipe, rate, generator) for rate in rates]
         accuracies = [accuracy(predict(layer, bank[held_out]), labels[held_out]) for layer in layers]
         chosen = accuracies.index(max(accuracies))
     return fit_cached(bank, labels, classes, recipe, rates[chosen], generator), rates[chosen]
@@ -161,7 +161,7 @@ def sgd_score(
     answers: Tensor,
     generator: torch.Generator,
     recipe: LinearRecipe = SGD,
-    progress: Progress = lambda done, of: None,
+    progress: Progress = lambda step, steps: None,
 ) -> dict[str, float]:
     """Test accuracy in percent of the full protocol on h: {"linear_h", "lr_h"}.
 
@@ -171,17 +171,20 @@ def sgd_score(
         images, test: uint8 [N, 3, H, W] and [M, 3, H, W] on the generator's device, or in files.
         labels, answers: int64 [N] and [M] on the generator's device.
         generator: draws the weights and the order of the images.
-        recipe: several learning rates are trained side by side on the same views, and judged as in `probe`.
+        recipe: with several learning rates, layers are trained together on the same views; the best is chosen as in
+            `probe`.
         progress: called after every epoch.
     """
     classes, rates = int(max(labels.max(), answers.max())) + 1, list(recipe.lrs)
     with evaluation_mode(network.encoder):
         if len(rates) > 1:
-            kept, held_out = split(len(images), generator)
-            some = take(images, kept)
-            layers = fit_sgd(network, augment, some, labels[kept], classes, recipe, rates, generator, progress)
-            others = take(images, held_out)
-            accuracies = [_test(network, layer, others, labels[held_out]) for layer in layers]
+            training, held_out = split(len(images), generator)
+            training_images = take(images, training)
+            layers = fit_sgd(
+                network, augment, training_images, labels[training], classes, recipe, rates, generator, progress
+            )
+            held_out_images = take(images, held_out)
+            accuracies = [_test(network, layer, held_out_images, labels[held_out]) for layer in layers]
             rates = [rates[accuracies.index(max(accuracies))]]
         (layer,) = fit_sgd(network, augment, images, labels, classes, recipe, rates, generator, progress)
         return {"linear_h": _test(network, layer, test, answers), "lr_h": rates[0]}
@@ -198,7 +201,7 @@ def fit_sgd(
     generator: torch.Generator,
     progress: Progress,
 ) -> list[nn.Linear]:
-    """A layer per rate, all trained side by side on the same features, because the encoder is what costs.
+    """A layer per rate, all trained together, so that the encoder computes the features once.
 
     Args:
         network: frozen; in evaluation mode already.
@@ -206,7 +209,7 @@ def fit_sgd(
         images: uint8 [N, 3, H, W] on the generator's device, or in files.
         labels: int64 [N].
         classes: number of classes.
-        recipe: everything but the learning rates.
+        recipe: all options but its learning rates.
         rates: a learning rate per layer.
         generator: draws the weights and the order of the images.
         progress: called after every epoch.
@@ -221,11 +224,11 @@ def fit_sgd(
             group["lr"] = rate * factor
         order = torch.randperm(len(images), generator=generator, device=images.device)
         parts = order.split(recipe.batch_size)
-        here = current()
-        shared = [here.size > 1 and len(part) % here.groups == 0 for part in parts]  # the last may be too small
-        mine = [here.own(part) if several else part for part, several in zip(parts, shared, strict=True)]
-        for index, several, batch in zip(parts, shared, read(images, mine), strict=True):
-            with torch.no_grad(), nullcontext() if several else alone():
+        world = current()
+        shared = [world.size > 1 and len(part) % world.groups == 0 for part in parts]  # the last part may be too small
+        own_parts = [world.own(part) if is_shared else part for part, is_shared in zip(parts, shared, strict=True)]
+        for index, is_shared, batch in zip(parts, shared, read(images, own_parts), strict=True):
+            with torch.no_grad(), nullcontext() if is_shared else alone():
                 h = current().ordered(network.encoder(augment(batch)).h.float())
             optimizer.zero_grad()
             torch.stack([F.cross_entropy(layer(h), labels[index]) for layer in layers]).sum().backward()

@@ -1,4 +1,4 @@
-"""How well maps localise objects: per image a number, or a curve over thresholds. Sources: docs/localisation.md.
+"""Scores of maps against the boxes of objects: a number per image, or a curve over thresholds (docs/localisation.md).
 
 Maps are [N, H, W], at least 0, at the size of the images; their largest value may be anything. Boxes are [N, M, 4] as
 in boxes.py. Results are shares, not percent.
@@ -13,7 +13,7 @@ from mixfast.scoring.boxes import distance, inside, iou, present
 from mixfast.scoring.labelling import connected_components, label_components
 
 THRESHOLDS = 50  # shares 0, 0.02, ... 0.98 of a map's maximum
-DELTAS = (0.3, 0.5, 0.7)  # least intersections over union of a correct box, in MaxBoxAccV2
+DELTAS = (0.3, 0.5, 0.7)  # smallest intersections over union of a correct box, in MaxBoxAccV2
 BINS = 1000  # bins of a map's values, for PxAP
 HITS_AT = (1, 3, 5)  # numbers of peaks k of hit@k
 _PEAK_RADIUS = 1 / 8  # as a share of the longer side: no two peaks are closer than this
@@ -22,8 +22,8 @@ _PEAK_RADIUS = 1 / 8  # as a share of the longer side: no two peaks are closer t
 class Pointing(NamedTuple):
     """Result of the pointing game by image, bool [N] each."""
 
-    hit: Tensor  # every pixel that attains the maximum is on an object
-    tie: Tensor  # some pixels that attain the maximum are on an object and some are not
+    hit: Tensor  # all pixels with the maximum are on an object
+    tie: Tensor  # some pixels with the maximum are on an object, others are not
 
 
 class BoxCurves(NamedTuple):
@@ -34,7 +34,7 @@ class BoxCurves(NamedTuple):
 
 
 class PixelCounts(NamedTuple):
-    """float32 [N, BINS] each: how many pixels have a value in each bin, from low to high."""
+    """float32 [N, BINS] each: the number of pixels with a value in each bin, from low to high."""
 
     on: Tensor  # pixels on the object
     off: Tensor  # pixels off the object
@@ -49,9 +49,9 @@ def pointing(maps: Tensor, boxes: Tensor, tolerance: float = 0.0) -> Pointing:
         tolerance: pixels by which a maximum may miss the object; 15 on full-size photographs in the literature.
     """
     highest = maps == maps.amax(dim=(1, 2), keepdim=True)
-    good = (distance(boxes, (maps.shape[1], maps.shape[2])) <= tolerance).any(dim=1)
-    hit = (~highest | good).all(dim=2).all(dim=1)
-    return Pointing(hit, ~hit & (highest & good).any(dim=2).any(dim=1))
+    on_object = (distance(boxes, (maps.shape[1], maps.shape[2])) <= tolerance).any(dim=1)
+    is_hit = (~highest | on_object).all(dim=2).all(dim=1)
+    return Pointing(is_hit, ~is_hit & (highest & on_object).any(dim=2).any(dim=1))
 
 
 def energy(maps: Tensor, boxes: Tensor) -> Tensor:
@@ -63,15 +63,15 @@ def energy(maps: Tensor, boxes: Tensor) -> Tensor:
         maps: [N, H, W], at least 0.
         boxes: [N, M, 4] as (x0, y0, x1, y1) in pixels; those without area do not count.
     """
-    good = inside(boxes, (maps.shape[1], maps.shape[2])).any(dim=1)
+    on_object = inside(boxes, (maps.shape[1], maps.shape[2])).any(dim=1)
     maps = torch.where(maps.sum(dim=(1, 2), keepdim=True) > 0, maps, torch.ones_like(maps))
-    return (maps * good).sum(dim=(1, 2)) / maps.sum(dim=(1, 2))
+    return (maps * on_object).sum(dim=(1, 2)) / maps.sum(dim=(1, 2))
 
 
 def box_curves(maps: Tensor, boxes: Tensor, thresholds: int = THRESHOLDS) -> BoxCurves:
     """IoU of the boxes around {map >= share of its maximum} with the objects (Choe et al. 2020), by threshold.
 
-    Pixels that touch at a corner are connected. Of components of equal area, the one met first in reading order counts.
+    Pixels that touch at a corner are connected. Of components of equal area the first in reading order counts.
 
     Args:
         maps: [N, H, W].
@@ -81,16 +81,16 @@ def box_curves(maps: Tensor, boxes: Tensor, thresholds: int = THRESHOLDS) -> Box
     count, height, width = maps.shape
     shares = torch.arange(thresholds, dtype=torch.float32, device=maps.device) / thresholds
     levels = maps.amax(dim=(1, 2), keepdim=True) * shares[:, None, None, None]  # [T, N, 1, 1]
-    found = connected_components((maps >= levels).view(-1, height, width))
-    best = iou(found.box[:, None].float(), boxes[found.mask % count]).amax(dim=1)
+    components = connected_components((maps >= levels).view(-1, height, width))
+    best = iou(components.box[:, None].float(), boxes[components.mask % count]).amax(dim=1)
     curve = torch.zeros(thresholds * count, dtype=torch.float32, device=maps.device)
-    anywhere = curve.scatter_reduce(0, found.mask, best, "amax")
-    # One key per component, so that the largest wins and the first of equals: area, then place in the list.
-    order = len(found.area) - torch.arange(len(found.area), device=maps.device)
-    key = found.area * (len(found.area) + 1) + order
-    top = key.new_zeros(thresholds * count).scatter_reduce(0, found.mask, key, "amax")
-    chosen = key == top[found.mask]
-    largest = curve.scatter(0, found.mask[chosen], best[chosen])
+    anywhere = curve.scatter_reduce(0, components.mask, best, "amax")
+    # The largest key of a mask is that of its largest component, the first of equal ones: area, then order in the list.
+    order = len(components.area) - torch.arange(len(components.area), device=maps.device)
+    key = components.area * (len(components.area) + 1) + order
+    largest_key = key.new_zeros(thresholds * count).scatter_reduce(0, components.mask, key, "amax")
+    chosen = key == largest_key[components.mask]
+    largest = curve.scatter(0, components.mask[chosen], best[chosen])
     return BoxCurves(*(c.view(thresholds, count).T.contiguous() for c in (largest, anywhere)))
 
 
@@ -104,10 +104,10 @@ def pixel_counts(maps: Tensor, masks: Tensor, bins: int = BINS) -> PixelCounts:
     """
     top = maps.amax(dim=(1, 2), keepdim=True)
     shares = torch.where(top > 0, maps / top, 1.0)
-    place = (shares * bins).long().clamp(max=bins - 1).flatten(1)
+    bin_index = (shares * bins).long().clamp(max=bins - 1).flatten(1)
     counts = torch.zeros(len(maps), bins, dtype=torch.float32, device=maps.device)
     on = masks.flatten(1).float()
-    return PixelCounts(counts.scatter_add(1, place, on), counts.scatter_add(1, place, 1 - on))
+    return PixelCounts(counts.scatter_add(1, bin_index, on), counts.scatter_add(1, bin_index, 1 - on))
 
 
 def average_precision(on: Tensor, off: Tensor) -> Tensor:
@@ -116,18 +116,18 @@ def average_precision(on: Tensor, off: Tensor) -> Tensor:
     Args:
         on, off: pixels per bin of value, [..., BINS], of one image or summed over images (PxAP pools all pixels).
     """
-    right, wrong = on.flip(-1).cumsum(-1), off.flip(-1).cumsum(-1)
-    precision = right / (right + wrong).clamp(min=1)
-    recall = right / right[..., -1:].clamp(min=1)
+    true_positives, false_positives = on.flip(-1).cumsum(-1), off.flip(-1).cumsum(-1)
+    precision = true_positives / (true_positives + false_positives).clamp(min=1)
+    recall = true_positives / true_positives[..., -1:].clamp(min=1)
     return (precision * recall.diff(prepend=torch.zeros_like(recall[..., :1]))).sum(-1)
 
 
 def object_hits(maps: Tensor, boxes: Tensor, ks: tuple[int, ...] = HITS_AT) -> Tensor:
     """Share of an image's objects that its k highest peaks point at, float32 [N, len(ks)].
 
-    A peak is a connected set of pixels that attain the largest value left. It hits every object that it touches, unless
-    it reaches the background. Then it is struck out, with all that lies within an eighth of the longer side around its
-    first pixel. Of equal peaks those on the background come first, so that k = 1 is the pointing game for one object.
+    A peak is a connected set of pixels with the largest remaining value. It hits every object that it touches, unless
+    it touches the background. Then its pixels are removed, and all within an eighth of the longer side around its first
+    pixel. Of equal peaks those on the background come first, so that k = 1 is the pointing game for one object.
 
     Args:
         maps: [N, H, W].
@@ -138,21 +138,21 @@ def object_hits(maps: Tensor, boxes: Tensor, ks: tuple[int, ...] = HITS_AT) -> T
     masks = inside(boxes, (height, width))  # [N, M, H, W]
     background = ~masks.any(dim=1)
     hit = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=maps.device)
-    left = maps.clone()
+    remaining = maps.clone()
     row, column = torch.arange(height, device=maps.device)[:, None], torch.arange(width, device=maps.device)
     shares = []
     for peak in range(1, max(ks) + 1):
-        top = left.amax(dim=(1, 2), keepdim=True)
-        highest = (left == top) & (top > -torch.inf)
-        first = (highest.to(torch.uint8) + (highest & background)).flatten(1).max(dim=1).indices
+        top = remaining.amax(dim=(1, 2), keepdim=True)
+        highest = (remaining == top) & (top > -torch.inf)
+        first_pixel = (highest.to(torch.uint8) + (highest & background)).flatten(1).max(dim=1).indices
         parts = label_components(highest)
-        spot = parts == parts.flatten(1).gather(1, first[:, None])[:, :, None]
-        spot &= highest
-        valid = ~(spot & background).flatten(1).any(dim=1)
-        hit |= (masks & spot[:, None]).flatten(2).any(dim=2) & valid[:, None]
-        y, x = (first // width)[:, None, None], (first % width)[:, None, None]
-        away = torch.hypot((row - y).float(), (column - x).float())
-        left = left.masked_fill(spot | (away <= _PEAK_RADIUS * max(height, width)), -torch.inf)
+        peak_pixels = parts == parts.flatten(1).gather(1, first_pixel[:, None])[:, :, None]
+        peak_pixels &= highest
+        valid = ~(peak_pixels & background).flatten(1).any(dim=1)
+        hit |= (masks & peak_pixels[:, None]).flatten(2).any(dim=2) & valid[:, None]
+        y, x = (first_pixel // width)[:, None, None], (first_pixel % width)[:, None, None]
+        distances = torch.hypot((row - y).float(), (column - x).float())
+        remaining = remaining.masked_fill(peak_pixels | (distances <= _PEAK_RADIUS * max(height, width)), -torch.inf)
         if peak in ks:
             shares.append(hit.sum(1) / present(boxes).sum(1).clamp(min=1))
     return torch.stack(shares, dim=1)

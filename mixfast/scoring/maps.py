@@ -1,4 +1,4 @@
-"""Attention maps of an encoder: what each kind is, and how cells become pixels.
+"""Attention maps of an encoder, and their enlargement to the size of the images.
 
 kind    needs     value of a cell with features F [C]
 norm    nothing   length of F - m; m: each channel's mean over reference images
@@ -22,7 +22,7 @@ from mixfast.scoring.dilate import dilated, fine_stride
 from mixfast.scoring.features import evaluation_mode
 
 KINDS = ("norm", "power", "eigen", "sim", "cam")
-LAST_ONLY = ("sim", "cam")  # these read what the head or the probe reads
+LAST_ONLY = ("sim", "cam")  # kinds that need the last layer, which the head and the probe read
 
 
 class Network(NamedTuple):
@@ -37,7 +37,7 @@ class Mapper:
     """Makes the maps of one network; `fit_mapper` builds one."""
 
     network: Network
-    layer: int | None = None  # stage that is looked at, 1 is the first; None: the last
+    layer: int | None = None  # stage whose map is used, 1 is the first; None: the last
     means: Tensor | None = None  # [C], for "norm"
     classifier: Tensor | None = None  # [classes, C], for "cam"
     p: float = 2.0  # exponent of "power"
@@ -60,9 +60,9 @@ class Mapper:
         """Raw maps float32 [N, h, w] by kind, from one pass over uint8 images [N, 3, H, W].
 
         Args:
-            images: at the size at which the network is to see them.
+            images: at the size of the network's input.
             kinds: some of `self.kinds()`.
-            labels: int64 [N], for "cam"; where it is None or -1, the class that the probe predicts.
+            labels: int64 [N], for "cam"; None or -1: the class that the probe predicts.
 
         Raises:
             ValueError: a kind that this mapper cannot make.
@@ -70,18 +70,18 @@ class Mapper:
         if unknown := [kind for kind in kinds if kind not in self.kinds()]:
             raise ValueError(f"maps: kinds must be among {', '.join(self.kinds())} here; got {', '.join(unknown)}")
         encoder = self.network.encoder
-        found: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
+        maps_by_kind: dict[str, list[Tensor]] = {kind: [] for kind in kinds}
         with evaluation_mode(encoder):
             for start in range(0, len(images), self.batch_size):
                 part = slice(start, start + self.batch_size)
-                out = encoder(self.network.normalise(images[part]), self.layer)
-                classes = None if labels is None else labels[part].to(out.h.device)
+                encoding = encoder(self.network.normalise(images[part]), self.layer)
+                classes = None if labels is None else labels[part].to(encoding.h.device)
                 for kind in kinds:
-                    found[kind].append(self._one(kind, out, classes))
-        return {kind: torch.cat(parts) for kind, parts in found.items()}
+                    maps_by_kind[kind].append(self._map(kind, encoding, classes))
+        return {kind: torch.cat(parts) for kind, parts in maps_by_kind.items()}
 
-    def _one(self, kind: str, out: Encoding, labels: Tensor | None) -> Tensor:
-        cells = out.map.flatten(2).transpose(1, 2)  # [B, hw, C]
+    def _map(self, kind: str, encoding: Encoding, labels: Tensor | None) -> Tensor:
+        cells = encoding.map.flatten(2).transpose(1, 2)  # [B, hw, C]
         if kind == "norm":
             assert self.means is not None
             values = (cells - self.means.to(cells.dtype)).norm(dim=2)
@@ -91,10 +91,10 @@ class Mapper:
             values = principal(cells)
         elif kind == "sim":
             head = self.network.encoder.head(cells.flatten(0, 1)).view(*cells.shape[:2], -1)
-            values = F.cosine_similarity(head, out.z[:, None], dim=2)
+            values = F.cosine_similarity(head, encoding.z[:, None], dim=2)
         else:
-            values = (cells @ self._weights(out.h, labels)[:, :, None])[:, :, 0]
-        return values.view(len(values), *out.map.shape[2:]).float()
+            values = (cells @ self._weights(encoding.h, labels)[:, :, None])[:, :, 0]
+        return values.view(len(values), *encoding.map.shape[2:]).float()
 
     def _weights(self, h: Tensor, labels: Tensor | None) -> Tensor:
         """[B, C]: the classifier's row for each image."""
@@ -125,7 +125,7 @@ def fit_mapper(
         p: exponent of "power".
 
     Raises:
-        ValueError: a layer that the network does not have, or a stride that it cannot have.
+        ValueError: the network has no such layer, or dilation cannot give the stride.
     """
     layers = network.encoder.layers
     if layer is not None and not 1 <= layer <= layers:
@@ -157,19 +157,19 @@ def principal(cells: Tensor) -> Tensor:
     centred = (cells - cells.mean(1, keepdim=True)).double()
     if cells.shape[1] <= cells.shape[2]:
         values, vectors = torch.linalg.eigh(centred @ centred.transpose(1, 2))
-        along = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
+        coordinates = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
     else:
         _, vectors = torch.linalg.eigh(centred.transpose(1, 2) @ centred)
-        along = (centred @ vectors[:, :, -1:])[:, :, 0]
-    length = cells.norm(dim=2).double()
-    agrees = (along * (length - length.mean(1, keepdim=True))).sum(1, keepdim=True) >= 0
-    return torch.where(agrees, along, -along).float()
+        coordinates = (centred @ vectors[:, :, -1:])[:, :, 0]
+    lengths = cells.norm(dim=2).double()
+    agrees = (coordinates * (lengths - lengths.mean(1, keepdim=True))).sum(1, keepdim=True) >= 0
+    return torch.where(agrees, coordinates, -coordinates).float()
 
 
 def enlarged(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -> Tensor:
-    """Raw maps [N, h, w] at the size (H, W) of the images, bilinear, then each stretched to [0, 1].
+    """Raw maps [N, h, w] at the size (H, W) of the images, bilinear, then each scaled to [0, 1].
 
-    A map that is the same everywhere becomes all ones: it prefers nothing.
+    A constant map becomes all ones.
 
     Args:
         maps: [N, h, w], any values.
@@ -179,11 +179,11 @@ def enlarged(maps: Tensor, size: tuple[int, int], align_corners: bool = False) -
     if maps.shape[1:] != size:
         maps = F.interpolate(maps[:, None], size, mode="bilinear", align_corners=align_corners)[:, 0]
     low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
-    rounding = 1e-6 * torch.maximum(low.abs(), high.abs())  # what interpolation makes of equal values
+    rounding = 1e-6 * torch.maximum(low.abs(), high.abs())  # difference of equal values after interpolation, at most
     return torch.where(high - low > rounding, (maps - low) / (high - low), 1.0)
 
 
 def entropy(maps: Tensor) -> Tensor:
-    """float32 [N]: entropy of maps [N, H, W] >= 0 as distributions, over that of a uniform one; 1 is spread out."""
+    """float32 [N]: entropy of maps [N, H, W] >= 0 as distributions, divided by that of a uniform map."""
     shares = maps.flatten(1) / maps.flatten(1).sum(1, keepdim=True).clamp(min=1e-12)
     return torch.special.entr(shares).sum(1) / shares.new_tensor(shares.shape[1]).log()

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Student's t at 97.5 % by degrees of freedom; beyond the table its last entry, which is slightly too wide.
+# Student's t at 97.5 % by degrees of freedom; the last entry is used for more, and is slightly too large for them.
 _T = (
     12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
     2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
@@ -20,7 +20,7 @@ class Spread:
     std: float | None  # None for one value
     n: int
 
-    def words(self, form: str = ".1f") -> str:
+    def text(self, form: str = ".1f") -> str:
         """ "71.3", "70.1 ± 1.2" for several values."""
         return f"{self.mean:{form}}" + ("" if self.std is None else f" ± {self.std:{form}}")
 

@@ -1,11 +1,11 @@
-"""Protocol of localisation: map and threshold are chosen on other images than the scored ones.
+"""Protocol of localisation: map and threshold are chosen on validation images, and scored on test images.
 
     1. On the validation images every kind of map of a network is scored at every threshold. The kind with the highest
        MaxBoxAccV2 is kept, with the threshold that is best for each IoU.
     2. The test images are scored with that kind and these thresholds: CorLoc (largest component, IoU 0.5) and BoxAccV2
        (all components, mean over IoU 0.3, 0.5, 0.7), beside pointing, energy and PxAP, which need no threshold.
-    3. MaxBoxAcc and MaxBoxAccV2 of the literature choose the threshold on the images that they score. They are given
-       as well, and called oracles.
+    3. MaxBoxAcc and MaxBoxAccV2 of the literature choose the threshold on the images that they score. They are reported
+       too, as oracles.
 
 Every contestant goes through the same steps: a trained network, the same one untrained, edges, a centred box.
 """
@@ -27,7 +27,7 @@ from mixfast.scoring.maps import Mapper, enlarged
 CORLOC_IOU = 0.5
 _CHUNK_PIXELS = 1 << 21  # bound on the pixels of object masks in memory at once
 
-# Makes raw maps [N, h, w] by kind, of the kinds that are asked for; None: of every kind.
+# Makes raw maps [N, h, w] of some kinds, by kind; None: of all kinds.
 MapMaker = Callable[[Objects, Sequence[str] | None], dict[str, Tensor]]
 
 
@@ -46,11 +46,11 @@ class Measured(NamedTuple):
     """Scores by image of one kind of map on N images, on the CPU."""
 
     pointing: Tensor  # float32 [N], 1 for a hit
-    tie: Tensor  # float32 [N], 1 for a tie, which is no hit
+    tie: Tensor  # float32 [N], 1 for a tie, which does not count as a hit
     energy: Tensor  # float32 [N]
     curves: BoxCurves
-    pixels: PixelCounts | None  # where masks are known
-    hits: Tensor | None  # float32 [N, len(HITS_AT)], where an image has several objects
+    pixels: PixelCounts | None  # None without masks
+    hits: Tensor | None  # float32 [N, len(HITS_AT)]; None if images have a single object
 
 
 class Choice(NamedTuple):
@@ -75,8 +75,8 @@ def mapper_contestant(mapper: Mapper, kinds: Sequence[str] | None = None) -> Map
 
     def make(objects: Objects, wanted: Sequence[str] | None) -> dict[str, Tensor]:
         labelled = bool((objects.labels >= 0).all()) and objects.boxes.shape[1] == 1
-        known = [kind for kind in able if kind != "cam" or labelled]
-        return mapper.maps(objects.images, known if wanted is None else wanted, objects.labels)
+        usable = [kind for kind in able if kind != "cam" or labelled]
+        return mapper.maps(objects.images, usable if wanted is None else wanted, objects.labels)
 
     return make
 
@@ -105,7 +105,7 @@ def measure(maps: Tensor, objects: Objects, options: Options = DEFAULTS) -> Meas
         boxes = part.boxes.to(maps.device)
         big = enlarged(maps[index.to(maps.device)], objects.size, options.align_corners)
         point = localisation.pointing(big, boxes, options.tolerance)
-        found = Measured(
+        measured = Measured(
             pointing=point.hit.float(),
             tie=point.tie.float(),
             energy=localisation.energy(big, boxes),
@@ -113,12 +113,12 @@ def measure(maps: Tensor, objects: Objects, options: Options = DEFAULTS) -> Meas
             pixels=None if part.masks is None else localisation.pixel_counts(big, part.masks.to(maps.device)),
             hits=localisation.object_hits(big, boxes) if several else None,
         )
-        parts.append(found)
+        parts.append(measured)
     return _joined(parts)
 
 
 def _joined(parts: list[Any]) -> Any:
-    """Named tuples of tensors, nested, joined along images and brought to the CPU; None stays None."""
+    """Nested named tuples of tensors, or None, concatenated along images and moved to the CPU."""
     first = parts[0]
     if first is None or isinstance(first, Tensor):
         return None if first is None else torch.cat(parts).cpu()
@@ -131,7 +131,7 @@ def reaches(curve: Tensor, delta: float) -> Tensor:
 
 
 def choose(validation: dict[str, Measured]) -> Choice:
-    """The kind of map with the highest MaxBoxAccV2, and its best thresholds; equals go to the first."""
+    """The kind of map with the highest MaxBoxAccV2, and its best thresholds; of equal ones the first."""
     accuracies = {
         kind: torch.stack([reaches(measured.curves.any, delta).mean(0) for delta in DELTAS])
         for kind, measured in validation.items()
@@ -142,18 +142,18 @@ def choose(validation: dict[str, Measured]) -> Choice:
     return Choice(kind, int(corloc), tuple(accuracies[kind].argmax(1).tolist()), scores)
 
 
-def choose_and_score(make: MapMaker, validation: Objects, test: Objects, options: Options = DEFAULTS) -> Outcome:
+def choose_and_score(contestant: MapMaker, validation: Objects, test: Objects, options: Options = DEFAULTS) -> Outcome:
     """The scores on `test` of the map and the thresholds that are best on `validation`.
 
     Args:
-        make: a contestant, such as `mapper_contestant(fit_mapper(network, images))`.
+        contestant: makes the maps, such as `mapper_contestant(fit_mapper(network, images))`.
         validation: images on which map and thresholds are chosen; disjoint from `test`.
         test: images to score.
         options: how maps are enlarged and scored.
     """
-    candidates = make(validation, None)
+    candidates = contestant(validation, None)
     choice = choose({kind: measure(maps, validation, options) for kind, maps in candidates.items()})
-    measured = measure(make(test, [choice.kind])[choice.kind], test, options)
+    measured = measure(contestant(test, [choice.kind])[choice.kind], test, options)
     return Outcome(choice, values_per_image(measured, choice))
 
 
@@ -161,8 +161,8 @@ def values_per_image(measured: Measured, choice: Choice) -> dict[str, Tensor]:
     """Values per image [N, ...] by metric of `METRICS`; some metrics need masks, or several objects."""
     largest, anywhere = measured.curves
     by_delta = [reaches(anywhere, delta) for delta in DELTAS]
-    v2 = [found[:, place] for found, place in zip(by_delta, choice.deltas, strict=True)]
-    found = {
+    v2 = [values[:, threshold] for values, threshold in zip(by_delta, choice.deltas, strict=True)]
+    values = {
         "pointing": measured.pointing,
         "tie": measured.tie,
         "energy": measured.energy,
@@ -172,11 +172,11 @@ def values_per_image(measured: Measured, choice: Choice) -> dict[str, Tensor]:
         "max_box_acc_v2": torch.stack(by_delta, dim=1),
     }
     if measured.pixels is not None:
-        found["pxap"] = torch.stack(measured.pixels, dim=1)
+        values["pxap"] = torch.stack(measured.pixels, dim=1)
     if measured.hits is not None:
-        found |= {f"hit_at_{k}": measured.hits[:, i] for i, k in enumerate(HITS_AT)}
-        found["background"] = 1 - measured.energy
-    return found
+        values |= {f"hit_at_{k}": measured.hits[:, i] for i, k in enumerate(HITS_AT)}
+        values["background"] = 1 - measured.energy
+    return values
 
 
 def _mean(sums: Tensor, count: int) -> Tensor:
@@ -193,7 +193,7 @@ METRICS: dict[str, Callable[..., Tensor]] = {
     "box_v2": _mean,
     **{f"hit_at_{k}": _mean for k in HITS_AT},
     "background": _mean,
-    "max_box_acc": lambda sums, count: 100 * sums.amax(1) / count,  # oracle: the best threshold of these very images
+    "max_box_acc": lambda sums, count: 100 * sums.amax(1) / count,  # oracle: the best threshold on the same images
     "max_box_acc_v2": lambda sums, count: 100 * sums.amax(2).mean(1) / count,
 }
 
@@ -215,15 +215,15 @@ def margin(ours: Sequence[Outcome], theirs: Sequence[Outcome], draws: Tensor, na
 
     Both sides are scored on the same images, so the interval is narrower than those of the two means suggest.
     """
-    left, right = ([outcome.images[name] for outcome in side] for side in (ours, theirs))
-    return bootstrap.margin(left, right, partial(METRICS[name], count=draws.shape[1]), draws)
+    first_values, second_values = ([outcome.images[name] for outcome in side] for side in (ours, theirs))
+    return bootstrap.margin(first_values, second_values, partial(METRICS[name], count=draws.shape[1]), draws)
 
 
 def predicted(maps: Tensor, choice: Choice, thresholds: int = localisation.THRESHOLDS) -> Tensor:
     """int64 [N, 4]: the box that CorLoc scores on maps [N, H, W] as `enlarged` makes them."""
-    found = connected_components(maps >= choice.corloc / thresholds * maps.amax(dim=(1, 2), keepdim=True))
-    order = found.area.argsort(stable=True, descending=True)
+    components = connected_components(maps >= choice.corloc / thresholds * maps.amax(dim=(1, 2), keepdim=True))
+    order = components.area.argsort(stable=True, descending=True)
     first = torch.full((len(maps),), -1, device=maps.device)
-    for place in order.flip(0).tolist():  # the largest is written last
-        first[found.mask[place]] = place
-    return found.box[first]
+    for number in order.flip(0).tolist():  # the largest is last, and overwrites the others
+        first[components.mask[number]] = number
+    return components.box[first]

@@ -22,29 +22,29 @@ from mixfast.world import Elsewhere, current, leave
 
 
 @fresh_torch_state()
-def main(words: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code. torch's global state is left as it was; glibc keeps freed memory."""
-    words = sys.argv[1:] if words is None else words
-    switches = cli.switches(words)
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code. Restores torch's global state, but glibc keeps freed memory."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    switches = cli.switches(arguments)
     if {"--help", "-h", "--help-all", "--version"} & switches:
-        return run_command(lambda: show_help(words, switches))
+        return run_command(lambda: show_help(arguments, switches))
     attempt = Attempt(Console())
 
-    def at_once(number: int) -> None:
+    def end_at_once(number: int) -> None:
         lost = "" if attempt.finished else "; what came after the last checkpoint is lost"
         text = f"stopped by {signal.Signals(number).name} at once{lost}"
         finish(attempt, Ending("stopped", Failure(128 + number, text, "")))
 
-    with steady_streams("log.txt has every line"), StopRequest(at_once) as stop:
+    with steady_streams("log.txt has every line"), StopRequest(end_at_once) as stop:
         try:
-            processes.join_processes(words)
-            launch(current().in_turn(lambda: parse(words)), attempt, stop)
+            processes.join_processes(arguments)
+            launch(current().in_turn(lambda: parse(arguments)), attempt, stop)
             return 0
         except Elsewhere as error:
-            stop.leave()
+            stop.ignore_further()
             return error.exit_code
         except (Stopped, KeyboardInterrupt, Exception) as error:
-            stop.leave()
+            stop.ignore_further()
             ending = attempt.ending(error)
             if "--traceback" in switches and ending.details:
                 ending = ending._replace(failure=ending.failure._replace(lines=ending.details))
@@ -55,13 +55,13 @@ def main(words: list[str] | None = None) -> int:
             leave(in_order=attempt.done)
 
 
-def parse(words: list[str]) -> cli.Invocation:
-    """The command line; of a run that torchrun starts again (--max-restarts), what continues it.
+def parse(arguments: list[str]) -> cli.Invocation:
+    """The parsed command line; if torchrun has restarted the run (--max-restarts), that which continues it.
 
     Raises:
-        ConfigError: also where torchrun may start a run again that has no folder to be found in.
+        ConfigError: also if torchrun may restart the run, and --out or --resume does not name its folder.
     """
-    invocation = cli.parse(words)
+    invocation = cli.parse(arguments)
     limit, count = (int(os.environ.get(f"TORCHELASTIC_{name}", 0)) for name in ("MAX_RESTARTS", "RESTART_COUNT"))
     if limit and not (invocation.out or invocation.resume):
         raise ConfigError("--max-restarts of torchrun needs --out DIR, where a run that ended is looked for.")
@@ -70,18 +70,18 @@ def parse(words: list[str]) -> cli.Invocation:
     return invocation
 
 
-def show_help(words: list[str], switches: set[str]) -> None:
+def show_help(arguments: list[str], switches: set[str]) -> None:
     """Print what --version, --help-all or --help asks for."""
     if "--version" in switches:
         print(VERSION)
     elif "--help-all" in switches:
-        cli.full_help(words)
+        cli.full_help(arguments)
     else:
         print(cli.short_help())
 
 
 def finish(attempt: Attempt, ending: Ending) -> int:
-    """Say on stderr how an attempt ended that is no success, and how to go on; returns the exit code."""
+    """Print on stderr why an attempt failed or stopped, and how to continue it; returns the exit code."""
     failure = ending.failure
     if current().rank == 0:
         print(failure.lines + failure.text, file=sys.stderr)
@@ -92,15 +92,15 @@ def finish(attempt: Attempt, ending: Ending) -> int:
         return failure.exit_code
     folder = attempt.claim.folder
     if attempt.finished:
-        again = f"python -m mixfast.train --resume {shlex.quote(str(folder.path))}"
-        print(f"the run is finished; what its report lacks is made by: {again}", file=sys.stderr)
+        command = f"python -m mixfast.train --resume {shlex.quote(str(folder.path))}"
+        print(f"the run is finished; complete its report with: {command}", file=sys.stderr)
     elif attempt.begun or attempt.resumed or (attempt.claim.fresh and ending.state == "stopped"):
-        name_the_way_back(folder)
+        print_resume_command(folder)
     return failure.exit_code
 
 
-def name_the_way_back(folder: RunFolder) -> None:
-    """Print the command that continues a run, or begins one that ended before its first checkpoint."""
+def print_resume_command(folder: RunFolder) -> None:
+    """Print the command that continues a run, or that begins one which ended before its first checkpoint."""
     command = f"python -m mixfast.train --resume {shlex.quote(str(folder.path))}"
     with suppress(OSError):
         if folder.has_checkpoint():
@@ -110,5 +110,5 @@ def name_the_way_back(folder: RunFolder) -> None:
 
 
 if __name__ == "__main__":
-    multiprocessing.set_forkserver_preload(["mixfast.train.__main__"])  # what all workers import: once, and shared
+    multiprocessing.set_forkserver_preload(["mixfast.train.__main__"])  # imported once, and shared by all workers
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The training command's words: options of the command itself, a preset, and `--section.key value`."""
+"""The arguments of the training command: options of the command itself, a preset, and `--section.key value`."""
 
 import textwrap
 from collections.abc import Callable, Iterable
@@ -12,7 +12,7 @@ from mixfast import methods, ranges
 from mixfast.config import file
 from mixfast.config.options import RunConfig, differences, flatten, hint_of, replace, typed, validate
 from mixfast.config.presets import build, modifiers_by_name, modify, presets, split_names, switch_method
-from mixfast.config.words import Option, find, home_expanded, same, unknown, value
+from mixfast.config.words import Option, find_option, home_expanded, matching_name, parse_value, unknown_name
 from mixfast.data.kinds import KINDS
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig
@@ -23,14 +23,14 @@ from mixfast.run.folder import RunFolder, named_code
 
 WITH_VALUE = ("--out", "--resume", "--init", "--config", "--method", "--trust")
 SWITCHES = ("--overwrite", "--traceback", "--version", "--help", "-h", "--help-all")
-_LONG = [flag for flag in (*WITH_VALUE, *SWITCHES) if flag != "-h"]
+_LONG_FLAGS = [flag for flag in (*WITH_VALUE, *SWITCHES) if flag != "-h"]
 
 
 @dataclass(frozen=True)
 class Invocation:
     """A parsed command line."""
 
-    words: list[str]
+    arguments: list[str]
     config: RunConfig[Any]
     origins: dict[str, str]  # dotted key: where a value that is no default came from
     preset: str
@@ -38,24 +38,24 @@ class Invocation:
     resume: Path | None  # the folder of a run, or one of its checkpoints
     init: Path | None  # weights to begin with
     overwrite: bool
-    command: tuple[str, ...] = ("python", "-m", "mixfast.train")  # whose words they are
-    images: object = None  # those that a Python call was passed, for data.kind object
+    command: tuple[str, ...] = ("python", "-m", "mixfast.train")  # to which the arguments belong
+    images: object = None  # the images that a Python call was passed, for data.kind object
     callbacks: Callbacks = field(default_factory=Callbacks)
-    advice: str = ""  # for a batch whose size was changed, and the rate was not
+    advice: str = ""  # a line if the batch size was changed, but not the learning rate
 
-    def claim_folder(self, say: Callable[[str], None]) -> Claim:
-        """The folder of the run: the one to continue, the one asked for, or a new one below runs/."""
+    def claim_folder(self, print_line: Callable[[str], None]) -> Claim:
+        """The folder of the run: of --resume, of --out, or a new one below runs/."""
         if self.resume:
-            return Claim.existing(self.resume, say)
+            return Claim.existing(self.resume, print_line)
         if self.out:
-            return Claim.new(self.out, self.overwrite, say)
-        return Claim.numbered(Path("runs"), self.preset, say)
+            return Claim.new(self.out, self.overwrite, print_line)
+        return Claim.numbered(Path("runs"), self.preset, print_line)
 
     def checkpoint(self) -> Path | None:
-        """The checkpoint to continue from, or the folder of it; None for a run that has not trained yet.
+        """The checkpoint to continue from, or the folder of the run; None for a run that has not trained yet.
 
         Raises:
-            CheckpointError: there should be one and is not.
+            CheckpointError: the run has trained, but its checkpoint is missing.
         """
         if not self.resume or (self.resume.is_dir() and not RunFolder.open(self.resume).has_trained()):
             return None
@@ -63,17 +63,17 @@ class Invocation:
         return self.resume
 
 
-def parse(words: list[str]) -> Invocation:
+def parse(arguments: list[str]) -> Invocation:
     """Understand `[preset] [modifier ...] [--method NAME] [--out DIR | --resume RUN] [--section.key value ...]`.
 
     Raises:
-        ConfigError: an unknown word, key or value; the message names the nearest valid one.
+        ConfigError: an unknown argument, key or value; the message names the nearest valid one.
         CheckpointError: `--resume` of a folder that is not a run, or with options that its checkpoint fixes; or it or
             `--config` names code that is not trusted.
     """
-    names, command, options = _split(words)
+    names, command, options = _split(arguments)
     advice = ""
-    named = {value for word in words for value in (word, word.partition("=")[2], word.partition(":")[0])}
+    named = {value for word in arguments for value in (word, word.partition("=")[2], word.partition(":")[0])}
     paths = ("--out", "--resume", "--init")
     out, resume, init = (home_expanded(Path(command[key])) if key in command else None for key in paths)
     if resume:
@@ -83,11 +83,11 @@ def parse(words: list[str]) -> Invocation:
                 "--overwrite, --init and --config."
             )
         saved, preset, origins = RunFolder.open(resume).read_config(named)
-        config, given = override(saved, options)
-        if unlike := differences(flatten(saved), flatten(config)):
+        config, option_keys = override(saved, options)
+        if changed := differences(flatten(saved), flatten(config)):
             raise CheckpointError(
                 f"{resume} cannot be continued with another configuration:\n  "
-                + "\n  ".join(unlike)
+                + "\n  ".join(changed)
                 + "\nOmit these options, or start a new run, which --init may give this one's backbone."
             )
     else:
@@ -102,8 +102,8 @@ def parse(words: list[str]) -> Invocation:
             preset, modifiers = split_names(names, command.get("--method"))
             config, origins = build(preset, modifiers, command.get("--method"))
         begun = config
-        config, given = override(config, options)
-        advice = _rate_advice(begun, config, given)
+        config, option_keys = override(config, options)
+        advice = _rate_advice(begun, config, option_keys)
         if config.model.backbone != RESNET:
             origins = {
                 key: origin for key, origin in origins.items() if key.removeprefix("model.") not in RESNET_OPTIONS
@@ -113,32 +113,33 @@ def parse(words: list[str]) -> Invocation:
     validate(config)
     for name in config.compare:
         validate(switch_method(config, name))
-    origins = {**origins, **dict.fromkeys([*given, *(["init"] if "--init" in command else [])], "command line")}
-    return Invocation(words, config, origins, preset, out, resume, init, "--overwrite" in command, advice=advice)
+    origins = {**origins, **dict.fromkeys([*option_keys, *(["init"] if "--init" in command else [])], "command line")}
+    return Invocation(arguments, config, origins, preset, out, resume, init, "--overwrite" in command, advice=advice)
 
 
-def _rate_advice(begun: RunConfig[Any], config: RunConfig[Any], given: list[str]) -> str:
-    before, batch, rate = begun.train.batch_size, config.train.batch_size, config.optim.lr
-    if batch == before or "optim.lr" in given or config.optim.name == "adam":
+def _rate_advice(begun: RunConfig[Any], config: RunConfig[Any], option_keys: list[str]) -> str:
+    preset_batch, batch, rate = begun.train.batch_size, config.train.batch_size, config.optim.lr
+    if batch == preset_batch or "optim.lr" in option_keys or config.optim.name == "adam":
         return ""
     return (
-        f"advice: --optim.lr {rate:g} was chosen for batches of {before}; in proportion, those of {batch} take "
-        f"{rate * batch / before:.3g} (docs/reproduce.md says where that ends)"
+        f"advice: --optim.lr {rate:g} was chosen for batches of {preset_batch}; in proportion, those of {batch} take "
+        f"{rate * batch / preset_batch:.3g} (docs/reproduce.md says where that ends)"
     )
 
 
 def _begin_with(
     start: file.ConfigFile, names: list[str], method: str | None, trusted: set[str]
 ) -> tuple[RunConfig[Any], dict[str, str], str]:
-    """Configuration, origins and preset of a file, below the preset, modifiers and method of the command line.
+    """Configuration, origins and preset from a file; preset, modifiers and method of the command line come on top.
 
     Raises:
-        ConfigError: what the file says cannot be; the message names it. CheckpointError: code that is not trusted.
+        ConfigError: the values of the file are not valid; the message names it. CheckpointError: it names code that is
+            not trusted.
     """
     if start.method not in ("", *methods.names()):
         start.check_trusted([("method_name", start.method)], trusted)
     preset_named = bool(names) and names[0] not in modifiers_by_name()
-    if start.whole:
+    if start.is_run_config:
         if preset_named:
             raise start.error(f"it is the configuration of a whole run; omit the preset {names[0]}.")
         preset = " ".join(start.names) if " ".join(start.names) in presets() else start.method
@@ -147,21 +148,21 @@ def _begin_with(
             {"method_name": f"file {start.path}"},
         )
     else:
-        own, names = (names[:1], names[1:]) if preset_named else (start.names, names)
-        preset, modifiers = split_names(own, start.method or method)
+        preset_words, names = (names[:1], names[1:]) if preset_named else (start.names, names)
+        preset, modifiers = split_names(preset_words, start.method or method)
         config, origins = build(preset, modifiers, start.method or method)
     values = start.typed(config)
     try:
         changed = _with(config, values)
-        wrong = ranges.problems(changed)
+        range_errors = ranges.problems(changed)
     except ConfigError as error:
         raise start.error(str(error)) from error
-    if wrong:
-        raise start.error("; ".join(problem.removeprefix("--") for problem in wrong))
+    if range_errors:
+        raise start.error("; ".join(problem.removeprefix("--") for problem in range_errors))
     start.check_trusted(named_code(changed), trusted)
     before = flatten(config)
-    given = [key for key in values if not start.whole or values[key] != before[key]]
-    origins.update(dict.fromkeys(given, f"file {start.path}"))
+    file_keys = [key for key in values if not start.is_run_config or values[key] != before[key]]
+    origins.update(dict.fromkeys(file_keys, f"file {start.path}"))
     changed, origins = modify(changed, origins, preset, names)
     if method and method != changed.method_name:
         changed = replace(switch_method(changed, method), {"compare": ()})
@@ -170,43 +171,43 @@ def _begin_with(
     return changed, origins, preset
 
 
-def _split(words: list[str]) -> tuple[list[str], dict[str, str], list[list[str]]]:
+def _split(arguments: list[str]) -> tuple[list[str], dict[str, str], list[list[str]]]:
     """Preset and modifiers; options of the command; groups of one --section.key with its values."""
     names: list[str] = []
     command: dict[str, str] = {}
     groups: list[list[str]] = []
-    rest = iter(words)
-    for word in rest:
-        flag, equals, text = word.partition("=")
+    remaining = iter(arguments)
+    for argument in remaining:
+        flag, equals, text = argument.partition("=")
         key = _own_flag(flag)
         if key in WITH_VALUE:
-            text = text if equals else next(rest, "")
+            text = text if equals else next(remaining, "")
             if not text or text.startswith("--"):
                 raise ConfigError(f"{flag} needs a value.")
             if key in command:
                 raise ConfigError(f"{flag} is given more than once.")
-            command[key] = same(text, methods.names()) or text if key == "--method" else text
+            command[key] = matching_name(text, methods.names()) or text if key == "--method" else text
         elif key:
             command[key] = "yes"
         elif flag.startswith("--"):
             groups.append([flag, text] if equals else [flag])
         elif groups:
-            groups[-1].append(word)
-        elif word.startswith("-"):
-            raise ConfigError(f"unknown option {word}; options are written --section.key, see --help.")
+            groups[-1].append(argument)
+        elif argument.startswith("-"):
+            raise ConfigError(f"unknown option {argument}; options are written --section.key, see --help.")
         else:
-            names.append(same(word, [*presets(), *modifiers_by_name()]) or word)
+            names.append(matching_name(argument, [*presets(), *modifiers_by_name()]) or argument)
     return names, command, groups
 
 
 def _own_flag(flag: str) -> str | None:
     """The option of the command that is spelled `flag`; None if it is none."""
-    return flag if flag == "-h" else same(flag, _LONG) if flag.startswith("--") else None
+    return flag if flag == "-h" else matching_name(flag, _LONG_FLAGS) if flag.startswith("--") else None
 
 
-def switches(words: list[str]) -> set[str]:
-    """The switches among the words: "--help", "--version" and the like."""
-    return {key for key in map(_own_flag, words) if key in SWITCHES}
+def switches(arguments: list[str]) -> set[str]:
+    """The flags without a value among the arguments: "--help", "--version" and the like."""
+    return {key for key in map(_own_flag, arguments) if key in SWITCHES}
 
 
 def override(config: RunConfig[Any], groups: list[list[str]]) -> tuple[RunConfig[Any], list[str]]:
@@ -214,33 +215,33 @@ def override(config: RunConfig[Any], groups: list[list[str]]) -> tuple[RunConfig
     options = {key: Option(hint_of(config, key), default) for key, default in flatten(config).items()}
     del options["method_name"], options["init"]  # --method and --init, options of the command
     values: dict[str, Any] = {}
-    for flag, *behind in groups:
-        key, off = find(flag, options, _LONG)
+    for flag, *texts in groups:
+        key, switched_off = find_option(flag, options, _LONG_FLAGS)
         if key in values:
             raise ConfigError(f"--{key} is given more than once.")
-        values[key] = value(flag, behind, options[key], off)
+        values[key] = parse_value(flag, texts, options[key], switched_off)
     return _with(config, values), list(values)
 
 
 def _with(config: RunConfig[Any], values: dict[str, Any]) -> RunConfig[Any]:
     """A configuration with other values, as the command line and configuration files give them."""
     if "data.kind" in values:
-        values = {**values, "data.kind": same(values["data.kind"], KINDS) or values["data.kind"]}
+        values = {**values, "data.kind": matching_name(values["data.kind"], KINDS) or values["data.kind"]}
     if "compare" in values:
         compare = tuple(map(_method, values["compare"])) if values["compare"] != ("none",) else ()
         values = {**values, "compare": compare}
     sizes: dict[str, Any] = {}
-    if values.get("model.backbone", RESNET) != RESNET:  # the sizes that a preset gives are a ResNet's
+    if values.get("model.backbone", RESNET) != RESNET:  # the sizes of presets are those of ResNets
         sizes = {f"model.{name}": getattr(ModelConfig, name) for name in RESNET_OPTIONS}
     return replace(config, {**sizes, **values})
 
 
 def _method(name: str) -> str:
     """A method of --compare by its exact name."""
-    known = methods.names()
-    exact = same(name, known) or name
-    if exact not in known and "." not in exact:
-        raise unknown("method of --compare", name, known)
+    known_methods = methods.names()
+    exact = matching_name(name, known_methods) or name
+    if exact not in known_methods and "." not in exact:
+        raise unknown_name("method of --compare", name, known_methods)
     return exact
 
 
@@ -267,21 +268,23 @@ examples  python -m mixfast.train
 def short_help() -> str:
     """The text of --help, which fits on a screen."""
     rows = [("preset", "cost", "expected score (kNN on z, %)")]
-    own = {"demo", *methods.names()}
-    rows += [(name if name in own else f"  {name}", preset.cost, preset.score) for name, preset in presets().items()]
+    top_level = {"demo", *methods.names()}
+    rows += [
+        (name if name in top_level else f"  {name}", preset.cost, preset.score) for name, preset in presets().items()
+    ]
     names, costs, _ = (max(map(len, column)) + 2 for column in zip(*rows, strict=True))
     table = "\n".join(f"{name:<{names}}{cost:<{costs}}{score}" for name, cost, score in rows)
     return HELP.format(presets=table, modifiers=_listed(modifiers_by_name()))
 
 
-def _listed(words: Iterable[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     indent = " " * 22  # the column in which the words begin
-    return textwrap.fill(", ".join(words), 98, initial_indent=indent, subsequent_indent=indent).lstrip()
+    return textwrap.fill(", ".join(names), 98, initial_indent=indent, subsequent_indent=indent).lstrip()
 
 
-def full_help(words: list[str]) -> None:
-    """Print every option of the preset and method that `words` name."""
-    names, command, _ = _split(words)
+def full_help(arguments: list[str]) -> None:
+    """Print every option of the preset and method that `arguments` name."""
+    names, command, _ = _split(arguments)
     config, _ = build(*split_names(names, command.get("--method")), command.get("--method"))
     try:
         tyro.cli(typed(config), args=["--help"], default=config, prog="python -m mixfast.train")

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixfast.config.words import as_words
+from mixfast.config.words import as_arguments
 from mixfast.data import Splits
 from mixfast.data.kinds import KINDS, OBJECT
 from mixfast.errors import ConfigError
@@ -46,39 +46,40 @@ def fit(
     Every option of the command is a keyword, with two underscores for the dot: `model__depth=18, optim__lr=0.03`.
     Messages name them as the command does, `--model.depth`.
 
-    Torch's settings are those of a new process while it trains (float32, the CPU as default device), and the caller's
-    again when it returns or raises: default dtype and device, threads, generators, cuDNN, signal handlers. Works in any
-    thread, one call at a time. In the main thread Ctrl-C saves the state after the step and raises KeyboardInterrupt (a
-    second one raises at once); SIGTERM and SIGHUP save it too, and then do what they would have done.
+    While it trains, torch's settings are those of a new process (float32, the CPU as default device); on return or
+    error the caller's are restored: default dtype and device, threads, generators, cuDNN, signal handlers. It works in
+    any thread, one call at a time. In the main thread Ctrl-C saves the state after the step and raises
+    KeyboardInterrupt (a second Ctrl-C raises at once); SIGTERM and SIGHUP save the state too, before the caller's
+    handlers run.
 
     Args:
         method: preset, perhaps with modifiers: "moco", "approach1", "moco augment_v2"; or the dotted name of a module
-            with a method of your own. None: "moco", or that of the run to resume.
+            with a method of your own. None: "moco", or the method of the run to resume.
         data: folder of images, "scenes", "cifar10" and the like, "package.module:factory"; uint8 tensor [N, 3, H, W],
             map-style Dataset of images or (image, label), a tuple of two of these, training and test; or
             `mixfast.data.Splits`. None: the preset's. A Dataset is read by this process unless data__workers is given.
         epochs: `train__epochs`; None: the preset's.
         out, overwrite, init, resume: as --out, --overwrite, --init and --resume.
-        on_step, on_epoch, on_evaluation: called with a `Moment`; what they raise ends the run with its state saved.
+        on_step, on_epoch, on_evaluation: called with a `Moment`; an error in them ends the run, and its state is saved.
         quiet: print nothing; log.txt of the run's folder has every line.
 
     Raises:
-        mixfast.errors.UserError: whatever the command would end with; the subclass says of what kind.
-        KeyboardInterrupt: it was stopped; `fit(resume=folder)` continues it.
+        mixfast.errors.UserError: the error with which the command would end; the subclass tells its kind.
+        KeyboardInterrupt: the training was stopped; `fit(resume=folder)` continues it.
     """
     paths = {"out": out, "overwrite": overwrite or None, "init": init, "resume": resume, "train.epochs": epochs}
-    words = _names(method, resume is not None) + as_words({**_of_data(data, options), **options})
-    words += as_words({name: item for name, item in paths.items() if item is not None})
+    arguments = _names(method, resume is not None) + as_arguments({**_of_data(data, options), **options})
+    arguments += as_arguments({name: item for name, item in paths.items() if item is not None})
     if not _TRAINING.acquire(blocking=False):
         raise ConfigError("mixfast.fit: another call is training in this process; wait for it, or use processes.")
     try:
-        return _train(words, None if _is_named(data) else data, Callbacks(on_step, on_epoch, on_evaluation), quiet)
+        return _train(arguments, None if _is_named(data) else data, Callbacks(on_step, on_epoch, on_evaluation), quiet)
     finally:
         _TRAINING.release()
 
 
 def _names(method: str | None, resumed: bool) -> list[str]:
-    """The words of a command line that name what is trained."""
+    """The arguments of a command line that name method and modifiers."""
     if method is None:
         return [] if resumed else ["moco"]
     first, *modifiers = method.split() or [""]
@@ -86,7 +87,7 @@ def _names(method: str | None, resumed: bool) -> list[str]:
 
 
 def _of_data(data: object, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that say what `data` is; images that are in memory keep their size unless `options` say otherwise."""
+    """The options that name `data`; the images of a tensor keep their size unless `options` set another."""
     if data is None:
         return {}
     if isinstance(data, str) and (":" in data or (data in KINDS and data != "folder")):
@@ -103,27 +104,27 @@ def _of_data(data: object, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_named(data: object) -> bool:
-    """Whether `data` says where images are, and is not the images."""
+    """Whether `data` names images, and is not itself the images."""
     return data is None or isinstance(data, str | os.PathLike)
 
 
-def _train(words: list[str], images: object, callbacks: Callbacks, quiet: bool) -> Result:
+def _train(arguments: list[str], images: object, callbacks: Callbacks, quiet: bool) -> Result:
     attempt, result = Attempt(Console(quiet=quiet)), None
     with fresh_torch_state(), StopRequest(ends_process=False) as stop:
         try:
             processes.refuse_several_processes(
                 "mixfast.fit trains in one process; torchrun -m mixfast.train in several"
             )
-            asked = cli.parse(words)
-            origins = {key: origin.replace("command line", "mixfast.fit") for key, origin in asked.origins.items()}
+            invocation = cli.parse(arguments)
+            origins = {key: origin.replace("command line", "mixfast.fit") for key, origin in invocation.origins.items()}
             call = dataclasses.replace(
-                asked, command=("mixfast.fit",), origins=origins, images=images, callbacks=callbacks
+                invocation, command=("mixfast.fit",), origins=origins, images=images, callbacks=callbacks
             )
             run = launch(call, attempt, stop)
             factory = own_factory(run.config.model.architecture)
             result = result_of(run, load_backbone(run.folder.export, factory))
         except BaseException as error:
-            stop.leave()
+            stop.ignore_further()
             attempt.end(attempt.ending(error))
             folder = attempt.claim.folder if attempt.claim else None
             if isinstance(error, Stopped | KeyboardInterrupt) and folder and folder.has_checkpoint():
@@ -134,7 +135,7 @@ def _train(words: list[str], images: object, callbacks: Callbacks, quiet: bool) 
             if attempt.claim:
                 attempt.claim.release()
     if stop.number:
-        signal.raise_signal(stop.number)  # does to the process what it would have done without us
+        signal.raise_signal(stop.number)  # now for the caller's handler
     if result is None:
         raise KeyboardInterrupt
     return result

@@ -1,4 +1,4 @@
-"""One training from an invocation to its report, for the command line and for Python; and how an attempt ends."""
+"""One training from an invocation to its report, for the command line and for Python, and its end after an error."""
 
 import signal
 import sys
@@ -33,7 +33,7 @@ from mixfast.world import current
 
 
 class Ending(NamedTuple):
-    """How an attempt ends that is no success."""
+    """The end of an attempt that failed or was stopped."""
 
     state: str  # for status.json: stopped or failed
     failure: Failure
@@ -45,7 +45,7 @@ class Attempt:
     """The resources and progress of one call, for the code that must clean up after an error."""
 
     console: Console
-    method: str = ""  # dotted name of the user's method that is trained; "" for one of mixfast
+    method: str = ""  # dotted name of the user's method that is trained; "" for a method of mixfast
     claim: Claim | None = None
     resumed: bool = False
     begun: bool = False  # training has begun; a failure before that changes nothing
@@ -53,20 +53,20 @@ class Attempt:
     done: bool = False  # everything has ended
 
     def ending(self, error: BaseException) -> Ending:
-        """The ending that an error stands for: the call was stopped, or it failed."""
+        """The `Ending` for an error: "stopped" for a signal, else "failed"."""
         if isinstance(error, Exception):
             folder = self.claim.folder.path if self.claim else None
             failure = explain(error, self.console.log_path, self.method, folder)
             return Ending("failed", failure, "".join(traceback.format_exception(error)))
         end = error if isinstance(error, Stopped) else Stopped(signal.SIGINT)
-        what = f"by {end}; the state is saved" if self.begun else f"before training began ({end})"
-        what = f"by {end}" if self.finished else what
-        return Ending("stopped", Failure(end.exit_code, f"stopped {what}", ""))
+        text = f"by {end}; the state is saved" if self.begun else f"before training began ({end})"
+        text = f"by {end}" if self.finished else text
+        return Ending("stopped", Failure(end.exit_code, f"stopped {text}", ""))
 
     def end(self, ending: Ending) -> None:
-        """Leave a trace in the run folder.
+        """Write log and status of the ending to the run folder, or remove a folder in which training has not begun.
 
-        A start that came to nothing leaves none, unless it was stopped, or its log is needed to find an error in code.
+        A folder in which training has not begun is kept if the start was stopped, or if code has failed, for its log.
         """
         if self.claim is None:
             return
@@ -88,7 +88,7 @@ class Attempt:
 
 
 def _is_finished(folder: RunFolder) -> bool:
-    """Whether status.json says so."""
+    """Whether the state in status.json is "finished"."""
     try:
         return folder.status().get("state") == "finished"
     except Exception:  # damaged
@@ -96,7 +96,7 @@ def _is_finished(folder: RunFolder) -> bool:
 
 
 def _record_end(folder: RunFolder, state: str, failure: Failure) -> None:
-    """Write status.json; say so if that cannot be done."""
+    """Write status.json; print a line if it cannot be written."""
     try:
         folder.write_status(state, exit_code=failure.exit_code, reason=failure.text.splitlines()[0])
     except OSError as error:
@@ -104,12 +104,12 @@ def _record_end(folder: RunFolder, state: str, failure: Failure) -> None:
 
 
 def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> Run:
-    """Train what an invocation asks for, and what it is compared with; write the report. Returns the finished run."""
-    config, preset, console, here = invocation.config, invocation.preset, attempt.console, current()
+    """Train the run of an invocation and its companions, and write the report; returns the finished run."""
+    config, preset, console, world = invocation.config, invocation.preset, attempt.console, current()
     attempt.method = config.method_name if "." in config.method_name else ""
-    device = here.in_turn(lambda: check_machine(config))
+    device = world.in_turn(lambda: check_machine(config))
     start = invocation.checkpoint()
-    initial = here.in_turn(lambda: first_weights(invocation, start, console))
+    initial = world.in_turn(lambda: first_weights(invocation, start, console))
     config = replace(config, {"init": initial.origin.title}) if initial else config
     facts = set_machine(config)
     attempt.resumed = invocation.resume is not None
@@ -118,16 +118,16 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> R
         attempt.claim = invocation.claim_folder(console.line)
         return attempt.claim.folder.path
 
-    path = here.first(claim)
+    path = world.first(claim)
     folder = attempt.claim.folder if attempt.claim else RunFolder(path)
 
     def open_files(claim: Claim) -> None:
         claim.begin()
-        folder.write_command([*invocation.command, *invocation.words])
+        folder.write_command([*invocation.command, *invocation.arguments])
         folder.write_config(config, preset, invocation.origins)
         if initial:
             initial.write(folder.path)
-        write_json(folder.path / "env.json", machine.environment(device, processes=here.size, **facts))
+        write_json(folder.path / "env.json", machine.environment(device, processes=world.size, **facts))
         folder.write_status("running")
         console.open_log(folder.log)
 
@@ -149,14 +149,14 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> R
     with console, folder.metrics.loggers:
         run = prepare(config, splits, folder, console, stop, device, start, begin, initial, invocation.callbacks)
         companions = train_all(run)
-        console.line("\n" + here.first(lambda: report.write(run, preset, invocation.origins, companions)))
-        if here.rank == 0:
+        console.line("\n" + world.first(lambda: report.write(run, preset, invocation.origins, companions)))
+        if world.rank == 0:
             folder.write_status("finished", exit_code=0, step=run.step, epoch=run.epoch)
         attempt.finished = True
-        if transfer.wanted(run, preset, companions):
-            console.line("\n" + here.first(lambda: transfer.add(run, companions)))
+        if transfer.is_demo(run, preset, companions):
+            console.line("\n" + world.first(lambda: transfer.add(run, companions)))
     console.line(f"\nreport    {folder.report}\nbackbone  {folder.export / 'backbone.safetensors'} (reload checked)")
-    stop.leave()
+    stop.ignore_further()
     attempt.done = True
     return run
 
@@ -164,7 +164,7 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> R
 def announce(
     invocation: cli.Invocation, config: RunConfig[Any], console: Console, device: torch.device, folder: RunFolder
 ) -> None:
-    """Print the lines that say what is trained, and on what."""
+    """Print versions, device, preset, method, data and folder, and warnings and advice about them."""
     size, preset = current().size, invocation.preset
     console.line(
         f"mixfast {mixfast.__version__}   torch {torch.__version__}   {device} ({torch.get_num_threads()} threads)"
@@ -172,7 +172,7 @@ def announce(
         f"seed {config.seed}"
     )
     choices = machine.pick_compile(config.train.compile, device), machine.pick_graph(config.train.graph, device)
-    console.line("   ".join(why for _, why in choices))
+    console.line("   ".join(explanation for _, explanation in choices))
     console.line(
         f"preset {preset}: {config.method_name} on {config.data.kind}, {config.data.size} px, {config.model.title}, "
         f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}   folder {folder.path}"
@@ -187,7 +187,7 @@ def announce(
 
 
 def first_weights(invocation: cli.Invocation, start: Path | None, console: Console) -> InitialWeights | None:
-    """The weights of --init, or its stored copy if a run was stopped before its first checkpoint; None: random ones."""
+    """The weights of --init, or their copy in a run that was stopped before its first checkpoint; None: random ones."""
     if invocation.init:
         return initial_weights.read(invocation.init, invocation.config.model, console.line)
     if invocation.resume and invocation.config.init and start is None:
@@ -196,22 +196,22 @@ def first_weights(invocation: cli.Invocation, start: Path | None, console: Conso
 
 
 def load_everywhere(config: RunConfig[Any], console: Console, device: torch.device, images: object) -> Splits:
-    """The images; the first process makes caches and measures, before the others load. `images` as in `load`."""
-    here, room, loaded = current(), {**machine.room(device), "images": images}, list[Splits]()
+    """The images; the first process writes caches and measures before the others load. `images` as in `load`."""
+    world, room, loaded = current(), {**machine.room(device), "images": images}, list[Splits]()
 
     def load_first() -> tuple[tuple[float, ...], tuple[float, ...]]:
         loaded.append(load(config.data, config.seed, console.line, **room))
         return loaded[0].mean, loaded[0].std
 
-    statistics = here.first(load_first)
+    statistics = world.first(load_first)
     splits = loaded[0] if loaded else load(config.data, config.seed, console.line, **room, statistics=statistics)
-    if here.size > 1:
-        here.compare({"the data set": splits.fingerprint}, DataError, "Let all processes see the same images.")
+    if world.size > 1:
+        world.compare({"the data set": splits.fingerprint}, DataError, "Let all processes see the same images.")
     return splits
 
 
 def check_machine(config: RunConfig[Any]) -> torch.device:
-    """The device to train on; raises a UserError if this machine lacks it or another thing that the run asks for."""
+    """The device to train on; raises a UserError if it or another requirement of the run is not there."""
     device = machine.pick_own_device(config.train.device)
     machine.pick_compile(config.train.compile, device)
     machine.pick_graph(config.train.graph, device)

@@ -11,7 +11,7 @@ from mixfast import drawing
 from mixfast.drawing import Box, Column, figure
 
 Records = list[dict[str, Any]]
-# Whose vector is the positive of a top-1 accuracy: start of the record's name, name in the legend, dashes.
+# Kinds of top-1 accuracy, by the vector that is the positive: start of the record's name, name in the legend, dashes.
 _POSITIVES = (
     ("top1_other_", "positive of another image", "--"),
     ("top1_fresh_", "positive with fresh patches", ":"),
@@ -42,7 +42,7 @@ def loss_curve(path: Path, runs: dict[str, Records], chance: float | None) -> No
 
 
 def term_names(means: Records) -> list[str]:
-    """The loss terms in records of epochs or steps: every mean that is neither a sum nor a fact about the run."""
+    """The names of the loss terms in records of epochs or steps."""
     facts = {"kind", "step", "epoch", "lr", "loss", "total_weight", "mean_term", "lam", "images_per_s"}
     return [name for name in (means[0] if means else {}) if name not in facts and not name.startswith("time")]
 
@@ -50,7 +50,7 @@ def term_names(means: Records) -> list[str]:
 def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
     """kNN accuracy on z and h against the completed share of each training; baselines are horizontal lines.
 
-    All runs start from the same weights, so the untrained network's scores are where each curve begins.
+    All runs start from the same weights, so each curve begins with the untrained network's scores.
     """
     page, axes = figure(7, 4)
     axis = axes[0][0]
@@ -61,8 +61,8 @@ def knn_curve(path: Path, runs: dict[str, Records], baselines: Records) -> None:
         epochs = max([1, *(record["epoch"] for record in scores)])
         style = drawing.curve(number)
         for key, dashes in (("knn_z", "-"), ("knn_h", "--")):
-            done = [100 * r["epoch"] / epochs for r in scores]
-            axis.plot(done, [r[key] for r in scores], **{**style, "linestyle": dashes})
+            completed = [100 * r["epoch"] / epochs for r in scores]
+            axis.plot(completed, [r[key] for r in scores], **{**style, "linestyle": dashes})
             if scores:
                 labels.append((scores[-1][key], f"{name}, {key.removeprefix('knn_')}", style["color"]))
     for dashes, record in zip((":", "-."), baselines, strict=False):
@@ -127,7 +127,7 @@ def time_by_part(path: Path, runs: dict[str, dict[str, float]]) -> None:
     for number, part in enumerate(parts):
         widths = [seconds.get(part, 0.0) for seconds in runs.values()]
         axis.barh(list(runs), widths, left=left, label=part, **drawing.area(number))
-        left = [begin + width for begin, width in zip(left, widths, strict=True)]
+        left = [start + width for start, width in zip(left, widths, strict=True)]
     axis.invert_yaxis()
     axis.set(xlabel="wall time, seconds")
     drawing.legend_below(page, 5)

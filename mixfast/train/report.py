@@ -27,9 +27,10 @@ def aligned(results: list[Result], baselines: Records) -> str:
     """The scores as a table for a terminal."""
     rows = _rows(results, baselines)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    first, *others = widths
+    name_width, *score_widths = widths
     return "\n".join(
-        f"{cells[0]:<{first}}" + "".join(f"   {cell:>{width}}" for cell, width in zip(cells[1:], others, strict=True))
+        f"{cells[0]:<{name_width}}"
+        + "".join(f"   {cell:>{width}}" for cell, width in zip(cells[1:], score_widths, strict=True))
         for cells in rows
     )
 
@@ -51,11 +52,11 @@ def _cell(scores: dict[str, Any], key: str) -> str:
 
 def verdict(results: list[Result], baselines: Records) -> str:
     """One sentence per comparison, on h in the last epoch, for gains and losses alike."""
-    main, *others = results
+    main, *companions = results
     if "knn_h" not in main.last:
         return "Without labels there is no score."
     rivals = [(record["name"], record["knn_h"]) for record in baselines]
-    rivals += [(f"{other.name} at equal encoder cost", other.last["knn_h"]) for other in others]
+    rivals += [(f"{companion.name} at equal encoder cost", companion.last["knn_h"]) for companion in companions]
     lines = []
     for name, score in rivals:
         gap = main.last["knn_h"] - score
@@ -76,7 +77,7 @@ def draw(run: Run, runs: dict[str, Records]) -> None:
     if any(record["kind"] == "diagnostics" for records in runs.values() for record in records):
         plots.diagnostics(folder / "diagnostics.png", runs)
     for path in sorted(folder.glob("*.png")):
-        if path.stem != "views":  # handed on when it was drawn
+        if path.stem != "views":  # `draw_views` has logged it
             run.folder.metrics.loggers.picture(run.step, path)
 
 
@@ -103,11 +104,11 @@ def write(run: Run, preset: str, origins: dict[str, str], companions: dict[str, 
     draw(run, runs)
     results = [result(name, records) for name, records in runs.items()]
     baselines = [record for record in runs[run.config.method_name] if record["kind"] == "baseline"]
-    said = verdict(results, baselines)
-    summary = f"{table(results, baselines)}\n\n{said}"
+    sentences = verdict(results, baselines)
+    summary = f"{table(results, baselines)}\n\n{sentences}"
     page = _page(run, preset, origins, summary, companions)
     run.folder.report.write_text(page, encoding="utf-8", errors="backslashreplace")
-    return f"{aligned(results, baselines)}\n\n{said}"
+    return f"{aligned(results, baselines)}\n\n{sentences}"
 
 
 _DIAGNOSTICS = """## Diagnostics

@@ -1,4 +1,4 @@
-"""The training of a run and of the methods that it is compared with, on a CPU side by side where that is faster."""
+"""The training of a run and of its companions, the methods of --compare; on a CPU side by side where that is faster."""
 
 import signal
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -32,7 +32,7 @@ from mixfast.run.state import Run, build
 from mixfast.train import report
 from mixfast.world import alone, current
 
-SMALL_STEP = 2**30  # bytes of activations of a batch; several threads hardly speed up what is much smaller
+SMALL_STEP = 2**30  # bytes of activations of a batch, below which several threads hardly speed up a step
 
 
 def prepare(
@@ -49,23 +49,23 @@ def prepare(
 ) -> Run:
     """A run that is ready to train, from the checkpoint or folder `start` if there is one.
 
-    Without `start` the backbone begins with `initial`, or with drawn weights.
-    `begin` is called when all that can be refused has been tried; before it, nothing is written for a run to continue.
+    Without `start` the backbone begins with `initial`, or with random weights.
+    `begin` is called after every check that may refuse the run; nothing is written before.
     """
-    here = current()
+    world = current()
     run = build(config, splits, folder, console, stop, device, initial.weights if initial else None, callbacks)
     check_exportable(run)
     views = None
-    if start is None and here.rank == 0:
+    if start is None and world.rank == 0:
         with alone():
             views = report.first_views(run)
     if start:
-        here.in_turn(lambda: run.load(start))
-    here.compare({"the step to begin at": run.step})
+        world.in_turn(lambda: run.load(start))
+    world.compare({"the step to begin at": run.step})
     begin()
     if start:
         console.line(f"continuing {config.method_name} after step {run.step} of {run.steps} (epoch {run.epoch})")
-    if here.rank == 0:
+    if world.rank == 0:
         folder.metrics.loggers.open(config.train.log, folder.path, flatten(config), run.step, console.line)
     if views:
         report.draw_views(run, *views)
@@ -74,66 +74,74 @@ def prepare(
 
 
 def train_all(run: Run) -> dict[str, RunFolder]:
-    """Train a prepared run and the methods of --compare, and export them; the folders of the latter by method."""
-    own = run.config.method_name
-    others = {name: switch_method(run.config, name) for name in run.config.compare if name != own}
-    configs = {own: run.config, **others}
+    """Train a prepared run and its companions, and export them; returns the companions' folders by method."""
+    main_name = run.config.method_name
+    companions = {name: switch_method(run.config, name) for name in run.config.compare if name != main_name}
+    configs = {main_name: run.config, **companions}
 
     @cache
     def cost(name: str) -> StepCost:
         return step_cost(configs[name], run.splits.train.images.shape[-1])
 
-    together = bool(others) and gains_by_company(run, configs, cost)
+    together = bool(companions) and gains_side_by_side(run, configs, cost)
     folders = {}
     for names in [list(configs)] if together else [[name] for name in configs]:
         with ExitStack() as stack:
-            runs = [run] if own in names else []
-            for name in [name for name in names if name in others]:
-                runs.append(stack.enter_context(beside(run, others[name], cost(own).encoder / cost(name).encoder)))
+            runs = [run] if main_name in names else []
+            for name in [name for name in names if name in companions]:
+                runs.append(
+                    stack.enter_context(
+                        open_companion(run, companions[name], cost(main_name).encoder / cost(name).encoder)
+                    )
+                )
             run.console.line(monitor.HEADER)
-            complete(runs)
-            folders.update({one.config.method_name: one.folder for one in runs if one is not run})
+            train_side_by_side(runs)
+            folders.update(
+                {companion.config.method_name: companion.folder for companion in runs if companion is not run}
+            )
     return folders
 
 
-def gains_by_company(run: Run, names: Collection[str], cost: Callable[[str], StepCost]) -> bool:
-    """Whether several methods train faster side by side, a share of the threads each, than one after the other.
+def gains_side_by_side(run: Run, names: Collection[str], cost: Callable[[str], StepCost]) -> bool:
+    """Whether several methods train faster side by side, each with a share of the threads, than one after the other.
 
-    Only what draws from generators of its own alone is trained so: it ends in the bits that it has by itself. Callbacks
-    and loggers are called in the caller's thread.
+    Only methods and networks of this package are trained side by side: they draw from their own generators alone, so
+    that the results have the same bits. Runs with callbacks or loggers, which expect the caller's thread, are not.
     """
     config = run.config
-    ours = set(names) <= set(methods.names()) and config.model.backbone == RESNET
+    built_in = set(names) <= set(methods.names()) and config.model.backbone == RESNET
     in_memory = isinstance(run.train_images, Tensor) and not machine.pick_compile(config.train.compile, run.device)[0]
     threaded = run.device.type == "cpu" and current().size == 1 and torch.get_num_threads() > 1
     listened_to = run.callbacks != Callbacks() or bool(config.train.log)
-    if listened_to or not (threaded and ours and in_memory):
+    if listened_to or not (threaded and built_in and in_memory):
         return False
     images = config.train.batch_size // config.train.accumulate
     return all(cost(name).saved_bytes * images < SMALL_STEP for name in names)
 
 
 @contextmanager
-def beside(run: Run, other: RunConfig[Any], ratio: float) -> Iterator[Run]:
-    """Another method on the same data, ready to train in a folder inside the run's, for the epochs of equal cost.
+def open_companion(run: Run, companion: RunConfig[Any], ratio: float) -> Iterator[Run]:
+    """Another method on the data of a run, ready to train in a folder inside the run's, for epochs of equal total cost.
 
-    The folder counts as finished when the block ends.
+    When the block ends, the status of the folder becomes "finished".
 
     Args:
-        run: whose data, folder and console it shares.
-        other: configuration of the other method, with the length of the run's.
-        ratio: encoder passes of a step of the run, in those of a step of the other method.
+        run: whose data and console are used, too.
+        companion: configuration of the other method, with as many epochs as the run.
+        ratio: encoder passes of a step of the run, divided by those of a step of the other method.
     """
-    config, name = run.config, other.method_name
+    config, name = run.config, companion.method_name
     epochs = max(1, round(config.train.epochs * ratio))
-    every = max(1, round(config.eval.every * ratio)) if config.eval.every else 0
-    other = replace(other, {"train.epochs": epochs, "eval.every": every, "eval.baselines": False, "compare": ()})
+    interval = max(1, round(config.eval.every * ratio)) if config.eval.every else 0
+    companion = replace(
+        companion, {"train.epochs": epochs, "eval.every": interval, "eval.baselines": False, "compare": ()}
+    )
     path = run.folder.path / "compare" / name
     folder, lock = RunFolder(path), None
     if current().rank == 0:
         path.mkdir(parents=True, exist_ok=True)
         lock = Lock(path, run.console.line)
-        folder.write_config(other, "compare", {"train.epochs": f"equal encoder cost with {config.method_name}"})
+        folder.write_config(companion, "compare", {"train.epochs": f"equal encoder cost with {config.method_name}"})
     run.console.line(
         f"\ncomparison: {name}, {epochs} epochs (a step costs {1 / ratio:.2f} times the encoder passes of one of "
         f"{config.method_name})"
@@ -144,7 +152,9 @@ def beside(run: Run, other: RunConfig[Any], ratio: float) -> Iterator[Run]:
         initial.write(path)
     try:
         with folder.metrics.loggers:
-            yield prepare(other, run.splits, folder, run.console, run.stop, run.device, start, lambda: None, initial)
+            yield prepare(
+                companion, run.splits, folder, run.console, run.stop, run.device, start, lambda: None, initial
+            )
         if lock:
             folder.write_status("finished", exit_code=0)
     finally:
@@ -152,29 +162,29 @@ def beside(run: Run, other: RunConfig[Any], ratio: float) -> Iterator[Run]:
             lock.release()
 
 
-def complete(runs: Sequence[Run]) -> None:
-    """Train runs to their ends and export their backbones; of several, each has a thread and a share of torch's.
+def train_side_by_side(runs: Sequence[Run]) -> None:
+    """Train runs to their ends and export their backbones, each in a thread with a share of torch's threads.
 
-    An error in one of them stops the others in order, as a signal does.
+    An error in one of them stops the others as SIGTERM does: after a step, with a checkpoint.
     """
     stop = runs[0].stop
     with stop.between_steps():
         if len(runs) == 1:
-            complete_one(runs[0])
+            train_and_export(runs[0])
             return
         threads = torch.get_num_threads()
         torch.set_num_threads(max(1, threads // len(runs)))
         try:
             with ThreadPoolExecutor(len(runs)) as pool:
-                for ended in as_completed([pool.submit(complete_one, run) for run in runs]):
+                for ended in as_completed([pool.submit(train_and_export, run) for run in runs]):
                     if error := ended.exception():
-                        stop.ask(signal.SIGTERM)
+                        stop.request(signal.SIGTERM)
                         raise error
         finally:
             torch.set_num_threads(threads)
 
 
-def complete_one(run: Run) -> None:
+def train_and_export(run: Run) -> None:
     """Train a run to its end, and export its backbone."""
     try:
         train(run)
@@ -184,6 +194,6 @@ def complete_one(run: Run) -> None:
         memory = machine.memory_bytes(run.device)
         explained = explain_out_of_memory(run.config, run.method, run.batches.images, memory, run.clock.part)
         raise OutOfMemoryError(explained) from error
-    run.graph = None  # its memory is wanted by what is trained beside this run
+    run.graph = None  # frees its memory for the runs that are trained next
     current().first(lambda: export(run))
     run.task.close()

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import tyro
 
-from mixfast.config.words import nearest, parse, plain, same
+from mixfast.config.words import matching_name, nearest, normalised, parse
 from mixfast.errors import ConfigError
 from mixfast.ranges import Count, Positive
 from mixfast.train import cli
@@ -80,7 +80,7 @@ def test_an_error_names_the_option_and_what_it_takes(words: str, message: str) -
 
 def test_every_option_of_training_can_be_spelled_in_four_ways() -> None:
     keys = {key for _, key, _ in cases()}
-    assert len({plain(key) for key in keys}) == len(keys)
+    assert len({normalised(key) for key in keys}) == len(keys)
     for words in (["--data.cache-dir", "x"], ["--data.cache_dir=x"], ["--data-cache-dir", "x"], ["--data_cache_dir=x"]):
         assert cli.parse(words).config.data.cache_dir == "x"
     for word in ("--data.no-cache", "--no-data.cache", "--data-no-cache", "--no_data_cache"):
@@ -112,5 +112,5 @@ def test_names_are_found_however_they_are_spelled() -> None:
     assert cli.parse(["--compare", "none"]).config.compare == cli.parse(["--compare"]).config.compare == ()
     kind = cli.parse(["moco", "--data.kind", "CIFAR-100", "--model.head", "MLP-BN", "--optim.name", "SGD"]).config
     assert (kind.data.kind, kind.model.head, kind.optim.name) == ("cifar100", "mlp_bn", "sgd")
-    assert same("localize", ["knn", "localise"]) == "localise"
+    assert matching_name("localize", ["knn", "localise"]) == "localise"
     assert nearest("mocov2", ["moco", "moco_v1"]) == ["moco"] and nearest("moco_v", ["moco_v1"]) == []

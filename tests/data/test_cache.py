@@ -41,8 +41,8 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def open_set(root: Path, seed: int = 0, said: list[str] | None = None, **options):
     cfg = {"cache_dir": str(root.parent / "cache"), "in_memory": "yes", "workers": 0, "size": SIZE, **options}
-    say = [].append if said is None else said.append
-    return load(DataConfig(kind="folder", path=str(root), **cfg), seed, say)
+    print_line = [].append if said is None else said.append
+    return load(DataConfig(kind="folder", path=str(root), **cfg), seed, print_line)
 
 
 def kept(root: Path) -> list[Path]:

@@ -19,7 +19,9 @@ def noise(count: int, first: int = 0) -> torch.Tensor:
 def said_of(images: torch.Tensor, labels: list[int] | None = None, test=None) -> list[str]:
     said: list[str] = []
     marks = None if labels is None else torch.tensor(labels)
-    from_tensor(images, marks, test=(noise(4, 200), None) if test is None else test, name="mine", say=said.append)
+    from_tensor(
+        images, marks, test=(noise(4, 200), None) if test is None else test, name="mine", print_line=said.append
+    )
     return said
 
 

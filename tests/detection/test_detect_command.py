@@ -192,7 +192,7 @@ def test_what_photographs_lack_is_counted_or_refused(runs: dict[str, str], tmp_p
     assert stored(runs["a"], "detect-voc-fcos-frozen-8")["settings"]["objects_of_unknown_classes"] == {"0": 2}
     (root / "ImageSets" / "Main" / "test.txt").write_text("0 1\n6 1\n")
     assert main(["detect", runs["a"], *more]) == 3
-    assert "1 images are in both trainval and test. Give others to --splits" in capsys.readouterr().err
+    assert "1 images are in both trainval and test. Give other lists to --splits" in capsys.readouterr().err
     for name, image in (("bare", 0), ("full", 6)):
         (root / "ImageSets" / "Main" / f"{name}.txt").write_text(f"{image} 1\n")
     for splits, message in (

@@ -120,5 +120,5 @@ def test_what_is_no_mask_is_named(mask: object, message: str, tmp_path: Path) ->
 
 def test_pycocotools_is_asked_for_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "pycocotools.mask", None)
-    with pytest.raises(PlatformError, match=r'--recipe coco-fpn-1x .*pip install pycocotools'):
+    with pytest.raises(PlatformError, match=r"--recipe coco-fpn-1x .*pip install pycocotools"):
         need_pycocotools("--recipe coco-fpn-1x")

@@ -54,7 +54,7 @@ def command(place: Path, name: str, *more: str) -> list[str]:
 def open_double(place: Path, name: str, accumulate: int, out: Path) -> tuple[Training, recipe.RecipeData]:
     """A training at step 0 whose detector and images are float64."""
     options = parse(Detect, command(place, name, "--accumulate", str(accumulate)), "detect")
-    (run,) = load_runs(options, say=lambda _: None)
+    (run,) = load_runs(options, print_line=lambda _: None)
     _, chosen = recipe.chosen(options)
     data = recipe.load(options, chosen)
     folder = out / name

@@ -80,7 +80,7 @@ def test_a_seed_decides_everything_and_the_network_stays(kind: str, finetune: bo
     assert all(torch.equal(value, before[name]) for name, value in net.encoder.state_dict().items())
     assert all(len(outcome.losses) == 3 and all(map(math.isfinite, outcome.losses)) for outcome in outcomes)
     assert outcomes[0].losses == outcomes[1].losses != outcomes[2].losses
-    assert all(map(torch.equal, outcomes[0].found, outcomes[1].found))
+    assert all(map(torch.equal, outcomes[0].detections, outcomes[1].detections))
 
 
 @pytest.mark.parametrize("kind", DETECTORS)
@@ -113,7 +113,7 @@ def test_boxes_of_fcos_have_a_gradient_wherever_they_are() -> None:
 def test_stored_maps_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = Recipe(kind, **FEW)  # type: ignore[arg-type]
     stored = transfer(network(), TRAIN, TEST, recipe, 0)
-    monkeypatch.setattr("mixfast.detection.transfer.KEPT", 0)
+    monkeypatch.setattr("mixfast.detection.transfer.MAX_STORED", 0)
     computed = transfer(network(), TRAIN, TEST, recipe, 0)
     assert stored.losses == pytest.approx(computed.losses, rel=1e-5)
 
@@ -219,7 +219,7 @@ def test_any_backbone_of_the_protocol_detects() -> None:
     net = network()
     net.encoder.backbone = OwnBackbone()
     outcome = transfer(net, TRAIN, TEST, Recipe("retinanet", layers=(1, 2), **FEW), 0)  # type: ignore[arg-type]
-    assert outcome.found.boxes.shape == (6, 100, 4) and "ap" in outcome.scores
+    assert outcome.detections.boxes.shape == (6, 100, 4) and "ap" in outcome.scores
 
 
 def test_a_neck_sees_every_map() -> None:

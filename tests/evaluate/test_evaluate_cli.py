@@ -119,14 +119,14 @@ def test_a_diverged_run_keeps_finite_checkpoints_and_can_be_replayed(tmp_path: P
     assert train([*words(out, "approach1", **DIVERGING), "--eval.no-baselines"]) == 5
     error = capsys.readouterr().err
     assert "running_var = inf" in error or "= nan" in error
-    assert "It began in a step that was not looked at, after the checkpoint of step" in error
+    assert "It began in a step that was not checked, after the checkpoint of step" in error
     assert "weights have not moved" not in error
     state = checkpoint.load(checkpoint.find(out))  # what it holds is finite, or training would refuse it
     assert state["step"] >= 1 and all(value.isfinite().all() for value in state["method"].values())
     files = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert main(["replay", str(out), "--threads", "1"]) == 0
     printed = capsys.readouterr().out
-    assert f"looking at every step from {state['step']} on, the newest checkpoint's" in printed
+    assert f"checking every step from {state['step']} on, the newest checkpoint's" in printed
     assert f"step {state['step']}, epoch 0" in printed and "largest weight before it" in printed
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == files
     assert train(["--resume", str(out)]) == 5  # it begins, and meets the same step

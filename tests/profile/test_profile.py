@@ -97,7 +97,7 @@ def test_a_step_is_measured_only_within_the_block(tmp_path: Path) -> None:
 def test_bare_passes(preset: str, trained: int, followed: int, tmp_path: Path) -> None:
     run = tiny(tmp_path, preset, **{"train.accumulate": 2})
     cost = measure.step_cost(run.config, 16)
-    assert (cost.trained, cost.followed) == (trained, followed)
+    assert (cost.trained, cost.forward_only) == (trained, followed)
     seen: list[tuple[bool, int]] = []
     for module in run.method.modules():
         if isinstance(module, Encoder):
@@ -267,7 +267,7 @@ def test_shapes_and_options() -> None:
     assert profile.configured(profile.understand(["--shape", "imagenet"]), "moco").config.method.queue_size == 65536
     assert profile.understand(["--all"]).presets() == [name for name in presets() if "imagenet" not in name]
     several = profile.understand(["moco", "byol", "augment_v2", "--method", "simclr"])
-    assert several.presets() == ["moco", "byol"] and several.words == ["augment_v2", "--method", "simclr"]
+    assert several.presets() == ["moco", "byol"] and several.arguments == ["augment_v2", "--method", "simclr"]
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_stop_is_asked_before_every_batch(encoder: Encoder) -> None:
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        extract(encoder, IMAGES, normalise, batch_size=5, stop=stop)
+        extract(encoder, IMAGES, normalise, batch_size=5, before_batch=stop)
     assert encoder.training
 
 

@@ -98,8 +98,7 @@ def test_a_stop_leaves_a_finished_run_and_the_rest_has_the_same_bits(
         assert main(["--resume", str(run)]) == 130
     error, status = capsys.readouterr().err, json.loads((run / "status.json").read_text())
     assert error == (
-        f"stopped by SIGINT\nthe run is finished; what its report lacks is made by: "
-        f"python -m mixfast.train --resume {run}\n"
+        f"stopped by SIGINT\nthe run is finished; complete its report with: python -m mixfast.train --resume {run}\n"
     )
     assert (status["state"], status["exit_code"]) == ("finished", 0)
     assert "## Result" in (run / "report.md").read_text() and not section(run)
@@ -117,7 +116,7 @@ def test_without_torchvision_the_report_says_so(
     assert main(["--resume", str(run)]) == 0
     text = section(run)
     assert "|  | kNN on h | CorLoc |" in text and "any class" not in text and "detect.png" not in text
-    assert 'pip install torchvision. Then: python -m mixfast.train --resume' in text
+    assert "pip install torchvision. Then: python -m mixfast.train --resume" in text
     assert "AP is missing: " in capsys.readouterr().out
 
 
