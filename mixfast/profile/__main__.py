@@ -1,4 +1,4 @@
-"""The cost of a training step by part, compared with the bare passes of its encoders (docs/profile.md).
+"""The cost of a training step by part, compared with the bare encoder passes (docs/profile.md).
 
 usage: python -m mixfast.profile [preset ...] [modifier ...] [--section.key value ...]
                                  [--all] [--shape NAME] [--seconds S] [--busy] [--out DIR]
