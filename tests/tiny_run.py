@@ -36,10 +36,11 @@ MACHINE_FIELDS = ("time", "images_per_s")
 
 
 @contextmanager
-def process_settings_kept(pictures: bool = False) -> Iterator[None]:
+def process_settings_kept(pictures: bool = False, transfer: bool = False) -> Iterator[None]:
     """The commands set threads, determinism and the allocator for their whole process; undo that after the block.
 
-    Runs draw no pictures in it unless `pictures`: these take longer than a tiny training.
+    Runs draw no pictures in it unless `pictures`, and train no detectors at their end unless `transfer`: both take
+    longer than a tiny training.
     """
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     with pytest.MonkeyPatch.context() as patch:
@@ -47,6 +48,8 @@ def process_settings_kept(pictures: bool = False) -> Iterator[None]:
             patch.setattr(machine, name, lambda: False)
         for name in () if pictures else ("draw", "draw_views"):
             patch.setattr(report, name, lambda *_: None)
+        if not transfer:
+            patch.setattr("mixfast.train.transfer.wanted", lambda *_: False)
         yield
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark

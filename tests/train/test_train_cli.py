@@ -59,9 +59,7 @@ def with_pictures() -> Iterator[None]:
 def finished(with_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of approach1 with moco beside it, through the command line."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixfast.train.transfer.wanted", lambda *_: False)  # tests/train/test_transfer.py
-        assert main(words(out, compare=["moco"])) == 0
+    assert main(words(out, compare=["moco"])) == 0
     return out
 
 
