@@ -117,8 +117,10 @@ def train_in_child(
     at_step: int = 0,
     where: str = "step",
     file_bytes: int = -1,
+    program: str = "train",
+    **environment: str,
 ) -> int:
-    """Exit code of the training command in a child process, which sends itself signals.
+    """Exit code of a command in a child process, which sends itself signals.
 
     Args:
         arguments: of the command line.
@@ -129,8 +131,10 @@ def train_in_child(
             its content but not its name; "write": when half of that content is on the disk; "module:function": when
             that is called for the first time; "/a/path": as "step", and a file there takes the rest of the disk.
         file_bytes: that a file may have in the child; -1: no limit.
+        program: whose command it is: train, evaluate, compare.
+        environment: variables of the child.
     """
-    return _ended(_started(arguments, output, send, at_step, where, file_bytes, {}))
+    return _ended(_started(arguments, output, send, at_step, where, file_bytes, environment, program))
 
 
 def train_in_children(
