@@ -31,12 +31,6 @@ def files() -> list[Path]:
     return [Path(name) for name in git("ls-files", "--cached", "--others", "--exclude-standard")]
 
 
-@cache
-def nodes() -> dict[Path, list[ast.AST]]:
-    """All nodes of every Python file."""
-    return {path: list(ast.walk(ast.parse(text))) for path, text in texts(".py").items()}
-
-
 def texts(*suffixes: str) -> dict[Path, str]:
     return {path: (ROOT / path).read_text() for path in files() if path.suffix in suffixes}
 
@@ -55,9 +49,9 @@ def test_files_are_short() -> None:
 
 def test_functions_are_short() -> None:
     long = {}
-    for path, found in nodes().items():
+    for path, text in texts(".py").items():
         limit = LONGEST_KERNEL if path.name.startswith("gpu_triton") else LONGEST_FUNCTION
-        for node in found:
+        for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                 lines = int(node.end_lineno or 0) - node.lineno + 1
                 if lines > limit:
@@ -80,16 +74,17 @@ def test_kernels_are_short() -> None:
     assert not long
 
 
-def package() -> dict[Path, list[ast.AST]]:
-    return {path: found for path, found in nodes().items() if path.parts[0] == "mixfast"}
+def parsed(folder: str) -> dict[Path, list[ast.AST]]:
+    """All nodes of every Python file under a folder."""
+    return {path: list(ast.walk(ast.parse(text))) for path, text in texts(".py").items() if path.parts[0] == folder}
 
 
 @cache
 def options() -> dict[str, Path]:
     """The fields of every class of the package whose name ends in Config, with the file of each."""
     found = {}
-    for path, inside in package().items():
-        for node in inside:
+    for path, nodes in parsed("mixfast").items():
+        for node in nodes:
             if isinstance(node, ast.ClassDef) and node.name.endswith("Config"):
                 fields = [item.target for item in node.body if isinstance(item, ast.AnnAssign)]
                 found |= {field.id: path for field in fields if isinstance(field, ast.Name)}
@@ -100,7 +95,7 @@ def test_every_option_is_read() -> None:
     """As an attribute of what is called config, or of one of its sections; a check in its own class does not count."""
     holders = {"config", "cfg", "options", *options()}
     read = set()
-    for node in (node for found in package().values() for node in found):
+    for node in (node for nodes in parsed("mixfast").values() for node in nodes):
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
             holder = node.value.attr if isinstance(node.value, ast.Attribute) else getattr(node.value, "id", "")
             read |= {node.attr} if holder in holders else set()
