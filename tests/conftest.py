@@ -1,5 +1,6 @@
 """What every test gets: one thread, a seeded generator, buffers that betray unwritten cells, no network."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -67,3 +68,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests first, of these the builds: what begins last would run on alone, beside idle processes."""
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name != "test_install.py"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays; else each full collection of garbage would go through it all."""
+    gc.freeze()
