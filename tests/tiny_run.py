@@ -31,6 +31,7 @@ SMALL: dict[str, Any] = {
     "model.bn_splits": 2, "method.queue_size": 64, "train.batch_size": 16, "train.epochs": 3, "train.log_every": 1,
     "train.threads": 1, "eval.every": 2, "eval.k": 5, "optim.cosine_origin": 1,
 }  # fmt: skip
+DRAWING = {name: getattr(report, name) for name in ("draw", "draw_views")}
 # Fields of a record that depend on the machine (mixfast/run/log.py).
 MACHINE_FIELDS = ("time", "images_per_s")
 
@@ -46,8 +47,8 @@ def process_settings_kept(pictures: bool = False, transfer: bool = False) -> Ite
     with pytest.MonkeyPatch.context() as patch:
         for name in ("keep_freed_memory", "return_freed_memory"):
             patch.setattr(machine, name, lambda: False)
-        for name in () if pictures else ("draw", "draw_views"):
-            patch.setattr(report, name, lambda *_: None)
+        for name, draw in DRAWING.items():
+            patch.setattr(report, name, draw if pictures else lambda *_: None)
         if not transfer:
             patch.setattr("mixfast.train.transfer.wanted", lambda *_: False)
         yield
