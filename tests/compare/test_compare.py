@@ -49,13 +49,6 @@ def report(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take longer than all else that a comparison without maps does."""
-    for name in ("knn", "losses"):
-        monkeypatch.setattr(curves, name, lambda *_: None)
-
-
 def evaluations(folder: Path) -> list[dict[str, Any]]:
     return [record for record in records(folder) if record["kind"] == "eval"]
 
