@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -202,6 +203,7 @@ def _child(
     program: str = "train",
 ) -> None:
     os.environ.update(environment)
+    tempfile.tempdir = None  # the server may know one already
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     _write_to(output)
     from mixfast.run import checkpoint, engine
