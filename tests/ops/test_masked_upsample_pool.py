@@ -272,6 +272,7 @@ def test_large_virtual_map_takes_no_memory(backend: str, rng: torch.Generator) -
 def check_on(level: str) -> None:
     """All kinds of regions, dtypes and layouts, in turns over the shapes; numbers that are none."""
     os.environ["MIXFAST_CPU"] = level
+    assert len(_native.cpu.infonce_instruction_sets()) <= 1 + (level == "avx2")  # the module reads it
     torch.use_deterministic_algorithms(True, warn_only=True)
     turns = itertools.product(SHAPES, KINDS)
     for number, (shape, kind) in enumerate(turns):
