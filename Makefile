@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc mixfast -name __pycache__ -prune -o -type f -print) setup.py pyproject.toml CMakeLists.txt
-# A process for each core; one that has run out of tests takes some of another's. Nothing is measured here.
-PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal -p no:benchmark
+# A process for each core, and each file in one of them, so that what its tests share is made once; files in the order
+# of tests/conftest.py. Nothing is measured here.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -p no:benchmark
 .PHONY: setup train test test-fast lint docs bench bench-smoke doctor clean
 
 $(VENV)/bin/pip:

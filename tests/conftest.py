@@ -1,5 +1,6 @@
 """What every test gets: one thread, a seeded generator, buffers that betray unwritten cells, no network."""
 
+import gc
 import multiprocessing
 import os
 import socket
@@ -65,9 +66,10 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow tests first: one that begins last would run on alone, after the other processes have run out of tests.
-
-    Of these the builds first: a process that runs out of tests takes the last ones of another's, and builds that two
-    processes share would be made twice.
-    """
+    """Files with slow tests first, of these the builds: what begins last would run on alone, beside idle processes."""
     items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name != "test_install.py"))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected by now stays; else each full collection of garbage would go through it all."""
+    gc.freeze()

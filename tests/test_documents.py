@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mixfast import doctor, export
+from mixfast import doctor, drawing, export
 from mixfast.compare import __main__ as compare
 from mixfast.config.options import flatten
 from mixfast.evaluate import __main__ as evaluate
@@ -90,6 +90,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
                 monkeypatch.delitem(sys.modules, loaded)  # another test's module of that name
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)  # `python -m` looks in the working directory first
+    monkeypatch.setattr(drawing, "save", lambda page, path, svg=False: path.touch())  # tests of each command draw
     return tmp_path
 
 

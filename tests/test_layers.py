@@ -5,8 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "mixfast").rglob("*.py"))
 # A file imports from its own row or an earlier one.
@@ -65,12 +63,13 @@ def imports(path: Path, *, top_level: bool = False) -> set[str]:
     return {name for name in found if name.split(".")[0] == "mixfast"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=module_of)
-def test_imports_point_one_way(path: Path) -> None:
-    own = layer_of(module_of(path))
-    found = imports(path, top_level=module_of(path) == "mixfast")  # for type checkers it names what it imports later
-    later = sorted(name for name in found if layer_of(name) > own)
-    assert not later, f"{module_of(path)} imports from later layers: {', '.join(later)}"
+def test_imports_point_one_way() -> None:
+    later = {}
+    for path in FILES:
+        module = module_of(path)
+        found = imports(path, top_level=module == "mixfast")  # for type checkers it names what it imports later
+        later[module] = sorted(name for name in found if layer_of(name) > layer_of(module))
+    assert not (wrong := {module: names for module, names in later.items() if names}), f"from later layers: {wrong}"
 
 
 def scripts_graph() -> dict[str, set[str]]:

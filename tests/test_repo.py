@@ -79,6 +79,7 @@ def parsed(folder: str) -> dict[Path, list[ast.AST]]:
     return {path: list(ast.walk(ast.parse(text))) for path, text in texts(".py").items() if path.parts[0] == folder}
 
 
+@cache
 def options() -> dict[str, Path]:
     """The fields of every class of the package whose name ends in Config, with the file of each."""
     found = {}

@@ -8,6 +8,7 @@ import resource
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,22 +32,26 @@ SMALL: dict[str, Any] = {
     "model.bn_splits": 2, "method.queue_size": 64, "train.batch_size": 16, "train.epochs": 3, "train.log_every": 1,
     "train.threads": 1, "eval.every": 2, "eval.k": 5, "optim.cosine_origin": 1,
 }  # fmt: skip
+DRAWING = {name: getattr(report, name) for name in ("draw", "draw_views")}
 # Fields of a record that depend on the machine (mixfast/run/log.py).
 MACHINE_FIELDS = ("time", "images_per_s")
 
 
 @contextmanager
-def process_settings_kept(pictures: bool = False) -> Iterator[None]:
+def process_settings_kept(pictures: bool = False, transfer: bool = False) -> Iterator[None]:
     """The commands set threads, determinism and the allocator for their whole process; undo that after the block.
 
-    Runs draw no pictures in it unless `pictures`: these take longer than a tiny training.
+    Runs draw no pictures in it unless `pictures`, and train no detectors at their end unless `transfer`: both take
+    longer than a tiny training.
     """
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     with pytest.MonkeyPatch.context() as patch:
         for name in ("keep_freed_memory", "return_freed_memory"):
             patch.setattr(machine, name, lambda: False)
-        for name in () if pictures else ("draw", "draw_views"):
-            patch.setattr(report, name, lambda *_: None)
+        for name, draw in DRAWING.items():
+            patch.setattr(report, name, draw if pictures else lambda *_: None)
+        if not transfer:
+            patch.setattr("mixfast.train.transfer.is_demo", lambda *_: False)
         yield
     torch.set_num_threads(threads)
     torch.backends.cudnn.benchmark = benchmark
@@ -114,8 +119,10 @@ def train_in_child(
     at_step: int = 0,
     where: str = "step",
     file_bytes: int = -1,
+    program: str = "train",
+    **environment: str,
 ) -> int:
-    """Exit code of the training command in a child process, which sends itself signals.
+    """Exit code of a command in a child process, which sends itself signals.
 
     Args:
         arguments: of the command line.
@@ -126,8 +133,10 @@ def train_in_child(
             its content but not its name; "write": when half of that content is on the disk; "module:function": when
             that is called for the first time; "/a/path": as "step", and a file there takes the rest of the disk.
         file_bytes: that a file may have in the child; -1: no limit.
+        program: whose command it is: train, evaluate, compare.
+        environment: variables of the child.
     """
-    return _ended(_started(arguments, output, send, at_step, where, file_bytes, {}))
+    return _ended(_started(arguments, output, send, at_step, where, file_bytes, environment, program))
 
 
 def train_in_children(
@@ -203,6 +212,7 @@ def _child(
     program: str = "train",
 ) -> None:
     os.environ.update(environment)
+    tempfile.tempdir = None  # the server may know one already
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     _write_to(output)
     from mixfast.run import checkpoint, engine

@@ -114,8 +114,8 @@ def run(groups: list[Group], results: Results, timer: Timer, deadline: float, sm
         for row in rows:
             results.add(row)
             print(line(row), flush=True)
-        gc.collect()
         if timer.device.type == "cuda":
+            gc.collect()
             torch.cuda.empty_cache()
     found = failures(results.of("row"))
     print("\n".join(found))

@@ -2,12 +2,9 @@
 
 import json
 import math
-import os
 import shutil
 import signal
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +22,7 @@ from mixfast.errors import ConfigError
 from mixfast.scoring.paired import difference, spread
 from mixfast.train.__main__ import main as train
 from tests.compare.recorded_runs import detected, finished_run
-from tests.tiny_run import records, words
+from tests.tiny_run import records, train_in_child, words
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
@@ -327,6 +324,7 @@ def test_refusals(runs: Path, tmp_path: Path, capsys: Any) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"mine", "twin"}, "nothing half-written stays"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_reports_are_numbered_and_replaced_only_when_asked(runs: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     for number in (1, 2):
@@ -337,6 +335,7 @@ def test_reports_are_numbered_and_replaced_only_when_asked(runs: Path, tmp_path:
     assert "`moco`: 1" in (tmp_path / "runs/comparison-0002/report.md").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_two_at_once_take_two_numbers(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second begins and ends while the first is at work."""
     monkeypatch.chdir(tmp_path)
@@ -358,29 +357,27 @@ def test_two_at_once_take_two_numbers(runs: Path, tmp_path: Path, monkeypatch: p
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_an_interrupted_one_leaves_nothing_beside_out(number: int, code: int, runs: Path, tmp_path: Path) -> None:
-    program = f"""
-import os, sys
-from mixfast.compare import build
-from mixfast.compare.__main__ import main
-build.curves.losses = lambda *_: os.kill(os.getpid(), {int(number)})
-sys.exit(main({[str(runs / "a0"), "--out", str(tmp_path / "place" / "out"), *QUICK]!r}))
-"""
+    log = tmp_path / "log"
     (tmp_path / "place").mkdir()
     (tmp_path / "temporary").mkdir()
-    environment = {**os.environ, "TMPDIR": str(tmp_path / "temporary")}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
-    assert done.returncode == code, done.stderr
+    command = [str(runs / "a0"), "--out", str(tmp_path / "place" / "out"), *QUICK]
+    at, temporary = "mixfast.compare.curves:losses", str(tmp_path / "temporary")
+    ended = train_in_child(command, log, [number], where=at, program="compare", TMPDIR=temporary)
+    assert ended == code, log.read_text()
     assert not list((tmp_path / "place").iterdir())
-    assert number == signal.SIGKILL or not list((tmp_path / "temporary").iterdir())
+    assert bool(list((tmp_path / "temporary").iterdir())) == (number == signal.SIGKILL)
 
 
-@pytest.mark.parametrize("name", ["status.json", "env.json", "command.txt"])
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"[1, 2]", b'"x', b"{}", b'2026  python "x'], ids=str)
-def test_damaged_side_files_are_done_without(name: str, content: bytes, runs: Path, tmp_path: Path) -> None:
-    (folder,) = copied(runs, tmp_path, "a0")
-    (folder / name).write_bytes(content)
-    assert main([str(folder), "--out", str(tmp_path / "out"), *QUICK]) == 0
-    assert row_of((tmp_path / "out" / "report.md").read_text(), "MoCo")[7] == "1"
+@pytest.mark.usefixtures("undrawn")
+def test_damaged_side_files_are_done_without(content: bytes, runs: Path, tmp_path: Path) -> None:
+    """Another file of each run."""
+    folders = copied(runs, tmp_path, "a0", "a1", "b0")
+    for folder, name in zip(folders, ("status.json", "env.json", "command.txt"), strict=True):
+        (folder / name).write_bytes(content)
+    assert main([*map(str, folders), "--out", str(tmp_path / "out"), *QUICK]) == 0
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert (row_of(text, "MoCo")[7], row_of(text, "Approach 1")[7]) == ("2", "1")
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "3", '{"kind": "train", "step": 1, "epoch": 0}', '{"kind": "eval"}'])

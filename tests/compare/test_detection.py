@@ -11,6 +11,7 @@ from mixfast.compare.__main__ import main
 from mixfast.compare.statistics import kendall, spearman
 from tests.compare.recorded_runs import append, detected, finished_run, record
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 KNN = {"moco": (60.0, 64.0), "approach1": (50.0, 58.0), "simclr": (52.0, 40.0)}
 AP = {"moco": (30.0, 33.0), "approach1": (20.0, 21.0), "simclr": (31.0, 36.0)}
 CORLOC = {"moco": (70.0, 72.0), "approach1": (80.0, 84.0), "simclr": (60.0, 62.0)}

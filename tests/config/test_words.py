@@ -79,7 +79,7 @@ def test_an_error_names_the_option_and_what_it_takes(words: str, message: str) -
 
 
 def test_every_option_of_training_can_be_spelled_in_four_ways() -> None:
-    keys = {key for _, key, _ in cases()}
+    keys = {key for _, key, *_ in cases()}
     assert len({normalised(key) for key in keys}) == len(keys)
     for words in (["--data.cache-dir", "x"], ["--data.cache_dir=x"], ["--data-cache-dir", "x"], ["--data_cache_dir=x"]):
         assert cli.parse(words).config.data.cache_dir == "x"

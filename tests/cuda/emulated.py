@@ -10,6 +10,7 @@ pointer, a tensor as an allocation of exactly its size, aligned to 256 bytes plu
 """
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import shutil
@@ -167,12 +168,13 @@ def _made(name: str, sanitizer: Sanitizer, files: list[Path], *arguments: str) -
     for path in files:
         key.update(path.read_bytes())
     made = ROOT / "build/emulated" / f"{name}-{key.hexdigest()[:12]}"
-    if made.exists():
-        return made
     made.parent.mkdir(parents=True, exist_ok=True)
-    for stale in set(made.parent.glob(f"{name}-*")) - {made}:
-        stale.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=made.parent) as folder:
+    with open(made.parent / f"{name}.lock", "w") as lock, tempfile.TemporaryDirectory(dir=made.parent) as folder:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # what another process is making is waited for
+        if made.exists():
+            return made
+        for stale in set(made.parent.glob(f"{name}-*")) - {made}:
+            stale.unlink(missing_ok=True)
         command = ["g++", *flags, *arguments, "-o", f"{folder}/made"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

@@ -282,32 +282,34 @@ def test_endings_in_any_case_and_spelling(tmp_path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="drops the superuser's rights")
-@pytest.mark.parametrize("place", ["class", "deep", "root", "no entry", "linked"])
-def test_folders_that_cannot_be_read_are_an_error_by_name(place, tmp_path) -> None:
-    root = classes(tmp_path / "d", names="abc")
-    put(root / "b" / "deep" / "x.png", 3)
-    closed = {"class": root / "b", "deep": root / "b" / "deep", "root": root, "no entry": root / "b"}.get(
-        place, tmp_path
-    )
-    if place == "linked":
-        closed = tmp_path / "secret"
-        classes(closed / "inside")
-        (root / "d").symlink_to(closed / "inside")
+def test_folders_that_cannot_be_read_are_an_error_by_name(tmp_path) -> None:
+    """A class, a folder in one, the root, a class that is listed but not entered, and one that is a link."""
+    cases = []  # root, the folder that is closed, its mode, the name that the error says
+    for place, inside, mode in (("class", "b", 0), ("deep", "b/deep", 0), ("root", "", 0), ("no entry", "b", 0o644)):
+        root = classes(tmp_path / place, names="abc")
+        put(root / "b" / "deep" / "x.png", 3)
+        cases.append((str(root), str(root / inside), mode, str(root / inside)))
+    classes(tmp_path / "secret" / "inside")
+    root = classes(tmp_path / "linked", names="abc")
+    (root / "d").symlink_to(tmp_path / "secret" / "inside")
+    cases.append((str(root), str(tmp_path / "secret"), 0, str(root / "d")))
     code = f"""
 import os
-from pathlib import Path
-os.chmod({str(closed)!r}, {0o644 if place == "no entry" else 0})
-try:
-    from mixfast.data import DataConfig, load
-    load(DataConfig(kind="folder", path={str(root)!r}, size=8, cache=False), 0)
-except Exception as error:
-    print(type(error).__name__, error)
-finally:
-    os.chmod({str(closed)!r}, 0o755)
+from mixfast.data import DataConfig, load
+for root, closed, mode, _ in {cases!r}:
+    os.chmod(closed, mode)
+    try:
+        load(DataConfig(kind="folder", path=root, size=8, cache=False), 0)
+    except Exception as error:
+        print(type(error).__name__, error)
+    else:
+        print("no error")
+    finally:
+        os.chmod(closed, 0o755)
 """
-    name = root / "d" if place == "linked" else closed
-    said = run_without_privilege(code)
-    assert said.startswith("DataError ") and f"{name}" in said and "(Permission denied)" in said
+    lines = run_without_privilege(code).splitlines()
+    for line, (*_, name) in zip(lines, cases, strict=True):
+        assert line.startswith("DataError ") and f"{name}" in line and "(Permission denied)" in line
 
 
 def test_relative_paths_and_homes_become_absolute(tmp_path, monkeypatch) -> None:

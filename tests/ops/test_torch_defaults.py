@@ -1,7 +1,7 @@
 """torch's default dtype and default device change nothing: operations follow their arguments alone, to the bit."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import pytest
@@ -146,8 +146,10 @@ def default(name: str) -> Iterator[None]:
         constant.cache_clear()
 
 
-def check(made: Made, name: str) -> None:
-    with default(name):
+def check(made: Made, *names: str) -> None:
+    with ExitStack() as stack:
+        for name in names:
+            stack.enter_context(default(name))
         results = made()
     expected = made()
     assert len(results) == len(expected)

@@ -1,7 +1,7 @@
 """The training command called from Python: the caller's global state of torch decides nothing and comes back."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,12 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("name", STATES)
-def test_the_callers_state_decides_nothing_and_comes_back(name: str, plain: Path, tmp_path: Path) -> None:
-    with process_settings_kept(), STATES[name]():
+@pytest.mark.parametrize("names", [*zip(list(STATES)[::2], list(STATES)[1::2], strict=True)], ids="-".join)
+def test_the_callers_state_decides_nothing_and_comes_back(names: tuple[str, str], plain: Path, tmp_path: Path) -> None:
+    """Two at once: whatever decided anything would change the bits."""
+    with process_settings_kept(), ExitStack() as states:
+        for name in names:
+            states.enter_context(STATES[name]())
         before = state()
         assert main(words(tmp_path / "run")) == 0
         assert state() == before

@@ -4,7 +4,6 @@ import csv
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from mixfast.run.folder import RunFolder
 from mixfast.train.__main__ import main
 from tests.tiny_run import assert_same, last_state, process_settings_kept, records, train_in_child, words
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("with_pictures")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
 MoCo = methods.load("moco")
 FILES = ("previous", "last")  # of two checkpoints: before training, and after its only epoch
@@ -50,17 +49,10 @@ METHOD = Failing
 
 
 @pytest.fixture(scope="module")
-def with_pictures() -> Iterator[None]:
-    with process_settings_kept(pictures=True):
-        yield
-
-
-@pytest.fixture(scope="module")
-def finished(with_pictures: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of approach1 with moco beside it, through the command line."""
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of approach1 with moco beside it, through the command line, the only one here that draws its pictures."""
     out = tmp_path_factory.mktemp("runs") / "run"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mixfast.train.transfer.is_demo", lambda *_: False)  # tests/train/test_transfer.py
+    with process_settings_kept(pictures=True):
         assert main(words(out, compare=["moco"])) == 0
     return out
 

@@ -16,7 +16,7 @@ from mixfast.evaluate.detect import SIZES as SIZES_OF_DETECTION
 from mixfast.train import transfer
 from mixfast.train.__main__ import main
 from mixfast.train.transfer import Gap, verdict
-from tests.tiny_run import records, words
+from tests.tiny_run import process_settings_kept, records, words
 
 pytestmark = pytest.mark.slow
 SIZES = {"LOCALISED": 12, "CHOSEN_ON": 8, "SEEDS": (0, 1)}
@@ -24,8 +24,8 @@ TITLE = "## What the networks are worth for detection"
 
 
 @pytest.fixture(scope="module", autouse=True)
-def small(command_settings: None) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
+def small() -> Iterator[None]:
+    with process_settings_kept(transfer=True), pytest.MonkeyPatch.context() as patch:
         for name, value in SIZES.items():
             patch.setattr(transfer, name, value)
         patch.setitem(SIZES_OF_DETECTION, True, (8, 2, 6))
