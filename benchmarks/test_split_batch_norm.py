@@ -1,4 +1,4 @@
-"""split_batch_norm in training, forward and backward: eight groups and one, against what else there is."""
+"""split_batch_norm in training, forward and backward, alone and with sum and ReLU: against what else there is."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,6 +48,22 @@ def with_gradients(layer: Layer, leaves: Leaves, upstream: Tensor) -> Callable[[
     return lambda: torch.autograd.grad(layer(*leaves), leaves, upstream)
 
 
+def fused(channels: int, splits: int, residual: Tensor | None) -> Layer:
+    """Norm, sum unless there is no residual, and ReLU."""
+    running = torch.zeros(channels), torch.ones(channels)
+    return lambda *leaves: split_batch_norm(*leaves, *running, num_splits=splits, relu=True, residual=residual)
+
+
+def followed(layer: Layer, residual: Tensor | None) -> Layer:
+    """The same by operations that follow a norm."""
+
+    def run(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        y = layer(x, weight, bias)
+        return y.relu() if residual is None else (y + residual).relu_()
+
+    return run
+
+
 def copies(leaves: Leaves, upstream: Tensor) -> Callable[[], object]:
     """Each direction reads its maps and writes one."""
     x = leaves[0].detach()
@@ -75,9 +91,34 @@ def test_forward_and_backward(
     measure(f"split_batch_norm, {'x'.join(map(str, shape))}, {layout}, {str(dtype).removeprefix('torch.')}", runs)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("added", [False, True], ids=["relu", "sum-relu"])
+@pytest.mark.parametrize("shape", [(64, 16, 32, 32), (64, 128, 4, 4)], ids=str)
+def test_with_relu(measure: Any, smoke: bool, shape: tuple[int, ...], added: bool, dtype: torch.dtype) -> None:
+    """As in a residual network, whose maps are channels_last; gradients of the residual included."""
+    leaves, upstream = draw((16, 4, 3, 3) if smoke else shape, dtype, torch.channels_last)
+    channels, residual = leaves[0].shape[1], upstream.flip(0).requires_grad_() if added else None
+    layers = {
+        "mixfast cpu": fused(channels, 8, residual),
+        "split_batch_norm, then torch": followed(ours(channels, 8, "cpu"), residual),
+        "ordinary batch norm, then torch": followed(plain(channels), residual),
+    }
+    wanted = leaves if residual is None else (*leaves, residual)
+    runs: dict[str, Callable[[], object]] = {
+        name: lambda layer=layer: torch.autograd.grad(layer(*leaves), wanted, upstream)
+        for name, layer in layers.items()
+    }
+    runs["floor: a copy and a sum"] = copies(leaves, upstream)
+    title = f"split_batch_norm{', sum' if added else ''} and ReLU, {'x'.join(map(str, shape))}, channels_last"
+    measure(f"{title}, {str(dtype).removeprefix('torch.')}", runs)
+
+
 def test_peers_compute_the_same() -> None:
     leaves, _ = draw((16, 4, 3, 3), torch.float32, torch.channels_last)
     expected = ours(4, 8, "cpu")(*leaves)
     for peer in (ours(4, 8, "reference"), chunked(4, 8)):
         torch.testing.assert_close(peer(*leaves), expected)
     torch.testing.assert_close(plain(4)(*leaves), ours(4, 1, "cpu")(*leaves))
+    for residual in (None, leaves[0].detach().flip(0)):
+        one_by_one = followed(ours(4, 8, "cpu"), residual)
+        torch.testing.assert_close(fused(4, 8, residual)(*leaves), one_by_one(*leaves), rtol=0, atol=0)

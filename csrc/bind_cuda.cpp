@@ -6,7 +6,7 @@ void bind_masked_upsample_pool(pybind11::module_& m);
 void bind_multi_queue_infonce(pybind11::module_& m);
 
 PYBIND11_MODULE(_mixfast_cuda, m) {
-  m.attr("ABI") = 8;  // equals ABI in mixfast/ops/_native.py; raised with any signature
+  m.attr("ABI") = 9;  // equals ABI in mixfast/ops/_native.py; raised with any signature
   m.attr("archs") = MIXFAST_CUDA_ARCHS;
   bind_masked_upsample_pool(m);
   bind_multi_queue_infonce(m);

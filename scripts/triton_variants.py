@@ -147,8 +147,17 @@ def norm_variants() -> Iterator[Variant]:
         constants = {**norm.map_constants(64, 1024 if pixels == "i32:16" else 49, last), **strides}
         types = {**common, "pixels": pixels, "stride_p": "i32:16", "stride_c": pixels}
         types |= {each: f"*{dtype}" for each in ("x", "y", "dy", "dx")}
-        for kernel in ("moments", "normalise", "products", "gradient"):
-            yield Variant(f"norm {kernel} {name}", getattr(norm_kernels, kernel), types, constants, norm._LAUNCH)
+        fused = {**types, "residual": f"*{dtype}", "masked": f"*{dtype}"}
+        plain = {key: value for key, value in types.items() if key != "y"}
+        constants["RELU"] = False
+        for kernel, given in (("moments", types), ("normalise", types), ("products", plain), ("gradient", plain)):
+            yield Variant(f"norm {kernel} {name}", getattr(norm_kernels, kernel), given, constants, norm._LAUNCH)
+        if dtype == "bf16" and last:  # with a residual and ReLU, as networks are trained
+            constants = {**constants, "RELU": True}
+            for kernel in ("normalise", "products", "gradient"):
+                yield Variant(
+                    f"norm {kernel} fused {name}", getattr(norm_kernels, kernel), fused, constants, norm._LAUNCH
+                )
     for chunks in (16, 132):
         constants, types = norm.merge_constants(chunks), {**common, "pixels": "i32:16"}
         yield Variant(

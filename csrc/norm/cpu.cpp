@@ -194,7 +194,7 @@ void forward_as(const Forward& call) {
     }
   };
   const auto spread = [&](const Piece& piece, const Real* factors) {
-    kernels.normalise(call.x, call.y, piece, factors);
+    kernels.normalise(call.x, call.residual, call.y, piece, factors, call.relu);
   };
   run<Real, 3, 3>(cut, threads_for(call.threads, maps), gather, finish, spread);
 
@@ -210,7 +210,8 @@ void forward_as(const Forward& call) {
 }
 
 // With h = (x - mean) inverse and averages over the group's M numbers of a channel:
-//     dx = weight inverse (dy - avg dy - h avg(dy h))
+//     dx = weight inverse (g - avg g - h avg(g h)),  g = dy but for zeros where y <= 0
+// Where g is written, as the residual's gradient, the second pass reads it instead of dy and y.
 template <class Real>
 void backward_as(const Backward& call) {
   const Maps& maps = call.maps;
@@ -228,7 +229,7 @@ void backward_as(const Backward& call) {
     const int64_t tile = unit % cut.tiles, stride = cut.stride(tile);
     const Real* const of_tile = means + unit / cut.tiles * channels + cut.first_channel(tile);
     for (int64_t l = 0; l < cut.width(tile); ++l) mean[l] = of_tile[l % stride];
-    kernels.products(call.dy, call.x, piece, mean, sums);
+    kernels.products({call.dy, call.y}, call.x, call.d_residual, piece, mean, sums);
   };
   const auto finish = [&](int64_t unit, const Real* sums, Real* factors) {
     const int64_t tile = unit % cut.tiles, width = cut.width(tile), stride = cut.stride(tile);
@@ -252,8 +253,9 @@ void backward_as(const Backward& call) {
       grads[maps.groups * channels + cell] = plain[l % stride];
     }
   };
+  const Upstream upstream = call.d_residual ? Upstream{call.d_residual, nullptr} : Upstream{call.dy, call.y};
   const auto spread = [&](const Piece& piece, const Real* factors) {
-    kernels.gradient(call.dy, call.x, call.dx, piece, factors);
+    kernels.gradient(upstream, call.x, call.dx, piece, factors);
   };
   run<Real, 2, 4>(cut, threads_for(call.threads, maps), gather, finish, spread);
 

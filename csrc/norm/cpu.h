@@ -20,11 +20,14 @@ struct Maps {
   Type type;
 };
 
+// y = relu(norm of x + residual).
 struct Forward {
   Maps maps;
   const void *x, *weight, *bias;     // maps; Real [C]
   void *running_mean, *running_var;  // Real [C], moved by momentum towards the groups' mean; null: not used
+  const void *residual;              // maps; null: nothing is added
   double momentum, eps;
+  bool relu;
   void *y, *means, *inverses;  // maps; Real [S][C], inverses being 1 / sqrt(variance + eps)
   int threads;
   Isa isa;
@@ -34,8 +37,8 @@ void forward(const Forward &call);
 
 struct Backward {
   Maps maps;
-  const void *dy, *x, *weight, *means, *inverses;
-  void *dx, *d_weight, *d_bias;  // maps; Real [C]
+  const void *dy, *x, *y, *weight, *means, *inverses;  // y null: there was no relu
+  void *dx, *d_residual, *d_weight, *d_bias;           // maps, d_residual null: not wanted; Real [C]
   int threads;
   Isa isa;
 };

@@ -21,17 +21,25 @@ struct Piece {
   int64_t width;
 };
 
+// The gradient that arrives, and the result whose zeros stop it: null without a relu.
+struct Upstream {
+  const void *dy, *y;
+};
+
 // Arrays of Real have rows of kTile. The order of all sums is that of the piece.
 template <class Real>
 struct Kernels {
   // moments[0]: mean m of the piece, as rounded; [1]: sum of x - m; [2]: sum of (x - m)^2
   void (*moments)(const void* x, const Piece& piece, Real* moments);
-  // y = (x - factors[0]) factors[1] + factors[2]
-  void (*normalise)(const void* x, void* y, const Piece& piece, const Real* factors);
-  // sums[0] = sum of dy; sums[1] = sum of dy (x - means)
-  void (*products)(const void* dy, const void* x, const Piece& piece, const Real* means, Real* sums);
-  // dx = (x - factors[0]) factors[1] + (dy factors[2] + factors[3])
-  void (*gradient)(const void* dy, const void* x, void* dx, const Piece& piece, const Real* factors);
+  // y = relu((x - factors[0]) factors[1] + factors[2] + residual), rounded to the type of maps after each of three
+  // steps: the norm, the addition (residual may be null), relu (where it is wanted)
+  void (*normalise)(const void* x, const void* residual, void* y, const Piece& piece, const Real* factors, bool relu);
+  // With g = dy but for zeros where y <= 0 (y may be null: no zeros): sums[0] = sum of g; sums[1] = sum of g (x -
+  // means). g itself goes to `masked`, unless that is null
+  void (*products)(const Upstream& upstream, const void* x, void* masked, const Piece& piece, const Real* means,
+                   Real* sums);
+  // dx = (x - factors[0]) factors[1] + (g factors[2] + factors[3])
+  void (*gradient)(const Upstream& upstream, const void* x, void* dx, const Piece& piece, const Real* factors);
 };
 
 // One per instruction set, each compiled with its own flags.

@@ -15,6 +15,23 @@ namespace {
 template <class T>
 using Reals = vector_t<computed_t<T>>;
 
+template <class T>
+MIXFAST_INLINE vector_t<float> rounded(vector_t<float> value, T) {
+  return widen(narrow(value, T{}), T{});
+}
+MIXFAST_INLINE vector_t<float> rounded(vector_t<float> value, float) { return value; }
+MIXFAST_INLINE vector_t<double> rounded(vector_t<double> value, double) { return value; }
+
+// As torch has them: a bad number passes in both directions.
+template <class Vector>
+MIXFAST_INLINE Vector rectified(Vector value) {
+  return value < 0 ? Vector{} : value;
+}
+template <class Vector>
+MIXFAST_INLINE Vector stopped(Vector grad, Vector result) {
+  return result <= 0 ? Vector{} : grad;
+}
+
 // Calls step(offset) with the first element of each row.
 template <class Step>
 MIXFAST_INLINE void each_row(const Piece& piece, Step step) {
@@ -37,6 +54,19 @@ struct Block {
     V > 0 ? store(to + v * kLanes<computed_t<T>>, value) : store_first(to, value, block.count);
   }
 };
+
+// Vector v of the block at `at`: of y, made of the norm's vector, and of the gradient that arrives at the norm.
+template <bool kAdd, bool kRelu, class Block, class T>
+MIXFAST_INLINE Reals<T> finished(const Block& block, Reals<T> normed, const T* residual, int64_t at, int v) {
+  if constexpr (kAdd) normed = rounded(normed, T{}) + Block::get(block, residual + at, v);
+  return kRelu ? rectified(normed) : normed;
+}
+template <bool kMask, class Block, class T>
+MIXFAST_INLINE Reals<T> arriving(const Block& block, const T* dy, const T* y, int64_t at, int v) {
+  const Reals<T> grad = Block::get(block, dy + at, v);  // zero in lanes without an element
+  if constexpr (kMask) return stopped(grad, Block::get(block, y + at, v));
+  return grad;
+}
 
 #define MIXFAST_EACH_VECTOR _Pragma("GCC unroll 4") for (int v = 0; v < Block::kVectors; ++v)
 
@@ -78,10 +108,11 @@ struct Lanes {
     });
   }
 
-  static void normalise(const void* data, void* result, const Piece& piece, const Real* factors) {
+  template <bool kAdd, bool kRelu>
+  static void normalise(const void* data, const void* added, void* result, const Piece& piece, const Real* factors) {
     in_blocks(piece.width, [&](auto block, int64_t lane) {
       using Block = decltype(block);
-      const T* const x = static_cast<const T*>(data) + lane;
+      const T *const x = static_cast<const T*>(data) + lane, *const residual = static_cast<const T*>(added);
       T* const y = static_cast<T*>(result) + lane;
       Reals<T> mean[Block::kVectors], scale[Block::kVectors], shift[Block::kVectors];
       MIXFAST_EACH_VECTOR {
@@ -90,21 +121,26 @@ struct Lanes {
       }
       each_row(piece, [&](int64_t row) {
         MIXFAST_EACH_VECTOR {
-          Block::put(block, y + row, v, (Block::get(block, x + row, v) - mean[v]) * scale[v] + shift[v]);
+          const Reals<T> normed = (Block::get(block, x + row, v) - mean[v]) * scale[v] + shift[v];
+          Block::put(block, y + row, v, finished<kAdd, kRelu>(block, normed, residual, row + lane, v));
         }
       });
     });
   }
 
-  static void products(const void* upstream, const void* data, const Piece& piece, const Real* means, Real* sums) {
+  template <bool kMask, bool kWrite>
+  static void products(const Upstream& upstream, const void* data, void* masked, const Piece& piece, const Real* means,
+                       Real* sums) {
+    const T *const dy = static_cast<const T*>(upstream.dy), *const y = static_cast<const T*>(upstream.y);
     in_blocks(piece.width, [&](auto block, int64_t lane) {
       using Block = decltype(block);
-      const T *const dy = static_cast<const T*>(upstream) + lane, *const x = static_cast<const T*>(data) + lane;
+      const T* const x = static_cast<const T*>(data) + lane;
       Reals<T> mean[Block::kVectors], plain[Block::kVectors] = {}, weighted[Block::kVectors] = {};
       MIXFAST_EACH_VECTOR mean[v] = load(means + lane + v * kWidth);
       each_row(piece, [&](int64_t row) {
         MIXFAST_EACH_VECTOR {
-          const Reals<T> grad = Block::get(block, dy + row, v);
+          const Reals<T> grad = arriving<kMask>(block, dy, y, row + lane, v);
+          if constexpr (kWrite) Block::put(block, static_cast<T*>(masked) + row + lane, v, grad);
           plain[v] += grad;
           weighted[v] += grad * (Block::get(block, x + row, v) - mean[v]);
         }
@@ -116,10 +152,13 @@ struct Lanes {
     });
   }
 
-  static void gradient(const void* upstream, const void* data, void* result, const Piece& piece, const Real* factors) {
+  template <bool kMask>
+  static void gradient(const Upstream& upstream, const void* data, void* result, const Piece& piece,
+                       const Real* factors) {
+    const T *const dy = static_cast<const T*>(upstream.dy), *const y = static_cast<const T*>(upstream.y);
     in_blocks(piece.width, [&](auto block, int64_t lane) {
       using Block = decltype(block);
-      const T *const dy = static_cast<const T*>(upstream) + lane, *const x = static_cast<const T*>(data) + lane;
+      const T* const x = static_cast<const T*>(data) + lane;
       T* const dx = static_cast<T*>(result) + lane;
       Reals<T> mean[Block::kVectors], own[Block::kVectors], scale[Block::kVectors], shift[Block::kVectors];
       MIXFAST_EACH_VECTOR {
@@ -129,7 +168,7 @@ struct Lanes {
       }
       each_row(piece, [&](int64_t row) {
         MIXFAST_EACH_VECTOR {
-          const Reals<T> part = Block::get(block, dy + row, v) * scale[v] + shift[v];
+          const Reals<T> part = arriving<kMask>(block, dy, y, row + lane, v) * scale[v] + shift[v];
           Block::put(block, dx + row, v, (Block::get(block, x + row, v) - mean[v]) * own[v] + part);
         }
       });
@@ -188,24 +227,32 @@ struct Row {
     moments[2 * kTile] = total(squares);
   }
 
-  static void normalise(const void* data, void* result, const Piece& piece, const Real* factors) {
-    const T* const x = static_cast<const T*>(data);
+  template <bool kAdd, bool kRelu>
+  static void normalise(const void* data, const void* added, void* result, const Piece& piece, const Real* factors) {
+    const T *const x = static_cast<const T*>(data), *const residual = static_cast<const T*>(added);
     T* const y = static_cast<T*>(result);
     const Reals<T> mean = fill(factors[0]), scale = fill(factors[kTile]), shift = fill(factors[2 * kTile]);
     in_blocks(piece, [&](auto block, int64_t at) {
       using Block = decltype(block);
-      MIXFAST_EACH_VECTOR Block::put(block, y + at, v, (Block::get(block, x + at, v) - mean) * scale + shift);
+      MIXFAST_EACH_VECTOR {
+        const Reals<T> normed = (Block::get(block, x + at, v) - mean) * scale + shift;
+        Block::put(block, y + at, v, finished<kAdd, kRelu>(block, normed, residual, at, v));
+      }
     });
   }
 
-  static void products(const void* upstream, const void* data, const Piece& piece, const Real* means, Real* sums) {
-    const T *const dy = static_cast<const T*>(upstream), *const x = static_cast<const T*>(data);
+  template <bool kMask, bool kWrite>
+  static void products(const Upstream& upstream, const void* data, void* masked, const Piece& piece, const Real* means,
+                       Real* sums) {
+    const T *const dy = static_cast<const T*>(upstream.dy), *const y = static_cast<const T*>(upstream.y);
+    const T* const x = static_cast<const T*>(data);
     const Reals<T> mean = fill(means[0]);
     Reals<T> plain[4] = {}, weighted[4] = {};
     in_blocks(piece, [&](auto block, int64_t at) {
       using Block = decltype(block);
       MIXFAST_EACH_VECTOR {
-        const Reals<T> grad = Block::get(block, dy + at, v);  // zero in lanes without an element
+        const Reals<T> grad = arriving<kMask>(block, dy, y, at, v);
+        if constexpr (kWrite) Block::put(block, static_cast<T*>(masked) + at, v, grad);
         plain[v] += grad;
         weighted[v] += grad * (Block::get(block, x + at, v) - mean);
       }
@@ -214,15 +261,18 @@ struct Row {
     sums[kTile] = total(weighted);
   }
 
-  static void gradient(const void* upstream, const void* data, void* result, const Piece& piece, const Real* factors) {
-    const T *const dy = static_cast<const T*>(upstream), *const x = static_cast<const T*>(data);
+  template <bool kMask>
+  static void gradient(const Upstream& upstream, const void* data, void* result, const Piece& piece,
+                       const Real* factors) {
+    const T *const dy = static_cast<const T*>(upstream.dy), *const y = static_cast<const T*>(upstream.y);
+    const T* const x = static_cast<const T*>(data);
     T* const dx = static_cast<T*>(result);
     const Reals<T> mean = fill(factors[0]), own = fill(factors[kTile]);
     const Reals<T> scale = fill(factors[2 * kTile]), shift = fill(factors[3 * kTile]);
     in_blocks(piece, [&](auto block, int64_t at) {
       using Block = decltype(block);
       MIXFAST_EACH_VECTOR {
-        const Reals<T> part = Block::get(block, dy + at, v) * scale + shift;
+        const Reals<T> part = arriving<kMask>(block, dy, y, at, v) * scale + shift;
         Block::put(block, dx + at, v, (Block::get(block, x + at, v) - mean) * own + part);
       }
     });
@@ -231,10 +281,34 @@ struct Row {
 
 #undef MIXFAST_EACH_VECTOR
 
+// The kernels of one of the two orders, by what a call wants.
+template <class Order, class Real>
+void normalise(const void* x, const void* residual, void* y, const Piece& piece, const Real* factors, bool relu) {
+  const auto run = residual ? (relu ? Order::template normalise<true, true> : Order::template normalise<true, false>)
+                            : (relu ? Order::template normalise<false, true> : Order::template normalise<false, false>);
+  run(x, residual, y, piece, factors);
+}
+template <class Order, class Real>
+void products(const Upstream& upstream, const void* x, void* masked, const Piece& piece, const Real* means,
+              Real* sums) {
+  const auto run = masked       ? Order::template products<true, true>
+                   : upstream.y ? Order::template products<true, false>
+                                : Order::template products<false, false>;
+  run(upstream, x, masked, piece, means, sums);
+}
+template <class Order, class Real>
+void gradient(const Upstream& upstream, const void* x, void* dx, const Piece& piece, const Real* factors) {
+  const auto run = upstream.y ? Order::template gradient<true> : Order::template gradient<false>;
+  run(upstream, x, dx, piece, factors);
+}
+
+template <class Order, class Real>
+Kernels<Real> kernels_in() {
+  return {Order::moments, normalise<Order, Real>, products<Order, Real>, gradient<Order, Real>};
+}
 template <class T>
 Kernels<computed_t<T>> kernels_of(bool channels_last) {
-  if (channels_last) return {Lanes<T>::moments, Lanes<T>::normalise, Lanes<T>::products, Lanes<T>::gradient};
-  return {Row<T>::moments, Row<T>::normalise, Row<T>::products, Row<T>::gradient};
+  return channels_last ? kernels_in<Lanes<T>, computed_t<T>>() : kernels_in<Row<T>, computed_t<T>>();
 }
 
 }  // namespace

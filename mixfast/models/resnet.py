@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mixfast.models.backbone import Backbone
-from mixfast.models.split_bn import SplitBatchNorm2d
+from mixfast.models.split_bn import SplitBatchNorm2d, relu_of
 
 
 class BasicBlock(nn.Module):
@@ -23,9 +22,9 @@ class BasicBlock(nn.Module):
         self.downsample = _shortcut(in_channels, channels, stride, num_splits)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        y = relu_of(self.bn1, self.conv1(x))
+        y = self.conv2(y)
+        return relu_of(self.bn2, y, x if self.downsample is None else self.downsample(x))
 
 
 class Bottleneck(nn.Module):
@@ -45,10 +44,10 @@ class Bottleneck(nn.Module):
         self.downsample = _shortcut(in_channels, out_channels, stride, num_splits)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        y = relu_of(self.bn1, self.conv1(x))
+        y = relu_of(self.bn2, self.conv2(y))
+        y = self.conv3(y)
+        return relu_of(self.bn3, y, x if self.downsample is None else self.downsample(x))
 
 
 def _shortcut(in_channels: int, out_channels: int, stride: int, num_splits: int) -> nn.Sequential | None:
@@ -109,7 +108,9 @@ class ResNet(Backbone):
             self.strides.append(total)
 
     def maps(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        x = self.relu(self.bn1(self.conv1(images)))
+        x = self.conv1(images)
+        own = type(self.relu) is nn.ReLU and not self.relu._forward_hooks  # not replaced, and nobody watches it
+        x = relu_of(self.bn1, x) if own else self.relu(self.bn1(x))
         if self.maxpool is not None:
             x = self.maxpool(x)
         found = {}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar, cast
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -46,21 +47,23 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
     Input [B, C, H, W], B a multiple of `num_splits` while training; the output has the input's memory format.
     Parameters and buffers are float32, or float64 for float64 input. With one split it is PyTorch's own layer. Of
     several processes each has a share of the groups; a group of all samples is that of all processes.
+
+    A second argument asks for ReLU after it, a third gives a residual to add before that: while statistics are split,
+    all of it is one operation. `relu_of` calls it so.
     """
 
     def __init__(self, num_features: int, num_splits: int):
         super().__init__(num_features)
         self.num_splits = num_splits
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, relu: bool = False, residual: Tensor | None = None) -> Tensor:
         here = current()
         splits = self.num_splits if self.num_splits == 1 else self.num_splits // here.size  # in this process
         if self.training:
             check_values(x, splits)
-            if self.num_splits == 1 and here.size > 1:
-                return synced_batch_norm(self, x, here)
         if not self.training or self.num_splits == 1:
-            return super().forward(x)
+            synced = self.training and here.size > 1
+            return _after(synced_batch_norm(self, x, here) if synced else super().forward(x), relu, residual)
         if len(x) % splits:
             raise ConfigError(
                 f"SplitBatchNorm2d: a training batch must be a multiple of the {splits} splits; got {len(x)} "
@@ -73,8 +76,34 @@ class SplitBatchNorm2d(nn.BatchNorm2d):
         else:
             self.num_batches_tracked.add_(1)
         return split_batch_norm(
-            *(x, self.weight, self.bias, mean, var), num_splits=splits, momentum=self.momentum, eps=self.eps
+            *(x, self.weight, self.bias, mean, var),
+            num_splits=splits,
+            momentum=self.momentum,
+            eps=self.eps,
+            relu=relu,
+            residual=residual,
         )
+
+
+def _after(y: Tensor, relu: bool, residual: Tensor | None) -> Tensor:
+    """The sum and the ReLU that follow a batch norm, whose result stays as it is: a hook may have kept it."""
+    if residual is not None:
+        y = y + residual
+    return F.relu(y, inplace=residual is not None) if relu else y
+
+
+def relu_of(norm: nn.Module, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    """relu(norm(x) + residual), as one operation unless a forward hook of `norm` is to see norm(x).
+
+    Args:
+        norm: a `SplitBatchNorm2d`, or a layer that was put in its place.
+        x: [B, C, H, W].
+        residual: like x, but may have another dtype, as under autocast; None: nothing is added.
+    """
+    alike = residual is None or residual.dtype == x.dtype
+    if isinstance(norm, SplitBatchNorm2d) and alike and not norm._forward_hooks:
+        return norm(x, True, residual)
+    return _after(norm(x), True, residual)
 
 
 def convert_split_bn(module: Net, splits: int, *, name: str = "the module") -> Net:

@@ -1,13 +1,18 @@
 """models.resnet: shapes, sizes and agreement with torchvision."""
 
+import copy
 from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
 import torchvision
+from torch import Tensor
+from torchvision.models._utils import IntermediateLayerGetter
 
 from mixfast.models import ModelConfig, build_encoder
 from mixfast.models.resnet import ResNet
+from mixfast.models.split_bn import SplitBatchNorm2d
 from tests.tiny_run import assert_same
 
 
@@ -76,6 +81,60 @@ def test_stem_ends_in_a_relu(rng: torch.Generator) -> None:
     assert seen[0].min() == 0
 
 
+def saving(run: Callable[[], object]) -> tuple[object, int]:
+    """The result of `run`, and the bytes of all storages that autograd saves in it."""
+    saved: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        return run(), sum(saved.values())
+
+
+@pytest.mark.parametrize(
+    ("depth", "stem", "short"), [(8, "cifar", False), (8, "cifar", True), (50, "imagenet", False)], ids=str
+)
+def test_fused_layers_train_in_the_bits_of_their_parts(
+    depth: int, stem: str, short: bool, rng: torch.Generator
+) -> None:
+    """A hook of a norm sees what the norm gives, before sum and ReLU, which then run by themselves."""
+    fused = ResNet(depth, 8, stem, num_splits=4).to(memory_format=torch.channels_last)
+    apart, children = copy.deepcopy(fused), copy.deepcopy(fused)
+    x = torch.randn(16, 3, 32, 32, generator=rng).contiguous(memory_format=torch.channels_last)
+    least = []
+    for module in apart.modules():
+        if isinstance(module, SplitBatchNorm2d):
+            module.register_forward_hook(lambda layer, inputs, result: least.append(result.min().item()))
+    layers = range(1, len(fused.channels) + 1)
+    made, bytes_saved = [], []
+    with torch.autocast("cpu", torch.bfloat16, enabled=short):
+        for network in (fused, apart):
+            maps, size = saving(lambda network=network: network.maps(x, layers))
+            sum((each.float() * each.float().detach().roll(1, 3)).sum() for each in maps).backward()
+            made.append([*maps, *(weight.grad for weight in network.parameters()), *network.buffers()])
+            bytes_saved.append(size)
+        found = IntermediateLayerGetter(children, {f"layer{layer}": str(layer) for layer in layers})(x)
+    assert all(torch.equal(*pair) for pair in zip(*made, strict=True))
+    assert_same(list(found.values()), made[0][: len(layers)])
+    assert len(least) == sum(isinstance(module, SplitBatchNorm2d) for module in apart.modules()) and max(least) < 0
+    assert bytes_saved[0] <= bytes_saved[1]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_another_first_activation_is_run(training: bool, rng: torch.Generator) -> None:
+    """Neither one that was put in its place, nor one that is watched, is passed over."""
+    network, seen, x = ResNet(8, 8).train(training), [], torch.randn(16, 3, 8, 8, generator=rng)
+    network.relu.register_forward_hook(lambda layer, inputs, result: seen.append(inputs[0].min().item()))
+    with torch.no_grad():
+        network(x)
+        network.relu = torch.nn.Hardtanh(-9, -8)
+        network.layer1.register_forward_pre_hook(lambda layer, inputs: seen.append(inputs[0].max().item()))
+        network(x)
+    assert len(seen) == 2 and seen[0] < 0 and seen[1] == -8
+
+
 def test_encoding_commutes_with_reversal(rng: torch.Generator) -> None:
     """In training mode with 8 splits, so that reversed queries need no second pass."""
     encoder = build_encoder(ModelConfig(depth=8, width=8, dim=16), torch.Generator().manual_seed(0))
@@ -88,7 +147,6 @@ def test_encoding_commutes_with_reversal(rng: torch.Generator) -> None:
 @pytest.mark.parametrize("stem", ["cifar", "cifar_s2", "imagenet"])
 def test_torchvisions_feature_pyramid_sees_the_same_maps(stem: str, rng: torch.Generator) -> None:
     """It runs the children one after the other, so an activation that is none would be lost."""
-    from torchvision.models._utils import IntermediateLayerGetter
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
     network = ResNet(18, 16, stem, num_splits=1).eval()

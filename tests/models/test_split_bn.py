@@ -1,6 +1,7 @@
 """models.split_bn: groups, statistics and gradients against loops over the groups in float64."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from mixfast.adapters import convert_split_bn
 from mixfast.errors import ConfigError
 from mixfast.models.heads import build_head
-from mixfast.models.split_bn import SplitBatchNorm2d, frozen_statistics
+from mixfast.models.split_bn import SplitBatchNorm2d, frozen_statistics, relu_of
 
 SHAPES = [(8, 3, 5, 4), (16, 6, 2, 2), (12, 1, 3, 3), (8, 5, 1, 7)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -122,6 +123,20 @@ def test_batch_that_cannot_be_split_is_refused() -> None:
 
 
 @pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("training", [False, True])
+def test_sum_and_relu_in_every_mode(splits: int, training: bool, rng: torch.Generator) -> None:
+    """Also with a residual of another dtype, as under autocast."""
+    norm = prepared(rng, 3, splits, torch.float32).train(training)
+    x, residual = torch.randn(2, 8, 3, 4, 4, generator=rng)
+    with frozen_statistics(norm) if training else nullcontext():
+        normed = norm(x)
+        assert torch.equal(norm(x, relu=True), normed.clamp(min=0))
+        assert torch.equal(norm(x, relu=True, residual=residual), (normed + residual).clamp(min=0))
+        assert torch.equal(relu_of(norm, x, residual.double()), (normed + residual.double()).clamp(min=0))
+        assert torch.equal(relu_of(nn.ReLU(), x, residual), (x.clamp(min=0) + residual).clamp(min=0))
+
+
+@pytest.mark.parametrize("splits", [1, 4])
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 def test_frozen_statistics_stay_and_change_nothing_else(
     rng: torch.Generator, splits: int, memory_format: torch.memory_format
@@ -159,8 +174,11 @@ def test_bfloat16_input_keeps_its_type_under_both_formats(rng: torch.Generator) 
 def test_is_captured_whole_by_torch_compile(rng: torch.Generator, memory_format: torch.memory_format) -> None:
     norm = prepared(rng, 3, 4, torch.float32)
     x = torch.randn(8, 3, 4, 4, generator=rng).contiguous(memory_format=memory_format).requires_grad_()
-    compiled = torch.compile(norm, backend="aot_eager", fullgraph=True)
-    expected, actual = norm(x), compiled(x)
+
+    def layers(x: Tensor) -> Tensor:
+        return relu_of(norm, norm(x), x)
+
+    expected, actual = layers(x), torch.compile(layers, backend="aot_eager", fullgraph=True)(x)
     torch.testing.assert_close(actual, expected, atol=1e-6, rtol=1e-6)
     upstream = torch.randn(x.shape, generator=rng)
     wanted, got = (torch.autograd.grad(y, [x, norm.weight, norm.bias], upstream) for y in (expected, actual))

@@ -23,11 +23,19 @@ CASES: dict[str, Case] = {
     "several-pieces": (8, 8, 40, 40, 2),
     "one-group": (2, 3, 70, 70, 1),
 }
-NAMES = ("y", "d_x", "d_weight", "d_bias", "running_mean", "running_var")
+NAMES = ("y", "d_x", "d_weight", "d_bias", "running_mean", "running_var", "d_residual")  # the last if there is one
 
 
-def draw(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, rng: torch.Generator) -> dict[str, Any]:
-    """Maps that lie off zero, with an upstream gradient, parameters and running statistics."""
+def draw(
+    case: Case,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    rng: torch.Generator,
+    *,
+    relu: bool = False,
+    added: bool = False,
+) -> dict[str, Any]:
+    """Maps that lie off zero, with an upstream gradient, parameters, running statistics, and a residual if `added`."""
     batch, channels, height, width, splits = case
     statistics = torch.promote_types(dtype, torch.float32)
 
@@ -35,7 +43,7 @@ def draw(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, rng
         return torch.randn(*shape, generator=rng, dtype=torch.float64)
 
     x = 2 * normal(batch, channels, height, width) + 3 * normal(channels, 1, 1)
-    return {
+    made = {
         "x": x.to(dtype).contiguous(memory_format=memory_format),
         "upstream": (normal(batch, channels, height, width) + 0.3).to(dtype),
         "weight": (normal(channels) + 1).to(statistics),
@@ -43,13 +51,26 @@ def draw(case: Case, dtype: torch.dtype, memory_format: torch.memory_format, rng
         "running_mean": normal(channels).to(statistics),
         "running_var": normal(channels).exp().to(statistics),
         "num_splits": splits,
+        "relu": relu,
     }
+    residual = normal(*x.shape).to(dtype).contiguous(memory_format=memory_format)
+    return {**made, "residual": residual} if added else made
 
 
-def truth(inputs: dict[str, Any], momentum: float = 0.1, eps: float = 1e-5) -> dict[str, Tensor]:
-    """Everything of `NAMES` in float64, by loops over groups and their samples; gradients by autograd."""
-    leaves = [inputs[name].double().requires_grad_() for name in ("x", "weight", "bias")]
-    x, weight, bias = leaves
+def names(inputs: dict[str, Any]) -> list[str]:
+    """Of what gradients are taken."""
+    return ["x", "weight", "bias", *(["residual"] if "residual" in inputs else [])]
+
+
+def truth(
+    inputs: dict[str, Any], momentum: float = 0.1, eps: float = 1e-5, result: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Everything of `NAMES` in float64, by loops over groups and their samples; gradients by autograd.
+
+    Where rounding decides on which side of zero a number is, gradients are those for the ReLU's `result`, if given.
+    """
+    leaves = [inputs[name].double().requires_grad_() for name in names(inputs)]
+    x, weight, bias, *residual = leaves
     splits, samples = inputs["num_splits"], list(range(len(x)))
     outputs: list[Tensor] = [x] * len(samples)
     means, variances = [], []
@@ -63,20 +84,25 @@ def truth(inputs: dict[str, Any], momentum: float = 0.1, eps: float = 1e-5) -> d
             outputs[n] = (x[n] - mean[:, None, None]) * scale[:, None, None] + bias[:, None, None]
         means.append(mean.detach())
         variances.append(squares.detach() / (numbers.shape[1] - 1))
-    y = torch.stack(outputs)
-    grads = torch.autograd.grad(y, leaves, inputs["upstream"].double())
+    y, upstream = sum(residual, start=torch.stack(outputs)), inputs["upstream"].double()
+    if inputs["relu"]:
+        upstream = upstream * ((y if result is None else result) > 0)
+    grads = torch.autograd.grad(y, leaves, upstream)
+    y = y.clamp(min=0) if inputs["relu"] else y
     new = torch.stack(means).mean(0), torch.stack(variances).mean(0)
     old = (inputs[name].double() for name in ("running_mean", "running_var"))
     running = [(1 - momentum) * each + momentum * moved for each, moved in zip(old, new, strict=True)]
-    return dict(zip(NAMES, (y.detach(), *grads, *running), strict=True))
+    return dict(zip(NAMES, (y.detach(), *grads[:3], *running, *grads[3:]), strict=False))
 
 
 def results(inputs: dict[str, Any], backend: str, **options: Any) -> dict[str, Tensor]:
     """The same by the operation, on the backend's device; results on the CPU."""
     device = device_of(backend)
     moved = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in inputs.items()}
-    leaves = [moved[name].detach().clone().requires_grad_() for name in ("x", "weight", "bias")]
-    running = [moved[name].clone() for name in ("running_mean", "running_var")]
-    y = split_batch_norm(*leaves, *running, num_splits=inputs["num_splits"], backend=backend, **options)
-    grads = torch.autograd.grad(y, leaves, moved["upstream"])
-    return dict(zip(NAMES, (each.detach().cpu() for each in (y, *grads, *running)), strict=True))
+    leaves = {name: moved[name].detach().clone().requires_grad_() for name in names(inputs)}
+    options |= {name: moved[name] for name in ("num_splits", "relu")}
+    options |= {name: moved[name].clone() for name in ("running_mean", "running_var")}
+    y = split_batch_norm(**leaves, **options, backend=backend)
+    grads = torch.autograd.grad(y, list(leaves.values()), moved["upstream"])
+    made = y, *grads[:3], options["running_mean"], options["running_var"], *grads[3:]
+    return dict(zip(NAMES, (each.detach().cpu() for each in made), strict=False))

@@ -93,6 +93,14 @@ def norm(memory_format: torch.memory_format) -> Case:
     return Case("split_batch_norm", call, (x, numbers(3), numbers(3)))
 
 
+def norm_relu() -> Case:
+    def call(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor, backend: str) -> Tensor:
+        options = {"num_splits": 2, "eps": 0.1, "relu": True, "residual": residual}
+        return split_batch_norm(x, weight, bias, **options, backend=backend)
+
+    return Case("split_batch_norm", call, (numbers(4, 3, 2, 3), numbers(3), numbers(3), numbers(4, 3, 2, 3).flip(0)))
+
+
 CASES = {
     "infonce": infonce((3, 1, 4), "mean"),
     "infonce-rows": infonce((3, 1, 4), "none"),
@@ -104,6 +112,7 @@ CASES = {
     "weights": pool(BOXES, ready=True),
     "norm": norm(torch.contiguous_format),
     "norm-channels-last": norm(torch.channels_last),
+    "norm-relu": norm_relu(),
 }
 
 

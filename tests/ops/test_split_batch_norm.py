@@ -13,15 +13,22 @@ from mixfast.ops import split_batch_norm
 from mixfast.ops.norm import cpu_native
 from tests.backends import device_of, each_backend, skip_if_refused
 from tests.ops.compare import SLACK, assert_no_worse, generator
-from tests.ops.splitnorm import CASES, DTYPES, FORMATS, NAMES, Case, draw, results, truth
+from tests.ops.splitnorm import CASES, DTYPES, FORMATS, NAMES, Case, draw, names, results, truth
+
+PARTS = [(True, False), (False, True), (True, True)]  # relu, and whether there is a residual
 
 
 def check(
-    backend: str, case: Case, dtype: torch.dtype, memory_format: torch.memory_format, rng: torch.Generator
+    backend: str,
+    case: Case,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    rng: torch.Generator,
+    **parts: bool,
 ) -> None:
     """Everything is no worse than the reference's in the same precision, and maps lie in memory as x does."""
     skip_if_refused("split_batch_norm", backend, dtype)
-    inputs = draw(case, dtype, memory_format, rng)
+    inputs = draw(case, dtype, memory_format, rng, **parts)
     ours, theirs = results(inputs, backend), results(inputs, "reference")
     statistics = torch.promote_types(dtype, torch.float32)
     # Means are rounded, which shifts all h of a group's channel, and with them the sum of dy h.
@@ -31,8 +38,8 @@ def check(
     )  # [S, B / S, C, H W]
     shifts = x.mean((1, 3)).abs() / x.std((1, 3)) * torch.finfo(statistics).eps
     shifted = (shifts * upstream.sum((1, 3)).abs()).sum(0).max().item()
-    for name, expected in truth(inputs).items():
-        slack = SLACK[dtype if name in ("y", "d_x") else statistics]
+    for name, expected in truth(inputs, result=ours["y"]).items():
+        slack = SLACK[dtype if name in ("y", "d_x", "d_residual") else statistics]
         if name == "d_weight":
             slack += shifted / expected.abs().max().item()
         assert_no_worse(ours[name], theirs[name], expected, slack, name)
@@ -48,6 +55,78 @@ def test_no_worse_than_the_reference(
     backend: str, name: str, dtype: torch.dtype, memory_format: torch.memory_format, rng: torch.Generator
 ) -> None:
     check(backend, CASES[name], dtype, memory_format, rng)
+
+
+@each_backend("split_batch_norm")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("relu", "added"), PARTS)
+def test_with_relu_and_residual(
+    backend: str,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    relu: bool,
+    added: bool,
+    rng: torch.Generator,
+) -> None:
+    for name in ("odd", "several-pieces"):
+        check(backend, CASES[name], dtype, memory_format, rng, relu=relu, added=added)
+
+
+@pytest.mark.skipif(cpu_native.unavailable() is not None, reason="the cpu backend is not built")
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("relu", "added"), PARTS)
+def test_bits_are_those_of_the_parts_one_after_the_other(
+    dtype: torch.dtype, memory_format: torch.memory_format, relu: bool, added: bool, rng: torch.Generator
+) -> None:
+    """A residual of the other memory format included."""
+    inputs = draw((16, 77, 9, 5, 8), dtype, memory_format, rng, relu=relu, added=added)
+    if added:
+        inputs["residual"] = inputs["residual"].contiguous(memory_format=FORMATS[memory_format == FORMATS[0]])
+    fused = results(inputs, "cpu")
+    leaves = {name: inputs[name].clone().requires_grad_() for name in names(inputs)}
+    residual, running = leaves.pop("residual", None), [inputs[name].clone() for name in ("running_mean", "running_var")]
+    y = split_batch_norm(*leaves.values(), *running, num_splits=8, backend="cpu")
+    y = y if residual is None else y + residual
+    y = y.relu() if relu else y
+    grads = torch.autograd.grad(y, [*leaves.values(), *([] if residual is None else [residual])], inputs["upstream"])
+    for name, value in zip(NAMES, (y, *grads[:3], *running, *grads[3:]), strict=False):
+        assert torch.equal(fused[name], value), name
+
+
+@each_backend("split_batch_norm")
+def test_zeros_pass_no_gradient_and_bad_numbers_do(backend: str) -> None:
+    """As torch's ReLU has it. A weight of zero leaves the bias and the residual, of exact numbers."""
+    device = device_of(backend)
+    x, upstream = (torch.arange(1.0, 7, device=device).view(6, 1, 1, 1) for _ in range(2))
+    weight, bias = torch.zeros(1, device=device), torch.ones(1, device=device).requires_grad_()
+    residual = torch.tensor([-2.0, -1, -1, 0, torch.nan, 3], device=device).requires_grad_()
+    maps, options = residual.view(6, 1, 1, 1), {"num_splits": 2, "relu": True, "backend": backend}
+    y = split_batch_norm(x, weight, bias, residual=maps, **options)
+    assert y.flatten().tolist() == pytest.approx([0, 0, 0, 1, torch.nan, 4], abs=0, nan_ok=True)
+    y.backward(upstream)
+    assert residual.grad.tolist() == [0, 0, 0, 4, 5, 6] and bias.grad.item() == 15
+    (d_bias,) = torch.autograd.grad(split_batch_norm(x, weight, bias * 0, **options).sum(), bias)
+    assert d_bias.item() == 0
+
+
+@each_backend("split_batch_norm")
+def test_what_relu_saves_is_what_the_next_layer_saves(backend: str, rng: torch.Generator) -> None:
+    """x and y, not a mask, nor the sum; y must stay as it is, as after torch's ReLU."""
+    inputs = draw((8, 6, 4, 4, 4), torch.float32, torch.channels_last, rng, added=True)
+    saved: list[Tensor] = []
+    leaves = {name: inputs[name].to(device_of(backend)).requires_grad_() for name in names(inputs)}
+    options = {"num_splits": 4, "relu": True, "backend": backend}
+    with torch.autograd.graph.saved_tensors_hooks(lambda each: saved.append(each) or each, lambda each: each):
+        y = split_batch_norm(**leaves, **options)
+    if backend != "reference":
+        maps = [each.data_ptr() for each in saved if each.ndim == 4]
+        assert sorted(maps) == sorted([leaves["x"].data_ptr(), y.data_ptr()])
+    y = split_batch_norm(**leaves, **options)
+    y.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
 
 
 @each_backend("split_batch_norm")
@@ -77,23 +156,32 @@ def test_hand_numbers(backend: str) -> None:
 @pytest.mark.parametrize("instruction_set", cpu_native.instruction_sets())
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("relu", "added"), [(False, False), (True, False), (True, True)])
 def test_every_instruction_set(
-    instruction_set: int, dtype: torch.dtype, memory_format: torch.memory_format, rng: torch.Generator
+    instruction_set: int,
+    dtype: torch.dtype,
+    memory_format: torch.memory_format,
+    relu: bool,
+    added: bool,
+    rng: torch.Generator,
 ) -> None:
     """Whole vectors and what is left beside them, of lanes and of rows."""
-    inputs = draw((6, 77, 7, 5, 3), dtype, memory_format, rng)
+    inputs = draw((6, 77, 7, 5, 3), dtype, memory_format, rng, relu=relu, added=added)
     x, weight, bias = (inputs[name] for name in ("x", "weight", "bias"))
     mean, var = inputs["running_mean"].clone(), inputs["running_var"].clone()
-    y, means, inverses = cpu_native.forward(x, weight, bias, mean, var, 3, 0.1, 1e-5, instruction_set)
-    upstream = inputs["upstream"].contiguous(memory_format=memory_format)
-    grads = cpu_native.backward(upstream, x, weight, means, inverses, 3, instruction_set)
+    arguments = x, weight, bias, mean, var, inputs.get("residual"), 3, 0.1, 1e-5, relu, instruction_set
+    y, means, inverses = cpu_native.forward(*arguments)
+    upstream, mask = inputs["upstream"].contiguous(memory_format=memory_format), y if relu else None
+    *grads, masked = cpu_native.backward(upstream, x, mask, weight, means, inverses, 3, added, instruction_set)
     statistics = 1e-12 if dtype == torch.float64 else 3e-6
     rounding = torch.finfo(dtype).eps if dtype in (torch.float16, torch.bfloat16) else statistics
-    expected_values = truth(inputs)
-    for name, ours in zip(NAMES, (y, *grads, mean, var), strict=True):
-        tolerance = rounding if name in ("y", "d_x") else statistics
+    expected_values = truth(inputs, result=y)
+    for name, ours in zip(NAMES, (y, *grads, mean, var, *([masked] if added else [])), strict=False):
+        tolerance = rounding if name in ("y", "d_x", "d_residual") else statistics
         expected = expected_values[name]
-        torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=statistics * expected.abs().max())
+        rounded_twice = added and name == "y"  # before the sum too, which may cancel
+        absolute = (rounding if rounded_twice else statistics) * expected.abs().max()
+        torch.testing.assert_close(ours.double(), expected, rtol=tolerance, atol=absolute)
 
 
 @each_backend("split_batch_norm")
@@ -230,8 +318,8 @@ def run(side, layout):
     x = torch.randn(16, 16, side, side).contiguous(memory_format=layout)
     one = torch.ones(16)
     before = mib("VmRSS")
-    y, *statistics = _operators.forward(x, one, one, None, None, 8, 0.1, 1e-5, "cpu")
-    _operators.backward(y, x, one, *statistics, 8, "cpu")
+    y, *statistics = _operators.forward(x, one, one, None, None, None, 8, 0.1, 1e-5, False, "cpu")
+    _operators.backward(y, x, None, one, *statistics, 8, False, "cpu")
     return mib("VmHWM") - before
 run(4, torch.channels_last)
 print(*(run(192, layout) for layout in (torch.contiguous_format, torch.channels_last)))
@@ -255,13 +343,21 @@ def test_maps_are_not_copied() -> None:
     width=st.integers(2, 9),
     splits=st.integers(1, 5),
     memory_format=st.sampled_from(FORMATS),
+    parts=st.sampled_from([(False, False), *PARTS]),
     seed=st.integers(0, 1000),
 )
 def test_any_shape(
-    members: int, channels: int, height: int, width: int, splits: int, memory_format: torch.memory_format, seed: int
+    members: int,
+    channels: int,
+    height: int,
+    width: int,
+    splits: int,
+    memory_format: torch.memory_format,
+    parts: tuple[bool, bool],
+    seed: int,
 ) -> None:
-    case = (members * splits, channels, height, width, splits)
-    inputs = draw(case, torch.float64, memory_format, generator(str(seed)))
+    case, (relu, added) = (members * splits, channels, height, width, splits), parts
+    inputs = draw(case, torch.float64, memory_format, generator(str(seed)), relu=relu, added=added)
     ours = results(inputs, "auto")
     for name, expected in truth(inputs).items():
         size = expected.abs().max().clamp(min=1).item()

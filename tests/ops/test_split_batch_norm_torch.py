@@ -60,7 +60,8 @@ def test_compile_whole_graph(
 
     def forward(x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         y = split_batch_norm(x * 2, weight, bias, mean, var, num_splits=2, backend=backend)
-        return split_batch_norm(y.relu_(), weight, bias, mean, var, num_splits=1, backend=backend) + 1
+        options = {"num_splits": 1, "relu": True, "residual": x, "backend": backend}
+        return split_batch_norm(y.relu_(), weight, bias, mean, var, **options) + 1
 
     torch._dynamo.reset()  # all cases compile one function, of which dynamo keeps eight versions at most
     compiled = torch.compile(forward, fullgraph=True, dynamic=dynamic, backend="aot_eager")
@@ -81,15 +82,16 @@ def test_compile_whole_graph(
 
 
 @each_backend("split_batch_norm", but=("reference", "triton"))
-@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("memory_format", FORMATS, ids=str)
-def test_opcheck(backend: str, running: bool, memory_format: torch.memory_format, rng: torch.Generator) -> None:
+def test_opcheck(backend: str, everything: bool, memory_format: torch.memory_format, rng: torch.Generator) -> None:
     x = torch.randn(4, 3, 2, 5, generator=rng).contiguous(memory_format=memory_format)
-    statistics = (torch.zeros(3), ones(3)) if running else (None, None)
-    arguments = (x, ones(3), torch.zeros(3), *statistics, 2, 0.1, 1e-5, backend)
+    optional = (torch.zeros(3), ones(3), x.flip(0)) if everything else (None, None, None)
+    arguments = (x, ones(3), torch.zeros(3), *optional, 2, 0.1, 1e-5, everything, backend)
     torch.library.opcheck(_operators.forward, arguments)
-    y, means, inverses = _operators.forward(*arguments)
-    torch.library.opcheck(_operators.backward, (y, x, ones(3), means, inverses, 2, backend))
+    y, *statistics = _operators.forward(*arguments)
+    mask = y if everything else None
+    torch.library.opcheck(_operators.backward, (y, x, mask, ones(3), *statistics, 2, everything, backend))
 
 
 @each_backend("split_batch_norm")
@@ -154,6 +156,10 @@ BAD: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("momentum", {"momentum": 1.5}, ValueError, r"momentum must be in \[0, 1\]; got 1\.5"),
     ("momentum-none", {"momentum": None}, TypeError, r"momentum must be a number; got None"),
     ("eps", {"eps": 0.0}, ValueError, r"eps must be positive and finite; got 0\.0"),
+    ("relu", {"relu": 1}, TypeError, r"relu must be True or False; got 1"),
+    ("residual", {"residual": 0.0}, TypeError, r"residual must be a tensor \[B, C, H, W\], or None; got float"),
+    ("residual-dtype", {"residual": ones(4, 3, 2, 2).half()}, TypeError, r"residual must have the dtype of x, torch.f"),
+    ("residual-shape", {"residual": ones(4, 3, 1, 1)}, ValueError, r"shape of x, \[4, 3, 2, 2\]; got \[4, 3, 1, 1\]"),
     ("backend", {"backend": "cuda"}, ValueError, r"backend must be auto, .*reference; got 'cuda'"),
 ]
 

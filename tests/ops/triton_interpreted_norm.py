@@ -40,6 +40,13 @@ def test_several_steps(case: Case, memory_format: torch.memory_format, rng: torc
     tests.check("triton", case, torch.float32, memory_format, rng)
 
 
+@pytest.mark.parametrize("memory_format", FORMATS, ids=str)
+@pytest.mark.usefixtures("few_programs")
+def test_with_relu_and_residual(memory_format: torch.memory_format, rng: torch.Generator) -> None:
+    for dtype, (relu, added) in zip((torch.float32, torch.float16, torch.float32), tests.PARTS, strict=True):
+        tests.check("triton", (6, 5, 7, 9, 2), dtype, memory_format, rng, relu=relu, added=added)
+
+
 @pytest.mark.usefixtures("few_programs")
 def test_as_the_other_backends(rng: torch.Generator) -> None:
     """What depends on the kernels; layouts of the input and repeated passes are the operator's, for every backend."""
@@ -49,6 +56,8 @@ def test_as_the_other_backends(rng: torch.Generator) -> None:
     tests.test_a_constant_channel_becomes_its_bias("triton", first)
     tests.test_a_bad_number_stays_in_its_group_and_channel("triton", last, rng)
     tests.test_only_what_is_wanted("triton", rng)
+    tests.test_zeros_pass_no_gradient_and_bad_numbers_do("triton")
+    tests.test_what_relu_saves_is_what_the_next_layer_saves("triton", rng)
 
 
 def test_bfloat16(rng: torch.Generator) -> None:

@@ -58,6 +58,19 @@ def check_running(running_mean: Any, running_var: Any, x: Tensor) -> None:
             check.value_error(f"{name} is written in place and must not require a gradient. Pass {name}.detach().")
 
 
+def check_relu(relu: Any, residual: Any, x: Tensor) -> None:
+    """A flag, and None or maps like x."""
+    if not isinstance(relu, bool):
+        check.type_error(f"relu must be True or False; got {relu!r}.")
+    if residual is None:
+        return
+    check.floats("residual", residual, "a tensor [B, C, H, W], or None")
+    check.dtype_of("residual", residual, "x", x.dtype)
+    check.device_of("residual", residual, "x", x.device)
+    if residual.shape != x.shape:
+        check.value_error(f"residual must have the shape of x, {list(x.shape)}; got {list(residual.shape)}.")
+
+
 def check_numbers(momentum: Any, eps: Any) -> None:
     for name, number in (("momentum", momentum), ("eps", eps)):
         if not isinstance(number, (int, float)) or isinstance(number, bool):

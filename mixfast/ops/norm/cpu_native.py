@@ -29,18 +29,24 @@ def _maps(x: Tensor, splits: int) -> tuple[Any, ...]:
     return batch, channels, height * width, splits, last, DTYPES[x.dtype]
 
 
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
 def forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    residual: Tensor | None,
     splits: int,
     momentum: float,
     eps: float,
+    relu: bool,
     instruction_set: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, means, inverses) as `_operators.forward` describes them; x is dense."""
+    """(y, means, inverses) as `_operators.forward` describes them; x is dense, and a residual has its layout."""
     y, means = torch.empty_like(x), weight.new_empty((splits, x.shape[1]))
     inverses = torch.empty_like(means)
     _native.cpu.split_batch_norm_forward(  # type: ignore[union-attr]
@@ -48,9 +54,10 @@ def forward(
         x.data_ptr(),
         weight.data_ptr(),
         bias.data_ptr(),
-        *(0 if tensor is None else tensor.data_ptr() for tensor in (running_mean, running_var)),
+        *(_address(tensor) for tensor in (running_mean, running_var, residual)),
         momentum,
         eps,
+        relu,
         y.data_ptr(),
         means.data_ptr(),
         inverses.data_ptr(),
@@ -60,14 +67,23 @@ def forward(
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight: Tensor, means: Tensor, inverses: Tensor, splits: int, instruction_set: int = -1
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, d_weight, d_bias) as `_operators.backward` describes them; dy and x are dense and of one layout."""
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    means: Tensor,
+    inverses: Tensor,
+    splits: int,
+    masked: bool,
+    instruction_set: int = -1,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dx, d_weight, d_bias, d_residual) as `_operators.backward` describes them; all maps are dense, in one layout."""
     dx, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    tensors = dy, x, weight, means, inverses, dx, d_weight, d_bias
+    d_residual = torch.empty_like(x) if masked else None
+    tensors = dy, x, y, weight, means, inverses, dx, d_residual, d_weight, d_bias
     _native.cpu.split_batch_norm_backward(  # type: ignore[union-attr]
         *_maps(x, splits),
-        *(tensor.data_ptr() for tensor in tensors),
+        *(_address(tensor) for tensor in tensors),
         *_native.cpu_place(instruction_sets(), instruction_set),
     )
-    return dx, d_weight, d_bias
+    return dx, d_weight, d_bias, x.new_empty(0) if d_residual is None else d_residual

@@ -46,11 +46,13 @@ def forward(
     bias: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    residual: Tensor | None,
     splits: int,
     momentum: float,
     eps: float,
+    relu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(y, means, inverses) as `_operators.forward` describes them; x is dense."""
+    """(y, means, inverses) as `_operators.forward` describes them; x is dense, and a residual has its layout."""
     from mixfast.ops.norm import gpu_triton_kernels as kernels
 
     cut = plan(x, splits)
@@ -91,6 +93,7 @@ def forward(
         )
         kernels.normalise[grid](
             x,
+            residual,
             y,
             weight,
             bias,
@@ -104,6 +107,7 @@ def forward(
             cut.chunk,
             cut.total,
             momentum,
+            RELU=relu,
             **cut.constants,
             **_LAUNCH,
         )
@@ -111,9 +115,16 @@ def forward(
 
 
 def backward(
-    dy: Tensor, x: Tensor, weight: Tensor, means: Tensor, inverses: Tensor, splits: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, d_weight, d_bias) as `_operators.backward` describes them; dy and x are dense and of one layout."""
+    dy: Tensor,
+    x: Tensor,
+    y: Tensor | None,
+    weight: Tensor,
+    means: Tensor,
+    inverses: Tensor,
+    splits: int,
+    masked: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(dx, d_weight, d_bias, d_residual) as `_operators.backward` describes them; all maps are dense, in one layout."""
     from mixfast.ops.norm import gpu_triton_kernels as kernels
 
     cut = plan(x, splits)
@@ -122,11 +133,14 @@ def backward(
     partials = weight.new_empty((2, splits, cut.chunks, channels))
     sums = weight.new_empty((2, splits, channels))
     dx, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
+    d_residual = torch.empty_like(x) if masked else None
     grid = cut.chunks, cut.tiles, splits
     with torch.cuda.device_of(x):
         kernels.products[grid](
             dy,
             x,
+            y,
+            d_residual,
             means,
             inverses,
             *partials,
@@ -142,8 +156,9 @@ def backward(
             *partials, *sums, channels, cut.chunks, **merging, **_LAUNCH
         )
         kernels.gradient[grid](
-            dy,
+            dy if d_residual is None else d_residual,
             x,
+            y if d_residual is None else None,
             dx,
             weight,
             means,
@@ -158,7 +173,7 @@ def backward(
             **cut.constants,
             **_LAUNCH,
         )
-    return dx, d_weight, d_bias
+    return dx, d_weight, d_bias, x.new_empty(0) if d_residual is None else d_residual
 
 
 # The constants of each kernel. scripts/triton_report.py compiles with the same.

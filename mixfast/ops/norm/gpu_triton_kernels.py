@@ -32,6 +32,15 @@ def _tile(sample, start, c, channels, pixels, stride_c, stride_p, BLOCK_P: tl.co
     return offsets, (p < pixels)[:, None] & (c < channels)[None, :]
 
 
+@triton.jit
+def _upstream(dy, y, cells, inside):
+    """The gradient that arrives at the norm, in float32: zero where the result y of a ReLU is; y may be None."""
+    upstream = tl.load(dy + cells, inside, 0.0).to(tl.float32)
+    if y is not None:
+        upstream = tl.where(tl.load(y + cells, inside, 0.0) <= 0, 0.0, upstream)
+    return upstream
+
+
 @triton.jit(do_not_specialize=["groups", "steps", "chunk", "chunks", "total"])
 def moments(
     x,
@@ -132,6 +141,7 @@ def _move(running, values, momentum, groups, channels, c, mask):
 @triton.jit(do_not_specialize=["groups", "steps", "chunk", "total", "momentum"])
 def normalise(
     x,
+    residual,
     y,
     weight,
     bias,
@@ -151,8 +161,12 @@ def normalise(
     momentum,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    RELU: tl.constexpr,
 ):
-    """Program (chunk, tile of channels, group): y of a chunk. The first of a tile moves the running statistics."""
+    """Program (chunk, tile of channels, group): y of a chunk, to which a residual is added unless that is None.
+
+    The first of a tile moves the running statistics.
+    """
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     group, first = tl.program_id(2), tl.program_id(0) * chunk
     mean = tl.load(means + group * channels + c, c < channels, 0.0)[None, :]
@@ -163,7 +177,12 @@ def normalise(
         sample, start = _step(step, group, steps, groups, BLOCK_P)
         cells, inside = _tile(sample, start, c, channels, pixels, stride_c, stride_p, BLOCK_P)
         values = tl.load(x + cells, inside, 0.0).to(tl.float32)
-        tl.store(y + cells, ((values - mean) * scale + shift).to(y.dtype.element_ty), inside)
+        result = (values - mean) * scale + shift
+        if residual is not None:
+            result += tl.load(residual + cells, inside, 0.0).to(tl.float32)
+        if RELU:
+            result = tl.where(result < 0, 0.0, result)
+        tl.store(y + cells, result.to(y.dtype.element_ty), inside)
     if running_mean is not None:
         mine = c < tl.where(tl.program_id(0) + group == 0, channels, 0)
         _move(running_mean, means, momentum, groups, channels, c, mine)
@@ -174,6 +193,8 @@ def normalise(
 def products(
     dy,
     x,
+    y,
+    masked,
     means,
     inverses,
     plain_sums,
@@ -190,7 +211,10 @@ def products(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Program (chunk, tile of channels, group): the sums of dy and of dy h, h = (x - mean) inverse."""
+    """Program (chunk, tile of channels, group): the sums of g and of g h, h = (x - mean) inverse.
+
+    g is dy, but zero where y is, unless y is None. It is written to `masked`, unless that is None.
+    """
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     group, first = tl.program_id(2), tl.program_id(0) * chunk
     mean = tl.load(means + group * channels + c, c < channels, 0.0)[None, :]
@@ -199,7 +223,9 @@ def products(
     for step in tl.range(first, tl.minimum(first + chunk, total)):
         sample, start = _step(step, group, steps, groups, BLOCK_P)
         cells, inside = _tile(sample, start, c, channels, pixels, stride_c, stride_p, BLOCK_P)
-        upstream = tl.load(dy + cells, inside, 0.0).to(tl.float32)
+        upstream = _upstream(dy, y, cells, inside)
+        if masked is not None:
+            tl.store(masked + cells, upstream.to(masked.dtype.element_ty), inside)
         values = tl.load(x + cells, inside, 0.0).to(tl.float32)
         plain += upstream
         weighted += upstream * tl.where(inside, values - mean, 0.0)
@@ -233,6 +259,7 @@ def merge_products(
 def gradient(
     dy,
     x,
+    y,
     dx,
     weight,
     means,
@@ -264,7 +291,7 @@ def gradient(
     for step in tl.range(first, tl.minimum(first + chunk, total)):
         sample, start = _step(step, group, steps, groups, BLOCK_P)
         cells, inside = _tile(sample, start, c, channels, pixels, stride_c, stride_p, BLOCK_P)
-        upstream = tl.load(dy + cells, inside, 0.0).to(tl.float32)
+        upstream = _upstream(dy, y, cells, inside)
         values = tl.load(x + cells, inside, 0.0).to(tl.float32)
         grad = scale * (upstream + shift + (values - mean) * slope)
         tl.store(dx + cells, grad.to(dx.dtype.element_ty), inside)

@@ -1,4 +1,5 @@
-"""split_batch_norm by its definition, in plain PyTorch: one batch norm with a channel for each pair (group, channel).
+"""split_batch_norm by its definition, in plain PyTorch: one batch norm with a channel for each pair (group, channel),
+then the sum with a residual, then ReLU.
 
 It shares no code with the other backends, which are tested against it. PyTorch computes all derivatives.
 """
@@ -22,9 +23,11 @@ def normalise(
     bias: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
+    residual: Tensor | None,
     splits: int,
     momentum: float,
     eps: float,
+    relu: bool,
 ) -> Tensor:
     """[B, C, H, W] viewed as [B / S, S C, H, W] puts sample n into the channels of group n mod S."""
     batch, channels, height, width = x.shape
@@ -37,4 +40,6 @@ def normalise(
         if old is not None and new is not None:
             old.copy_(new.view(splits, channels).mean(dim=0))
     last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-    return y.contiguous(memory_format=torch.channels_last) if last else y
+    y = y.contiguous(memory_format=torch.channels_last) if last else y
+    y = y if residual is None else y + residual
+    return F.relu(y) if relu else y
