@@ -40,6 +40,7 @@ from mixfast.run import machine
 from mixfast.run.command import run
 from mixfast.run.folder import results_folder
 from mixfast.train import cli
+from mixfast.train.launch import settle_precision
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"model.depth": 18, "model.width": 16, "model.stem": "cifar_s2", "data.size": 32, "train.batch_size": 64},
@@ -155,6 +156,7 @@ def measure_all(
     found = machine.environment(device, clock="processor" if request.busy else "wall")
     environment = {key: value for key, value in found.items() if key not in ("argv", "platform", "backends")}
     print(f"torch {torch.__version__}   {device} ({threads} threads)   kernels: {machine.kernels(device)}")
+    invocations = [settle_precision(each, each.config, device) for each in invocations]
     peaks = [memory_of(each.config, device) for each in invocations]  # before, as timing wants freed memory kept
     machine.keep_freed_memory()
     records: list[output.Record] = []
