@@ -1,5 +1,6 @@
 """The precision of a run's training passes: as asked for, or chosen for the machine where the run starts."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -45,13 +46,12 @@ def choose(config: RunConfig[Any], device: torch.device) -> tuple[str, str]:
 
     On a CPU it may be measured; of several processes the first decides for all.
     """
-    here, train = current(), config.train
+    here = current()
     if device.type == "cuda":
         return here.first(lambda: (pick_precision("auto", device), "auto: bf16 on GPUs from Ampere on"))
-    if train.deterministic:
+    if config.train.deterministic:
         return "fp32", "auto: --train.deterministic depends on no measurement"
-    share = train.batch_size // train.accumulate // here.size
-    return here.first(lambda: choose_on_cpu(torch.cpu.get_capabilities(), lambda: time_passes(config, share)))
+    return here.first(lambda: choose_on_cpu(torch.cpu.get_capabilities(), lambda: time_passes(config, here.size)))
 
 
 def choose_on_cpu(capabilities: Mapping[str, Any], measure: Callable[[], PassSeconds]) -> tuple[str, str]:
@@ -69,26 +69,26 @@ def choose_on_cpu(capabilities: Mapping[str, Any], measure: Callable[[], PassSec
     return ("bf16" if fp32 >= GAIN * bf16 else "fp32"), why
 
 
-def time_passes(config: RunConfig[Any], share: int) -> PassSeconds:
+def time_passes(config: RunConfig[Any], processes: int = 1) -> PassSeconds:
     """Least times of passes in both precisions in turn, by an encoder like the run's, on the CPU.
 
     The encoder, its statistics and its images are made for this, from a generator of their own: training has the same
     bits afterwards. Takes `SECONDS`, or two passes where these take longer.
 
     Args:
-        config: of the run.
-        share: images of a micro-batch of this process. The passes have fewer where time does not suffice for all.
+        config: of the run. The passes have the images of a micro-batch, or fewer where time does not suffice for all.
+        processes: among which a batch, and its groups of batch norm, are divided; the passes are those of one.
     """
-    side, splits, generator = config.data.size, config.model.bn_splits, torch.Generator().manual_seed(config.seed)
-    layout = machine.pick_memory_format(config.train.memory_format)
+    train, side, generator = config.train, config.data.size, torch.Generator().manual_seed(config.seed)
+    splits, most = max(1, config.model.bn_splits // processes), train.batch_size // train.accumulate // processes
+    layout = machine.pick_memory_format(train.memory_format)
 
     def draw(count: int) -> Tensor:
         return torch.randn(count, 3, side, side, generator=generator).contiguous(memory_format=layout)
 
-    most = max(1, share // splits) * splits  # whole groups of batch norm
     count, end = min(2 * splits, most), time.perf_counter() + SECONDS
     with torch.random.fork_rng(devices=[]):  # a backbone from elsewhere may draw from torch's own generator
-        encoder = build_encoder(config.model, generator).train()
+        encoder = build_encoder(dataclasses.replace(config.model, bn_splits=splits), generator).train()
         encoder.to(memory_format=layout)  # type: ignore[call-overload]
         images, rounds = draw(count), list[list[float]]()
         while not rounds or (len(rounds) < MOST_ROUNDS and time.perf_counter() + sum(rounds[-1]) < end):

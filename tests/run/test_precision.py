@@ -45,15 +45,15 @@ def test_other_processors_measure_nothing(capabilities: dict[str, bool]) -> None
     assert found == ("fp32", "auto: the processor has neither AVX512-BF16 nor AMX")
 
 
-@pytest.mark.parametrize(("seconds", "images"), [(1e6, 12), (0.0, 4)])
-def test_passes_have_the_share_of_a_batch_or_what_time_suffices_for(
-    seconds: float, images: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("seconds", "processes", "images"), [(1e6, 1, 16), (1e6, 2, 8), (0.0, 1, 4)])
+def test_passes_have_the_batch_of_a_process_or_what_time_suffices_for(
+    seconds: float, processes: int, images: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whole groups of batch norm, two images in each at the least; torch's generator stays where it was."""
+    """At the least two images in each of the two groups of batch norm; torch's generator stays where it was."""
     monkeypatch.setattr(precision, "SECONDS", seconds)
     monkeypatch.setattr(precision, "MOST_ROUNDS", 2)
     before = torch.get_rng_state()
-    found = precision.time_passes(cli.parse(words(Path("unused"), "moco")).config, share=13)
+    found = precision.time_passes(cli.parse(words(Path("unused"), "moco")).config, processes)
     assert found.images == images and 0 < found.fp32 < 60 and 0 < found.bf16 < 60
     assert torch.equal(torch.get_rng_state(), before)
 
