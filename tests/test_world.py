@@ -1,5 +1,6 @@
 """Several processes train what one trains: in float64 to the last digits, and themselves alike to the bit."""
 
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from mixfast.world import World
 from tests.tiny_run import assert_same
 from tests.worlds import (
     Case,
+    chosen_precision,
     compared,
     continued,
     evaluated,
@@ -64,6 +66,7 @@ def by_two(cases: dict[str, Case], one: Path, out: Path) -> dict[str, Any]:
     found["compared"] = compared()
     found["touched"] = touched(cases["approach1"], out / "touched")
     found["evaluated"], found["failing job"] = evaluated(out / "evaluated"), failing_job()
+    found["precision"] = chosen_precision()
     return found
 
 
@@ -113,6 +116,11 @@ def test_four_processes_train_what_one_trains(pair: Pair, tmp_path: Path) -> Non
 def test_evaluations_are_those_of_one_process_to_the_bit(pair: Pair) -> None:
     for found in pair.two:
         assert_same(found["evaluated"], pair.evaluated)
+
+
+def test_the_first_process_measures_for_all(pair: Pair) -> None:
+    first, second = (found["precision"] for found in pair.two)
+    assert first == second and first[0] == "bf16" and re.search("auto: the encoder takes .* for 8 images", first[1])
 
 
 def test_a_failing_job_ends_all(pair: Pair) -> None:

@@ -30,7 +30,7 @@ from mixfast.train import cli, report
 SMALL: dict[str, Any] = {
     "data.scenes": 64, "data.test_scenes": 20, "data.size": 16, "model.depth": 8, "model.width": 8, "model.dim": 8,
     "model.bn_splits": 2, "method.queue_size": 64, "train.batch_size": 16, "train.epochs": 3, "train.log_every": 1,
-    "train.threads": 1, "eval.every": 2, "eval.k": 5, "optim.cosine_origin": 1,
+    "train.threads": 1, "train.precision": "fp32", "eval.every": 2, "eval.k": 5, "optim.cosine_origin": 1,
 }  # fmt: skip
 DRAWING = {name: getattr(report, name) for name in ("draw", "draw_views")}
 # Fields of a record that depend on the machine (mixfast/run/log.py).

@@ -10,19 +10,21 @@ import torch
 
 from mixfast import methods, world
 from mixfast.errors import ConfigError
-from mixfast.run import checkpoint
+from mixfast.run import checkpoint, precision
 from mixfast.run.engine import train_step
 from mixfast.run.monitor import score
 from mixfast.run.state import Run
 from mixfast.scoring import knn_predict
 from mixfast.scoring.baselines import pixels
 from mixfast.scoring.features import extract
+from mixfast.train import cli
 from tests.methods.hand import has
-from tests.tiny_run import open_tiny
+from tests.tiny_run import open_tiny, words
 
 Case = tuple[str, dict[str, Any]]  # a method, and options other than COMMON's
 
 _CHILDREN = multiprocessing.get_context("forkserver")
+CPU = torch.device("cpu")
 COMMON: dict[str, Any] = {"train__batch_size": 16, "model__bn_splits": 8, "data__size": 16, "method__queue_size": 64}
 
 
@@ -115,6 +117,14 @@ def compared() -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+def chosen_precision() -> tuple[str, str]:
+    """What a run that leaves it to the machine takes where only the first process has units for bf16."""
+    torch.cpu.get_capabilities = lambda: {"amx_bf16": world.current().rank == 0}
+    precision.GAIN, precision.SECONDS, precision.MOST_ROUNDS = 0.0, 1e6, 1
+    config = cli.parse(words(Path("unused"), "moco", train__precision="auto", model__bn_splits=4)).config
+    return precision.choose(config, CPU)
 
 
 def touched(case: Case, out: Path) -> str:

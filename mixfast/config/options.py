@@ -49,7 +49,7 @@ class TrainConfig:
     epochs: Count = 200
     batch_size: Count = 512  # images per optimiser step
     accumulate: Count = 1  # micro-batches per optimiser step; EMA and enqueueing happen once per optimiser step
-    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 autocast on GPUs from Ampere on, fp32 elsewhere
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: chosen at the first start, which says why
     memory_format: Literal["auto", "contiguous", "channels_last"] = "auto"  # auto: channels_last
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile of the encoder in training; auto: said at start
     graph: Literal["auto", "on", "off"] = "auto"  # the step as CUDA graphs, the same bits; auto: said at start

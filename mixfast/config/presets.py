@@ -43,6 +43,7 @@ DEMO = Preset(
         "method.temperature": 0.2,
         "method.queue_size": 512,  # keys of 8 steps
         "train.batch_size": 64,  # activations that fit in the cache: twice the images/s of 256
+        "train.precision": "fp32",  # so that the scores depend on no processor
         "train.epochs": 16,
         "eval.every": 2,
         "compare": ("moco", "approach1"),

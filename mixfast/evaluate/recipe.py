@@ -31,6 +31,7 @@ from mixfast.rng import Generators
 from mixfast.run import checkpoint, machine
 from mixfast.run.claim import Lock
 from mixfast.run.console import Console, duration
+from mixfast.run.precision import pick_precision
 from mixfast.run.reopen import MachineOptions
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.world import current
@@ -176,7 +177,7 @@ def prepare(
     backbone = whole_batches(run.trained.encoder.backbone)
     settings = {
         **{"recipe": recipe.name, "dry_run": options.dry_run, "seed": seed, "lr": recipe.lr},
-        **{"accumulate": options.accumulate, "precision": machine.pick_precision(options.precision, device)},
+        **{"accumulate": options.accumulate, "precision": pick_precision(options.precision, device)},
         **{"network": _digest(backbone.state_dict()), "photographs": fingerprint(data.train)},
     }
     torch.manual_seed(int(torch.randint(2**62, (), generator=Generators(seed)["recipe/weights"])))

@@ -28,7 +28,7 @@ from mixfast.run.console import Console, duration
 from mixfast.run.finite import not_finite, tensors_of
 from mixfast.run.log import Metrics
 from mixfast.run.optim import load_optimizer, optimizer_state, set_learning_rate
-from mixfast.run.setup import autocast
+from mixfast.run.precision import autocast
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.torch_state import torch_generators
 from mixfast.world import check_sums, current

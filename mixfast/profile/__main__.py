@@ -40,6 +40,7 @@ from mixfast.run import machine, processes
 from mixfast.run.command import run
 from mixfast.run.folder import results_folder
 from mixfast.train import cli
+from mixfast.train.launch import settle_precision
 
 SHAPES: dict[str, dict[str, Any]] = {
     "small": {"model.depth": 18, "model.width": 16, "model.stem": "cifar_s2", "data.size": 32, "train.batch_size": 64},
@@ -159,9 +160,9 @@ def measure_all(
     facts = machine.environment(device, clock="processor" if request.busy else "wall")
     environment = {key: value for key, value in facts.items() if key not in ("argv", "platform", "backends")}
     print(f"torch {torch.__version__}   {device} ({threads} threads)   kernels: {machine.kernels(device)}")
-    peaks = [
-        memory_of(invocation.config, device) for invocation in invocations
-    ]  # before timing, which keeps freed memory
+    invocations = [settle_precision(invocation, invocation.config, device) for invocation in invocations]
+    # Before timing, which keeps freed memory.
+    peaks = [memory_of(invocation.config, device) for invocation in invocations]
     machine.keep_freed_memory()
     records: list[output.Record] = []
     for invocation, peak in zip(invocations, peaks, strict=True):

@@ -1,4 +1,4 @@
-"""The machine a run is on: device, threads, precision, and what to write down about all of it."""
+"""The machine a run is on: device, threads, memory, and what to write down about all of it."""
 
 import ctypes
 import os
@@ -126,13 +126,6 @@ def _set_malloc(mmap_threshold: int, trim_threshold: int) -> bool:
         return False
     mmap, trim = -3, -1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD of malloc.h
     return bool(mallopt(mmap, mmap_threshold) and mallopt(trim, trim_threshold))
-
-
-def pick_precision(wanted: str, device: torch.device) -> str:
-    """fp32 or bf16. auto: bf16 autocast from Ampere on; fp32 on a CPU, where bf16 was measured slower without AMX."""
-    if wanted != "auto":
-        return wanted
-    return "bf16" if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
 
 
 def pick_memory_format(wanted: str) -> torch.memory_format:

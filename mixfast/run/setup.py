@@ -18,6 +18,7 @@ from mixfast.models import Encoder, build_encoder
 from mixfast.models.backbone import named_weights
 from mixfast.rng import Generators
 from mixfast.run import machine, restore
+from mixfast.run.precision import autocast, pick_precision
 from mixfast.spans import span
 
 
@@ -70,12 +71,6 @@ class Setup:
         restore.load_method(self.method, state, path)
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The precision of forward passes on `device`: fp32 or bf16."""
-    # No cache: a weight cast for the keys, without gradient, would be reused for the queries.
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
-
-
 def set_up(
     config: RunConfig[Any], splits: Splits, device: torch.device, initial: Mapping[str, Tensor] | None = None
 ) -> Setup:
@@ -99,7 +94,7 @@ def set_up(
             named_weights(encoder.backbone).load_state_dict(initial)
         return encoder
 
-    precision = machine.pick_precision(config.train.precision, device)
+    precision = pick_precision(config.train.precision, device)
     with autocast(device, precision):  # which decides the dtype of queues
         method: Method = methods.load(config.method_name)(config.method, make_encoder, generators)
     return Setup(

@@ -1,5 +1,6 @@
 """One training from an invocation to its report, for the command line and for Python, and its end after an error."""
 
+import dataclasses
 import signal
 import sys
 import traceback
@@ -24,6 +25,7 @@ from mixfast.run.claim import Claim
 from mixfast.run.console import Console
 from mixfast.run.failure import USER_CODE, Failure, explain
 from mixfast.run.folder import RunFolder, write_json
+from mixfast.run.precision import choose, pick_precision
 from mixfast.run.signals import Stopped, StopRequest
 from mixfast.run.state import Run
 from mixfast.run.streams import reason
@@ -112,6 +114,8 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> R
     initial = world.in_turn(lambda: first_weights(invocation, start, console))
     config = replace(config, {"init": initial.origin.title}) if initial else config
     facts = set_machine(config)
+    invocation = settle_precision(invocation, config, device)
+    config = invocation.config
     attempt.resumed = invocation.resume is not None
 
     def claim() -> Path:
@@ -161,6 +165,18 @@ def launch(invocation: cli.Invocation, attempt: Attempt, stop: StopRequest) -> R
     return run
 
 
+def settle_precision(invocation: cli.Invocation, config: RunConfig[Any], device: torch.device) -> cli.Invocation:
+    """The invocation with `config`, where a precision that is left to the machine is chosen, and the reason its origin.
+
+    The choice becomes part of the configuration: a run that continues keeps it.
+    """
+    origins = invocation.origins
+    if config.train.precision == "auto" and invocation.resume is None:
+        precision, why = choose(config, device)
+        config, origins = replace(config, {"train.precision": precision}), {**origins, "train.precision": why}
+    return dataclasses.replace(invocation, config=config, origins=origins)
+
+
 def announce(
     invocation: cli.Invocation, config: RunConfig[Any], console: Console, device: torch.device, folder: RunFolder
 ) -> None:
@@ -173,6 +189,8 @@ def announce(
     )
     choices = machine.pick_compile(config.train.compile, device), machine.pick_graph(config.train.graph, device)
     console.line("   ".join(explanation for _, explanation in choices))
+    precision = pick_precision(config.train.precision, device)
+    console.line(f"precision {precision} ({invocation.origins.get('train.precision', 'auto')})")
     console.line(
         f"preset {preset}: {config.method_name} on {config.data.kind}, {config.data.size} px, {config.model.title}, "
         f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}   folder {folder.path}"

@@ -1,4 +1,4 @@
-"""Device, threads and precision, and the facts written into env.json."""
+"""Device, threads and memory format, and the facts written into env.json."""
 
 from pathlib import Path
 
@@ -53,9 +53,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(before)
 
 
-def test_precision_and_memory_format() -> None:
-    cpu = torch.device("cpu")
-    assert [machine.pick_precision(wanted, cpu) for wanted in ("auto", "fp32", "bf16")] == ["fp32", "fp32", "bf16"]
+def test_memory_format() -> None:
     formats = [machine.pick_memory_format(wanted) for wanted in ("auto", "contiguous", "channels_last")]
     assert formats == [torch.channels_last, torch.contiguous_format, torch.channels_last]
 
