@@ -103,7 +103,7 @@ def _meant(flag: str, options: Mapping[str, Option], off: bool) -> list[str]:
     section, _, last = flag.rpartition(".")
     last = re.sub(r"^no_", "", plain(last))
     meant = [name for name in known if plain(name.rpartition(".")[2]) == last]
-    other = _ELSEWHERE.get(last)
+    other = _ELSEWHERE.get(last, "")
     if other in known and (not meant or other.startswith(f"{section}.")):
         meant = [other, *meant]
     meant = meant or [f"{name} {last}" for name in known if last in _choices(options[name].hint)]

@@ -163,7 +163,7 @@ def sentences(worth: Worth, names: list[str]) -> list[str]:
 
 
 def verdict(found: Iterable[Gap]) -> str:
-    """ "gains CorLoc +3.0 (+1.0 to +5.0); loses ...; ...": a difference counts if its interval leaves 0 out."""
+    """ "gains CorLoc +3.0 (+1.0 to +5.0); loses ...; ...": a difference counts if its interval excludes 0."""
     kinds: dict[str, list[str]] = {"gains": [], "loses": [], "shows no significant difference in": []}
     for gap in found:
         low, high = (gap.mean if bound is None else bound for bound in (gap.low, gap.high))
