@@ -42,7 +42,7 @@ def need_torchvision() -> None:
         import torchvision.models.detection  # noqa: F401
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch
         raise PlatformError(
-            f'evaluate detect needs torchvision, which cannot be imported ({error}). Run: pip install "mixfast[vision]"'
+            f"evaluate detect needs torchvision, which cannot be imported ({error}). Run: pip install torchvision"
         ) from error
 
 

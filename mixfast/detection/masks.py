@@ -36,7 +36,7 @@ def need_pycocotools(what: str) -> None:
     except (ImportError, ValueError) as error:  # ValueError: built for another numpy
         raise PlatformError(
             f"{what} trains and scores masks, for which it needs pycocotools, which cannot be imported ({error}). Run: "
-            'pip install "mixfast[coco]"'
+            "pip install pycocotools"
         ) from error
 
 
