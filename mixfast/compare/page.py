@@ -96,7 +96,7 @@ def _section(chapter: Chapter, prefix: str) -> str:
     base = plain_moco(section)
     gaps = [tables.difference_table(base, ranked(section)) if base else ""]
     gaps += [tables.difference_table(plain, groups) for plain, groups in variants(section)]
-    if gaps := [table for table in dict.fromkeys(gaps) if table]:  # plain MoCo may be compared in both
+    if gaps := [table for table in dict.fromkeys(gaps) if table]:  # both are one where all are MoCo
         parts += ["### Differences", *gaps, _GAPS]
     parts += ["### Cost", tables.cost(section), _COST]
     if steps := tables.equal_steps(section):

@@ -105,7 +105,7 @@ def _meant(flag: str, options: Mapping[str, Option], switches_off: bool) -> list
     section, _, last = flag.rpartition(".")
     last = re.sub(r"^no_", "", normalised(last))
     names = [name for name in applicable if normalised(name.rpartition(".")[2]) == last]
-    synonym = _ELSEWHERE.get(last)
+    synonym = _ELSEWHERE.get(last, "")
     if synonym in applicable and (not names or synonym.startswith(f"{section}.")):
         names = [synonym, *names]
     names = names or [f"{name} {last}" for name in applicable if last in _choices(options[name].hint)]

@@ -143,6 +143,7 @@ def test_methods_stand_beside_moco_of_as_many_steps(tmp_path: Path) -> None:
     assert len(text.splitlines()) == 4
     assert section.table_1_groups()["moco"].name == "moco epochs=6", "the longer run is the baseline at equal cost"
     assert "### Equal steps" in page([Chapter(section)]) and not tables.equal_steps(gather(folders[:4])[0])
+    assert page([Chapter(gather(folders[:4])[0])]).count("| minus `moco epochs=6` |") == 1, "one table, if all are MoCo"
 
 
 def test_report_is_whole_and_names_no_place(runs: Path, report: Path) -> None:
