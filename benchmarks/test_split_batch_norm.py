@@ -22,7 +22,7 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory
     return (x.requires_grad_(), torch.ones(shape[1]).requires_grad_(), torch.zeros(shape[1]).requires_grad_()), upstream
 
 
-def ours(channels: int, splits: int, backend: str) -> Layer:
+def by_mixfast(channels: int, splits: int, backend: str) -> Layer:
     running = torch.zeros(channels), torch.ones(channels)
     return lambda *leaves: split_batch_norm(*leaves, *running, num_splits=splits, backend=backend)
 
@@ -63,10 +63,10 @@ def test_forward_and_backward(
     leaves, upstream = draw((16, 4, 3, 3) if smoke else shape, dtype, memory_format)
     channels = leaves[0].shape[1]
     layers = {
-        "mixfast cpu, 8 groups": ours(channels, 8, "cpu"),
-        "mixfast cpu, 1 group": ours(channels, 1, "cpu"),
+        "mixfast cpu, 8 groups": by_mixfast(channels, 8, "cpu"),
+        "mixfast cpu, 1 group": by_mixfast(channels, 1, "cpu"),
         "ordinary batch norm": plain(channels),
-        "view as more channels, 8 groups": ours(channels, 8, "reference"),
+        "view as more channels, 8 groups": by_mixfast(channels, 8, "reference"),
         "a call for each of 8 groups": chunked(channels, 8),
     }
     runs = {name: with_gradients(layer, leaves, upstream) for name, layer in layers.items()}
@@ -77,7 +77,7 @@ def test_forward_and_backward(
 
 def test_peers_compute_the_same() -> None:
     leaves, _ = draw((16, 4, 3, 3), torch.float32, torch.channels_last)
-    expected = ours(4, 8, "cpu")(*leaves)
-    for peer in (ours(4, 8, "reference"), chunked(4, 8)):
+    expected = by_mixfast(4, 8, "cpu")(*leaves)
+    for peer in (by_mixfast(4, 8, "reference"), chunked(4, 8)):
         torch.testing.assert_close(peer(*leaves), expected)
-    torch.testing.assert_close(plain(4)(*leaves), ours(4, 1, "cpu")(*leaves))
+    torch.testing.assert_close(plain(4)(*leaves), by_mixfast(4, 1, "cpu")(*leaves))
