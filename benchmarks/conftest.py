@@ -31,11 +31,11 @@ def resident_kib(field: str) -> int:
 
 
 def extra_memory_mib(run: Callable[[], object]) -> float | None:
-    """How far resident memory rises above its level before the call, at the peak; None where Linux does not tell."""
+    """Peak of the resident memory during a call, minus its level before; None if the system does not report it."""
     if not CLEAR.exists():
         return None
     gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # else memory that was freed before hides what is taken now
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # else the call could reuse freed memory unnoticed
     if trim is not None:
         trim(0)
     CLEAR.write_text("5")  # the peak starts again from here
@@ -48,8 +48,8 @@ def extra_memory_mib(run: Callable[[], object]) -> float | None:
 def measure(benchmark: BenchmarkFixture, smoke: bool) -> Table:
     """measure(group, {implementation: run}): a table of times and extra memory, its rows sampled in turn.
 
-    Implementations named "mixfast ..." are ours, one named "floor ..." is what no implementation can do without; the
-    report prints every other time as a multiple of these.
+    Implementations named "mixfast ..." are this package's, one named "floor ..." is the work that every implementation
+    needs; the report prints every other time as a multiple of these.
     """
 
     def table(group: str, runs: Mapping[str, Callable[[], object]]) -> None:

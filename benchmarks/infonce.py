@@ -1,4 +1,4 @@
-"""multi_queue_infonce for the benchmarks: inputs of a case, our call, and other implementations of the same result."""
+"""multi_queue_infonce for the benchmarks: inputs of a case, mixfast's call, and other implementations of it."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -44,38 +44,38 @@ def inputs(case: Case, dtype: torch.dtype = torch.float32, *, generator: torch.G
     return Inputs(queries, positives, [unit(case.keys) for _ in range(max(case.index) + 1)], case.index)
 
 
-def with_gradients(losses: Callable[[Inputs], Tensor], given: Inputs) -> Callable[[], tuple[Tensor, ...]]:
+def with_gradients(losses: Callable[[Inputs], Tensor], data: Inputs) -> Callable[[], tuple[Tensor, ...]]:
     """A call that computes the sum of the losses and its gradients with respect to the queries."""
-    return lambda: torch.autograd.grad(losses(given), given.queries)
+    return lambda: torch.autograd.grad(losses(data), data.queries)
 
 
-def without_gradients(losses: Callable[[Inputs], Tensor], given: Inputs) -> Callable[[], Tensor]:
-    detached = given._replace(queries=[query.detach() for query in given.queries])
+def without_gradients(losses: Callable[[Inputs], Tensor], data: Inputs) -> Callable[[], Tensor]:
+    detached = data._replace(queries=[query.detach() for query in data.queries])
     return lambda: losses(detached)
 
 
-def ours(backend: str) -> Callable[[Inputs], Tensor]:
-    return lambda given: multi_queue_infonce(
-        given.queries, given.positives, given.queues, given.index, temperature=TEMPERATURE, backend=backend
+def by_mixfast(backend: str) -> Callable[[Inputs], Tensor]:
+    return lambda data: multi_queue_infonce(
+        data.queries, data.positives, data.queues, data.index, temperature=TEMPERATURE, backend=backend
     ).sum()
 
 
-def eager(given: Inputs) -> Tensor:
+def eager(data: Inputs) -> Tensor:
     """Logits of every term, then cross entropy in float32, as training loops write it."""
     losses = []
-    for query, positive, index in zip(given.queries, given.positives, given.index, strict=True):
+    for query, positive, index in zip(data.queries, data.positives, data.index, strict=True):
         match = torch.einsum("nd,nd->n", query, positive)[:, None]
-        logits = torch.cat([match, torch.einsum("nd,kd->nk", query, given.queues[index])], dim=1) / TEMPERATURE
+        logits = torch.cat([match, torch.einsum("nd,kd->nk", query, data.queues[index])], dim=1) / TEMPERATURE
         first = torch.zeros(len(query), dtype=torch.long, device=query.device)
         losses.append(F.cross_entropy(logits.float(), first))
     return torch.stack(losses).sum()
 
 
-def products(given: Inputs) -> None:
+def products(data: Inputs) -> None:
     """The two matrix products that a loss with its gradient needs, and nothing else."""
     with torch.no_grad():
-        for query, index in zip(given.queries, given.index, strict=True):
-            torch.mm(torch.mm(query, given.queues[index].T), given.queues[index])
+        for query, index in zip(data.queries, data.index, strict=True):
+            torch.mm(torch.mm(query, data.queues[index].T), data.queues[index])
 
 
 def attend(query: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,51 +92,51 @@ def attend(query: Tensor, queue: Tensor) -> tuple[Tensor, Tensor]:
     return means[0, 0], sums[0, 0, : len(query)]
 
 
-def attention(given: Inputs, *, share: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+def attention(data: Inputs, *, share: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
     """The sum of the losses and its gradients, from one pass of attention for each term, or with `share` each queue.
 
     loss = softplus(l - s), dq = p / tau (O - k) with p = sigmoid(l - s), the log sum l and the mean key O of attention.
     """
-    terms = range(len(given.index))
-    alike = [[t for t in terms if given.index[t] == queue] for queue in sorted(set(given.index))]
+    terms = range(len(data.index))
+    terms_by_queue = [[t for t in terms if data.index[t] == queue] for queue in sorted(set(data.index))]
     losses: list[Tensor] = []
     gradients: dict[int, Tensor] = {}
     with torch.no_grad():
-        for job in alike if share else [[t] for t in terms]:
-            query, positive = (torch.cat([rows[t] for t in job]) for rows in (given.queries, given.positives))
-            means, sums = attend(query, given.queues[given.index[job[0]]])
+        for job in terms_by_queue if share else [[t] for t in terms]:
+            query, positive = (torch.cat([rows[t] for t in job]) for rows in (data.queries, data.positives))
+            means, sums = attend(query, data.queues[data.index[job[0]]])
             margin = sums - (query.float() * positive.float()).sum(1) / TEMPERATURE
             losses.append(F.softplus(margin).sum())
             scale = torch.sigmoid(margin)[:, None] * (len(job) / (TEMPERATURE * len(query)))
             rows = (scale * (means.float() - positive.float())).to(query.dtype)
             gradients |= dict(zip(job, rows.chunk(len(job)), strict=True))
-    return torch.stack(losses).sum() / len(given.queries[0]), tuple(gradients[t] for t in terms)
+    return torch.stack(losses).sum() / len(data.queries[0]), tuple(gradients[t] for t in terms)
 
 
-def inf_cl(given: Inputs) -> Tensor:
+def inf_cl(data: Inputs) -> Tensor:
     """Inf-CL's log sum over the queue (Triton, float32 from any dtype), to which the positive is added outside."""
     log_sums = importlib.import_module("inf_cl.flash").FlashProb.apply
     losses = []
-    for query, positive, index in zip(given.queries, given.positives, given.index, strict=True):
+    for query, positive, index in zip(data.queries, data.positives, data.index, strict=True):
         query = query.float() / TEMPERATURE
-        sums = log_sums(query[:, None], given.queues[index].float()[:, None])
+        sums = log_sums(query[:, None], data.queues[index].float()[:, None])
         losses.append(F.softplus(sums - (query * positive.float()).sum(1)).mean())
     return torch.stack(losses).sum()
 
 
-def lightly(given: Inputs) -> Callable[[Inputs], Tensor]:
-    """lightly's NTXentLoss, one per queue, whose memory bank holds our keys. In training it pushes its keys as well."""
+def lightly(data: Inputs) -> Callable[[Inputs], Tensor]:
+    """lightly's NTXentLoss, one per queue, with the queue as its memory bank. In training it also enqueues its keys."""
     loss = importlib.import_module("lightly.loss")
     terms: list[Any] = []
-    for queue in given.queues:
+    for queue in data.queues:
         terms.append(loss.NTXentLoss(temperature=TEMPERATURE, memory_bank_size=tuple(queue.shape)).to(queue.device))
-        terms[-1].memory_bank(given.positives[0], update=True)  # makes the bank
+        terms[-1].memory_bank(data.positives[0], update=True)  # makes the bank
         bank = terms[-1].memory_bank.bank
         bank.copy_(queue if bank.shape == queue.shape else queue.T)  # the layout differs between versions
 
-    def losses(given: Inputs) -> Tensor:
-        each: Sequence[Any] = list(zip(given.queries, given.positives, given.index, strict=True))
-        return torch.stack([terms[index](query, positive) for query, positive, index in each]).sum()
+    def losses(data: Inputs) -> Tensor:
+        triples: Sequence[Any] = list(zip(data.queries, data.positives, data.index, strict=True))
+        return torch.stack([terms[index](query, positive) for query, positive, index in triples]).sum()
 
     return losses
 
@@ -144,4 +144,4 @@ def lightly(given: Inputs) -> Callable[[Inputs], Tensor]:
 def lightly_in_batch() -> Callable[[tuple[Tensor, Tensor]], Tensor]:
     """lightly's NTXentLoss without a memory bank, of two views."""
     loss = importlib.import_module("lightly.loss").NTXentLoss(temperature=TEMPERATURE)
-    return lambda given: loss(*given)
+    return lambda data: loss(*data)

@@ -1,4 +1,4 @@
-"""Samples of several implementations taken in turn: a machine that slows down for a while slows all of them down."""
+"""Samples of several implementations taken in turn, so that a machine that slows down for a while slows down all."""
 
 import os
 import statistics
@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Mapping
 
 Sampler = Callable[[], float]  # takes one sample, returns seconds for one call
-# Processor seconds of this process, all threads together, where a shared machine leaves the wall's clock no meaning.
+# Whether to count processor seconds of this process, all threads together: on a shared machine wall time says little.
 BUSY = bool(os.environ.get("MIXFAST_BENCH_BUSY"))
-now = time.process_time if BUSY else time.perf_counter
+clock = time.process_time if BUSY else time.perf_counter
 
 
 def interleaved(samplers: Mapping[str, Sampler], seconds: float, least: int, most: int) -> dict[str, list[float]]:
@@ -16,8 +16,8 @@ def interleaved(samplers: Mapping[str, Sampler], seconds: float, least: int, mos
 
     Args:
         samplers: by implementation.
-        seconds: for the samples of one implementation. What is slow gets fewer samples, spread over all rounds.
-        least, most: samples of an implementation, whatever they cost.
+        seconds: for the samples of one implementation. A slow one gets fewer samples, spread over all rounds.
+        least, most: smallest and largest number of samples of an implementation.
     """
     costs = {}
     for name, sample in samplers.items():
@@ -45,14 +45,14 @@ def quantiles(samples: list[float]) -> tuple[float, float, float]:
 
 def looped(run: Callable[[], object], shortest: float) -> tuple[Sampler, int]:
     """A sampler by the clock `now`, of as many calls as last `shortest` seconds; and that number of calls."""
-    start = now()
+    start = clock()
     run()
-    calls = max(1, int(shortest / max(now() - start, 1e-9)))
+    calls = max(1, int(shortest / max(clock() - start, 1e-9)))
 
     def sample() -> float:
-        start = now()
+        start = clock()
         for _ in range(calls):
             run()
-        return (now() - start) / calls
+        return (clock() - start) / calls
 
     return sample, calls

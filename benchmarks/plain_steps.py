@@ -33,24 +33,24 @@ class GroupedNorm(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         grouped = x.view(batch // self.num_splits, self.num_splits * channels, height, width)
-        repeated = [each.repeat(self.num_splits) for each in (self.running_mean, self.running_var)]
-        affine = [each.repeat(self.num_splits) for each in (self.weight, self.bias)]
-        out = F.batch_norm(grouped, *repeated, *affine, True, self.momentum, self.eps)
+        repeated = [values.repeat(self.num_splits) for values in (self.running_mean, self.running_var)]
+        affine = [values.repeat(self.num_splits) for values in (self.weight, self.bias)]
+        result = F.batch_norm(grouped, *repeated, *affine, True, self.momentum, self.eps)
         self.running_mean.data.copy_(repeated[0].view(self.num_splits, channels).mean(0))
         self.running_var.data.copy_(repeated[1].view(self.num_splits, channels).mean(0))
-        return out.view(batch, channels, height, width)
+        return result.view(batch, channels, height, width)
 
 
 def plain(module: nn.Module) -> nn.Module:
     """A contiguous copy without compiled code and fused batch norms, in training mode."""
-    found = copy.deepcopy(module).to(memory_format=torch.contiguous_format).train()
-    for part in list(found.modules()):
+    network = copy.deepcopy(module).to(memory_format=torch.contiguous_format).train()
+    for part in list(network.modules()):
         if isinstance(part, Encoder):
             part._compiled = None
         for name, child in part.named_children():
             if isinstance(child, SplitBatchNorm2d):
                 setattr(part, name, GroupedNorm(child))
-    return found
+    return network
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ class PlainStep:
         self.views = {name: view.contiguous() for name, view in views.items()}
         self.method: Any = plain(run.method)
         self.query: Any = self.method.encoder
-        others = [part for part in self.method.modules() if isinstance(part, Encoder) and part is not self.query]
-        self.key: Any = others[0] if others else None
+        key_encoders = [part for part in self.method.modules() if isinstance(part, Encoder) and part is not self.query]
+        self.key: Any = key_encoders[0] if key_encoders else None
         trained = [weight for weight in self.method.parameters() if weight.requires_grad]
         rate, momentum, decay = (getattr(run.config.optim, name) for name in ("lr", "momentum", "weight_decay"))
         self.optimizer = torch.optim.SGD(trained, rate, momentum, weight_decay=decay)
@@ -111,8 +111,8 @@ class PlainStep:
         """In shuffled order, without gradient."""
         with torch.no_grad():
             order = torch.randperm(len(images), device=images.device)
-            found, back = self.key(images[order]), order.argsort()
-            return type(found)(*(part[back] for part in found))
+            encoding, inverse = self.key(images[order]), order.argsort()
+            return type(encoding)(*(part[inverse] for part in encoding))
 
     def infonce(self, query: Tensor, key: Tensor, queue: str = "whole") -> Tensor:
         positive = torch.einsum("nc,nc->n", query, key)[:, None]
@@ -128,7 +128,7 @@ class PlainStep:
         x0, y0, x1, y1 = (side[:, None] for side in boxes.unbind(1))
         rows, columns = ((pixels >= low) & (pixels < high) for low, high in ((y0, y1), (x0, x1)))
         mask = (rows[:, :, None] & columns[:, None, :])[:, None].to(large.dtype)
-        parts = [(large * each).sum((2, 3)) / each.sum((2, 3)) for each in (mask, 1 - mask)]
+        parts = [(large * weights).sum((2, 3)) / weights.sum((2, 3)) for weights in (mask, 1 - mask)]
         return unit(parts[0]), unit(parts[1])
 
     def moco(self, views: Views) -> tuple[Tensor, Views]:
@@ -145,12 +145,12 @@ class PlainStep:
     def region_vectors(self, views: Views) -> tuple[Tensor, ...]:
         """q, qM, G and L of the query, k, G and L of the key."""
         clean, mixed = self.query(views["query"]), self.query(views["query_mixed"])
-        whole, other = self.encode_key(views["key"]), self.encode_key(views["key_mixed"])
+        key, key_mixed = self.encode_key(views["key"]), self.encode_key(views["key_mixed"])
         size = views["query"].shape[-1]
         inside, outside = self.regions(mixed.map, views["boxes_query_mixed"], size, self.method.region_head)
         with torch.no_grad():
-            keys = self.regions(other.map, views["boxes_key_mixed"], size, self.method.key_region_head)
-        return unit(clean.z), unit(mixed.z), outside, inside, unit(whole.z), keys[1], keys[0]
+            keys = self.regions(key_mixed.map, views["boxes_key_mixed"], size, self.method.key_region_head)
+        return unit(clean.z), unit(mixed.z), outside, inside, unit(key.z), keys[1], keys[0]
 
     def approach1(self, views: Views) -> tuple[Tensor, Views]:
         lam = views["lam_query_mixed"].mean()

@@ -44,49 +44,49 @@ def inputs(
     if channels_last:
         features = features.contiguous(memory_format=torch.channels_last)
     grads = torch.randn(2, images, channels, **random).to(dtype)
-    given = Inputs(features.requires_grad_(), torch.cat([*corners], dim=1), (pixels, pixels), (grads[0], grads[1]))
-    return given if regions == "boxes" else given._replace(regions=mask_of(given).to(getattr(torch, regions)))
+    data = Inputs(features.requires_grad_(), torch.cat([*corners], dim=1), (pixels, pixels), (grads[0], grads[1]))
+    return data if regions == "boxes" else data._replace(regions=mask_of(data).to(getattr(torch, regions)))
 
 
-def mask_of(given: Inputs) -> Tensor:
-    """[B, H, W], bool or as given."""
-    if given.regions.ndim == 3:
-        return given.regions
-    x0, y0, x1, y1 = (side[:, None, None] for side in given.regions.unbind(1))
-    device = given.regions.device
-    y, x = torch.arange(given.size[0], device=device)[:, None], torch.arange(given.size[1], device=device)
+def mask_of(data: Inputs) -> Tensor:
+    """The region as a mask [B, H, W]: bool if it is a box, else the mask itself."""
+    if data.regions.ndim == 3:
+        return data.regions
+    x0, y0, x1, y1 = (side[:, None, None] for side in data.regions.unbind(1))
+    device = data.regions.device
+    y, x = torch.arange(data.size[0], device=device)[:, None], torch.arange(data.size[1], device=device)
     return (x0 <= x) & (x < x1) & (y0 <= y) & (y < y1)
 
 
-def ours(backend: str) -> Callable[[Inputs], Pooled]:
-    return lambda given: masked_upsample_pool(given.features, given.regions, given.size, backend=backend)
+def by_mixfast(backend: str) -> Callable[[Inputs], Pooled]:
+    return lambda data: masked_upsample_pool(data.features, data.regions, data.size, backend=backend)
 
 
-def interpolated(given: Inputs) -> Pooled:
-    return masked_upsample_pool(given.features, given.regions, given.size, backend="reference")
+def interpolated(data: Inputs) -> Pooled:
+    return masked_upsample_pool(data.features, data.regions, data.size, backend="reference")
 
 
-def weights_and_bmm(given: Inputs) -> Pooled:
+def weights_and_bmm(data: Inputs) -> Pooled:
     """The adjoint in PyTorch: upsampling's own backward turns masks into weights, a matrix product applies them."""
-    mask = mask_of(given).float()
-    both = torch.stack([mask, 1 - mask], dim=1)
-    b, _, h, w = given.features.shape
-    weights = torch.ops.aten.upsample_bilinear2d_backward(both, given.size, [b, 2, h, w], False)
-    weights = (weights / both.sum((2, 3)).clamp_min(1)[:, :, None, None]).to(given.features.dtype)
-    pooled = torch.bmm(given.features.flatten(2), weights.flatten(2).transpose(1, 2))
+    mask = mask_of(data).float()
+    masks = torch.stack([mask, 1 - mask], dim=1)
+    b, _, h, w = data.features.shape
+    weights = torch.ops.aten.upsample_bilinear2d_backward(masks, data.size, [b, 2, h, w], False)
+    weights = (weights / masks.sum((2, 3)).clamp_min(1)[:, :, None, None]).to(data.features.dtype)
+    pooled = torch.bmm(data.features.flatten(2), weights.flatten(2).transpose(1, 2))
     return pooled[..., 0], pooled[..., 1]
 
 
-def forward(pool: Callable[[Inputs], Pooled], given: Inputs) -> Callable[[], Pooled]:
-    detached = given._replace(features=given.features.detach())
+def forward(pool: Callable[[Inputs], Pooled], data: Inputs) -> Callable[[], Pooled]:
+    detached = data._replace(features=data.features.detach())
     return lambda: pool(detached)
 
 
-def backward(pool: Callable[[Inputs], Pooled], given: Inputs) -> Callable[[], tuple[Tensor, ...]]:
+def backward(pool: Callable[[Inputs], Pooled], data: Inputs) -> Callable[[], tuple[Tensor, ...]]:
     """The backward pass alone, of one forward pass."""
-    pooled = pool(given)
-    return lambda: torch.autograd.grad(pooled, [given.features], given.grads, retain_graph=True)
+    pooled = pool(data)
+    return lambda: torch.autograd.grad(pooled, [data.features], data.grads, retain_graph=True)
 
 
-def both(pool: Callable[[Inputs], Pooled], given: Inputs) -> Callable[[], tuple[Tensor, ...]]:
-    return lambda: torch.autograd.grad(pool(given), [given.features], given.grads)
+def both(pool: Callable[[Inputs], Pooled], data: Inputs) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: torch.autograd.grad(pool(data), [data.features], data.grads)

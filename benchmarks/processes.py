@@ -50,12 +50,15 @@ EXCHANGES = {
 # What the table of many GPUs supposes.
 IMAGES = 32  # of each process
 FLOPS = 100e12  # floating-point operations a second that a device sustains in a step
-NEAR, FAR = 300e9, 50e9  # bytes a second that a device sends inside a machine of 8, and between machines
+BANDWIDTH_INSIDE, BANDWIDTH_BETWEEN = (
+    300e9,
+    50e9,
+)  # bytes a second that a device sends inside a machine of 8, and between machines
 LATENCY = 30e-6  # seconds that an exchange takes if there is nothing to send
 
 
 class Stopwatch:
-    """Seconds inside the exchanges by method of World; one that another calls counts as that other's."""
+    """Seconds inside the exchanges by method of World; an exchange inside another counts as the outer one."""
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(EXCHANGES, 0.0)
@@ -67,18 +70,18 @@ class Stopwatch:
         def timed(*args: Any, **options: Any) -> Any:
             if self._busy:
                 return call(*args, **options)
-            self._busy, begin = True, time.perf_counter()
+            self._busy, started = True, time.perf_counter()
             try:
                 return call(*args, **options)
             finally:
                 self._busy = False
-                self.seconds[name] += time.perf_counter() - begin
+                self.seconds[name] += time.perf_counter() - started
 
         return timed
 
 
-def serve(pipe: Any, changes: dict[str, Any], preset: str, rank: int, size: int, meeting: str) -> None:
-    """A process of `size`: trains one step at each message that comes, and answers with its seconds."""
+def serve(connection: Any, changes: dict[str, Any], preset: str, rank: int, size: int, meeting: str) -> None:
+    """A process of `size`: trains one step for each message, and answers with the seconds it took."""
     torch.set_num_threads(1)
     machine.keep_freed_memory()
     watch = Stopwatch()
@@ -88,14 +91,14 @@ def serve(pipe: Any, changes: dict[str, Any], preset: str, rank: int, size: int,
     with tempfile.TemporaryDirectory() as folder:
         run = prepare(config, torch.device("cpu"), Path(folder))
         images = run.batches.images[: config.train.batch_size // size]
-        while pipe.recv():
+        while connection.recv():
             watch.seconds = dict.fromkeys(EXCHANGES, 0.0)
-            begin = time.perf_counter()
+            started = time.perf_counter()
             engine.train_step(run, images, check=False)
             engine.pause(run)
-            seconds = time.perf_counter() - begin
+            seconds = time.perf_counter() - started
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            pipe.send({"seconds": seconds, "exchanges": watch.seconds, "mib": peak})
+            connection.send({"seconds": seconds, "exchanges": watch.seconds, "mib": peak})
     world.leave(in_order=True)
 
 
@@ -105,16 +108,16 @@ class Group:
     def __init__(self, count: int, joined: bool, changes: dict[str, Any], preset: str, folder: Path):
         self.pipes, self.members = [], []
         for number in range(count):
-            ours, theirs = PROCESSES.Pipe()
+            parent_end, child_end = PROCESSES.Pipe()
             rank, size = (number, count) if joined else (0, 1)
-            arguments = (theirs, changes, preset, rank, size, str(folder / "meeting"))
+            arguments = (child_end, changes, preset, rank, size, str(folder / "meeting"))
             self.members.append(PROCESSES.Process(target=serve, args=arguments, daemon=True))
             self.members[-1].start()
-            theirs.close()  # so that the end of a process is noticed
-            self.pipes.append(ours)
+            child_end.close()  # so that the end of a process is noticed
+            self.pipes.append(parent_end)
 
     def step(self) -> dict[str, Any]:
-        """What the slowest process answers to a step of all."""
+        """The answer of the slowest process to a step of all processes."""
         for pipe in self.pipes:
             pipe.send(True)
         return max((pipe.recv() for pipe in self.pipes), key=lambda answer: float(answer["seconds"]))
@@ -136,23 +139,23 @@ def measured(preset: str, splits: int, batch: int, rounds: int, smoke: bool) -> 
         groups = [Group(*contestant, preset, Path(folder)) for contestant in contestants]
         answers: list[list[dict[str, Any]]] = [[] for _ in groups]
         for number in range(rounds + 1):
-            for which in (0, 1, 2) if number % 2 else (2, 1, 0):
-                answer = groups[which].step()
+            for index in (0, 1, 2) if number % 2 else (2, 1, 0):
+                answer = groups[index].step()
                 if number:
-                    answers[which].append(answer)
+                    answers[index].append(answer)
         for group in groups:
             group.end()
-    one, two, apart = (statistics.median(answer["seconds"] for answer in steps) for steps in answers)
+    single, double, apart = (statistics.median(answer["seconds"] for answer in steps) for steps in answers)
     parts = {
         title: 1e3 * statistics.median(answer["exchanges"][name] for answer in answers[1])
         for name, title in EXCHANGES.items()
     }
     return {
         "case": f"{preset}, batch {batch}, bn_splits {splits}",
-        "images_per_s": [round(batch / seconds, 1) for seconds in (one, two, apart)],
-        "efficiency": round(one / two / 2, 3),
-        "efficiency_without_exchanges": round(one / apart / 2, 3),
-        "step_ms": [round(1e3 * seconds, 1) for seconds in (one, two, apart)],
+        "images_per_s": [round(batch / seconds, 1) for seconds in (single, double, apart)],
+        "efficiency": round(single / double / 2, 3),
+        "efficiency_without_exchanges": round(single / apart / 2, 3),
+        "step_ms": [round(1e3 * seconds, 1) for seconds in (single, double, apart)],
         "exchanges_ms": {title: round(value, 2) for title, value in parts.items() if value},
         "mib": [round(max(answer["mib"] for answer in steps)) for steps in answers],
         "seconds": [[round(answer["seconds"], 4) for answer in steps] for steps in answers],
@@ -171,7 +174,7 @@ class Traffic(NamedTuple):
 
 
 class Sizes(NamedTuple):
-    """What a step of a method on a ResNet-50 consists of."""
+    """Counts of the parts of a method's step on a ResNet-50."""
 
     reduced: int  # numbers: gradients and running statistics
     key_sets: int  # batches of shuffled keys
@@ -188,8 +191,8 @@ def sizes(preset: str) -> Sizes:
     key_sets, map_sets, queues = {"moco": (1, 0, 1), "approach1": (2, 1, 3)}[preset]
     config = replace(build(preset, [], None)[0], SHAPES["imagenet"])
     generators = Generators(0)
-    make = partial(build_encoder, config.model, generators["weights"])
-    method = methods.load(preset)(config.method, make, generators)
+    make_encoder = partial(build_encoder, config.model, generators["weights"])
+    method = methods.load(preset)(config.method, make_encoder, generators)
     norms = [norm for norm in method.modules() if isinstance(norm, nn.BatchNorm2d)]
     channels = sum(norm.num_features for norm in norms)
     trainable = sum(weight.numel() for weight in method.parameters() if weight.requires_grad)
@@ -203,18 +206,22 @@ def sizes(preset: str) -> Sizes:
     )
 
 
-def traffic(of: Sizes, size: int, synced: bool) -> Traffic:
-    """What a step of `size` processes sends, with batch norm by groups or of all rows (`synced`)."""
-    others = size - 1
+def traffic(counts: Sizes, size: int, synced: bool) -> Traffic:
+    """The traffic of a step of `size` processes, with batch norm by groups or of all rows (`synced`)."""
+    other_count = size - 1
     number, view, cells, dim = 4, 3 * 224**2, 2048 * 7**2, 128
-    passes = of.trained + of.key_sets
+    passes = counts.trained + counts.key_sets
     return Traffic(
-        gradients=2 * others / size * number * of.reduced,
-        views=of.key_sets * others / size * number * IMAGES * view,
-        maps=of.map_sets * others / size * number * IMAGES * cells,
-        keys=of.queues * others * number * IMAGES * dim,
-        norms=synced * number * 2 * of.channels * others * (passes + 2 * of.trained),
-        exchanges=1 + 2 * of.key_sets + of.map_sets + of.queues + synced * of.norms * (passes + of.trained),
+        gradients=2 * other_count / size * number * counts.reduced,
+        views=counts.key_sets * other_count / size * number * IMAGES * view,
+        maps=counts.map_sets * other_count / size * number * IMAGES * cells,
+        keys=counts.queues * other_count * number * IMAGES * dim,
+        norms=synced * number * 2 * counts.channels * other_count * (passes + 2 * counts.trained),
+        exchanges=1
+        + 2 * counts.key_sets
+        + counts.map_sets
+        + counts.queues
+        + synced * counts.norms * (passes + counts.trained),
     )
 
 
@@ -226,13 +233,13 @@ def table() -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for preset in ("moco", "approach1"):
-        of = sizes(preset)
-        compute = IMAGES * of.flops / FLOPS
+        counts = sizes(preset)
+        compute = IMAGES * counts.flops / FLOPS
         for synced in (False, True):
             for size in (8, 64):
-                sent = traffic(of, size, synced)
+                sent = traffic(counts, size, synced)
                 kinds = (sent.gradients, sent.views + sent.maps, sent.keys, sent.norms)
-                wait = sum(kinds) / (NEAR if size <= 8 else FAR) + sent.exchanges * LATENCY
+                wait = sum(kinds) / (BANDWIDTH_INSIDE if size <= 8 else BANDWIDTH_BETWEEN) + sent.exchanges * LATENCY
                 mib = " | ".join(f"{kind / 2**20:.1f} MiB" for kind in kinds)
                 lines.append(
                     f"| {preset}, {'of all rows' if synced else 'by groups'} | {size} | {1e3 * compute:.1f} ms | {mib} "
@@ -252,8 +259,8 @@ def main() -> None:
         print(table())
         return
     PROCESSES.set_forkserver_preload(["benchmarks.processes"])
-    found = machine.environment(torch.device("cpu"))
-    environment = {key: value for key, value in found.items() if key not in ("argv", "platform", "backends")}
+    facts = machine.environment(torch.device("cpu"))
+    environment = {key: value for key, value in facts.items() if key not in ("argv", "platform", "backends")}
     rows = []
     for case in CASES[-1:] if options.smoke else CASES:
         rows.append(measured(*case, 1 if options.smoke else options.rounds, options.smoke))

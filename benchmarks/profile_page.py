@@ -32,13 +32,15 @@ def section(folder: Path) -> str:
     """The section of one machine: a table and a picture for each file of profiles, then the curves."""
     name, lines = folder.parent.name, []
     for path in sorted(folder.glob("profile*.json")):
-        found = json.loads(path.read_text())
-        records = found["profiles"]
-        title = machine_line(found["environment"], found["environment"]["clock"])
+        content = json.loads(path.read_text())
+        records = content["profiles"]
+        title = machine_line(content["environment"], content["environment"]["clock"])
         shape = re.sub(r", K = \d+|; passes.*", "", output.headline(records[-1]).partition(": ")[2])
-        others = [record["preset"] for record in records if record["shape"]["depth"] != records[-1]["shape"]["depth"]]
-        own = f" (`{'`, `'.join(others)}`: its own network)" if others else ""
-        lines += [f"### {title}", "", f"{shape}{own}.", "", output.markdown(records), ""]
+        other_networks = [
+            record["preset"] for record in records if record["shape"]["depth"] != records[-1]["shape"]["depth"]
+        ]
+        note = f" (`{'`, `'.join(other_networks)}`: its own network)" if other_networks else ""
+        lines += [f"### {title}", "", f"{shape}{note}.", "", output.markdown(records), ""]
         lines += [f"![parts of a step](pictures/profile/{name}-{path.stem}.png)", ""]
     if (folder / "scaling.json").exists():
         lines += [f"![cost against sizes](pictures/profile/{name}-scaling.png)", ""]
@@ -59,11 +61,14 @@ def draw_scaling(path: Path, points: list[dict[str, Any]]) -> None:
     """A panel for each sweep: time as a multiple of the bare encoder's, or of the matrix products'."""
     page, (axes,) = drawing.figure(15, 3.8, 1, len(PANELS))
     for axis, (sweep, (label, floor)) in zip(axes, PANELS.items(), strict=True):
-        found = [point for point in points if point["sweep"] == sweep]
-        x = [point["x"] for point in found]
+        sweep_points = [point for point in points if point["sweep"] == sweep]
+        x = [point["x"] for point in sweep_points]
         labels = []
         for number, name in enumerate(("mixfast", "plain PyTorch")):
-            ratios, style = [each["seconds"][name] / each["seconds"][floor] for each in found], drawing.curve(number)
+            ratios, style = (
+                [each["seconds"][name] / each["seconds"][floor] for each in sweep_points],
+                drawing.curve(number),
+            )
             axis.plot(x, ratios, **style)
             labels.append((ratios[-1], name, style["color"]))
         labels.append(drawing.level(axis, 1, floor))
@@ -78,11 +83,11 @@ def draw_scaling(path: Path, points: list[dict[str, Any]]) -> None:
 def main() -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     for path in RESULTS.glob("*/profile/*.json"):
-        found, picture = json.loads(path.read_text()), PICTURES / f"{path.parents[1].name}-{path.stem}.png"
-        if "profiles" in found:
-            output.draw(picture, found["profiles"])
+        content, picture = json.loads(path.read_text()), PICTURES / f"{path.parents[1].name}-{path.stem}.png"
+        if "profiles" in content:
+            output.draw(picture, content["profiles"])
         else:
-            draw_scaling(picture, found["points"])
+            draw_scaling(picture, content["points"])
     DOCUMENT.write_text(filled(DOCUMENT.read_text()))
 
 

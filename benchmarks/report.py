@@ -27,7 +27,7 @@ def first(rows: list[dict[str, Any]], prefix: str) -> dict[str, Any] | None:
 
 
 def table(group: str, rows: list[dict[str, Any]]) -> list[str]:
-    ours, floor = first(rows, "mixfast"), first(rows, "floor")
+    mixfast_row, floor = first(rows, "mixfast"), first(rows, "floor")
     lines = [
         f"### {group}",
         "",
@@ -41,7 +41,7 @@ def table(group: str, rows: list[dict[str, Any]]) -> list[str]:
             info["implementation"],
             f"{median * 1e3:.3g}",
             f"{least * 1e3:.3g}",
-            ratio(median, ours),
+            ratio(median, mixfast_row),
             ratio(median, floor),
             "" if memory is None else f"{memory:.1f}",
         ]
@@ -85,9 +85,9 @@ def filled(text: str) -> str:
     """The document with its tables as the results say: between <!-- NAME tables ... --> and the next <!-- end."""
     for name, tables in (("cpu", cpu_tables()), ("gpu", gpu_tables())):
         pattern = rf"(<!-- {name} tables[^\n]*-->\n).*?(<!-- end)"
-        text, found = re.subn(pattern, lambda match, t=tables: f"{match[1]}\n{t}\n{match[2]}", text, flags=re.DOTALL)
-        if found != 1:
-            raise ValueError(f"the document needs one place for the {name} tables; it has {found}")
+        text, count = re.subn(pattern, lambda match, t=tables: f"{match[1]}\n{t}\n{match[2]}", text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"the document needs one place for the {name} tables; it has {count}")
     return text
 
 

@@ -58,24 +58,24 @@ def steps(changes: dict[str, Any], seconds: float) -> dict[str, float]:
 
 def losses(terms: int, seconds: float) -> dict[str, float]:
     """Forward and backward of that many terms on one queue, B = 64, K = 4096, D = 128."""
-    given = infonce.inputs(infonce.Case((0,) * terms, 64, 4096), generator=torch.Generator().manual_seed(0))
+    data = infonce.inputs(infonce.Case((0,) * terms, 64, 4096), generator=torch.Generator().manual_seed(0))
     runs = {
-        "matrix products": lambda: infonce.products(given),
-        "mixfast": infonce.with_gradients(infonce.ours("cpu"), given),
-        "plain PyTorch": infonce.with_gradients(infonce.eager, given),
+        "matrix products": lambda: infonce.products(data),
+        "mixfast": infonce.with_gradients(infonce.by_mixfast("cpu"), data),
+        "plain PyTorch": infonce.with_gradients(infonce.eager, data),
     }
     return sampled(runs, seconds)
 
 
 def points(seconds: float, smoke: bool) -> list[dict[str, Any]]:
-    found = []
+    result = []
     for sweep, (key, values) in SWEEPS.items():
         for value in values[:1] if smoke else values:
             small = {"train.batch_size": 8, "model.depth": 8, "model.width": 8} if smoke else {}
-            found.append({"sweep": sweep, "x": value, "seconds": steps({**small, key: value}, seconds)})
+            result.append({"sweep": sweep, "x": value, "seconds": steps({**small, key: value}, seconds)})
     for terms in TERMS[:1] if smoke else TERMS:
-        found.append({"sweep": "terms", "x": terms, "seconds": losses(terms, seconds)})
-    return found
+        result.append({"sweep": "terms", "x": terms, "seconds": losses(terms, seconds)})
+    return result
 
 
 def main() -> None:
@@ -86,8 +86,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     machine.keep_freed_memory()
-    found = machine.environment(torch.device("cpu"))
-    environment = {key: value for key, value in found.items() if key not in ("argv", "platform", "backends")}
+    facts = machine.environment(torch.device("cpu"))
+    environment = {key: value for key, value in facts.items() if key not in ("argv", "platform", "backends")}
     environment["clock"] = "processor" if BUSY else "wall"
     measured = points(0.0 if options.smoke else options.seconds, options.smoke)
     options.out.parent.mkdir(parents=True, exist_ok=True)

@@ -31,8 +31,8 @@ def test_memory_bank(measure: Any, smoke: bool, rows: int, keys: int) -> None:
 
     runs = {"mixfast NTXentLoss": run(NTXentLoss(TEMPERATURE, (keys, DIM)))}
     if importlib.util.find_spec("lightly"):  # which pip install mixfast[bench] brings
-        theirs = importlib.import_module("lightly.loss").NTXentLoss(TEMPERATURE, (keys, DIM))
-        runs["lightly NTXentLoss"] = run(theirs)
+        lightly_loss = importlib.import_module("lightly.loss").NTXentLoss(TEMPERATURE, (keys, DIM))
+        runs["lightly NTXentLoss"] = run(lightly_loss)
     measure(f"NTXentLoss with a memory bank, N = {rows}, K = {keys}, D = {DIM}", runs)
 
 
@@ -68,18 +68,18 @@ def test_several_boxes(measure: Any, smoke: bool, batch: int, channels: int, sid
     batch, channels, boxes = (2, 8, 3) if smoke else (batch, channels, boxes)
     features, size = torch.randn(batch, channels, side, side, generator=generator).requires_grad_(), (16 * side,) * 2
     corners = torch.rand(batch, boxes, 2, 2, generator=generator) * size[0]
-    given = torch.cat([corners.amin(dim=2), corners.amax(dim=2) + 1], dim=-1).clamp(max=size[0])  # x0, y0, x1, y1
-    whole = given.round().long()
+    box_values = torch.cat([corners.amin(dim=2), corners.amax(dim=2) + 1], dim=-1).clamp(max=size[0])  # x0, y0, x1, y1
+    whole_boxes = box_values.round().long()
 
     def repeated() -> tuple[Tensor, Tensor]:
-        return masked_upsample_pool(features.repeat_interleave(boxes, dim=0), whole.flatten(0, 1), size)
+        return masked_upsample_pool(features.repeat_interleave(boxes, dim=0), whole_boxes.flatten(0, 1), size)
 
     def upsampled() -> tuple[Tensor, ...]:
         large = F.interpolate(features, size, mode="bilinear")
         return tuple(
             image[:, y0:y1, x0:x1].mean(dim=(1, 2))
-            for image, own in zip(large, whole.tolist(), strict=True)
-            for x0, y0, x1, y1 in own
+            for image, image_boxes in zip(large, whole_boxes.tolist(), strict=True)
+            for x0, y0, x1, y1 in image_boxes
         )
 
     def run(pool: Callable[[], tuple[Tensor, ...]]) -> Callable[[], object]:
@@ -88,7 +88,7 @@ def test_several_boxes(measure: Any, smoke: bool, batch: int, channels: int, sid
     measure(
         f"pool_boxes, [{batch}, {channels}, {side}, {side}], {boxes} boxes in each image of {size[0]} px",
         {
-            "mixfast pool_boxes": run(lambda: pool_boxes(features, given, size)),
+            "mixfast pool_boxes": run(lambda: pool_boxes(features, box_values, size)),
             "masked_upsample_pool of repeated features": run(repeated),
             "upsampled map, insides only": run(upsampled),
         },

@@ -25,7 +25,7 @@ CASES = [(32, 256, "demo"), (32, 256, "ref"), (32, 256, "vicreg"), (64, 64, "dem
 Measure = Callable[[str, Mapping[str, Callable[[], object]]], None]
 
 
-def ours(recipe: str, given: Tensor, backend: str, threads: int = 1) -> Callable[[], list[Tensor]]:
+def by_mixfast(recipe: str, images: Tensor, backend: str, threads: int = 1) -> Callable[[], list[Tensor]]:
     state = torch.tensor([0, 0])
 
     def run() -> list[Tensor]:
@@ -33,7 +33,7 @@ def ours(recipe: str, given: Tensor, backend: str, threads: int = 1) -> Callable
         torch.set_num_threads(threads)
         os.environ["MIXFAST_BACKEND"] = backend
         try:
-            return augment(given, PRESETS[recipe], state, MEAN, STD)
+            return augment(images, PRESETS[recipe], state, MEAN, STD)
         finally:
             torch.set_num_threads(before)
             del os.environ["MIXFAST_BACKEND"]
@@ -41,21 +41,21 @@ def ours(recipe: str, given: Tensor, backend: str, threads: int = 1) -> Callable
     return run
 
 
-def floor(given: Tensor) -> Callable[[], object]:
+def floor(images: Tensor) -> Callable[[], object]:
     """A copy reads and writes: half of one read of the bytes and one write of two float32 views."""
-    source = torch.zeros((given.nbytes + 2 * 4 * given.numel()) // 2, dtype=torch.uint8)
+    source = torch.zeros((images.nbytes + 2 * 4 * images.numel()) // 2, dtype=torch.uint8)
     return lambda: source.clone()
 
 
-def torchvision(given: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
+def torchvision(images: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
     v2 = pytest.importorskip("torchvision.transforms.v2", reason="torchvision is the baseline")
     from torchvision import transforms as v1
 
-    side = given.shape[-1]
+    side = images.shape[-1]
     pixels = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)]
-    pictures = [v1.functional.to_pil_image(image) for image in given]
+    pictures = [v1.functional.to_pil_image(image) for image in images]
     views: dict[str, tuple[Any, list[Any]]] = {
-        "torchvision v2 on tensors": (v2.Compose([*demo(v2, side, antialias=False), *pixels]), list(given)),
+        "torchvision v2 on tensors": (v2.Compose([*demo(v2, side, antialias=False), *pixels]), list(images)),
         "torchvision v1 on PIL images": (
             v1.Compose([*demo(v1, side, antialias=True), v1.ToTensor(), v1.Normalize(MEAN, STD)]),
             pictures,
@@ -65,23 +65,23 @@ def torchvision(given: Tensor) -> dict[str, Callable[[], list[Tensor]]]:
     def two_views(view: Any, sources: list[Any]) -> Callable[[], list[Tensor]]:
         return lambda: [torch.stack([view(source) for source in sources]) for _ in range(2)]
 
-    return {name: two_views(*each) for name, each in views.items()}
+    return {name: two_views(*arguments) for name, arguments in views.items()}
 
 
 @pytest.mark.parametrize(("side", "count", "recipe"), CASES, ids=[f"{side}-{recipe}" for side, _, recipe in CASES])
 def test_views(measure: Measure, smoke: bool, side: int, count: int, recipe: str) -> None:
-    given = scenes.generate(4 if smoke else count, side, 0, "train", SceneConfig()).images
-    assert isinstance(given, Tensor)
+    images = scenes.generate(4 if smoke else count, side, 0, "train", SceneConfig()).images
+    assert isinstance(images, Tensor)
     runs: dict[str, Callable[[], object]] = {
-        "mixfast, 1 thread": ours(recipe, given, "cpu"),
-        "batched PyTorch, 1 thread": ours(recipe, given, "reference"),
-        "floor: a copy": floor(given),
+        "mixfast, 1 thread": by_mixfast(recipe, images, "cpu"),
+        "batched PyTorch, 1 thread": by_mixfast(recipe, images, "reference"),
+        "floor: a copy": floor(images),
     }
     if not BUSY:  # else processor seconds are counted, of which two threads take more
-        runs["mixfast, 2 threads"] = ours(recipe, given, "cpu", threads=2)
+        runs["mixfast, 2 threads"] = by_mixfast(recipe, images, "cpu", threads=2)
     if recipe == "demo":
-        runs |= torchvision(given)
-    measure(f"augment_views, {recipe}: two views of [{len(given)}, 3, {side}, {side}], float32", runs)
+        runs |= torchvision(images)
+    measure(f"augment_views, {recipe}: two views of [{len(images)}, 3, {side}, {side}], float32", runs)
 
 
 @pytest.mark.parametrize(("side", "count"), [(32, 64), (32, 256), (224, 32)])
@@ -92,14 +92,14 @@ def test_mixtures(measure: Measure, smoke: bool, side: int, count: int) -> None:
         for _ in range(2)
     )
     boxes, _ = boxes_around(sample_centres(count, (side, side), generator), torch.full((count,), 0.5), (side, side))
-    whole, half = torch.ones(count), torch.full((count,), 0.5)
+    ones, half = torch.ones(count), torch.full((count,), 0.5)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         measure(
             f"mix_views: [{count}, 3, {side}, {side}], float32, channels last, 1 thread",
             {
-                "mixfast, CutMix": lambda: mixfast.mix_views(base, donor, boxes, whole),
+                "mixfast, CutMix": lambda: mixfast.mix_views(base, donor, boxes, ones),
                 "mixfast, mixup": lambda: mixfast.mix_views(base, donor, boxes * 0, half),
                 "torch.where": lambda: paste(base, donor, boxes),
                 "torch.lerp": lambda: torch.lerp(donor, base, 0.5),

@@ -31,8 +31,10 @@ def function(results: list[tuple[int, ...]], gradients: Sequence[tuple[int, ...]
     return Allocate.apply
 
 
-def both(call: Callable[[], Any], inputs: Sequence[Tensor], upstream: Sequence[Tensor]) -> Callable[[], object]:
-    """Forward and backward. The gradients of the results are given: making them is not the call's."""
+def forward_and_backward(
+    call: Callable[[], Any], inputs: Sequence[Tensor], upstream: Sequence[Tensor]
+) -> Callable[[], object]:
+    """Forward and backward, with ready gradients of the results, whose creation is not measured."""
 
     def run() -> object:
         results = call()
@@ -45,9 +47,9 @@ def test_pool_boxes(measure: Any) -> None:
     features, boxes = torch.randn(2, 4, 2, 2, requires_grad=True), torch.tensor([[0, 0, 4, 4], [2, 2, 8, 8]])
     upstream, floor = [torch.ones(2, 4)] * 2, function([(2, 4)] * 2, [(2, 4, 2, 2)])
     runs = {
-        "torch.exp": both(features.exp, [features], [features.detach()]),
-        "floor: an autograd.Function": both(lambda: floor(features), [features], upstream),
-        "mixfast cpu": both(
+        "torch.exp": forward_and_backward(features.exp, [features], [features.detach()]),
+        "floor: an autograd.Function": forward_and_backward(lambda: floor(features), [features], upstream),
+        "mixfast cpu": forward_and_backward(
             lambda: mixfast.masked_upsample_pool(features, boxes, (8, 8), backend="cpu"), [features], upstream
         ),
     }
@@ -63,8 +65,8 @@ def test_infonce_single_tensor(measure: Any) -> None:
     queries, positives = (torch.randn(5, 3, DIM, requires_grad=True) for _ in range(2))
     inputs, upstream, floor = [queries, positives], [torch.ones(5)], function([(5,)], [(5, 3, DIM)] * 2)
     runs = {
-        "floor: an autograd.Function": both(lambda: floor(*inputs), inputs, upstream),
-        "mixfast cpu": both(infonce(*inputs), inputs, upstream),
+        "floor: an autograd.Function": forward_and_backward(lambda: floor(*inputs), inputs, upstream),
+        "mixfast cpu": forward_and_backward(infonce(*inputs), inputs, upstream),
     }
     measure("host overhead, multi_queue_infonce of a tensor of five terms", runs)
 
@@ -77,8 +79,8 @@ def test_infonce_lists(measure: Any, positives_too: bool) -> None:
     shapes = [(3, DIM)] * 5 + [(3, DIM) if positives_too else None] * 5
     upstream, floor = [torch.ones(5)], function([(5,)], shapes)
     runs = {
-        "floor: an autograd.Function": both(lambda: floor(*queries, *positives), inputs, upstream),
-        "mixfast cpu": both(infonce(queries, positives), inputs, upstream),
+        "floor: an autograd.Function": forward_and_backward(lambda: floor(*queries, *positives), inputs, upstream),
+        "mixfast cpu": forward_and_backward(infonce(queries, positives), inputs, upstream),
     }
     gradients = "" if positives_too else ", gradients to the queries alone"
     measure(f"host overhead, multi_queue_infonce of lists of five terms{gradients}", runs)

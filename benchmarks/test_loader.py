@@ -45,13 +45,13 @@ def by_pillow(name: Path, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [64, 128, 224])
 def test_decode(size: int, names: list[Path], smoke: bool, measure: Measure) -> None:
-    some = names[: 2 if smoke else 16]
+    chosen = names[: 2 if smoke else 16]
 
     def each(decode: Callable[[Path, int], Any]) -> Callable[[], object]:
-        return lambda: [decode(name, size) for name in some]
+        return lambda: [decode(name, size) for name in chosen]
 
     rows = {"mixfast": each(decoder.decode_file), "Pillow alone": each(by_pillow)}
-    measure(f"{len(some)} JPEGs of 500 x 375 px to {size} px", rows)
+    measure(f"{len(chosen)} JPEGs of 500 x 375 px to {size} px", rows)
 
 
 def test_batches(names: list[Path], smoke: bool, measure: Measure) -> None:
@@ -59,10 +59,10 @@ def test_batches(names: list[Path], smoke: bool, measure: Measure) -> None:
     size, batch, workers = 224, 4 if smoke else 32, 1 if smoke else WORKERS
     index = torch.arange(len(names)).repeat(1 if smoke else 4)[: 2 * batch if smoke else None]
     paths = [str(name) for name in names]
-    ahead, here = (Streamed(Library(ImageFiles(size), paths, n), index) for n in (workers, 0))
-    assert all(map(torch.equal, ahead.split(batch), here.split(batch)))
+    ahead, in_process = (Streamed(Library(ImageFiles(size), paths, n), index) for n in (workers, 0))
+    assert all(map(torch.equal, ahead.split(batch), in_process.split(batch)))
     rows = {
         "mixfast": lambda: [None for _ in ahead.split(batch)],
-        "without workers": lambda: [None for _ in here.split(batch)],
+        "without workers": lambda: [None for _ in in_process.split(batch)],
     }
     measure(f"{len(index)} JPEGs of 500 x 375 px to {size} px in batches of {batch}, {workers} workers", rows)

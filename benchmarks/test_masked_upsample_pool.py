@@ -12,11 +12,11 @@ from benchmarks.pooling import (
     Pooled,
     Shape,
     both,
+    by_mixfast,
     forward,
     inputs,
     interpolated,
     mask_of,
-    ours,
     weights_and_bmm,
 )
 
@@ -42,23 +42,26 @@ def variants(shape: Shape) -> dict[str, Inputs]:
 @pytest.mark.parametrize("case", range(len(SHAPES)), ids=[str(shape) for shape in SHAPES])
 def test_table(measure: Any, smoke: bool, case: int, task: Callable[..., Callable[[], object]]) -> None:
     shape = (SMOKE if smoke else SHAPES)[case]
-    given = draw(shape)
-    peers: dict[str, Callable[[Inputs], Pooled]] = {"mixfast cpu": ours("cpu"), "weights and bmm": weights_and_bmm}
+    data = draw(shape)
+    peers: dict[str, Callable[[Inputs], Pooled]] = {
+        "mixfast cpu": by_mixfast("cpu"),
+        "weights and bmm": weights_and_bmm,
+    }
     if case == MATERIALISED:
         peers["interpolate, two means (the reference)"] = interpolated
         peers["torch.compile of the reference"] = torch.compile(interpolated, backend="eager" if smoke else "inductor")
-    runs = {name: task(pool, given) for name, pool in peers.items()}
-    runs |= {f"with {name}: mixfast": task(ours("auto"), other) for name, other in variants(shape).items()}
-    runs["floor: copy of the map"] = given.features.detach().clone  # forward reads the map, backward writes one
+    runs = {name: task(pool, data) for name, pool in peers.items()}
+    runs |= {f"with {name}: mixfast": task(by_mixfast("auto"), variant) for name, variant in variants(shape).items()}
+    runs["floor: copy of the map"] = data.features.detach().clone  # forward reads the map, backward writes one
     passes = "forward" if task is forward else "forward and backward"
     measure(f"masked_upsample_pool, {passes}: {shape}, float32", runs)
 
 
 @pytest.mark.parametrize("shape", SMOKE, ids=str)
 def test_baselines_agree(shape: Shape) -> None:
-    given = draw(shape)
-    large = F.interpolate(given.features, given.size, mode="bilinear")
-    mask = mask_of(given)[:, None].float()
+    data = draw(shape)
+    large = F.interpolate(data.features, data.size, mode="bilinear")
+    mask = mask_of(data)[:, None].float()
     expected = (large * mask).sum((2, 3)) / mask.sum((2, 3)).clamp_min(1)
     for pool in (interpolated, weights_and_bmm):
-        torch.testing.assert_close(pool(given)[0], expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(pool(data)[0], expected, rtol=1e-5, atol=1e-5)

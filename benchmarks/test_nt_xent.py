@@ -23,7 +23,7 @@ def draw(rows: int) -> Views:
     return first.requires_grad_(), second.requires_grad_()
 
 
-def ours(backend: str) -> Loss:
+def by_mixfast(backend: str) -> Loss:
     return lambda first, second: nt_xent(first, second, temperature=TEMPERATURE, backend=backend)
 
 
@@ -53,7 +53,7 @@ def test_forward_and_backward(measure: Any, smoke: bool, rows: int) -> None:
     views = draw(8 if smoke else rows)
     compiled = torch.compile(eager, backend="aot_eager" if smoke else "inductor")
     runs: dict[str, Callable[[], object]] = {
-        "mixfast cpu": with_gradients(ours("cpu"), views),
+        "mixfast cpu": with_gradients(by_mixfast("cpu"), views),
         "floor: three matrix products": lambda: products(*views),
         "eager": with_gradients(eager, views),
         "torch.compile of eager": with_gradients(compiled, views),
@@ -66,7 +66,7 @@ def test_forward_and_backward(measure: Any, smoke: bool, rows: int) -> None:
 
 def test_peers_compute_the_same() -> None:
     views = draw(16)
-    expected = ours("reference")(*views)
+    expected = by_mixfast("reference")(*views)
     torch.testing.assert_close(eager(*views), expected)
     if importlib.util.find_spec("lightly"):
         loss = importlib.import_module("lightly.loss").NTXentLoss(temperature=TEMPERATURE)

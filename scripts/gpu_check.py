@@ -26,7 +26,7 @@ FINISHED = ("passed", "failed", "skipped")
 
 
 class Parts:
-    """parts.json: what has finished, for which sources."""
+    """parts.json: the results of the parts, for one state of the sources."""
 
     def __init__(self, machine: Machine) -> None:
         self.path, self.digest = machine.out / "parts.json", f"{machine.digest}{'-dry' if machine.dry else ''}"
@@ -42,13 +42,13 @@ class Parts:
         return self.records.get(name, {}).get("status") in FINISHED
 
     def seconds(self, name: str) -> float:
-        """That it has had so far."""
+        """The time that a part has taken so far."""
         return float(self.records.get(name, {}).get("seconds", 0))
 
     def set(self, name: str, outcome: Outcome, seconds: float) -> None:
-        when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+        date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         seconds += 0 if self.finished(name) else self.seconds(name)
-        self.records[name] = {**outcome._asdict(), "seconds": round(seconds, 1), "date": when}
+        self.records[name] = {**outcome._asdict(), "seconds": round(seconds, 1), "date": date}
         self.path.write_text(json.dumps({"source": self.digest, "commit": commit(), "parts": self.records}, indent=1))
 
     def table(self, names: Sequence[str]) -> str:
@@ -60,7 +60,7 @@ class Parts:
 
 
 def plan(work: dict[str, Part]) -> str:
-    """Every part with its estimate and its limit, and what each call adds up to."""
+    """A table of every part with its estimate and its limit, and the sums of each call."""
     lines = ["| call | part | estimate, s | limit, s |", "|---|---|---|---|"]
     for call, seconds in CALLS.items():
         parts = {name: part for name, part in work.items() if part.call in (0, call)}
@@ -71,28 +71,28 @@ def plan(work: dict[str, Part]) -> str:
 
 
 def perform(machine: Machine, parts: Parts, work: dict[str, Part], only: str) -> int:
-    """Runs the parts within the time; `only` one, which is then repeated, and the build that it needs."""
+    """Run the parts within the time; with `only`, that part, even if it has finished, and the build that it needs."""
     order = sorted(work, key=lambda name: (name != "build", name == "summary", parts.seconds(name)))
     for name in order:
         part = work[name]
         if (only and name not in (only, "build")) or (parts.finished(name) and name not in (only, "summary")):
             continue
-        left = machine.left() - RESERVE
-        if left < part.least:
+        remaining = machine.left() - RESERVE
+        if remaining < part.least:
             parts.set(name, Outcome("not reached", f"{machine.left():.0f} s were left"), 0.0)
             continue
         print(f"== {name}", flush=True)
         start = time.monotonic()
         try:
-            outcome = part.do(machine, left if machine.dry else min(left, part.limit))
+            outcome = part.do(machine, remaining if machine.dry else min(remaining, part.limit))
         except Exception as error:
             outcome = Outcome("failed", f"{type(error).__name__}: {error}")
         parts.set(name, outcome, time.monotonic() - start)
         print(f"{outcome.status}: {outcome.note}", flush=True)
         if name == "build" and outcome.status != "passed":
             break
-    asked = [name for name in work if not only or name in (only, "build")]
-    statuses = {parts.records.get(name, {}).get("status", "not reached") for name in asked}
+    requested = [name for name in work if not only or name in (only, "build")]
+    statuses = {parts.records.get(name, {}).get("status", "not reached") for name in requested}
     return 1 if "failed" in statuses else 0 if statuses <= set(FINISHED) else 3
 
 

@@ -25,7 +25,7 @@ class Outcome(NamedTuple):
     note: str = ""
 
 
-class Done(NamedTuple):
+class Finished(NamedTuple):
     code: int | None  # None: it ran into its limit
     text: str  # what it printed
 
@@ -59,42 +59,42 @@ class Machine:
         if wheels:
             files = sorted(map(str, wheels.resolve().glob("*.whl")))
             pip = ["-m", "pip", "install", "-q", "--no-index", "--no-deps", "--no-compile", "--upgrade", "--target"]
-            done = self.run([sys.executable, *pip, str(site), *files], 120)
-            if done.code != 0:
-                raise SystemExit(f"the wheels could not be unpacked:\n{done.text[-2000:]}")
+            unpacked = self.run([sys.executable, *pip, str(site), *files], 120)
+            if unpacked.code != 0:
+                raise SystemExit(f"the wheels could not be unpacked:\n{unpacked.text[-2000:]}")
 
     def left(self) -> float:
         return self.deadline - time.monotonic()
 
-    def run(self, command: Sequence[str], seconds: float, **environment: str) -> Done:
+    def run(self, command: Sequence[str], seconds: float, **environment: str) -> Finished:
         return self.run_all([command], seconds, **environment)[0]
 
-    def run_all(self, commands: Sequence[Sequence[str]], seconds: float, **environment: str) -> list[Done]:
+    def run_all(self, commands: Sequence[Sequence[str]], seconds: float, **environment: str) -> list[Finished]:
         """Runs commands beside each other, in the copy, each in a process group that ends with it or at the limit."""
         end = time.monotonic() + max(0.0, min(seconds, self.left() - GRACE))
         begun = []
         for number, command in enumerate(commands):
             file = (self.work / f"output-{number}").open("w+")
-            place = {"cwd": self.source, "env": {**self.environment, **environment}, "start_new_session": True}
-            begun.append((subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, **place), file))
+            options = {"cwd": self.source, "env": {**self.environment, **environment}, "start_new_session": True}
+            begun.append((subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, **options), file))
         results = []
         for command, (process, file) in zip(commands, begun, strict=True):
             in_time = ended(process, end - time.monotonic())
             file.seek(0)
             text = file.read()
             file.close()
-            results.append(Done(process.returncode if in_time else None, text))
+            results.append(Finished(process.returncode if in_time else None, text))
             end_of_it = f"exit code {process.returncode}" if in_time else "stopped at its limit"
             with self.log.open("a") as log:
                 log.write(f"$ {' '.join(command)}\n{text[-LOGGED:]}\n[{end_of_it}]\n\n")
         return results
 
-    def python(self, *words: str) -> list[str]:
-        return [sys.executable, *words]
+    def python(self, *arguments: str) -> list[str]:
+        return [sys.executable, *arguments]
 
 
 def joined(*folders: str | None) -> str:
-    """A search path of the folders that there are."""
+    """A search path of the folders that are not empty or None."""
     return os.pathsep.join(filter(None, folders))
 
 
@@ -111,13 +111,13 @@ def ended(process: subprocess.Popen, seconds: float) -> bool:
 
 
 def files() -> list[Path]:
-    """What is copied, relative to the root."""
-    found = []
+    """The files to be copied, relative to the root."""
+    paths = []
     for name in SOURCES:
         path = ROOT / name
-        found += [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    kept = [path.relative_to(ROOT) for path in found]
-    return sorted(path for path in kept if path.suffix not in SUFFIXES and not set(path.parts) & set(LEFT_OUT))
+        paths += [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    relative = [path.relative_to(ROOT) for path in paths]
+    return sorted(path for path in relative if path.suffix not in SUFFIXES and not set(path.parts) & set(LEFT_OUT))
 
 
 def digest() -> str:
@@ -129,25 +129,25 @@ def digest() -> str:
 
 
 def copy_sources(target: Path) -> None:
-    """Copies what differs, so that a second build compiles what has changed, and removes what is gone."""
-    wanted = set(files())
-    for path in wanted:
-        there = target / path
-        if not there.exists() or there.read_bytes() != (ROOT / path).read_bytes():
-            there.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / path, there)
+    """Copy files that differ, so that a second build compiles only those, and remove files that are gone."""
+    expected = set(files())
+    for path in expected:
+        copied = target / path
+        if not copied.exists() or copied.read_bytes() != (ROOT / path).read_bytes():
+            copied.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / path, copied)
     for name in SOURCES:
-        for there in (target / name).rglob("*"):
-            if there.is_file() and "__pycache__" not in there.parts and there.relative_to(target) not in wanted:
-                there.unlink()
+        for copied in (target / name).rglob("*"):
+            if copied.is_file() and "__pycache__" not in copied.parts and copied.relative_to(target) not in expected:
+                copied.unlink()
 
 
 def commit() -> str:
     """Commit of the checkout; the variable MIXFAST_COMMIT names it where there is no .git."""
-    given = os.environ.get("MIXFAST_COMMIT", "")
+    from_environment = os.environ.get("MIXFAST_COMMIT", "")
     command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    if given or not (ROOT / ".git").exists() or shutil.which("git") is None:
-        return given or "unknown"
+    if from_environment or not (ROOT / ".git").exists() or shutil.which("git") is None:
+        return from_environment or "unknown"
     return subprocess.run(command, capture_output=True, text=True).stdout.strip() or "unknown"
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from gpu_machine import RESERVE, Done, Machine, Outcome, Part
+from gpu_machine import RESERVE, Finished, Machine, Outcome, Part
 
 TESTS = ("tests/ops", "tests/gpu")
 PYTEST = (
@@ -34,7 +34,7 @@ MEMORY = 8 << 10  # MiB
 DEVICE_LOST = (70, 4)  # exit codes of the tests and of the benchmarks
 TRIES = 5  # of either, after an error that a GPU does not recover from
 KERNELS = ("cuda", "hopper", "triton")  # as tests.gpu.every_kernel calls them
-SHOWN = 20  # failed tests
+MAX_NAMES = 20  # failed tests
 TRAINED = [(preset, graph) for graph in ("on", "off") for preset in ("moco", "approach1")]
 RECIPE = ("--train.epochs", "10", "--train.compile", "off", "--eval.every", "10", "--eval.no-baselines")
 EVIDENCE = ("metrics.jsonl", "config.json", "env.json", "log.txt", "status.json")  # of a run's folder
@@ -59,23 +59,23 @@ TINY_RUN = (
 
 def build(machine: Machine, seconds: float) -> Outcome:
     """The machine first: without torch or a GPU nothing else can work."""
-    asked = machine.run(machine.python("-m", "benchmarks.gpu.machine"), 60)
-    if asked.code != 0:
-        return Outcome("failed", f"python3 cannot describe the machine: {last_line(asked)}")
-    found = json.loads(asked.text[asked.text.index("{") :])
-    (machine.out / "environment.json").write_text(json.dumps(found, indent=1) + "\n")
-    gpu = found["gpu"]
+    described = machine.run(machine.python("-m", "benchmarks.gpu.machine"), 60)
+    if described.code != 0:
+        return Outcome("failed", f"python3 cannot describe the machine: {last_line(described)}")
+    facts = json.loads(described.text[described.text.index("{") :])
+    (machine.out / "environment.json").write_text(json.dumps(facts, indent=1) + "\n")
+    gpu = facts["gpu"]
     arch = gpu["capability"].replace(".", "") if gpu else "90"
     command = machine.python("setup.py", "build_ext", "--inplace")
     settings = {"MIXFAST_CUDA": "on", "MIXFAST_CUDA_ARCHS": arch}
     if machine.dry:
-        words = " ".join(f"{name}={value}" for name, value in settings.items())
-        return Outcome("passed", f"would run {words} python3 {' '.join(command[1:])}")
+        assignments = " ".join(f"{name}={value}" for name, value in settings.items())
+        return Outcome("passed", f"would run {assignments} python3 {' '.join(command[1:])}")
     if gpu is None:
         return Outcome("failed", "torch finds no GPU; --dry-run does what can be done without one")
-    done = machine.run(command, seconds, **settings)
-    if done.code != 0:
-        return Outcome("failed", last_line(done) if done.code else "it took too long")
+    built = machine.run(command, seconds, **settings)
+    if built.code != 0:
+        return Outcome("failed", last_line(built) if built.code else "it took too long")
     return Outcome("passed", f"for sm_{arch} of {gpu['name']}")
 
 
@@ -84,19 +84,19 @@ def is_built(machine: Machine) -> bool:
 
 
 def doctor(machine: Machine, seconds: float) -> Outcome:
-    done = machine.run(machine.python("-m", "mixfast.doctor"), seconds)
-    lines = [" ".join(line.split()) for line in done.text.splitlines()]
-    wrong = [line for line in lines if re.match(r"\w+ (cuda|triton) (?!available)", line)]
-    if done.code != 0 or (wrong and not machine.dry):
-        return Outcome("failed", "; ".join(wrong) or last_line(done))
-    return Outcome("passed", "cuda and triton are available" if not wrong else "; ".join(wrong))
+    result = machine.run(machine.python("-m", "mixfast.doctor"), seconds)
+    lines = [" ".join(line.split()) for line in result.text.splitlines()]
+    unavailable = [line for line in lines if re.match(r"\w+ (cuda|triton) (?!available)", line)]
+    if result.code != 0 or (unavailable and not machine.dry):
+        return Outcome("failed", "; ".join(unavailable) or last_line(result))
+    return Outcome("passed", "cuda and triton are available" if not unavailable else "; ".join(unavailable))
 
 
 def parity(machine: Machine, seconds: float) -> Outcome:
     """The tests of the operations, in several processes; a process that a broken kernel ends is started again."""
     if machine.dry:
         return collected(machine, seconds)
-    known = machine.out / "tests.jsonl"
+    results_file = machine.out / "tests.jsonl"
     gpu = json.loads((machine.out / "environment.json").read_text())["gpu"]
     count = max(1, min(PROCESSES, len(os.sched_getaffinity(0)) // 2, gpu["memory_mib"] // MEMORY))
     shards = {f"{number + 1}/{count}": machine.work / f"tests-{number}.jsonl" for number in range(count)}
@@ -105,30 +105,35 @@ def parity(machine: Machine, seconds: float) -> Outcome:
     threads = str(max(1, len(os.sched_getaffinity(0)) // count))
     end, pending, failed = time.monotonic() + seconds, list(shards), ""
     for _ in range(TRIES):
-        words = [("--shard", each, "--results", str(shards[each]), "--known", str(known)) for each in pending]
-        commands = [machine.python(*PYTEST, *TESTS, *each) for each in words]
+        commands = [
+            machine.python(
+                *PYTEST, *TESTS, "--shard", shard, "--results", str(shards[shard]), "--known", str(results_file)
+            )
+            for shard in pending
+        ]
         results = machine.run_all(commands, end - time.monotonic(), OMP_NUM_THREADS=threads)
-        failed = failed or next((last_line(done) for done in results if done.code in (2, 3, 4)), "")
+        failed = failed or next((last_line(result) for result in results if result.code in (2, 3, 4)), "")
         lost = zip(pending, results, strict=True)
-        pending = [each for each, done in lost if done.code in DEVICE_LOST or (done.code or 0) < 0]
+        pending = [shard for shard, result in lost if result.code in DEVICE_LOST or (result.code or 0) < 0]
         if not pending:
             break
-    with known.open("a") as file:
+    with results_file.open("a") as file:
         file.writelines(path.read_text() for path in shards.values() if path.exists())
-    return judged(outcomes(known), failed, complete=not pending and all(done.code is not None for done in results))
+    complete = not pending and all(result.code is not None for result in results)
+    return judged(outcomes(results_file), failed, complete)
 
 
 def collected(machine: Machine, seconds: float) -> Outcome:
     words = (*TESTS, "--collect-only", "--assert=plain")  # no assertion is made, so none is rewritten
-    done = machine.run(machine.python(*PYTEST, *words), seconds, OMP_NUM_THREADS="1")
-    tests = [line for line in done.text.splitlines() if "::" in line]
-    if done.code != 0 or not tests:
-        return Outcome("failed", f"{len(tests)} tests; {last_line(done)}")
+    result = machine.run(machine.python(*PYTEST, *words), seconds, OMP_NUM_THREADS="1")
+    tests = [line for line in result.text.splitlines() if "::" in line]
+    if result.code != 0 or not tests:
+        return Outcome("failed", f"{len(tests)} tests; {last_line(result)}")
     return Outcome("passed", f"{len(tests)} tests would run")
 
 
 def outcomes(path: Path) -> dict[str, dict[str, Any]]:
-    """The last word on each test."""
+    """The last record of each test."""
     lines = path.read_text().splitlines() if path.exists() else []
     return {record["test"]: record for record in map(json.loads, lines)}
 
@@ -149,17 +154,17 @@ def kernels(machine: Machine, seconds: float) -> Outcome:
     """Every kernel once, both of InfoNCE's main kernels in CUDA C++ too; this also fills Triton's cache."""
     script = ("-m", "tests.gpu.every_kernel")
     if machine.dry:
-        done = machine.run(machine.python(*script, "cpu"), seconds, OMP_NUM_THREADS="1")
-        return Outcome("passed" if done.code == 0 else "failed", f"on the CPU: {last_line(done)}")
-    results = machine.run_all([machine.python(*script, each) for each in KERNELS], seconds)
+        result = machine.run(machine.python(*script, "cpu"), seconds, OMP_NUM_THREADS="1")
+        return Outcome("passed" if result.code == 0 else "failed", f"on the CPU: {last_line(result)}")
+    results = machine.run_all([machine.python(*script, kernel) for kernel in KERNELS], seconds)
     return agreed(dict(zip(KERNELS, results, strict=True)))
 
 
-def agreed(runs: dict[str, Done]) -> Outcome:
+def agreed(runs: dict[str, Finished]) -> Outcome:
     """Whether all passed; one that its limit stopped has shown no fault."""
-    codes = {done.code for done in runs.values()}
+    codes = {result.code for result in runs.values()}
     status = "failed" if codes - {0, None} else "cut off" if None in codes else "passed"
-    return Outcome(status, "; ".join(f"{name}: {verdict(done)}" for name, done in runs.items()))
+    return Outcome(status, "; ".join(f"{name}: {verdict(result)}" for name, result in runs.items()))
 
 
 def memcheck(machine: Machine, seconds: float) -> Outcome:
@@ -179,12 +184,12 @@ def sanitized(machine: Machine, tools: tuple[str, ...], seconds: float) -> Outco
         return Outcome("skipped", "there is no compute-sanitizer")
     options = ("--target-processes", "application-only", "--error-exitcode", "97")
     commands = {
-        f"{tool} {each}": [program, "--tool", tool, *options, *machine.python("-m", "tests.gpu.every_kernel", each)]
+        f"{tool} {kernel}": [program, "--tool", tool, *options, *machine.python("-m", "tests.gpu.every_kernel", kernel)]
         for tool in tools
-        for each in KERNELS
+        for kernel in KERNELS
     }
     results = machine.run_all(list(commands.values()), seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    if all("Device not supported" in done.text for done in results):
+    if all("Device not supported" in result.text for result in results):
         return Outcome("skipped", "compute-sanitizer does not support this device or its virtual machine")
     return agreed(dict(zip(commands, results, strict=True)))
 
@@ -194,9 +199,9 @@ def toolkit() -> str:
     return os.pathsep.join(os.path.join(home, "bin") for home in [*filter(None, homes), "/usr/local/cuda"])
 
 
-def verdict(done: Done) -> str:
-    found = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", done.text)
-    return "stopped at its limit" if done.code is None else found[-1] if found else last_line(done)
+def verdict(result: Finished) -> str:
+    fault = re.findall(r"(?:ERROR|RACECHECK) SUMMARY: (.*)", result.text)
+    return "stopped at its limit" if result.code is None else fault[-1] if fault else last_line(result)
 
 
 def own_folder(machine: Machine, name: str) -> Path:
@@ -220,25 +225,25 @@ def training(machine: Machine, seconds: float) -> Outcome:
     recipe = (*TINY, *TINY_RUN) if machine.dry else RECIPE
     for preset, graph in [("moco", "off")] if machine.dry else TRAINED:
         name = f"{preset}-graph-{graph}"
-        place = machine.work / f"training-{machine.digest}" / name
+        run_folder = machine.work / f"training-{machine.digest}" / name
         if (folder / name).exists():
             continue
-        words = ("--resume", str(place))
-        if not any(place.glob("checkpoints/*")):
-            shutil.rmtree(place, ignore_errors=True)
-            words = (preset, *data, *recipe, "--train.graph", graph, "--out", str(place))
-        left = end - time.monotonic()
-        done = machine.run(machine.python("-m", "mixfast.train", *words), left) if left > 0 else None
-        if done is None or done.code is None:
+        arguments = ("--resume", str(run_folder))
+        if not any(run_folder.glob("checkpoints/*")):
+            shutil.rmtree(run_folder, ignore_errors=True)
+            arguments = (preset, *data, *recipe, "--train.graph", graph, "--out", str(run_folder))
+        remaining = end - time.monotonic()
+        result = machine.run(machine.python("-m", "mixfast.train", *arguments), remaining) if remaining > 0 else None
+        if result is None or result.code is None:
             unfinished += 1
-        elif done.code != 0:
-            failed.append(f"{name}: {last_line(done)}")
+        elif result.code != 0:
+            failed.append(f"{name}: {last_line(result)}")
         else:
             (folder / name).mkdir()
             for file in EVIDENCE:
-                shutil.copy(place / file, folder / name)
-            shutil.rmtree(place)
-    if failed and all("No module named" in each for each in failed):  # a requirement that --wheels would bring
+                shutil.copy(run_folder / file, folder / name)
+            shutil.rmtree(run_folder)
+    if failed and all("No module named" in message for message in failed):  # a requirement that --wheels would bring
         return Outcome("skipped", "; ".join(failed))
     status = "failed" if failed else "cut off" if unfinished else "passed"
     return Outcome(status, "; ".join([*failed, f"{unfinished} unfinished", *map(" ".join, learnt(folder))]))
@@ -274,47 +279,49 @@ def profile(machine: Machine, seconds: float) -> Outcome:
     """Whole steps by part, and beside those of others; a file for each, and what is there is not measured again."""
     if machine.dry:
         folder = machine.out / "profile"
-        words = (*TINY, "--seconds", "0", "--out", str(folder))
-        done = machine.run(machine.python("-m", "mixfast.profile", *words), seconds)
-        return Outcome("passed" if done.code == 0 else "failed", f"on the CPU: {ratios(folder.parent)}")
+        arguments = (*TINY, "--seconds", "0", "--out", str(folder))
+        result = machine.run(machine.python("-m", "mixfast.profile", *arguments), seconds)
+        return Outcome("passed" if result.code == 0 else "failed", f"on the CPU: {ratios(folder.parent)}")
     folder = own_folder(machine, "profile")
     failed, missing, unfinished, end = [], set(), 0, time.monotonic() + seconds
     for file, command in steps(machine, folder).items():
         if (folder / file).exists():
             continue
-        left = end - time.monotonic()
-        done = machine.run(command, left) if left > 0 else None
-        if done is None or done.code is None:
+        remaining = end - time.monotonic()
+        result = machine.run(command, remaining) if remaining > 0 else None
+        if result is None or result.code is None:
             unfinished += 1
-        elif "No module named" in done.text:  # a requirement of mixfast or of its benchmarks that is not there
-            missing.add(last_line(done))
-        elif done.code != 0:
-            failed.append(f"{file}: {last_line(done)}")
+        elif "No module named" in result.text:  # a requirement of mixfast or of its benchmarks that is not there
+            missing.add(last_line(result))
+        elif result.code != 0:
+            failed.append(f"{file}: {last_line(result)}")
     status = "failed" if failed else "cut off" if unfinished else "passed"
     return Outcome(status, "; ".join([*failed, *sorted(missing), f"{unfinished} unfinished", ratios(folder)]))
 
 
 def steps(machine: Machine, folder: Path) -> dict[str, list[str]]:
     """The commands by the file that each writes; a profile with a graph measures the step call by call too."""
-    found = {}
+    commands = {}
     for shape, preset in ((shape, preset) for shape, names in PROFILED.items() for preset in names):
-        words = (preset, "--shape", shape, "--seconds", "4", "--train.compile", "off", "--train.graph", "on")
-        out = folder / f"{shape}-{preset}"
-        found[f"{shape}-{preset}/profile.json"] = machine.python("-m", "mixfast.profile", *words, "--out", str(out))
+        arguments = (preset, "--shape", shape, "--seconds", "4", "--train.compile", "off", "--train.graph", "on")
+        output = folder / f"{shape}-{preset}"
+        commands[f"{shape}-{preset}/profile.json"] = machine.python(
+            "-m", "mixfast.profile", *arguments, "--out", str(output)
+        )
     # Its warning that no benchmark has run would hide the reason.
     plugin = ("-m", "pytest", "-q", "-W", "default", "-p", "no:cacheprovider", "-p", "pytest_benchmark.plugin")
     for shape, preset in ((shape, preset) for shape, names in PROFILED.items() for preset in names):
         file = f"train-step-{shape}-{preset}.json"
         test = f"benchmarks/test_train_step.py::test_train_step[{preset}-{shape}]"
-        found[file] = machine.python(*plugin, test, f"--benchmark-json={folder / file}")
-    return found
+        commands[file] = machine.python(*plugin, test, f"--benchmark-json={folder / file}")
+    return commands
 
 
 def ratios(folder: Path) -> str:
     """Step over bare encoder of each profile below a folder."""
     files = sorted(folder.glob("*/profile.json"))
-    found = [(path.parent.name, json.loads(path.read_text())["profiles"][0]["ratio"]) for path in files]
-    return "step / bare encoder: " + (", ".join(f"{name} {ratio:.2f}" for name, ratio in found) or "none")
+    values = [(path.parent.name, json.loads(path.read_text())["profiles"][0]["ratio"]) for path in files]
+    return "step / bare encoder: " + (", ".join(f"{name} {ratio:.2f}" for name, ratio in values) or "none")
 
 
 def benchmarks(machine: Machine, seconds: float) -> Outcome:
@@ -322,23 +329,23 @@ def benchmarks(machine: Machine, seconds: float) -> Outcome:
     command = ("-m", "benchmarks.gpu", "--out", str(machine.out))
     if machine.dry:
         smoke = ("--smoke", "--seconds", f"{seconds:.0f}")
-        done = machine.run(machine.python(*command, *smoke), seconds, OMP_NUM_THREADS="1")
+        result = machine.run(machine.python(*command, *smoke), seconds, OMP_NUM_THREADS="1")
         rows = sum('"kind": "row"' in line for line in (machine.out / "benchmarks.jsonl").read_text().splitlines())
-        return Outcome("passed" if done.code == 0 else "failed", f"{rows} rows on the CPU; {last_line(done)}")
+        return Outcome("passed" if result.code == 0 else "failed", f"{rows} rows on the CPU; {last_line(result)}")
     end = time.monotonic() + seconds
     for _ in range(TRIES):
-        left = end - time.monotonic()
-        done = machine.run(machine.python(*command, "--seconds", f"{left - 15:.0f}"), left)
-        if done.code is None or (done.code >= 0 and done.code not in DEVICE_LOST):
+        remaining = end - time.monotonic()
+        result = machine.run(machine.python(*command, "--seconds", f"{remaining - 15:.0f}"), remaining)
+        if result.code is None or (result.code >= 0 and result.code not in DEVICE_LOST):
             break
-    if done.code == 0:
+    if result.code == 0:
         return Outcome("passed", "every group is measured")
-    return Outcome("cut off" if done.code in (None, 3) else "failed", last_line(done))
+    return Outcome("cut off" if result.code in (None, 3) else "failed", last_line(result))
 
 
-def last_line(done: Done) -> str:
+def last_line(result: Finished) -> str:
     """Without the paths of this machine: the note is committed."""
-    lines = [line.strip() for line in done.text.splitlines() if line.strip()]
+    lines = [line.strip() for line in result.text.splitlines() if line.strip()]
     return re.sub(r"(?<!\w)/[\w.+-]+(?:/[\w.+-]+)+", "...", lines[-1])[:300] if lines else "it printed nothing"
 
 
@@ -350,22 +357,22 @@ def summary(machine: Machine, seconds: float) -> Outcome:
 
 
 def report(machine: Machine) -> str:
-    """What is worth a screen."""
+    """The part of the report that is printed."""
     return failures(machine) if machine.dry else tables(machine) + failures(machine)
 
 
-def tables(machine: Machine, *words: str) -> str:
+def tables(machine: Machine, *options: str) -> str:
     runs = "".join(f"- {', '.join(row)}\n" for row in learnt(machine.out / "training"))
     trained = f"Training, ten epochs each:\n\n{runs}\n" if runs else ""
     measured = machine.out / "benchmarks.jsonl"
     if not measured.exists():
         return f"{trained}No benchmark has run.\n"
-    return trained + machine.run(machine.python("-m", "benchmarks.gpu.report", str(measured), *words), RESERVE).text
+    return trained + machine.run(machine.python("-m", "benchmarks.gpu.report", str(measured), *options), RESERVE).text
 
 
 def failures(machine: Machine) -> str:
     failed = [test for test, record in outcomes(machine.out / "tests.jsonl").items() if record["outcome"] == "failed"]
-    names = "".join(f"- {test}\n" for test in failed[:SHOWN])
+    names = "".join(f"- {test}\n" for test in failed[:MAX_NAMES])
     return f"{len(failed)} tests failed:\n\n{names}\n" if failed else ""
 
 

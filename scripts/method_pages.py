@@ -83,9 +83,11 @@ def pictures(name: str) -> list[str]:
     boxes = BOXES.get(name, "boxes are red")
     text = [textwrap.fill(f"Rows are four procedural scenes, columns the views of one step; {boxes}.", 120)]
     for ending, values in drawn:
-        words = " ".join(f"--{key} {value:g}" if isinstance(value, float) else f"--{key} {value}"
+        option_list = " ".join(f"--{key} {value:g}" if isinstance(value, float) else f"--{key} {value}"
                          for key, value in values.items())  # fmt: skip
-        text.append((f"With `{words}`:\n\n" if words else "") + f"![views](../pictures/methods/{name}{ending}.png)")
+        text.append(
+            (f"With `{option_list}`:\n\n" if option_list else "") + f"![views](../pictures/methods/{name}{ending}.png)"
+        )
     return text
 
 
@@ -102,8 +104,8 @@ def presets(module: ModuleType) -> str:
 def options(config: type[Any]) -> str:
     """The table of a Config's fields, the method's own first."""
     types = typing.get_type_hints(config)
-    own = vars(config).get("__annotations__", {})
-    fields = sorted(dataclasses.fields(config), key=lambda field: field.name not in own)
+    own_fields = vars(config).get("__annotations__", {})
+    fields = sorted(dataclasses.fields(config), key=lambda field: field.name not in own_fields)
     comments = {name: text for kind in config.__mro__ for name, text in _comments(kind).items()}
     rows = ["| option `--method.` | default | values | what it does |", "|---|---|---|---|"]
     for field in fields:

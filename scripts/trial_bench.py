@@ -59,7 +59,7 @@ class Bench:
         os.kill(child, signal.SIGTERM)
         self.wait(child)
 
-    def start(self, main: Callable[[list[str]], int], words: list[str]) -> int:
+    def start(self, main: Callable[[list[str]], int], arguments: list[str]) -> int:
         """Begin a command in a forked process, which has all modules loaded; returns its pid."""
         sys.stdout.flush()
         pid = os.fork()
@@ -73,7 +73,7 @@ class Bench:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         code = 99
         try:
-            code = main(words)
+            code = main(arguments)
         except SystemExit as stop:
             code = int(stop.code or 0)
         except BaseException:
@@ -89,9 +89,9 @@ class Bench:
         output.unlink(missing_ok=True)
         return Ended(os.waitstatus_to_exitcode(status), text)
 
-    def run(self, main: Callable[[list[str]], int], words: list[str]) -> Ended:
+    def run(self, main: Callable[[list[str]], int], arguments: list[str]) -> Ended:
         """A command from start to end."""
-        return self.wait(self.start(main, words))
+        return self.wait(self.start(main, arguments))
 
     def copy_of(self, run: Path) -> Path:
         """A copy of a run's folder, to be disturbed."""

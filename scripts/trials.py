@@ -47,10 +47,10 @@ from mixfast.train.__main__ import main as train
 def kills(bench: Bench) -> Iterator[Outcome]:
     """kill -9 at any moment of a run, up to three times, then --resume."""
     for number in range(bench.count or 25):
-        run, words = bench.folder / f"killed-{number}", []
+        run, arguments = bench.folder / f"killed-{number}", []
         for _ in range(bench.random.randint(1, 3)):
-            words = ["--resume", str(run)] if (run / "config.json").exists() else [*RUN, "--out", str(run)]
-            child = bench.start(train, words)
+            arguments = ["--resume", str(run)] if (run / "config.json").exists() else [*RUN, "--out", str(run)]
+            child = bench.start(train, arguments)
             time.sleep(bench.random.uniform(0, bench.duration))
             os.kill(child, signal.SIGKILL)
             bench.wait(child)
@@ -201,25 +201,25 @@ def write_or_delete(path: Path, content: bytes | None) -> None:
 
 def full_disk(bench: Bench) -> Iterator[Outcome]:
     """A file system that is full at some size: the error says so; with room made the run ends in the same bits."""
-    place = bench.folder / "disk"
-    place.mkdir()
+    folder = bench.folder / "disk"
+    folder.mkdir()
     for kilobytes in [8, 24, 64, 128, 256, 384, 512][: bench.count]:
-        mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(place)]
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
         if subprocess.run(mount, capture_output=True).returncode:
             print("full_disk: no file system may be mounted here; left out")
             return
         try:
-            run = place / "run"
+            run = folder / "run"
             ended = bench.run(train, [*RUN, "--out", str(run)])
             fault = undocumented(ended) or (
                 "" if ended.code in (0, 9) else f"exit code {ended.code}: {ended.text[-200:]}"
             )
             yield Outcome(f"{kilobytes} KiB", fault)
-            subprocess.run(["mount", "-o", "remount,size=64m", str(place)], check=True)
+            subprocess.run(["mount", "-o", "remount,size=64m", str(folder)], check=True)
             if ended.code and (run / "checkpoints").exists() and any((run / "checkpoints").glob("*.pt")):
                 yield bench.continued(f"{kilobytes} KiB, continued", run)
         finally:
-            subprocess.run(["umount", str(place)], check=True)
+            subprocess.run(["umount", str(folder)], check=True)
 
 
 def two_at_once(bench: Bench) -> Iterator[Outcome]:
@@ -255,18 +255,18 @@ def sent_code(bench: Bench) -> Iterator[Outcome]:
         module = f"{run.name}.payload" + (":f" if "." in key else "")
         path = ("values", *key.split("."))
         (run / "config.json").write_text(json.dumps(replaced(content, path, module)))
-        for main, words in ((train, ["--resume"]), (evaluate, ["knn"]), (evaluate, ["replay"])):
+        for main, arguments in ((train, ["--resume"]), (evaluate, ["knn"]), (evaluate, ["replay"])):
             for start in (bench.folder, run):
                 here = os.getcwd()
                 os.chdir(start)
                 sys.path.insert(0, "")  # as `python -m` does
                 try:
-                    ended = bench.run(main, [*words, str(run)])
+                    ended = bench.run(main, [*arguments, str(run)])
                 finally:
                     os.chdir(here)
                     sys.path.pop(0)
                 ran = "CODE FROM" in ended.text or ended.code == 0
-                what = f"{key}, {words[0]}, from {'the run' if start == run else 'its parent'}"
+                what = f"{key}, {arguments[0]}, from {'the run' if start == run else 'its parent'}"
                 yield Outcome(what, "the code ran" if ran else undocumented(ended))
 
 

@@ -74,16 +74,16 @@ def compiled(variant: Variant, architecture: int) -> Result:
 
 
 def faults(variant: Variant, architecture: int, result: Result) -> list[str]:
-    found = []
+    messages = []
     if result.spilled:
-        found.append(f"spills {result.spilled} bytes")
+        messages.append(f"spills {result.spilled} bytes")
     if result.shared > SHARED_LIMIT[architecture] << 10:
-        found.append(f"{result.shared} bytes of shared memory, {SHARED_LIMIT[architecture] << 10} at most")
+        messages.append(f"{result.shared} bytes of shared memory, {SHARED_LIMIT[architecture] << 10} at most")
     if variant.matrix and not result.instruction:
-        found.append("no tensor cores")
+        messages.append("no tensor cores")
     if STREAMS.search(variant.name) and result.narrow:
-        found.append(f"{result.narrow} stores of less than 16 bytes")
-    return found
+        messages.append(f"{result.narrow} stores of less than 16 bytes")
+    return messages
 
 
 def table(results: dict[str, dict[int, Result]], architectures: list[int], earlier: str = "") -> str:
@@ -91,14 +91,15 @@ def table(results: dict[str, dict[int, Result]], architectures: list[int], earli
 
     What is not in `results` keeps its line of an earlier table, if that had the same columns, and versions of Triton.
     """
-    head = "| Kernel | " + " | ".join(f"sm_{each}, {SHARED_LIMIT[each]} KiB" for each in architectures) + " |"
+    columns = [f"sm_{architecture}, {SHARED_LIMIT[architecture]} KiB" for architecture in architectures]
+    head = f"| Kernel | {' | '.join(columns)} |"
     rows = {line.split("|")[1].strip(): line for line in earlier.splitlines() if head in earlier and line[:2] == "| "}
     versions = re.findall(r"[\d.]+(?=, )", earlier.partition("with Triton ")[2].partition("without")[0]) if rows else []
     written_with = ", ".join(dict.fromkeys([*versions, triton.__version__]))
     for name, row in results.items():
         cells = []
-        for each in architectures:
-            result = row[each]
+        for architecture in architectures:
+            result = row[architecture]
             cells.append(f"{result.registers}, {-(-result.shared // 1024)} {result.instruction.split('.')[0]}".strip())
         rows[name] = f"| {name} | " + " | ".join(cells) + " |"
     lines = [
@@ -126,22 +127,22 @@ def main() -> int:
     triton.knobs.compilation.always_compile = True  # a kernel from the cache would bring no log
     triton.knobs.nvidia.dump_ptxas_log = True
     results: dict[str, dict[int, Result]] = {}
-    bad = 0
+    faulty = 0
     for architecture in options.arch:
         for variant in variants(architecture):
             if not re.search(options.only, variant.name):
                 continue
             result = compiled(variant, architecture)
-            found = faults(variant, architecture, result)
-            bad += bool(found)
+            messages = faults(variant, architecture, result)
+            faulty += bool(messages)
             results.setdefault(variant.name, {})[architecture] = result
-            note = f"  FAULT: {'; '.join(found)}" if found else ""
+            note = f"  FAULT: {'; '.join(messages)}" if messages else ""
             print(f"sm_{architecture}  {variant.name}: {', '.join(map(str, result))}{note}", flush=True)
-    print(f"{sum(map(len, results.values()))} compiled, {bad} at fault")
-    if options.out and not bad:
+    print(f"{sum(map(len, results.values()))} compiled, {faulty} at fault")
+    if options.out and not faulty:
         earlier = options.out.read_text() if options.only and options.out.exists() else ""
         options.out.write_text(table(results, options.arch, earlier))
-    return 1 if bad or not results else 0
+    return 1 if faulty or not results else 0
 
 
 if __name__ == "__main__":

@@ -75,11 +75,11 @@ ptxas info    : Function properties for _Z4poolv
     8 bytes stack frame, 4 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 56 registers, used 1 barriers, 512 bytes smem, 400 bytes cmem[0]
 """
-    assert report.ptxas_says(log) == {"_Z4poolv": (56, 16, 512)} and report.serialized(log) == set()
+    assert report.resource_usage(log) == {"_Z4poolv": (56, 16, 512)} and report.serialized(log) == set()
     loss = "(C7510) Potential Performance Loss: wgmma.mma_async instructions are serialized due to"
     assert report.serialized(f"{log}{loss} a lack of registers in the function '_Z4poolv'\n") == {"_Z4poolv"}
     with pytest.raises(RuntimeError, match="otherwise than expected"):
-        report.ptxas_says(log.replace("Used", "Uses"))
+        report.resource_usage(log.replace("Used", "Uses"))
 
 
 def test_committed_report_names_every_kernel(report: ModuleType) -> None:

@@ -163,7 +163,7 @@ def test_a_checkpoint_that_is_not_finite_is_neither_exported_nor_scored(run: Run
     checkpoint.save(run.folder.checkpoints, state)
     for command in (lambda: main(words), lambda: evaluate(["knn", *words])):
         assert command() == 4
-        assert "is not finite: method.encoder.backbone.conv1.weight" in capsys.readouterr().err
+        assert "holds a NaN or an infinity in method.encoder.backbone.conv1.weight" in capsys.readouterr().err
     assert not run.folder.export.exists()
 
 

@@ -171,13 +171,13 @@ def test_shards_share_the_tests(tmp_path: Path) -> None:
 
 
 def test_notes_name_no_path_of_the_machine(check: ModuleType) -> None:
-    parts, done = importlib.import_module("gpu_parts"), importlib.import_module("gpu_machine").Done
+    parts, done = importlib.import_module("gpu_parts"), importlib.import_module("gpu_machine").Finished
     assert parts.last_line(done(1, "x\nno file /somewhere/on/it.py here\n\n")) == "no file ... here"
     assert parts.verdict(done(0, "== ERROR SUMMARY: 0 errors\nbye")) == "0 errors"
 
 
 def test_a_run_at_its_limit_is_cut_off_and_not_failed(check: ModuleType) -> None:
-    parts, done = importlib.import_module("gpu_parts"), importlib.import_module("gpu_machine").Done
+    parts, done = importlib.import_module("gpu_parts"), importlib.import_module("gpu_machine").Finished
     whole, stopped, wrong = done(0, "5 checks, 0 wrong"), done(None, "begun"), done(1, "5 checks, 1 wrong")
     assert parts.agreed({"cuda": whole, "hopper": whole}).status == "passed"
     assert parts.agreed({"cuda": whole, "triton": stopped}) == (

@@ -10,7 +10,7 @@ from torch import Tensor
 import mixfast
 from benchmarks.gpu.floors import Work
 from benchmarks.gpu.group import Group, Peer
-from benchmarks.gpu.infonce_groups import ours
+from benchmarks.gpu.infonce_groups import usable_backends
 from benchmarks.gpu.timing import Call
 from mixfast.augment import PRESETS
 
@@ -34,28 +34,30 @@ def inputs(count: int, side: int, recipe: str, generator: torch.Generator) -> In
     return Inputs(images, parameters, state)
 
 
-def views(given: Inputs, recipe: str, backend: str, **format: Any) -> Call:
+def views(data: Inputs, recipe: str, backend: str, **format: Any) -> Call:
     cfg = PRESETS[recipe]
     orders = {"colour_first": cfg.colour_first, "grey_first": cfg.grey_first, "interpolation": cfg.interpolation}
     reach = math.ceil(3 * cfg.blur_sigma[1]) if cfg.blur else 0
     options = {**orders, **format, "blur_reach": reach, "mean": MEAN, "std": STD}
-    return lambda: mixfast.augment_views(given.images, given.parameters, backend=backend, **options)
+    return lambda: mixfast.augment_views(data.images, data.parameters, backend=backend, **options)
 
 
 def group(count: int, side: int, recipe: str, dtype: torch.dtype, channels_last: bool, goal: bool = False) -> Group:
     name = f"{str(dtype).removeprefix('torch.')}{', channels last' if channels_last else ''}"
     layout = torch.channels_last if channels_last else torch.contiguous_format
     format = {"dtype": dtype, "memory_format": layout}
-    backends = {f"mixfast {each}": each for each in ours("augment_views")} | {"batched PyTorch": "reference"}
+    backends = {f"mixfast {backend}": backend for backend in usable_backends("augment_views")} | {
+        "batched PyTorch": "reference"
+    }
     pixels = count * 3 * side**2
     work = Work(pixels + VIEWS * pixels * dtype.itemsize + VIEWS * count * COLUMNS * 4)
     return Group(
         task=f"augment_views, two views: {count} x {side} px, {recipe}, {name}",
         draw=lambda generator: inputs(count, side, recipe, generator),
-        peers={each: Peer(lambda given, b=b: views(given, recipe, b, **format)) for each, b in backends.items()},
+        peers={backend: Peer(lambda data, b=b: views(data, recipe, b, **format)) for backend, b in backends.items()},
         work=work,
-        truth=lambda given: views(given, recipe, "reference")(),
-        goals_us={each: work.bytes / GOAL * 1e6 for each in backends if each.startswith("mixfast") and goal},
+        truth=lambda data: views(data, recipe, "reference")(),
+        goals_us={backend: work.bytes / GOAL * 1e6 for backend in backends if backend.startswith("mixfast") and goal},
         facts={"images": count, "side": side, "recipe": recipe, "dtype": str(dtype).removeprefix("torch.")},
     )
 
@@ -63,18 +65,20 @@ def group(count: int, side: int, recipe: str, dtype: torch.dtype, channels_last:
 def draws(count: int) -> Group:
     """The parameters alone; of each set of inputs the next draw, so that no two calls return the same."""
 
-    def drawn(given: Inputs, backend: str) -> Call:
+    def drawn(data: Inputs, backend: str) -> Call:
         return lambda: mixfast.draw_views(
-            given.state, count, (SMALL[1], SMALL[1]), [PRESETS["demo"]] * VIEWS, backend=backend
+            data.state, count, (SMALL[1], SMALL[1]), [PRESETS["demo"]] * VIEWS, backend=backend
         )
 
-    backends = {f"mixfast {each}": each for each in ours("augment_views")} | {"batched PyTorch": "reference"}
+    backends = {f"mixfast {backend}": backend for backend in usable_backends("augment_views")} | {
+        "batched PyTorch": "reference"
+    }
     return Group(
         task=f"draw_views, two views: {count} images, demo",
         draw=lambda generator: inputs(count, SMALL[1], "demo", generator),
-        peers={each: Peer(lambda given, b=b: drawn(given, b), comparable=False) for each, b in backends.items()},
+        peers={backend: Peer(lambda data, b=b: drawn(data, b), comparable=False) for backend, b in backends.items()},
         work=Work(VIEWS * count * COLUMNS * 4),
-        truth=lambda given: given.parameters,
+        truth=lambda data: data.parameters,
         facts={"images": count, "dtype": "float32"},
     )
 
@@ -99,18 +103,21 @@ def mixtures(count: int, side: int, layout: torch.memory_format) -> Group:
             box.new_ones(count).float(),
         )
 
-    backends = {f"mixfast {each}": each for each in ours("augment_views")} | {"batched PyTorch": "reference"}
+    backends = {f"mixfast {backend}": backend for backend in usable_backends("augment_views")} | {
+        "batched PyTorch": "reference"
+    }
     last = ", channels last" if layout == torch.channels_last else ""
     work = Work(2 * count * 3 * side**2 * 4)
     return Group(
         task=f"mix_views, CutMix: {count} x {side} px, float32{last}",
         draw=pair,
         peers={
-            each: Peer(lambda given, b=b: lambda: mixfast.mix_views(*given, backend=b)) for each, b in backends.items()
+            backend: Peer(lambda data, b=b: lambda: mixfast.mix_views(*data, backend=b))
+            for backend, b in backends.items()
         },
         work=work,
-        truth=lambda given: mixfast.mix_views(*given, backend="reference"),
-        goals_us={each: work.bytes / GOAL * 1e6 for each in backends if each.startswith("mixfast")},
+        truth=lambda data: mixfast.mix_views(*data, backend="reference"),
+        goals_us={backend: work.bytes / GOAL * 1e6 for backend in backends if backend.startswith("mixfast")},
         facts={"images": count, "side": side, "dtype": "float32"},
     )
 

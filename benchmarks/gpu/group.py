@@ -46,10 +46,10 @@ def tensors(value: Any) -> list[Tensor]:
     """All tensors in nested tuples and lists."""
     if isinstance(value, Tensor):
         return [value]
-    return [tensor for each in value for tensor in tensors(each)] if isinstance(value, (tuple, list)) else []
+    return [tensor for item in value for tensor in tensors(item)] if isinstance(value, (tuple, list)) else []
 
 
-def deviation(ours: Any, truth: Any) -> float:
-    """|ours - truth| / |truth| over all numbers."""
-    flat = [torch.cat([tensor.detach().float().flatten() for tensor in tensors(value)]) for value in (ours, truth)]
+def deviation(result: Any, truth: Any) -> float:
+    """|result - truth| / |truth| over all numbers."""
+    flat = [torch.cat([tensor.detach().float().flatten() for tensor in tensors(value)]) for value in (result, truth)]
     return ((flat[0] - flat[1]).norm() / flat[1].norm()).item()

@@ -18,10 +18,10 @@ from benchmarks.infonce import Case, Inputs
 from mixfast.ops.infonce import gpu_cuda
 
 FIVE = (0, 1, 2, 0, 1)
-STEP, LONG = Case(FIVE, 512, 4096), Case(FIVE, 512, 65536)
-ONE, LARGE = Case((0,), 4096, 65536), Case(FIVE, 4096, 65536)
+STEP, LARGE_STEP = Case(FIVE, 512, 4096), Case(FIVE, 512, 65536)
+ONE_TERM, LARGE = Case((0,), 4096, 65536), Case(FIVE, 4096, 65536)
 # Microseconds on an H200: (cuda, triton). Float32 may take three and five times the goal of 16 bits.
-GOALS = {STEP: (15, 25), LONG: (140, 200), ONE: (215, 320), LARGE: (1060, 1600)}
+GOALS = {STEP: (15, 25), LARGE_STEP: (140, 200), ONE_TERM: (215, 320), LARGE: (1060, 1600)}
 LOSS_GOALS, SIMCLR_GOAL = (80, 120), 130
 KEYS = [1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072]
 IMAGES = 4096  # of the in-batch loss: 8,192 rows
@@ -34,8 +34,8 @@ class Views(NamedTuple):
     second: Tensor
 
 
-def ours(operation: str) -> list[str]:
-    """Our backends that a GPU's tensors take; where there is none, the one that smoke runs."""
+def usable_backends(operation: str) -> list[str]:
+    """The backends for tensors on a GPU; without a GPU, the one that smoke runs use."""
     usable = [name for name, reason in mixfast.backends()[operation].items() if reason is None]
     return [name for name in ("cuda", "triton") if name in usable and torch.cuda.is_available()] or ["cpu"]
 
@@ -43,7 +43,7 @@ def ours(operation: str) -> list[str]:
 def kernels() -> list[str]:
     """The main kernels of multi_queue_infonce in CUDA C++, if this GPU can run several."""
     usable = torch.cuda.is_available() and gpu_cuda.unavailable() is None
-    return found if usable and len(found := gpu_cuda.kernels()) > 1 else []
+    return names if usable and len(names := gpu_cuda.kernels()) > 1 else []
 
 
 def by_kernel(name: str, call: Call) -> Call:
@@ -58,9 +58,9 @@ def small(case: Case, smoke: bool) -> Case:
     return Case(case.index, case.rows // 64, case.keys // 64, 16) if smoke else case
 
 
-def in_float32(given: Inputs) -> Inputs:
-    queries = [query.detach().float().requires_grad_() for query in given.queries]
-    return Inputs(queries, *([x.float() for x in rows] for rows in (given.positives, given.queues)), given.index)
+def in_float32(data: Inputs) -> Inputs:
+    queries = [query.detach().float().requires_grad_() for query in data.queries]
+    return Inputs(queries, *([x.float() for x in rows] for rows in (data.positives, data.queues)), data.index)
 
 
 def group(case: Case, dtype: torch.dtype, *, gradients: bool = True, sweep: bool = False) -> Group:
@@ -73,12 +73,15 @@ def group(case: Case, dtype: torch.dtype, *, gradients: bool = True, sweep: bool
     goals = LOSS_GOALS if not gradients else GOALS.get(case)
     if goals and dtype == torch.float32:
         goals = (3 * goals[0], 5 * goals[0])
-    fast = ours("multi_queue_infonce")
-    peers = {f"mixfast {each}": Peer(lambda given, each=each: run(infonce.ours(each), given)) for each in fast}
+    fast = usable_backends("multi_queue_infonce")
+    peers = {
+        f"mixfast {backend}": Peer(lambda data, backend=backend: run(infonce.by_mixfast(backend), data))
+        for backend in fast
+    }
     if dtype != torch.float32:
-        for each in kernels():
-            prepare = lambda given, each=each: by_kernel(each, run(infonce.ours("cuda"), given))  # noqa: E731
-            peers[f"mixfast cuda, {each} kernel"] = Peer(prepare)
+        for backend in kernels():
+            prepare = lambda data, backend=backend: by_kernel(backend, run(infonce.by_mixfast("cuda"), data))  # noqa: E731
+            peers[f"mixfast cuda, {backend} kernel"] = Peer(prepare)
     peers |= rivals(dtype, run, gradients)
     if sweep:
         peers = {key: peer for key, peer in peers.items() if key.startswith("mixfast") or "each queue" in key}
@@ -88,7 +91,7 @@ def group(case: Case, dtype: torch.dtype, *, gradients: bool = True, sweep: bool
         draw=lambda generator: infonce.inputs(case, dtype, generator=generator),
         peers=peers,
         work=Work(values * dtype.itemsize, factor * rows * case.keys * case.dim),
-        truth=lambda given: run(infonce.eager, in_float32(given))(),
+        truth=lambda data: run(infonce.eager, in_float32(data))(),
         goals_us=dict(zip(("mixfast cuda", "mixfast triton"), goals, strict=True)) if goals and not sweep else {},
         facts={"terms": len(case.index), "queues": queues, "rows": case.rows, "keys": case.keys, "dim": case.dim}
         | {"dtype": name, **({"sweep": "keys", "curve": f"{len(case.index)} x {case.rows} rows"} if sweep else {})},
@@ -97,15 +100,15 @@ def group(case: Case, dtype: torch.dtype, *, gradients: bool = True, sweep: bool
 
 def training(case: Case) -> Group:
     """What a step calls under autocast: rows in float32, which the operation casts, and queues of the cast's dtype."""
-    whole = group(case, torch.float16)
+    base = group(case, torch.float16)
 
     def draw(generator: torch.Generator) -> Inputs:
-        given = infonce.inputs(case, torch.float16, generator=generator)
-        return in_float32(given)._replace(queues=given.queues)
+        data = infonce.inputs(case, torch.float16, generator=generator)
+        return in_float32(data)._replace(queues=data.queues)
 
     def under_autocast(peer: Peer) -> Peer:
-        def prepare(given: Inputs) -> Call:
-            call, kind = peer.prepare(given), given.queues[0].device.type
+        def prepare(data: Inputs) -> Call:
+            call, kind = peer.prepare(data), data.queues[0].device.type
 
             def run() -> Any:
                 with torch.autocast(kind, dtype=torch.bfloat16):
@@ -115,34 +118,34 @@ def training(case: Case) -> Group:
 
         return replace(peer, prepare=prepare)
 
-    chosen = {name: peer for name, peer in whole.peers.items() if name.startswith("mixfast") or name == "eager"}
+    chosen = {name: peer for name, peer in base.peers.items() if name.startswith("mixfast") or name == "eager"}
     peers = {name: under_autocast(peer) for name, peer in chosen.items()}
-    return replace(whole, task=f"{whole.task} and float32 rows under autocast", draw=draw, peers=peers)
+    return replace(base, task=f"{base.task} and float32 rows under autocast", draw=draw, peers=peers)
 
 
 def rivals(dtype: torch.dtype, run: Callable[..., Call], gradients: bool) -> dict[str, Peer]:
     kind = "memory-efficient" if dtype == torch.float32 else "flash"
     pick = 1 if gradients else 0
-    found = {
-        f"{kind} attention, V = K, each queue": Peer(lambda given: lambda: infonce.attention(given, share=True)[pick]),
-        f"{kind} attention, V = K, each term": Peer(lambda given: lambda: infonce.attention(given)[pick]),
-        "eager": Peer(lambda given: run(infonce.eager, given)),
+    rivals_by_name = {
+        f"{kind} attention, V = K, each queue": Peer(lambda data: lambda: infonce.attention(data, share=True)[pick]),
+        f"{kind} attention, V = K, each term": Peer(lambda data: lambda: infonce.attention(data)[pick]),
+        "eager": Peer(lambda data: run(infonce.eager, data)),
     }
     if gradients:
-        found["two matrix products"] = Peer(lambda given: lambda: infonce.products(given), comparable=False)
+        rivals_by_name["two matrix products"] = Peer(lambda data: lambda: infonce.products(data), comparable=False)
     if importlib.util.find_spec("inf_cl"):
-        found["Inf-CL"] = Peer(lambda given: run(infonce.inf_cl, given))
+        rivals_by_name["Inf-CL"] = Peer(lambda data: run(infonce.inf_cl, data))
     if importlib.util.find_spec("lightly") and dtype == torch.float32:
-        found["lightly NTXentLoss"] = Peer(lambda given: run(infonce.lightly(given), given), **LIGHTLY)
-    return found
+        rivals_by_name["lightly NTXentLoss"] = Peer(lambda data: run(infonce.lightly(data), data), **LIGHTLY)
+    return rivals_by_name
 
 
 def step(smoke: bool) -> Iterator[Group]:
-    for case in (STEP, LONG, ONE, LARGE):
+    for case in (STEP, LARGE_STEP, ONE_TERM, LARGE):
         yield group(small(case, smoke), torch.bfloat16).among(graph=True, cold=True)
-    yield group(small(LONG, smoke), torch.bfloat16, gradients=False).among(graph=True, cold=True)
+    yield group(small(LARGE_STEP, smoke), torch.bfloat16, gradients=False).among(graph=True, cold=True)
     yield simclr(smoke).among(graph=True, cold=True)
-    for case in (STEP, LONG):
+    for case in (STEP, LARGE_STEP):
         yield training(small(case, smoke)).among(graph=True, cold=True)
         yield group(small(case, smoke), torch.float32).among(graph=True, cold=True)
 
@@ -150,7 +153,7 @@ def step(smoke: bool) -> Iterator[Group]:
 def eager(smoke: bool) -> Iterator[Group]:
     """What a training step calls, without a graph; first so little that the host's part is what shows."""
     yield group(Case(FIVE, 1, 1), torch.bfloat16).among(graph=False, cold=False)
-    for case in (STEP, LONG):
+    for case in (STEP, LARGE_STEP):
         for dtype in (torch.float32, torch.bfloat16):
             yield group(small(case, smoke), dtype).among(graph=False, cold=False)
     yield simclr(smoke).among(graph=False, cold=False)
@@ -166,37 +169,37 @@ def compiled(smoke: bool) -> Iterator[Group]:
     """Against torch.compile of eager code."""
     cases = [
         (STEP, torch.bfloat16, True),
-        (LONG, torch.bfloat16, True),
-        (ONE, torch.bfloat16, True),
-        (LONG, torch.bfloat16, False),
-        (LONG, torch.float32, True),
+        (LARGE_STEP, torch.bfloat16, True),
+        (ONE_TERM, torch.bfloat16, True),
+        (LARGE_STEP, torch.bfloat16, False),
+        (LARGE_STEP, torch.float32, True),
     ]
     for case, dtype, gradients in cases[: 1 if smoke else None]:
-        whole = group(small(case, smoke), dtype, gradients=gradients)
+        base = group(small(case, smoke), dtype, gradients=gradients)
         run = infonce.with_gradients if gradients else infonce.without_gradients
-        yield with_compiled(whole, infonce.eager, run, smoke)
+        yield with_compiled(base, infonce.eager, run, smoke)
     yield with_compiled(simclr(smoke), in_batch, both_gradients, smoke)
 
 
-def with_compiled(whole: Group, eager: Callable[..., Tensor], run: Callable[..., Call], smoke: bool) -> Group:
+def with_compiled(base: Group, eager: Callable[..., Tensor], run: Callable[..., Call], smoke: bool) -> Group:
     function = torch.compile(eager, fullgraph=True, backend="eager" if smoke else "inductor")
-    peers: Mapping[str, Peer] = {name: peer for name, peer in whole.peers.items() if name.startswith("mixfast")}
+    peers: Mapping[str, Peer] = {name: peer for name, peer in base.peers.items() if name.startswith("mixfast")}
     return replace(
-        whole, compiles=True, peers={**peers, "torch.compile of eager": Peer(lambda given: run(function, given))}
+        base, compiles=True, peers={**peers, "torch.compile of eager": Peer(lambda data: run(function, data))}
     )
 
 
-def in_batch(given: Views) -> Tensor:
+def in_batch(data: Views) -> Tensor:
     """NT-Xent of two views as training loops write it: all similarities, the diagonal filled, cross entropy."""
-    rows = torch.cat([given.first, given.second])
+    rows = torch.cat([data.first, data.second])
     logits = (rows @ rows.T / infonce.TEMPERATURE).float()
     logits = logits.masked_fill(torch.eye(len(rows), dtype=torch.bool, device=rows.device), float("-inf"))
-    positive = torch.arange(len(rows), device=rows.device).roll(len(given.first))
+    positive = torch.arange(len(rows), device=rows.device).roll(len(data.first))
     return F.cross_entropy(logits, positive)
 
 
-def both_gradients(loss: Callable[[Views], Tensor], given: Views) -> Call:
-    return lambda: torch.autograd.grad(loss(given), given)
+def both_gradients(loss: Callable[[Views], Tensor], data: Views) -> Call:
+    return lambda: torch.autograd.grad(loss(data), data)
 
 
 def simclr(smoke: bool) -> Group:
@@ -207,24 +210,22 @@ def simclr(smoke: bool) -> Group:
         return Views(*(view.to(dtype).requires_grad_() for view in F.normalize(rows, dim=-1)))
 
     def loss(backend: str) -> Callable[[Views], Tensor]:
-        return lambda given: mixfast.nt_xent(
-            given.first, given.second, temperature=infonce.TEMPERATURE, backend=backend
-        )
+        return lambda data: mixfast.nt_xent(data.first, data.second, temperature=infonce.TEMPERATURE, backend=backend)
 
     rows = 2 * images
-    fast = {name: loss(name) for name in ours("nt_xent")}
+    fast = {name: loss(name) for name in usable_backends("nt_xent")}
     peers: dict[str, Any] = {
-        f"mixfast {name}": Peer(lambda given, f=f: both_gradients(f, given)) for name, f in fast.items()
+        f"mixfast {name}": Peer(lambda data, f=f: both_gradients(f, data)) for name, f in fast.items()
     }
-    peers["eager"] = Peer(lambda given: both_gradients(in_batch, given))
+    peers["eager"] = Peer(lambda data: both_gradients(in_batch, data))
     if importlib.util.find_spec("lightly"):
-        peers["lightly NTXentLoss"] = Peer(lambda given: both_gradients(infonce.lightly_in_batch(), given), **LIGHTLY)
+        peers["lightly NTXentLoss"] = Peer(lambda data: both_gradients(infonce.lightly_in_batch(), data), **LIGHTLY)
     return Group(
         task=f"nt_xent, loss and gradients: 2N = {rows}, D = {dim}, bfloat16",
         draw=draw,
         peers=peers,
         work=Work(2 * rows * dim * dtype.itemsize, 6 * rows**2 * dim),
-        truth=lambda given: both_gradients(in_batch, Views(*(x.detach().float().requires_grad_() for x in given)))(),
+        truth=lambda data: both_gradients(in_batch, Views(*(x.detach().float().requires_grad_() for x in data)))(),
         goals_us={"mixfast triton": SIMCLR_GOAL},
         facts={"rows": rows, "dim": dim, "dtype": "bfloat16"},
     )

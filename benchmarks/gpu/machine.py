@@ -36,24 +36,26 @@ def describe() -> dict[str, Any]:
 
 
 def commit() -> str:
-    """Given by the variable MIXFAST_COMMIT where the files came without their history."""
-    given = os.environ.get("MIXFAST_COMMIT")
+    """The commit from git, or from the variable MIXFAST_COMMIT for files without their history."""
+    from_environment = os.environ.get("MIXFAST_COMMIT")
     return (
-        given or output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12").strip() or "unknown"
+        from_environment
+        or output("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12").strip()
+        or "unknown"
     )
 
 
 def gpu() -> dict[str, Any]:
-    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     values = output(
         "nvidia-smi", f"--query-gpu={QUERIED}", "--format=csv,noheader", f"--id={torch.cuda.current_device()}"
     )
     return {
-        "name": found.name,
-        "capability": f"{found.major}.{found.minor}",
-        "multiprocessors": found.multi_processor_count,
-        "l2_mib": found.L2_cache_size >> 20,
-        "memory_mib": found.total_memory >> 20,
+        "name": properties.name,
+        "capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2_mib": properties.L2_cache_size >> 20,
+        "memory_mib": properties.total_memory >> 20,
         "count": torch.cuda.device_count(),
         **dict(zip(QUERIED.split(","), map(str.strip, values.split(",")), strict=False)),
     }

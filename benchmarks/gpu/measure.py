@@ -37,42 +37,42 @@ def measure(group: Group, timer: Timer, rates: Rates, smoke: bool) -> list[Row]:
 
 
 def drawn(group: Group, timer: Timer, smoke: bool) -> list[Any]:
-    """As many sets of inputs as the conditions need; a single one where they are reused."""
+    """As many sets of inputs as the conditions need; repetitions of one set if the cache may be hot."""
     generator = torch.Generator(timer.device).manual_seed(0)
-    given = [group.draw(generator)]
+    inputs = [group.draw(generator)]
     if not group.cold:
-        return given * (2 if smoke else HOT)
-    count = math.ceil(COLD * timer.cache_bytes / sum(each.nbytes for each in tensors(given[0])))
-    return given + [group.draw(generator) for _ in range(min(count, 2 if smoke else INPUTS) - 1)]
+        return inputs * (2 if smoke else HOT)
+    count = math.ceil(COLD * timer.cache_bytes / sum(tensor.nbytes for tensor in tensors(inputs[0])))
+    return inputs + [group.draw(generator) for _ in range(min(count, 2 if smoke else INPUTS) - 1)]
 
 
-def timed(group: Group, given: list[Any], timer: Timer, smoke: bool) -> dict[str, Row]:
+def timed(group: Group, inputs: list[Any], timer: Timer, smoke: bool) -> dict[str, Row]:
     rows: dict[str, Row] = {}
     samplers: dict[str, Sampler] = {}
-    truth = attempt(timer, lambda: group.truth(given[0]))[0]
+    truth = attempt(timer, lambda: group.truth(inputs[0]))[0]
     for name, peer in group.peers.items():
-        ready, reason = attempt(timer, lambda peer=peer: prepare(group, peer, given, timer, truth))
+        ready, reason = attempt(timer, lambda peer=peer: prepare(group, peer, inputs, timer, truth))
         if ready is None:
             rows[name] = {"reason": reason}
         else:
             samplers[name], rows[name] = ready
     samples = interleaved(samplers, *(SMOKE if smoke else (SECONDS, LEAST, MOST))) if samplers else {}
-    for name, taken in samples.items():
-        low, median, high = (value * 1e6 for value in quantiles(taken))
-        rows[name] |= {"median_us": median, "p10_us": low, "p90_us": high, "samples": len(taken)}
+    for name, times in samples.items():
+        low, median, high = (value * 1e6 for value in quantiles(times))
+        rows[name] |= {"median_us": median, "p10_us": low, "p90_us": high, "samples": len(times)}
     return rows
 
 
-def prepare(group: Group, peer: Peer, given: list[Any], timer: Timer, truth: Any) -> tuple[Sampler, Row]:
-    """The sampler of an implementation, and what is known about it before the first sample."""
-    call = peer.prepare(given[0])
+def prepare(group: Group, peer: Peer, inputs: list[Any], timer: Timer, truth: Any) -> tuple[Sampler, Row]:
+    """The sampler of an implementation, and the entries of its row before the first sample."""
+    call = peer.prepare(inputs[0])
     seconds, peak = timer.seconds(call), timer.peak_bytes(call)
-    kept = timer.peak_bytes(lambda: peer.prepare(given[0])()) or 1
-    calls = max(1, min(len(given), int(LONGEST / seconds), timer.memory_bytes // SHARE // kept))
+    bytes_per_call = timer.peak_bytes(lambda: peer.prepare(inputs[0])()) or 1
+    calls = max(1, min(len(inputs), int(LONGEST / seconds), timer.memory_bytes // SHARE // bytes_per_call))
     row: Row = {"calls": calls, "peak_mib": None if peak is None else peak / 2**20}
     if peer.comparable and truth is not None:
         row["deviation"] = deviation(call(), truth)
-    ready: list[Call] = [call, *(peer.prepare(each) for each in given[1:calls])]
+    ready: list[Call] = [call, *(peer.prepare(data) for data in inputs[1:calls])]
     return timer.sampler(ready, group.graph, group.cold), row
 
 
@@ -95,7 +95,7 @@ def attempt(timer: Timer, work: Callable[[], Any]) -> tuple[Any, str]:
 
 
 def facts(group: Group, name: str) -> Row:
-    """What a row says whether or not it was measured."""
+    """The entries of a row that do not depend on a measurement."""
     return {
         "kind": "row",
         "title": group.title,

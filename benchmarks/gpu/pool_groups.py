@@ -34,35 +34,37 @@ def group(shape: Shape, dtype: torch.dtype, task: Task, *, sweep: bool = False, 
     work = Work(values * dtype.itemsize + (masks if passes == "forward" else 0))
     if passes == "both":
         work = Work(2 * values * dtype.itemsize + masks)
-    pools: dict[str, Callable[[Inputs], Pooled]] = {f"mixfast {each}": pooling.ours(each) for each in ours()}
+    pools: dict[str, Callable[[Inputs], Pooled]] = {
+        f"mixfast {backend}": pooling.by_mixfast(backend) for backend in usable_backends()
+    }
     pools["weights and bmm"] = pooling.weights_and_bmm
     if images * channels * pixels**2 <= LARGEST_MAP and not sweep:
         pools["eager reference"] = pooling.interpolated
-    peers = {each: Peer(lambda given, pool=pool: task(pool, given)) for each, pool in pools.items()}
-    peers["copy of the map"] = Peer(lambda given: given.features.detach().clone, comparable=False)
+    peers = {backend: Peer(lambda data, pool=pool: task(pool, data)) for backend, pool in pools.items()}
+    peers["copy of the map"] = Peer(lambda data: data.features.detach().clone, comparable=False)
     goal = dict(zip(SHAPES, GOALS[name], strict=True)).get(shape)
     goal = MASK_GOAL if goal and masks else goal
-    goals = {each: goal for each in peers if each.startswith("mixfast")} if goal and passes != "both" else {}
+    goals = {backend: goal for backend in peers if backend.startswith("mixfast")} if goal and passes != "both" else {}
     return Group(
         task=("time against H x W: " if sweep else "") + f"masked_upsample_pool, {passes}: {shape}, {name}{kind}",
         draw=lambda generator: pooling.inputs(shape, dtype, generator=generator, **options),
         peers=peers,
         work=work,
-        truth=lambda given: task(pooling.weights_and_bmm, in_float32(given))(),
+        truth=lambda data: task(pooling.weights_and_bmm, in_float32(data))(),
         goals_us=goals,
         facts={**shape._asdict(), "dtype": name, **({"sweep": "pixels", "curve": regions} if sweep else {})},
     )
 
 
-def ours() -> list[str]:
-    """Our backends that a GPU's tensors take; where there is none, the one that smoke runs."""
+def usable_backends() -> list[str]:
+    """The backends for tensors on a GPU; without a GPU, the one that smoke runs use."""
     usable = [name for name, reason in mixfast.backends()["masked_upsample_pool"].items() if reason is None]
     return [name for name in ("cuda", "triton") if name in usable and torch.cuda.is_available()] or ["cpu"]
 
 
-def in_float32(given: Inputs) -> Inputs:
-    features = given.features.detach().float().requires_grad_()
-    return given._replace(features=features, grads=(given.grads[0].float(), given.grads[1].float()))
+def in_float32(data: Inputs) -> Inputs:
+    features = data.features.detach().float().requires_grad_()
+    return data._replace(features=features, grads=(data.grads[0].float(), data.grads[1].float()))
 
 
 def boxes(smoke: bool) -> Iterator[Group]:
@@ -98,10 +100,10 @@ def sweep(smoke: bool) -> Iterator[Group]:
 
 def compiled(smoke: bool) -> Iterator[Group]:
     """Against torch.compile of the reference, which makes no map in its forward pass, but needs one backward."""
-    for at, shape in enumerate(SMOKE[:1] if smoke else SHAPES):
-        for task in (pooling.forward, pooling.backward) if at < 2 else (pooling.forward,):
-            whole = group(shape, torch.bfloat16, task)
+    for number, shape in enumerate(SMOKE[:1] if smoke else SHAPES):
+        for task in (pooling.forward, pooling.backward) if number < 2 else (pooling.forward,):
+            base = group(shape, torch.bfloat16, task)
             pool = torch.compile(pooling.interpolated, fullgraph=True, backend="eager" if smoke else "inductor")
-            peers = {name: peer for name, peer in whole.peers.items() if name.startswith("mixfast")}
-            peers["torch.compile of the reference"] = Peer(lambda given, pool=pool, task=task: task(pool, given))
-            yield replace(whole, peers=peers, compiles=True)
+            peers = {name: peer for name, peer in base.peers.items() if name.startswith("mixfast")}
+            peers["torch.compile of the reference"] = Peer(lambda data, pool=pool, task=task: task(pool, data))
+            yield replace(base, peers=peers, compiles=True)

@@ -22,8 +22,8 @@ def render(records: list[Row], *, everything: bool = False) -> str:
     plain = [row for row in rows if not row["facts"].get("sweep")]
     lines += overview("CUDA graph, cold L2", [row for row in plain if row["graph"] and row["cold"]])
     lines += overview("Eager calls, hot L2", [row for row in plain if not row["graph"] and not row["cold"]])
-    for fact, words in (("keys", "Time against K"), ("pixels", "Time against H x W")):
-        lines += sweep(words, fact, [row for row in rows if row["facts"].get("sweep") == fact])
+    for fact, heading in (("keys", "Time against K"), ("pixels", "Time against H x W")):
+        lines += sweep(heading, fact, [row for row in rows if row["facts"].get("sweep") == fact])
     if everything:
         for title in dict.fromkeys(row["title"] for row in rows):
             lines += group(title, [row for row in rows if row["title"] == title])
@@ -48,28 +48,28 @@ def rates_line(records: list[Row]) -> list[str]:
     ]
 
 
-def overview(words: str, rows: list[Row]) -> list[str]:
-    """One line for each task: ours, and how much longer the others take. Each ratio is within its own group."""
+def overview(heading: str, rows: list[Row]) -> list[str]:
+    """One line for each task: times of this package, and ratios of the others to its fastest backend in their group."""
     if not rows:
         return []
     lines = [
-        f"### {words}",
+        f"### {heading}",
         "",
         "| task | floor µs | goal µs | cuda µs (of the floor) | triton µs (of the floor) | others, times ours | MiB |",
         "|---|---|---|---|---|---|---|",
     ]
     for task in dict.fromkeys(row["task"] for row in rows):
-        same = [row for row in rows if row["task"] == task]
-        floor = next((f"{row['floor_us']:.2f}" for row in same if "floor_us" in row), "?")
-        ours = best(same)
-        goal = " / ".join(dict.fromkeys(f"{row['goal_us']:g}" for row in same if row["goal_us"]))
-        memory = "" if ours is None or ours["peak_mib"] is None else f"{ours['peak_mib']:.2f}"
-        cells = [task, floor, goal, *(own(same, backend) for backend in ("cuda", "triton"))]
-        lines.append(f"| {' | '.join([*cells, others(same), memory])} |")
+        of_task = [row for row in rows if row["task"] == task]
+        floor = next((f"{row['floor_us']:.2f}" for row in of_task if "floor_us" in row), "?")
+        fastest = best(of_task)
+        goal = " / ".join(dict.fromkeys(f"{row['goal_us']:g}" for row in of_task if row["goal_us"]))
+        memory = "" if fastest is None or fastest["peak_mib"] is None else f"{fastest['peak_mib']:.2f}"
+        cells = [task, floor, goal, *(mixfast_cell(of_task, backend) for backend in ("cuda", "triton"))]
+        lines.append(f"| {' | '.join([*cells, other_cells(of_task), memory])} |")
     return [*lines, ""]
 
 
-def own(rows: list[Row], backend: str) -> str:
+def mixfast_cell(rows: list[Row], backend: str) -> str:
     row = next((row for row in rows if row["implementation"] == f"mixfast {backend}"), None)
     if row is None:
         return "-"
@@ -77,43 +77,45 @@ def own(rows: list[Row], backend: str) -> str:
 
 
 def best(rows: Iterable[Row]) -> Row | None:
-    """The quickest of ours."""
-    ours = [row for row in rows if row["implementation"].startswith("mixfast") and "median_us" in row]
-    return min(ours, key=lambda row: row["median_us"], default=None)
+    """The fastest row of this package."""
+    measured = [row for row in rows if row["implementation"].startswith("mixfast") and "median_us" in row]
+    return min(measured, key=lambda row: row["median_us"], default=None)
 
 
-def others(rows: list[Row]) -> str:
-    words = []
+def other_cells(rows: list[Row]) -> str:
+    entries = []
     for title in dict.fromkeys(row["title"] for row in rows):
-        same = [row for row in rows if row["title"] == title]
-        ours = best(same)
-        for row in same:
+        of_group = [row for row in rows if row["title"] == title]
+        fastest = best(of_group)
+        for row in of_group:
             if row["implementation"].startswith("mixfast"):
                 continue
-            measured = "median_us" in row and ours is not None
-            ratio = f"{row['median_us'] / ours['median_us']:.1f}" if measured and ours else row.get("reason", "?")
-            words.append(f"{row['implementation']} {ratio}")
-    return "; ".join(words)
+            measured = "median_us" in row and fastest is not None
+            ratio = f"{row['median_us'] / fastest['median_us']:.1f}" if measured and fastest else row.get("reason", "?")
+            entries.append(f"{row['implementation']} {ratio}")
+    return "; ".join(entries)
 
 
-def sweep(words: str, fact: str, rows: list[Row]) -> list[str]:
+def sweep(heading: str, fact: str, rows: list[Row]) -> list[str]:
     if not rows:
         return []
     names = list(dict.fromkeys(row["implementation"] for row in rows))
     lines = []
     for task in dict.fromkeys(label(row) for row in rows):
-        same = [row for row in rows if label(row) == task]
-        lines += [f"### {words}: {task}", "", f"| {fact} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-        for value in sorted({row["facts"][fact] for row in same}):
-            found = {row["implementation"]: row for row in same if row["facts"][fact] == value}
-            cells = [f"{found[name]['median_us']:.2f}" if "median_us" in found.get(name, {}) else "-" for name in names]
+        of_curve = [row for row in rows if label(row) == task]
+        lines += [f"### {heading}: {task}", "", f"| {fact} | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+        for value in sorted({row["facts"][fact] for row in of_curve}):
+            by_name = {row["implementation"]: row for row in of_curve if row["facts"][fact] == value}
+            cells = [
+                f"{by_name[name]['median_us']:.2f}" if "median_us" in by_name.get(name, {}) else "-" for name in names
+            ]
             lines.append(f"| {value} | {' | '.join(cells)} |")
         lines.append("")
     return lines
 
 
 def label(row: Row) -> str:
-    """What the points of one curve have in common."""
+    """The name of the curve that a row is a point of."""
     return row["facts"]["curve"]
 
 
@@ -131,8 +133,8 @@ def group(title: str, rows: list[Row]) -> list[str]:
         times = [f"{row[key]:.2f}" for key in ("median_us", "p10_us", "p90_us")]
         share, counts = f"{row['floor_us'] / row['median_us']:.1%}", f"{row['samples']} x {row['calls']}"
         memory = "" if row["peak_mib"] is None else f"{row['peak_mib']:.2f}"
-        off = "" if "deviation" not in row else f"{row['deviation']:.1e}"
-        lines.append(f"| {' | '.join([row['implementation'], *times, counts, share, memory, off])} |")
+        deviation = "" if "deviation" not in row else f"{row['deviation']:.1e}"
+        lines.append(f"| {' | '.join([row['implementation'], *times, counts, share, memory, deviation])} |")
     return [*lines, ""]
 
 
