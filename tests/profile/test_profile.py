@@ -127,8 +127,8 @@ def test_timing_by_hand() -> None:
 
 
 def test_evaluation_is_scaled_to_the_data_set(tmp_path: Path, ticks: None) -> None:
-    run = tiny(tmp_path, "moco")  # cifar10: 50,000 and 10,000 images; the rates are a tick for 16, two for PROBE
-    expected = 60_000 / (measure.STEPS * 8) + 2 * 10_000 / measure.PROBE
+    run = tiny(tmp_path, "moco")  # cifar10: 50,000 and 10,000 images; a tick for 16, two for PROBE_QUERIES
+    expected = 60_000 / (measure.STEPS * 8) + 2 * 10_000 / measure.PROBE_QUERIES
     assert measure.evaluation_seconds(run) == pytest.approx(expected)
     unknown = tiny(tmp_path, "moco", **{"data.kind": "folder"})
     assert measure.evaluation_seconds(unknown) is None
@@ -186,10 +186,10 @@ def test_command_writes_what_it_prints(tmp_path: Path, capsys: pytest.CaptureFix
     assert record["shape"] == {
         "depth": 8, "width": 8, "stem": "cifar_s2", "bn_splits": 2, "size": 16, "batch": 8, "queue": 4096
     }  # fmt: skip
-    assert record["passes"] == {"trained": 2, "followed": 2} and record["rounds"] == measure.LEAST
+    assert record["passes"] == {"trained": 2, "followed": 2} and record["rounds"] == measure.MIN_ROUNDS
     assert set(record["bare_seconds"]) == {"query forward", "key forward", "backward"}
     assert sum(record["seconds"].values()) == pytest.approx(record["step_seconds"])
-    assert sum(output.beyond(record).values()) == pytest.approx(record["ratio"] - 1)
+    assert sum(output.excess(record).values()) == pytest.approx(record["ratio"] - 1)
     assert record["ratio"] == pytest.approx(record["step_seconds"] / sum(record["bare_seconds"].values()))
     assert record["images_per_s"] == pytest.approx(8 / record["step_seconds"])
     assert set(record["peak_bytes"]) >= {"query forward", "backward", "queue"} or not memory.measurable(CPU)
