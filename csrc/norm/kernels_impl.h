@@ -22,7 +22,7 @@ MIXFAST_INLINE vector_t<float> rounded(vector_t<float> value, T) {
 MIXFAST_INLINE vector_t<float> rounded(vector_t<float> value, float) { return value; }
 MIXFAST_INLINE vector_t<double> rounded(vector_t<double> value, double) { return value; }
 
-// As torch has them: a bad number passes in both directions.
+// ReLU and its gradient as torch has them: not a number stays so, and stops no gradient.
 template <class Vector>
 MIXFAST_INLINE Vector rectified(Vector value) {
   return value < 0 ? Vector{} : value;

@@ -54,8 +54,7 @@ def split_batch_norm(
         momentum: weight of the new statistics in the running ones, in [0, 1].
         eps: positive number that is added to variances.
         relu: whether negative results become zero; a zero passes no gradient on, as torch's ReLU has it.
-        residual: None, or [B, C, H, W] like x, of its dtype, added before the ReLU; copied if its memory format is not
-            that of x.
+        residual: [B, C, H, W] in the dtype of x, added before the ReLU; copied if of another memory format. Or None.
         backend: "auto", or a name from `mixfast.backends()`, which then runs or raises. There is no "cuda": on a GPU
             "auto" takes Triton.
 
