@@ -158,7 +158,7 @@ def measured(preset: str, splits: int, batch: int, rounds: int, smoke: bool) -> 
         "step_ms": [round(1e3 * seconds, 1) for seconds in (single, double, apart)],
         "exchanges_ms": {title: round(value, 2) for title, value in parts.items() if value},
         "mib": [round(max(answer["mib"] for answer in steps)) for steps in answers],
-        "seconds": [[round(answer["seconds"], 4) for answer in steps] for steps in answers],
+        "seconds": [[round(answer["seconds"], 6) for answer in steps] for steps in answers],
     }
 
 

@@ -71,7 +71,7 @@ def test_any_stage(
 def test_what_is_trained_beside_it(images: Path, tmp_path: Path) -> None:
     out, log = tmp_path / "run", tmp_path / "log"
     arguments = [*tiny(out, images)[:-2], "--data.no-cache", "--compare", "moco_cutmix"]
-    assert train_in_child(arguments, log, [signal.SIGTERM], where="mixfast.train.trainings:beside") == 143
+    assert train_in_child(arguments, log, [signal.SIGTERM], where="mixfast.train.trainings:open_companion") == 143
     assert json.loads((out / "status.json").read_text())["state"] == "stopped"
     assert train_in_child(["--resume", str(out)], log) == 0, log.read_text()
     assert json.loads((out / "compare" / "moco_cutmix" / "status.json").read_text())["state"] == "finished"
