@@ -103,19 +103,18 @@ class OriginalFiles(Dataset[Shot]):
         # Tensors, not lists of objects: workers share their memory.
         self._boxes = torch.tensor([marked.box for marked in all_objects]).view(-1, 4)
         self._labels = torch.tensor([number_of[marked.name] for marked in all_objects], dtype=torch.int64)
-        self._ends = torch.tensor([len(objects) for objects in objects_by_image]).cumsum(0)
+        self._bounds = torch.tensor([0, *map(len, objects_by_image)]).cumsum(0)  # photograph n: bounds n to n + 1
         self._runs: Tensor | None = None
         if all_objects and all_objects[0].mask is not None:
             joined_runs = bytearray("".join(marked.mask for marked in all_objects), "ascii")
             self._runs = torch.frombuffer(joined_runs, dtype=torch.uint8)
-            self._run_ends = torch.tensor([0, *(len(marked.mask) for marked in all_objects)]).cumsum(0)
+            self._run_bounds = torch.tensor([0, *(len(marked.mask) for marked in all_objects)]).cumsum(0)
 
     def __getitem__(self, pick: Pick) -> Shot:
         import numpy as np
 
         number = pick.number
-        last = int(self._ends[number])
-        first = int(self._ends[number - 1]) if number else 0
+        first, last = self._bounds[number : number + 2].tolist()
         try:
             with open_image(self.paths[number], _AT_FULL_SCALE) as (_, pillow_image, _):
                 image = torch.from_numpy(np.array(pillow_image.convert("RGB"))).permute(2, 0, 1)
@@ -123,7 +122,7 @@ class OriginalFiles(Dataset[Shot]):
             return Shot(torch.empty(0), {}, pick, _unreadable(self.paths[number], error))
         target = {"boxes": self._boxes[first:last].clone(), "labels": self._labels[first:last]}
         if self._runs is not None:
-            bounds = pairwise(self._run_ends[first : last + 1].tolist())
+            bounds = pairwise(self._run_bounds[first : last + 1].tolist())
             runs = [self._runs[start:end].numpy().tobytes().decode("ascii") for start, end in bounds]
             target["masks"] = decoded(runs, *image.shape[1:])
         if pick.mirrored:
