@@ -24,8 +24,8 @@ from mixfast.models.backbone import Adapted, Backbone, named_weights
 from mixfast.models.config import RESNET, RESNET_OPTIONS
 from mixfast.models.resnet import LAYOUTS, STEMS, Bottleneck
 from mixfast.run import checkpoint, restore
-from mixfast.run.finite import not_finite
 from mixfast.run.folder import write_json
+from mixfast.run.tensors import not_finite
 
 WEIGHTS, FACTS = "initial.safetensors", "initial.json"  # in the folder of a run
 # Prefixes of names in files of DataParallel, MoCo, lightly, solo-learn; the first with most matches is used.

@@ -184,15 +184,29 @@ class World:
             torch.distributed.all_reduce(local)
         return local
 
-    @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor]) -> None:
         """Replace tensors by their means over the processes, in place, with a single exchange for all of them."""
-        if self.size == 1:
-            return
+        self.begin_mean(tensors)()
+
+    @torch.no_grad()
+    def begin_mean(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Begin the exchange of `mean_`; the function that is returned ends it and overwrites the tensors."""
+        if self.size == 1 or not tensors:
+            return lambda: None
         dtype = reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
-        flat = self.sum_(torch.cat([tensor.to(dtype).flatten() for tensor in tensors])).div_(self.size)
-        for tensor, piece in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-            tensor.copy_(piece.view(tensor.shape))
+        flat = torch.cat([tensor.to(dtype).flatten() for tensor in tensors])
+        with named(self):
+            exchange = torch.distributed.all_reduce(flat, async_op=True)
+
+        @torch.no_grad()
+        def end() -> None:
+            with named(self):
+                exchange.wait()
+            pieces = flat.div_(self.size).split([tensor.numel() for tensor in tensors])
+            for tensor, piece in zip(tensors, pieces, strict=True):
+                tensor.copy_(piece.view(tensor.shape))
+
+        return end
 
     def largest(self, *numbers: int) -> list[int]:
         """The maximum over all processes of each number. The exchange uses CPU memory and waits for no device."""
@@ -325,16 +339,6 @@ def _bytes(tensor: Tensor) -> Tensor:
 def groups_of(splits: int, size: int) -> int:
     """Number of groups of rows to be divided among `size` processes: the batch-norm groups, or two per process."""
     return 2 * size if splits == 1 and size > 1 else splits
-
-
-def check_sums(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """A check sum for each tensor: the sum of its elements, read as integers. Waits for the device once."""
-    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    sums = [
-        tensor.detach().contiguous().flatten().view(kinds[tensor.element_size()]).sum(dtype=torch.int64)
-        for tensor in tensors.values()
-    ]
-    return dict(zip(tensors, torch.stack(sums).tolist() if sums else [], strict=True))
 
 
 @contextmanager

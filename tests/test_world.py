@@ -16,6 +16,7 @@ from tests.worlds import (
     compared,
     continued,
     evaluated,
+    exchanges,
     failing_job,
     largest_difference,
     together,
@@ -64,6 +65,7 @@ def by_two(cases: dict[str, Case], one: Path, out: Path) -> dict[str, Any]:
     found["two after two"] = {name: continued(cases[name], out / name, out / name / "first.pt") for name in MINE}
     found["two after one"] = {name: continued(cases[name], out / name, one / name / "first.pt") for name in MINE}
     found["compared"] = compared()
+    found["exchanges"] = exchanges(cases["moco"], out / "exchanges")
     found["touched"] = touched(cases["approach1"], out / "touched")
     found["evaluated"], found["failing job"] = evaluated(out / "evaluated"), failing_job()
     found["precision"] = chosen_precision()
@@ -121,6 +123,14 @@ def test_evaluations_are_those_of_one_process_to_the_bit(pair: Pair) -> None:
 def test_the_first_process_measures_for_all(pair: Pair) -> None:
     first, second = (found["precision"] for found in pair.two)
     assert first == second and first[0] == "bf16" and re.search("auto: the encoder takes .* for 8 images", first[1])
+
+
+def test_gradients_are_sent_during_the_backward_pass(pair: Pair) -> None:
+    """With two backward passes in a step, after the second one."""
+    for found in pair.two:
+        *buckets, _, (_, weights) = found["exchanges"]
+        assert sum(sent for _, sent in buckets) == weights
+        assert len(buckets) > 4 and sum(during for during, _ in buckets) >= len(buckets) - 1
 
 
 def test_a_failing_job_ends_all(pair: Pair) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from mixfast import methods, world
 from mixfast.errors import ConfigError
-from mixfast.run import checkpoint, precision
+from mixfast.run import checkpoint, gradient_means, precision
 from mixfast.run.engine import train_step
 from mixfast.run.monitor import score
 from mixfast.run.state import Run
@@ -127,6 +127,23 @@ def chosen_precision() -> tuple[str, str]:
     return precision.choose(config, CPU)
 
 
+def exchanges(case: Case, out: Path) -> list[tuple[bool, int]]:
+    """Of each exchange of gradients in a step: whether the backward pass was still under way, and the numbers sent."""
+    begin, found = world.World.begin_mean, []
+
+    def noted(self: world.World, tensors: list[torch.Tensor]) -> Any:
+        found.append((torch._C._current_graph_task_id() >= 0, sum(tensor.numel() for tensor in tensors)))
+        return begin(self, tensors)
+
+    method, changes = case
+    run = open_double(out, method, **{**COMMON, **changes})
+    world.World.begin_mean = noted  # type: ignore[method-assign]
+    steps(run, 1)
+    world.World.begin_mean = begin  # type: ignore[method-assign]
+    found.append((False, sum(weight.numel() for weight in run.method.parameters() if weight.requires_grad)))
+    return found
+
+
 def touched(case: Case, out: Path) -> str:
     """What is said where the processes' queues are not the same; "" where they are."""
     method, changes = case
@@ -142,6 +159,7 @@ def touched(case: Case, out: Path) -> str:
 
 def _member(work: Any, rank: int, size: int, out: Path, arguments: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    gradient_means.BUCKET = 2000  # several for the tiny networks
     world.join(rank, size, init_method=f"file://{out}/meeting")
     try:
         torch.save(work(*arguments, out), out / f"rank{rank}.pt")

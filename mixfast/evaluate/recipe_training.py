@@ -25,13 +25,13 @@ from mixfast.errors import CheckpointError, DataError, NonFiniteError, PlatformE
 from mixfast.rng import Generators
 from mixfast.run import checkpoint, restore
 from mixfast.run.console import Console, duration
-from mixfast.run.finite import not_finite, tensors_of
 from mixfast.run.log import Metrics
 from mixfast.run.optim import load_optimizer, optimizer_state, set_learning_rate
 from mixfast.run.precision import autocast
 from mixfast.run.signals import Stopped, StopRequest
+from mixfast.run.tensors import check_sums, not_finite, tensors_of
 from mixfast.run.torch_state import torch_generators
-from mixfast.world import check_sums, current
+from mixfast.world import current
 
 LOG_EVERY = 20  # steps between two lines of metrics.jsonl
 CHECKPOINT_SECONDS = 600.0  # of training between two checkpoints

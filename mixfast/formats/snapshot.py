@@ -8,9 +8,9 @@ from torch import Tensor
 from mixfast.errors import ConfigError, NonFiniteError
 from mixfast.models import Encoder
 from mixfast.models.backbone import named_weights
-from mixfast.run.finite import not_finite
 from mixfast.run.folder import RunFolder
 from mixfast.run.setup import Setup
+from mixfast.run.tensors import not_finite
 
 
 @dataclass(frozen=True)

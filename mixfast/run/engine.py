@@ -5,10 +5,10 @@ import time
 import torch
 from torch import Tensor, nn
 
-from mixfast.run.finite import not_finite
 from mixfast.run.monitor import end_epoch, record
 from mixfast.run.optim import learning_rate, set_learning_rate
 from mixfast.run.state import Run
+from mixfast.run.tensors import not_finite
 from mixfast.spans import span
 from mixfast.world import current
 
@@ -97,13 +97,14 @@ def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
     parts = images.chunk(run.config.train.accumulate)
     carries, values = [], []
     run.method.begin(run.progress)
-    for part in parts:
+    for number, part in enumerate(parts, 1):
         views = run.views(part)
         run.clock.lap("augment")
         with run.autocast():
             output = run.method.step(views, run.generators)
         run.clock.lap("forward")
-        (output.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
+        with run.gradient_means.overlapping(number == len(parts) and run.graph is None):  # a graph holds no exchange
+            (output.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
         run.clock.lap("backward")
         carries.append(output.carry)
         values.append({"loss": output.loss.detach(), "total_weight": output.total_weight(), **output.parts})
@@ -112,16 +113,10 @@ def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
 
 
 def share(run: Run, means: dict[str, Tensor], carry: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Average gradients, running statistics and `means` over the processes; returns the carry of all processes.
-
-    The exchange follows the backward pass. DistributedDataParallel would overlap the two, but it broadcasts queues,
-    renames the entries of a checkpoint, and supports neither averaged statistics nor several passes of an encoder in a
-    step.
-    """
+    """Average gradients, running statistics and `means` over the processes; returns the carry of all processes."""
     norms = [norm for norm in run.method.modules() if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d)]
     statistics = [value for norm in norms for value in (norm.running_mean, norm.running_var) if value is not None]
-    slopes = [weight.grad for weight in run.method.parameters() if weight.grad is not None]
-    current().mean_([*slopes, *statistics, *means.values()])
+    run.gradient_means.finish([*statistics, *means.values()])
     run.clock.lap("average")
     shared = {name: current().ordered(rows, own_block(run)) for name, rows in carry.items()}
     run.clock.lap("queue")

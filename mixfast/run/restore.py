@@ -19,9 +19,9 @@ from mixfast.methods import Method
 from mixfast.methods.bases import Queues
 from mixfast.rng import COUNTER, Generators
 from mixfast.run import checkpoint
-from mixfast.run.finite import not_finite, tensors_of
 from mixfast.run.log import Meter
 from mixfast.run.optim import learning_rate, state_names
+from mixfast.run.tensors import not_finite, tensors_of
 
 _FIELDS: dict[str, type] = {
     **{"config": dict, "data": dict, "method": dict, "optimizer": dict, "generators": dict, "torch_generators": dict},

@@ -17,15 +17,16 @@ from mixfast.run import checkpoint, machine, records, restore
 from mixfast.run.callbacks import Callback, Callbacks, Moment
 from mixfast.run.clock import Clock
 from mixfast.run.console import Console, Task
-from mixfast.run.finite import not_finite, tensors_of
 from mixfast.run.folder import RunFolder
+from mixfast.run.gradient_means import GradientMeans
 from mixfast.run.graph import CudaRecorder, StepGraph
 from mixfast.run.log import Meter
 from mixfast.run.optim import build_optimizer, load_optimizer, optimizer_state
 from mixfast.run.setup import Setup, set_up
 from mixfast.run.signals import Stopped, StopRequest
+from mixfast.run.tensors import check_sums, not_finite, tensors_of
 from mixfast.run.torch_state import torch_generators
-from mixfast.world import check_sums, current
+from mixfast.world import current
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -40,6 +41,7 @@ class Run(Setup):
     stop: StopRequest
     optimizer: torch.optim.Optimizer
     batches: Batches
+    gradient_means: GradientMeans  # over the processes
     progress: Tensor  # float64 scalar on the device: share of the steps done
     graph: StepGraph | None  # calls the halves of a step as CUDA graphs; None: they are called directly
     clock: Clock
@@ -249,6 +251,7 @@ def build(
         batches=Batches(
             setup.train_images, batch, generators["order"], world.batch_rows(batch, config.train.accumulate)
         ),
+        gradient_means=GradientMeans(method.parameters()),
         progress=torch.zeros((), dtype=torch.float64, device=device),
         graph=StepGraph(method.parameters(), CudaRecorder(device, generators.streams)) if graphed else None,
         clock=Clock(device),
