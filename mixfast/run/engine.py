@@ -103,7 +103,7 @@ def gradients(run: Run, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Te
         with run.autocast():
             output = run.method.step(views, run.generators)
         run.clock.lap("forward")
-        with run.gradient_means.overlapping(number == len(parts) and run.graph is None):  # a graph holds no exchange
+        with run.gradient_means.overlapping(number == len(parts)):
             (output.loss / len(parts)).backward()  # type: ignore[no-untyped-call]
         run.clock.lap("backward")
         carries.append(output.carry)

@@ -33,10 +33,10 @@ class GradientMeans:
                 parameter.register_post_accumulate_grad_hook(lambda _, number=number: self._ready(number))
 
     @contextmanager
-    def overlapping(self, overlap: bool) -> Iterator[None]:
-        """Around the last backward pass of a step: send buckets early, if `overlap`."""
+    def overlapping(self, last: bool) -> Iterator[None]:
+        """Around a backward pass: send what it makes ready, if it is the `last` of the step."""
         self._missing = [len(bucket) for bucket in self._buckets]
-        self._overlapping = overlap
+        self._overlapping = last
         try:
             yield
         finally:
