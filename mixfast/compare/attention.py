@@ -9,7 +9,7 @@ from mixfast.compare.gather import Section
 from mixfast.compare.tables import markdown
 from mixfast.evaluate import localise, maps
 from mixfast.evaluate.contestants import Localise
-from mixfast.evaluate.localise import ORACLES, TITLES, Result
+from mixfast.evaluate.localise import TITLES, Result
 from mixfast.evaluate.runs import LoadedRun, load_runs, scoring_options
 from mixfast.run.reopen import MachineOptions
 
@@ -53,21 +53,13 @@ def untrained_names(runs: Sequence[LoadedRun], result: Result) -> dict[str, str]
 
 def localisation_table(result: Result, untrained: dict[str, str]) -> str:
     """A row per group and baseline: mean, spread over seeds, and the interval over images."""
-    keys = [key for key in TITLES if any(key in scores for scores in result.scores.values())]
+    cells = localise.cells(result)
+    titles = ["map", *(title for title in TITLES.values() if any(title in row for row in cells.values()))]
     body = []
     for row in result.rows:
-        cells = ["/".join(dict.fromkeys(outcome.choice.kind for outcome in row.outcomes))]
-        for key in keys:
-            score = result.scores[row.name].get(key)
-            if score is None:
-                cells.append("-")
-                continue
-            std = "" if score["std"] is None else f" ± {score['std']:.1f}"
-            interval = "" if key in ORACLES else f" ({score['low']:.0f}-{score['high']:.0f})"
-            cells.append(f"{score['mean']:.1f}{std}{interval}")
         if name := f"`{row.name}`" if row.role == "run" else untrained.get(row.name, row.name):
-            body.append([name, *cells])
-    return markdown(["", "map", *(TITLES[key] for key in keys)], body)
+            body.append([name, *(cells[row.name].get(title, "-") for title in titles)])
+    return markdown(["", *titles], body)
 
 
 def margin_table(result: Result) -> str:

@@ -157,15 +157,7 @@ def text(result: Result) -> str:
         f"{settings['objects']} objects; maps and thresholds chosen on {settings['validation']} others",
         f"map of layer {settings['layer'] or 'last'}, {settings['stride']} pixels per cell; boxes {settings['boxes']}",
     ]
-    cells: dict[str, dict[str, str]] = {}
-    for row in result.rows:
-        cells[row.name] = {"map": "/".join(dict.fromkeys(outcome.choice.kind for outcome in row.outcomes))}
-        for key, title in TITLES.items():
-            if (score := result.scores[row.name].get(key)) is not None:
-                std = "" if score["std"] is None else f" ± {score['std']:.1f}"
-                interval = "" if key in ORACLES else f" ({score['low']:.0f}-{score['high']:.0f})"
-                cells[row.name][title] = f"{score['mean']:.1f}{std}{interval}"
-    lines += [table(cells)]
+    lines += [table(cells(result))]
     lines += ["percent; ± over seeds; in brackets 95 % of bootstrap draws of the images"]
     lines += ["oracle: threshold chosen on the images that are scored, an upper bound"]
     for name, margins in result.margins.items():
@@ -176,6 +168,19 @@ def text(result: Result) -> str:
         ]
         lines.append(f"{name} above untrained: {', '.join(margins_text)}")
     return "\n".join(lines)
+
+
+def cells(result: Result) -> dict[str, dict[str, str]]:
+    """For each row, by title of the column: its map, and each score with its spread over seeds and its interval."""
+    rows: dict[str, dict[str, str]] = {}
+    for row in result.rows:
+        rows[row.name] = {"map": "/".join(dict.fromkeys(outcome.choice.kind for outcome in row.outcomes))}
+        for key, title in TITLES.items():
+            if (score := result.scores[row.name].get(key)) is not None:
+                std = "" if score["std"] is None else f" ± {score['std']:.1f}"
+                interval = "" if key in ORACLES else f" ({score['low']:.0f}-{score['high']:.0f})"
+                rows[row.name][title] = f"{score['mean']:.1f}{std}{interval}"
+    return rows
 
 
 def draw(path: Path, result: Result) -> None:
