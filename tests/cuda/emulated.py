@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -155,23 +156,33 @@ def _built(sources: tuple[str, ...], sanitizer: Sanitizer) -> Path:
 
 
 def _object(source: str, sanitizer: Sanitizer) -> Path:
-    folders = [EMULATOR] if source.startswith(EMULATOR) else [EMULATOR, "csrc"]
-    headers = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".h", ".cuh"))
-    files = [ROOT / source, *sorted(headers)]
-    return _made(f"{source.replace('/', '-')}-{sanitizer}", sanitizer, files, "-x", "c++", "-c", source)
+    own = source.startswith(EMULATOR)
+    files = [ROOT / source, *_headers(EMULATOR), *([] if own else _headers("csrc"))]
+    precompiled = [] if own else ["-include", str(_precompiled(sanitizer).with_suffix(""))]
+    return _made(f"{source.replace('/', '-')}-{sanitizer}", sanitizer, files, *precompiled, "-x", "c++", "-c", source)
+
+
+def _precompiled(sanitizer: Sanitizer) -> Path:
+    files = _headers(EMULATOR)
+    return _made(f"headers-{sanitizer}", sanitizer, files, "-x", "c++-header", f"{EMULATOR}/precompiled.h")
+
+
+def _headers(folder: str) -> list[Path]:
+    return sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in (".h", ".cuh"))
 
 
 def _made(name: str, sanitizer: Sanitizer, files: list[Path], *arguments: str) -> Path:
     """What g++ makes with these arguments; kept under a name that the files, the flags and the compiler decide."""
     flags = ["-std=c++20", "-O1", "-g1", _SANITIZE[sanitizer], "-fno-sanitize-recover=all", "-Wall", "-Wextra"]
     flags += ["-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
-    flags += [] if arguments[-1].startswith(EMULATOR) else _OF_KERNELS[sanitizer]
+    flags += [] if re.match(f"{EMULATOR}/.*cpp", arguments[-1]) else _OF_KERNELS[sanitizer]
     flags += [f"-isystem{toolkit_headers()}", "-Icsrc", f"-I{EMULATOR}"]
     version = subprocess.run(["g++", "--version"], capture_output=True, text=True).stdout
     key = hashlib.sha1(repr((flags, arguments, version)).encode())
     for path in files:
         key.update(path.read_bytes())
-    made = ROOT / "build/emulated" / f"{name}-{key.hexdigest()[:12]}"
+    suffix = ".gch" if "c++-header" in arguments else ""  # by which g++ finds it
+    made = ROOT / "build/emulated" / f"{name}-{key.hexdigest()[:12]}{suffix}"
     made.parent.mkdir(parents=True, exist_ok=True)
     with open(made.parent / f"{name}.lock", "w") as lock, tempfile.TemporaryDirectory(dir=made.parent) as folder:
         fcntl.flock(lock, fcntl.LOCK_EX)  # what another process is making is waited for
