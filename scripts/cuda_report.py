@@ -144,7 +144,10 @@ def compiled(
 
 
 def built(folder: Path, source: str, architecture: int) -> dict[str, Result]:
-    """The kernels in the object that a build made of a source; what they keep on a stack counts as spilled."""
+    """The kernels in the object that a build made of a source; what they keep on a stack counts as spilled.
+
+    That wgmma waits for wgmma is not seen: the assembler says so while it compiles, and nowhere else.
+    """
     tool = program("cuobjdump")
     if tool is None:
         raise RuntimeError("cuobjdump not found")

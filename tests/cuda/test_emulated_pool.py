@@ -132,7 +132,7 @@ def test_no_races(raced: Emulated, number: int, rng: torch.Generator) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_alone(kernels: Emulated, kind: str, dtype: torch.dtype, rng: torch.Generator) -> None:
     sizes = ((1, 1, 3, 4), (7, 7, 56, 56), (40, 30, 20, 90), (1, 1100, 1, 44))
-    for h, w, height, width in sizes[(KINDS.index(kind) + (dtype == torch.float64)) % 2 :: 2]:  # each kind: all
+    for h, w, height, width in sizes[(KINDS.index(kind) + (dtype == torch.float64)) % 2 :: 2]:  # by turns
         regions = draw_regions(kind, 2, height, width, rng)
         weights = pooling.region_weights(kernels, regions, (height, width), (h, w), dtype, order=ORDERS[2])
         regions = regions if regions.ndim > 1 else regions[None]
