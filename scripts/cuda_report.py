@@ -2,6 +2,7 @@
 
     python scripts/cuda_report.py --out docs/cuda-report.md          the whole report, minutes
     python scripts/cuda_report.py --only "^pool<" --arch 90          some of it, on the console
+    python scripts/cuda_report.py --built build/cmake-... --arch 90  what a build of the module holds, seconds
 
 Exits with 1 if a kernel spills registers, asks for more static shared memory than a block can have, multiplies
 matrices without tensor cores, waits for each wgmma before the next one, computes exponentials while no product is under
@@ -142,6 +143,31 @@ def compiled(
     return results
 
 
+def built(folder: Path, source: str, architecture: int) -> dict[str, Result]:
+    """The kernels in the object that a build made of a source; what they keep on a stack counts as spilled.
+
+    That wgmma waits for wgmma is not seen: the assembler says so while it compiles, and nowhere else.
+    """
+    tool = program("cuobjdump")
+    if tool is None:
+        raise RuntimeError("cuobjdump not found")
+    (made,) = folder.resolve().rglob(f"{source}.o")
+    results = {}
+    with tempfile.TemporaryDirectory() as extracted:
+        subprocess.run(
+            [tool, "-xelf", f"sm_{architecture}.", str(made)], cwd=extracted, check=True, capture_output=True
+        )
+        for cubin in Path(extracted).iterdir():
+            text = subprocess.run([tool, "-res-usage", str(cubin)], capture_output=True, text=True, check=True).stdout
+            usage = re.findall(r"Function (\w+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", text)
+            code_of = instructions(cubin)
+            for (mangled, *sizes), name in zip(usage, short_names([mangled for mangled, *_ in usage]), strict=True):
+                registers, stack, shared, local = map(int, sizes)
+                instruction, share = code_of.get(mangled, (None, 0.0))
+                results[name] = Result(registers, stack + local, shared, instruction, hidden=share)
+    return results
+
+
 def faults(name: str, architecture: int, result: Result) -> list[str]:
     messages = []
     if result.spilled:
@@ -193,18 +219,23 @@ def main() -> int:
     parser.add_argument("--only", default="", help="regular expression that the name of a kernel contains")
     parser.add_argument("--source", default="", help="regular expression that the path of a source contains")
     parser.add_argument("--arch", type=int, nargs="+", choices=SHARED_LIMIT, default=list(SHARED_LIMIT))
+    parser.add_argument("--built", type=Path, help="folder of a build of the module: its objects are read")
     parser.add_argument("--out", type=Path, help="file for the table, once all is well")
     options = parser.parse_args()
     nvcc = program("nvcc")
-    if nvcc is None:
+    if nvcc is None and (options.out or not options.built):
         print("nvcc not found", file=sys.stderr)
         return 1
     chosen = [entry for entry in sources() if re.search(options.source, entry[0])]
-    jobs = [(nvcc, *entry, arch) for entry in chosen for arch in options.arch if entry[2] in (None, arch)]
+    jobs = [(*entry, arch) for entry in chosen for arch in options.arch if entry[2] in (None, arch)]
+
+    def kernels_of(job: tuple[str, list[str], int | None, int]) -> dict[str, Result]:
+        return built(options.built, job[0], job[-1]) if options.built else compiled(str(nvcc), *job)
+
     results: dict[str, dict[int, Result]] = {}
     faulty = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for job, kernels in zip(jobs, pool.map(lambda job: compiled(*job), jobs), strict=True):
+        for job, kernels in zip(jobs, pool.map(kernels_of, jobs), strict=True):
             for name, result in kernels.items():
                 if not re.search(options.only, name):
                     continue

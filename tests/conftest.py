@@ -66,8 +66,9 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with slow tests first, of these the builds: what begins last would run on alone, beside idle processes."""
-    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name != "test_install.py"))
+    """Files with slow tests first, of these the longest: what begins last would run on alone, beside idle processes."""
+    longest = ("test_triton_interpreted.py", "test_install.py")
+    items.sort(key=lambda item: (item.get_closest_marker("slow") is None, item.path.name not in longest))
 
 
 def pytest_collection_finish() -> None:

@@ -91,14 +91,20 @@ def test_no_cycles() -> None:
     assert not graph, f"these import each other: {graph}"
 
 
-def test_import_is_light() -> None:
+def test_import_and_a_list_of_backends_are_light() -> None:
+    """Of which the list says what is not installed."""
     code = """
 import sys, torch
 before = set(sys.modules)
 import mixfast
+mixfast.backends()
 heavy = {name.split(".")[0] for name in set(sys.modules) - before}
 heavy &= {"tyro", "rich", "torchvision", "matplotlib", "PIL", "triton", "safetensors", "tensorboard"}
 assert not heavy, heavy
+sys.modules["triton"] = None  # as if it were not installed
+for listed in mixfast.backends().values():
+    assert listed.get("triton") in (None, "the package triton is not installed"), listed
+assert mixfast.backends()["nt_xent"]["triton"] is not None
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -32,7 +33,10 @@ EMULATOR = "tests/cuda/emulator"
 FORWARD, REVERSE = 0, -1  # orders of blocks, warps and lanes; a positive order is the seed of a shuffle
 ORDERS = (FORWARD, REVERSE, 1, 2)
 Sanitizer = Literal["address", "thread"]
-_SANITIZE: dict[Sanitizer, str] = {"address": "-fsanitize=address,undefined", "thread": "-fsanitize=thread"}
+_SANITIZE: dict[Sanitizer, str] = {"address": "-fsanitize=address", "thread": "-fsanitize=thread"}
+# Most of the time is the compiler's: kernels are not optimised; the emulator itself is, which runs them, and of its own
+# arithmetic nothing is checked.
+_OF_KERNELS: dict[Sanitizer, list[str]] = {"address": ["-O0", "-fsanitize=undefined"], "thread": ["-O0"]}
 _OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1:atexit_sleep_ms=0"}
 _SECONDS = 120  # a call that takes longer has hung
 
@@ -62,7 +66,7 @@ def unavailable(sanitizer: Sanitizer) -> str | None:
         return "no headers of a CUDA toolkit"
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "probe.cpp").write_text("#include <source_location>\nint main() {}\n")
-        command = ["g++", "-std=c++20", _SANITIZE[sanitizer], "probe.cpp", "-o", "probe"]
+        command = ["g++", "-std=c++20", _SANITIZE[sanitizer], *_OF_KERNELS[sanitizer], "probe.cpp", "-o", "probe"]
         for step in (command, [f"{folder}/probe"]):
             done = subprocess.run(step, cwd=folder, capture_output=True, text=True)
             if done.returncode:
@@ -152,22 +156,33 @@ def _built(sources: tuple[str, ...], sanitizer: Sanitizer) -> Path:
 
 
 def _object(source: str, sanitizer: Sanitizer) -> Path:
-    folders = [EMULATOR] if source.startswith(EMULATOR) else [EMULATOR, "csrc"]
-    headers = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".h", ".cuh"))
-    files = [ROOT / source, *sorted(headers)]
-    return _made(f"{source.replace('/', '-')}-{sanitizer}", sanitizer, files, "-x", "c++", "-c", source)
+    own = source.startswith(EMULATOR)
+    files = [ROOT / source, *_headers(EMULATOR), *([] if own else _headers("csrc"))]
+    precompiled = [] if own else ["-include", str(_precompiled(sanitizer).with_suffix(""))]
+    return _made(f"{source.replace('/', '-')}-{sanitizer}", sanitizer, files, *precompiled, "-x", "c++", "-c", source)
+
+
+def _precompiled(sanitizer: Sanitizer) -> Path:
+    files = _headers(EMULATOR)
+    return _made(f"headers-{sanitizer}", sanitizer, files, "-x", "c++-header", f"{EMULATOR}/precompiled.h")
+
+
+def _headers(folder: str) -> list[Path]:
+    return sorted(path for path in (ROOT / folder).rglob("*") if path.suffix in (".h", ".cuh"))
 
 
 def _made(name: str, sanitizer: Sanitizer, files: list[Path], *arguments: str) -> Path:
     """What g++ makes with these arguments; kept under a name that the files, the flags and the compiler decide."""
     flags = ["-std=c++20", "-O1", "-g1", _SANITIZE[sanitizer], "-fno-sanitize-recover=all", "-Wall", "-Wextra"]
     flags += ["-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
+    flags += [] if re.match(f"{EMULATOR}/.*cpp", arguments[-1]) else _OF_KERNELS[sanitizer]
     flags += [f"-isystem{toolkit_headers()}", "-Icsrc", f"-I{EMULATOR}"]
     version = subprocess.run(["g++", "--version"], capture_output=True, text=True).stdout
     key = hashlib.sha1(repr((flags, arguments, version)).encode())
     for path in files:
         key.update(path.read_bytes())
-    made = ROOT / "build/emulated" / f"{name}-{key.hexdigest()[:12]}"
+    suffix = ".gch" if "c++-header" in arguments else ""  # by which g++ finds it
+    made = ROOT / "build/emulated" / f"{name}-{key.hexdigest()[:12]}{suffix}"
     made.parent.mkdir(parents=True, exist_ok=True)
     with open(made.parent / f"{name}.lock", "w") as lock, tempfile.TemporaryDirectory(dir=made.parent) as folder:
         fcntl.flock(lock, fcntl.LOCK_EX)  # what another process is making is waited for

@@ -22,14 +22,14 @@ def unit(rng: torch.Generator, *shape: int, dtype: torch.dtype = torch.float32) 
 
 
 @each_backend("nt_xent", but=("triton",))
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
-def test_gradcheck(backend: str, reduction: str, rng: torch.Generator) -> None:
+def test_gradcheck_of_rows(backend: str, rng: torch.Generator) -> None:
+    """test_derivatives.py has the other reductions."""
     views = [unit(rng, 4, 3, dtype=torch.float64).requires_grad_() for _ in range(2)]
     temperature = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     excluded = torch.tensor([1, -1, 7, 0, 3, 4, -1, 2])
 
     def losses(first: Tensor, second: Tensor, tau: Tensor) -> Tensor:
-        return nt_xent(first, second, temperature=tau, excluded=excluded, reduction=reduction, backend=backend)
+        return nt_xent(first, second, temperature=tau, excluded=excluded, reduction="none", backend=backend)
 
     assert torch.autograd.gradcheck(losses, (*views, temperature))
 

@@ -296,4 +296,34 @@ void finish_copies(size_t groups_left) {
   }
 }
 
+// Half `upper` of a register, as a number.
+template <class T>
+double half_of(uint32_t packed, int upper) {
+  return as_float(std::bit_cast<T>(static_cast<uint16_t>(packed >> (16 * upper))));
+}
+
+// Lane 4 g + t holds, in pairs of columns, rows g and g + 8 of a and d; of b, in pairs of rows, column g.
+template <class T>
+void multiply_all(const MmaIn* const* in, MmaOut* const* out) {
+  double a[16][16], b[16][8];
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    for (int i = 0; i < 8; ++i) {
+      const int pair = i / 2, column = lane % 4 * 2 + i % 2 + 8 * (pair / 2);
+      a[lane / 4 + 8 * (pair % 2)][column] = half_of<T>(in[lane]->a[pair], i % 2);
+      if (pair < 2) b[lane % 4 * 2 + i % 2 + 8 * pair][lane / 4] = half_of<T>(in[lane]->b[pair], i % 2);
+    }
+  }
+  for (int lane = 0; lane < kWarpSize; ++lane) {
+    for (int i = 0; i < 4; ++i) {
+      const int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+      double sum = in[lane]->d[i];
+      for (int k = 0; k < 16; ++k) sum += a[row][k] * b[k][column];
+      out[lane]->d[i] = static_cast<float>(sum);
+    }
+  }
+}
+
+template void multiply_all<__half>(const MmaIn* const*, MmaOut* const*);
+template void multiply_all<__nv_bfloat16>(const MmaIn* const*, MmaOut* const*);
+
 }  // namespace mixfast::emulator
