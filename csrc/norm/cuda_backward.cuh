@@ -34,7 +34,7 @@ struct ProductsCall {
 
 // Sums of g and of g (x - mean).
 template <class T, int V, bool kMask, bool kWrite>
-__global__ void __launch_bounds__(kThreads) products(const __grid_constant__ ProductsCall<T> call) {
+__global__ void __launch_bounds__(kThreads, 2) products(const __grid_constant__ ProductsCall<T> call) {
   Walk<V> walk(call.cut);
   float mean[1][V];
   walk.share(mean,
