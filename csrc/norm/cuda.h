@@ -9,8 +9,8 @@ namespace mixfast::gpu::norm {
 
 using splitnorm::Maps;
 
-// As in norm/cpu.h, with pointers to the device's memory, for all types but double. `workspace`: float
-// [workspace_numbers(maps)], aligned to 8 bytes.
+// As in norm/cpu.h, with pointers to the device's memory, for all types but double.
+// `workspace`: float [workspace_numbers(maps)].
 struct Forward {
   Maps maps;
   const void *x, *weight, *bias;

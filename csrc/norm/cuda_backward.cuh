@@ -32,7 +32,7 @@ struct ProductsCall {
   Sums* partials;  // [groups][chunks][channels]
 };
 
-// Sums of g and of g (x - mean).
+// Sums of g and of g (x - mean). Unless a number of blocks is asked for, the assembler spills registers to fit more.
 template <class T, int V, bool kMask, bool kWrite>
 __global__ void __launch_bounds__(kThreads, 2) products(const __grid_constant__ ProductsCall<T> call) {
   Walk<V> walk(call.cut);
