@@ -9,7 +9,7 @@ void bind_nt_xent(pybind11::module_& m);
 void bind_split_batch_norm(pybind11::module_& m);
 
 PYBIND11_MODULE(_mixfast_C, m) {
-  m.attr("ABI") = 9;  // equals ABI in mixfast/ops/_native.py; raised with any signature
+  m.attr("ABI") = 10;  // equals ABI in mixfast/ops/_native.py; raised with any signature
   bind_augment_views(m);
   bind_masked_upsample_pool(m);
   bind_multi_queue_infonce(m);

@@ -6,8 +6,9 @@
 
 Exits with 1 if a kernel spills registers, asks for more static shared memory than a block can have, multiplies
 matrices without tensor cores, waits for each wgmma before the next one, computes exponentials while no product is under
-way, or writes maps less than 16 bytes at a time. Machine code is read where a disassembler is at hand: in the CUDA
-toolkit or in the package triton. Sources and flags are those of csrc/sources.txt.
+way, writes maps less than 16 bytes at a time, or, in split_batch_norm, reads or writes them more often than stated.
+Machine code is read where a disassembler is at hand: in the CUDA toolkit or in the package triton. Sources and flags
+are those of csrc/sources.txt.
 """
 
 import argparse
@@ -32,9 +33,24 @@ NEEDED = {
     r"^infonce::hopper_partials<": "HGMMA UTMALDG",
     r"^spread(_last)?<\w+, [248]>": "STG.E.128",
 }
+# Maps that a kernel of split_batch_norm reads and writes: the sums are the sweeps in mixfast/ops/norm/__init__.py. The
+# machine code has each access COPIES times: for several positions at once, and for the last ones (kAhead + 1 in
+# csrc/norm/cuda_plan.h).
+SWEEPS = {
+    r"^norm::moments<\w+, [48]>": (1, 0),
+    r"^norm::normalise<\w+, [48], false>": (1, 1),
+    r"^norm::normalise<\w+, [48], true>": (2, 1),  # a residual
+    r"^norm::products<\w+, [48], false, false>": (2, 0),
+    r"^norm::products<\w+, [48], true, false>": (3, 0),  # a ReLU
+    r"^norm::products<\w+, [48], true, true>": (3, 1),  # the residual's gradient
+    r"^norm::gradient<\w+, [48], false>": (2, 1),
+    r"^norm::gradient<\w+, [48], true>": (3, 1),
+}
+COPIES = 5
 # Products on tensor cores, and copies of a tensor's boxes, as the machine code calls them.
 INSTRUCTIONS = (re.compile(r"\b([HQ]?GMMA|[HI]MMA|UTC\w*MMA)\b"), re.compile(r"\b(UTMALDG)\b"))
 STORE = re.compile(r"\b(STG\.E\.128)\b")  # of 16 bytes; looked for in kernels that write maps
+ACCESSES = ("LDG.E.128", "STG.E.128")  # counted in the kernels of split_batch_norm
 # Kernels whose exponentials, all but those of the first step, belong between the wait for all wgmma but the last group
 # and the wait for that one. In the machine code's loop they are as many as before it.
 OVERLAPPED = r"^infonce::hopper_partials<.*true>"
@@ -108,6 +124,10 @@ def hidden(code: str) -> float:
     return hidden_count / total if total else 0.0
 
 
+def accesses(loads: int, stores: int) -> str:
+    return " ".join(f"{count} {name}" for count, name in zip((loads, stores), ACCESSES, strict=True) if count)
+
+
 def instructions(cubin: Path) -> dict[str, tuple[str, float]]:
     """Instructions, and hidden(), of each kernel by its mangled name; {} without a disassembler."""
     tool = program("nvdisasm")
@@ -118,7 +138,10 @@ def instructions(cubin: Path) -> dict[str, tuple[str, float]]:
     by_kernel = {}
     for name, body in zip(parts[1::2], parts[2::2], strict=True):
         looked_for = (STORE,) if "spread" in name else INSTRUCTIONS
-        by_kernel[name] = " ".join(hit[1] for pattern in looked_for if (hit := pattern.search(body))), hidden(body)
+        found = " ".join(hit[1] for pattern in looked_for if (hit := pattern.search(body)))
+        if "4norm" in name:
+            found = accesses(*(len(re.findall(rf"\b{re.escape(access)}\b", body)) for access in ACCESSES))
+        by_kernel[name] = found, hidden(body)
     return by_kernel
 
 
@@ -179,6 +202,10 @@ def faults(name: str, architecture: int, result: Result) -> list[str]:
     needed = next((needed for pattern, needed in NEEDED.items() if re.search(pattern, name)), "")
     if result.instruction is not None and needed not in result.instruction:
         messages.append(f"no {needed}")
+    sweeps = next((sweeps for pattern, sweeps in SWEEPS.items() if re.search(pattern, name)), None)
+    if result.instruction is not None and sweeps is not None:
+        stated = accesses(*(COPIES * maps for maps in sweeps))
+        messages += [f"{result.instruction or 'none'}, stated are {stated}"] if result.instruction != stated else []
     if result.instruction is not None and re.search(OVERLAPPED, name) and result.hidden < 0.5:
         messages.append(
             f"only {result.hidden:.0%} of the exponentials beside products, 50% without those of the first step"
@@ -193,11 +220,13 @@ def table(results: dict[str, dict[int, Result]], architectures: list[int], versi
         "",
         f"Written by `scripts/cuda_report.py` with nvcc {version}, without a GPU: no time is measured.",
         "Cells: registers of a thread at its start, and where there are some the instructions of tensor cores, of",
-        "the copy engine, and those by which `spread` stores 16 bytes. The script fails on a kernel that spills",
-        "registers or waits for each `wgmma`, on a `spread` that stores less at a time, and on a `hopper_partials`",
-        "with gradients whose exponentials of a step do not stand between the wait for the scores and that for the",
-        "products. All shared memory is given at the launch, in sizes that the plans on the host",
-        "(`csrc/*/*_plan.h`) bound and `tests/cuda` checks. `hopper_partials` is built for sm_90a alone, where",
+        "the copy engine, and those by which `spread` stores 16 bytes; of `norm` kernels the number of instructions",
+        f"that load and store 16 bytes, {COPIES} for each map that is read or written. The script fails on a kernel",
+        "that spills registers or waits for each `wgmma`, on a `spread` that stores less at a time, on a `norm` kernel",
+        "that accesses maps more often than `mixfast/ops/norm/__init__.py` states, or less than 16 bytes at a time,",
+        "and on a `hopper_partials` with gradients whose exponentials of a step do not stand between the wait for the",
+        "scores and that for the products. All shared memory is given at the launch, in sizes that the plans on the",
+        "host (`csrc/*/*_plan.h`) bound and `tests/cuda` checks. `hopper_partials` is built for sm_90a alone, where",
         "warps trade registers: 24 and 240.",
         "",
         "| Kernel | " + " | ".join(f"sm_{architecture}" for architecture in architectures) + " |",

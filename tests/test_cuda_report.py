@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from mixfast.ops import norm
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "scripts/cuda_report.py"
 
@@ -71,6 +73,26 @@ def test_what_counts_as_a_fault(report: ModuleType) -> None:
         assert report.faults(name, 90, report.Result(54, 0, 0, "")) == ["no STG.E.128"]
     assert report.faults("spread<float, 1>", 90, report.Result(30, 0, 0, "")) == []
     assert report.faults("pool<float, 1, 8>", 90, report.Result(32, 0, 0, "")) == []
+    gradient = "norm::gradient<__nv_bfloat16, 8, false>"
+    assert report.faults(gradient, 90, report.Result(99, 0, 0, "10 LDG.E.128 5 STG.E.128")) == []
+    for counted in ("10 LDG.E.128 3 STG.E.128", "15 LDG.E.128 5 STG.E.128", ""):
+        message = f"{counted or 'none'}, stated are 10 LDG.E.128 5 STG.E.128"
+        assert report.faults(gradient, 90, report.Result(99, 0, 0, counted)) == [message]
+    assert report.faults("norm::gradient<float, 1, false>", 90, report.Result(40, 0, 0, "")) == []
+
+
+def test_sweeps_of_batch_norm_are_those_stated(report: ModuleType) -> None:
+    kernels = {  # of a call with a ReLU, by whether there is a residual
+        "norm, ReLU": (("moments", "normalise false"), ("products true false", "gradient true")),
+        "norm, sum, ReLU": (("moments", "normalise true"), ("products true true", "gradient false")),
+    }
+    for parts, directions in kernels.items():
+        line = next(line for line in str(norm.__doc__).splitlines() if line.strip().startswith(f"{parts}  "))
+        stated = re.findall(r"(?:forward|backward) (\d) \+ (\d)", line)
+        for counted, used in zip(stated, directions, strict=True):
+            names = [f"norm::{', '.join((f'{name}<float', '4', *flags))}>" for name, *flags in map(str.split, used)]
+            sweeps = [sweep for name in names for rule, sweep in report.SWEEPS.items() if re.search(rule, name)]
+            assert tuple(map(int, counted)) == tuple(map(sum, zip(*sweeps, strict=True))), (parts, used)
 
 
 def test_order_of_exponentials_and_waits_is_read(report: ModuleType) -> None:

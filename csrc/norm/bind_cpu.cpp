@@ -1,24 +1,16 @@
 // SPDX-License-Identifier: MIT
 // split_batch_norm on CPU, for Python: addresses and sizes that mixfast/ops/norm/cpu_native.py has checked.
-#include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <vector>
 
-#include "norm/cpu.h"
+#include "norm/bind.h"
 
 namespace {
 
 namespace py = pybind11;
 using namespace mixfast;
 using namespace mixfast::splitnorm;
-using Address = uintptr_t;
-
-void* pointer(Address address) { return reinterpret_cast<void*>(address); }
-
-Maps maps(int64_t samples, int64_t channels, int64_t pixels, int64_t groups, bool channels_last, int type) {
-  return {samples, channels, pixels, groups, channels_last, static_cast<Type>(type)};
-}
 
 void split_batch_norm_forward(int64_t samples, int64_t channels, int64_t pixels, int64_t groups, bool channels_last,
                               int type, Address x, Address weight, Address bias, Address running_mean,

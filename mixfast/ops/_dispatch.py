@@ -20,8 +20,9 @@ import torch
 
 FILES = {"cuda": "gpu_cuda", "triton": "gpu_triton", "cpu": "cpu_native", "reference": "reference"}
 # The backends that "auto" tries, by the type of the tensors' device; on any other device the reference. The order for
-# "cpu" is measured (docs/benchmarks.md). That for "cuda" is not: CUDA C++ comes first because it launches fewer kernels
-# and reads strided tensors without a copy. Its results are checked in an emulator, those of Triton in an interpreter.
+# "cpu" is measured (docs/benchmarks.md). That for "cuda" is not: CUDA C++ comes first because it launches no more
+# kernels and reads strided tensors without a copy. Its results are checked in an emulator, those of Triton in an
+# interpreter.
 ORDER = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
 
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import torch  # before the compiled modules, so that they use torch's OpenMP runtime
 from torch import Tensor
 
-ABI = 9  # raised whenever the signature of a native function changes, or what its memory holds
+ABI = 10  # raised whenever the signature of a native function changes, or what its memory holds
 # Codes of dtypes and reductions, equal to those in C++ (csrc/common/matrix.h and the headers of csrc).
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3, torch.bool: 4, torch.uint8: 4}
 REDUCTIONS = {"none": 0, "mean": 1, "sum": 2}

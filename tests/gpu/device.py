@@ -16,6 +16,7 @@ DEVICE = "cuda"
 CPU_BACKENDS = ("reference", "cpu")
 each_pool_backend = each_backend("masked_upsample_pool", but=CPU_BACKENDS)
 each_infonce_backend = each_backend("multi_queue_infonce", but=CPU_BACKENDS)
+each_norm_backend = each_backend("split_batch_norm", but=CPU_BACKENDS)
 each_views_backend = each_backend("augment_views", but=CPU_BACKENDS)
 INDEX = [1, 0, 1]  # the queue of each term
 
@@ -75,6 +76,17 @@ def views(state: Tensor, images: Tensor, index: Tensor | None, backend: str, **o
     parameters = mixfast.draw_views(state, batch, tuple(images.shape[2:]), recipes, backend=backend)
     options = augmenting.options(augmenting.EVERYTHING, **others)
     return parameters, *mixfast.augment_views(images, parameters, index=index, backend=backend, **options)
+
+
+def norm(x: Tensor, residual: Tensor, upstream: Tensor, backend: str) -> tuple[Tensor, ...]:
+    """Norm, sum and ReLU in two groups: (running statistics, y, gradients of x, weight, bias and residual)."""
+    statistics = torch.promote_types(x.dtype, torch.float32)
+    one = torch.ones(x.shape[1], dtype=statistics, device=DEVICE)
+    leaves = [each.detach().requires_grad_() for each in (x, one, one / 2, residual)]
+    running = torch.zeros_like(one), one.clone()
+    options = {"num_splits": 2, "relu": True, "residual": leaves[3], "backend": backend}
+    y = mixfast.ops.split_batch_norm(*leaves[:3], *running, **options)
+    return (*running, y.detach(), *torch.autograd.grad(y, leaves, upstream))
 
 
 def peak_bytes(run: Callable[[], object]) -> int:

@@ -11,9 +11,11 @@ from tests.gpu.device import (
     INDEX,
     boxes,
     each_infonce_backend,
+    each_norm_backend,
     each_pool_backend,
     each_views_backend,
     infonce,
+    norm,
     pool,
     unit,
     views,
@@ -53,6 +55,26 @@ def test_pooling(backend: str, kind: str, rng: torch.Generator) -> None:
         expected = pool(new[0].double(), new[1], (56, 56), new[2].double(), "reference")
         for ours, theirs in zip(results, expected, strict=True):
             torch.testing.assert_close(ours.double(), theirs, rtol=1e-6, atol=1e-6)
+
+
+@each_norm_backend
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_norm(backend: str, layout: torch.memory_format, rng: torch.Generator) -> None:
+    def draw() -> list[Tensor]:
+        x, residual, upstream = torch.randn(3, 6, 40, 7, 8, generator=rng).to(DEVICE)
+        # No sum is so near to zero that rounding decides its gradient.
+        return [each.contiguous(memory_format=layout) for each in (x, 8 * residual.sign(), upstream)]
+
+    inputs = draw()
+    graph, results = captured(lambda: norm(*inputs, backend))
+    for _ in range(3):
+        new = draw()
+        for static, fresh in zip(inputs, new, strict=True):
+            static.copy_(fresh)
+        graph.replay()
+        expected = norm(*(each.double() for each in new), "reference")
+        for ours, theirs in zip(results, expected, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
 
 
 @each_infonce_backend

@@ -1,4 +1,4 @@
-"""More than 2^31 elements: of the upsampled map, which never exists, of features, a queue, a data set and its views."""
+"""More than 2^31 elements: of the upsampled map, which never exists, of maps, a queue, a data set and its views."""
 
 import pytest
 import torch
@@ -10,10 +10,12 @@ from tests.gpu.device import (
     DEVICE,
     boxes,
     each_infonce_backend,
+    each_norm_backend,
     each_pool_backend,
     each_views_backend,
     infonce,
     needs_free,
+    norm,
     pool,
     views,
 )
@@ -79,6 +81,23 @@ def test_features(backend: str, shape: tuple[int, int], channels_last: bool, rng
             for name, each, same, true in zip(PARTS, ours, theirs, truth, strict=True):
                 scale = 1.0 if name == "gradient" else 1 / true.abs().max().clamp(1e-30, 1).item()
                 assert_no_worse(each[part].cpu(), same, true, SLACK[torch.bfloat16] * scale, name)
+
+
+@each_norm_backend
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_norm(backend: str, layout: torch.memory_format, rng: torch.Generator) -> None:
+    """Two images, one of each group, many times: statistics are theirs, and so are the results, also the last ones."""
+    times, shape = 257, (2, 64, 256, 256)
+    assert times * torch.Size(shape).numel() > 1 << 31
+    needs_free(40)
+    x, residual, upstream = torch.randn(3, *shape, generator=rng).to(DEVICE, torch.bfloat16)
+    two = x, 8 * residual.sign(), upstream
+    many = (each.repeat(times, 1, 1, 1).contiguous(memory_format=layout) for each in two)
+    _, _, *expected = norm(*(each.double() for each in two), "reference")
+    _, _, *ours = norm(*many, backend)
+    for index in (0, 1, 4):  # y, and the gradients of x and of the residual
+        torch.testing.assert_close(ours[index][-2:].double(), expected[index], rtol=1e-2, atol=1e-2)
+        assert torch.equal(ours[index][:2], ours[index][-2:])
 
 
 @each_infonce_backend

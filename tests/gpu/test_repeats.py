@@ -10,9 +10,11 @@ from tests.gpu.device import (
     DEVICE,
     boxes,
     each_infonce_backend,
+    each_norm_backend,
     each_pool_backend,
     each_views_backend,
     infonce,
+    norm,
     pool,
     unit,
     views,
@@ -71,3 +73,12 @@ def test_views(backend: str, dtype: torch.dtype, side: int, rng: torch.Generator
         return views(state.clone(), images, None, backend, dtype=dtype, memory_format=layout)
 
     assert_always_the_same(run)
+
+
+@each_norm_backend
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_norm(backend: str, layout: torch.memory_format, rng: torch.Generator) -> None:
+    """Many chunks of a group."""
+    maps = torch.randn(3, 64, 72, 14, 14, generator=rng).to(DEVICE, torch.bfloat16)
+    x, residual, upstream = (each.contiguous(memory_format=layout) for each in maps)
+    assert_always_the_same(lambda: norm(x, residual, upstream, backend))

@@ -38,7 +38,7 @@ def split_batch_norm(
     """Batch norm in training mode, with separate statistics for each of S groups of samples (He et al. 2020, MoCo).
 
     Equals `relu(norm(x) + residual)`: sum and ReLU, where they are asked for, are part of the passes that normalise.
-    On a CPU the bits are those of the three one after the other, rounded to the dtype of x after each.
+    The bits are those of the three one after the other, rounded to the dtype of x after each; Triton rounds once.
 
     Group s holds the samples s, s + S, s + 2 S, and so on, as in MoCo's recipe for one device. Running statistics, if
     given, are updated in place: running = (1 - momentum) running + momentum new, where new is the mean over the groups
@@ -55,8 +55,8 @@ def split_batch_norm(
         eps: positive number that is added to variances.
         relu: whether negative results become zero; a zero passes no gradient on, as torch's ReLU has it.
         residual: [B, C, H, W] in the dtype of x, added before the ReLU; copied if of another memory format. Or None.
-        backend: "auto", or a name from `mixfast.backends()`, which then runs or raises. There is no "cuda": on a GPU
-            "auto" takes Triton.
+        backend: "auto", or a name from `mixfast.backends()`, which then runs or raises. On a GPU float64 is the
+            reference's alone.
 
     Returns:
         [B, C, H, W] in the dtype of x, and in its memory format if that is contiguous or channels_last, else

@@ -22,14 +22,14 @@ def instruction_sets() -> list[int]:
     return _native.cpu.split_batch_norm_instruction_sets() if _native.cpu else []
 
 
-def _maps(x: Tensor, splits: int) -> tuple[Any, ...]:
+def maps_tuple(x: Tensor, splits: int) -> tuple[Any, ...]:
     """Sizes, layout and dtype of dense maps. Maps with one channel have both layouts; contiguous is faster."""
     batch, channels, height, width = x.shape
     last = channels > 1 and x.is_contiguous(memory_format=torch.channels_last)
     return batch, channels, height * width, splits, last, DTYPES[x.dtype]
 
 
-def _address(tensor: Tensor | None) -> int:
+def address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -50,11 +50,11 @@ def forward(
     y, means = torch.empty_like(x), weight.new_empty((splits, x.shape[1]))
     inverses = torch.empty_like(means)
     _native.cpu.split_batch_norm_forward(  # type: ignore[union-attr]
-        *_maps(x, splits),
+        *maps_tuple(x, splits),
         x.data_ptr(),
         weight.data_ptr(),
         bias.data_ptr(),
-        *(_address(tensor) for tensor in (running_mean, running_var, residual)),
+        *(address(tensor) for tensor in (running_mean, running_var, residual)),
         momentum,
         eps,
         relu,
@@ -82,8 +82,8 @@ def backward(
     d_residual = torch.empty_like(x) if masked else None
     tensors = dy, x, y, weight, means, inverses, dx, d_residual, d_weight, d_bias
     _native.cpu.split_batch_norm_backward(  # type: ignore[union-attr]
-        *_maps(x, splits),
-        *(_address(tensor) for tensor in tensors),
+        *maps_tuple(x, splits),
+        *(address(tensor) for tensor in tensors),
         *_native.cpu_place(instruction_sets(), instruction_set),
     )
     return dx, d_weight, d_bias, x.new_empty(0) if d_residual is None else d_residual

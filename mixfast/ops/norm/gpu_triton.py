@@ -1,4 +1,4 @@
-"""split_batch_norm in Triton (gpu_triton_kernels.py), its only fast backend on a GPU."""
+"""split_batch_norm in Triton (gpu_triton_kernels.py)."""
 
 from typing import Any, NamedTuple
 

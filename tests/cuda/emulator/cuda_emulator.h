@@ -184,6 +184,7 @@ T atomicExch(T* to, T value) {
   return __atomic_exchange_n(to, value, __ATOMIC_RELAXED);
 }
 inline float __int_as_float(int bits) { return std::bit_cast<float>(bits); }
+inline float __fdividef(float a, float b) { return a / b; }
 inline int __float_as_int(float value) { return std::bit_cast<int>(value); }
 
 #include "emulated_ptx.h"
