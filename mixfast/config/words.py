@@ -149,7 +149,7 @@ def parse_value(flag: str, texts: Sequence[str], option: Option, switched_off: b
     if all(isinstance(choice, str) for choice in choices):
         texts = [matching_name(word, choices) or word for word in texts]
     # Without a help text tyro would look for one in this file's source when it reports an error.
-    hint = Annotated[option.hint, tyro.conf.arg(help="")]
+    hint = Annotated[option.hint, tyro.conf.arg(help="")]  # type: ignore[name-defined]
     holder = dataclasses.make_dataclass("Holder", [("value", hint)])
     arguments = [f"--value={texts[0]}"] if len(texts) == 1 and arity(option.hint) == 1 else ["--value", *texts]
     if option.hint is not bool:
