@@ -20,10 +20,12 @@ import torch
 multiprocessing.set_forkserver_preload(
     [
         "mixfast.train.__main__",
+        "mixfast.evaluate.__main__",
         "tests.tiny_run",
         "torch._dynamo",
         "matplotlib.figure",
         "matplotlib.backends.backend_agg",
+        "torchvision.models.detection",
     ]
 )
 

@@ -22,7 +22,7 @@ from tests.tiny_run import SMALL, process_settings_kept
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
-RECIPES = "use-the-backbone.md"  # its blocks need exports: tests/formats/test_page.py runs them
+RECIPES = "use-the-backbone.md"  # its blocks need exports: tests/formats/test_targets.py runs them
 # Run by what stands beside it, not here.
 ELSEWHERE = {
     "make train": "tests/test_install.py builds and starts it; its run is the first command of docs/reproduce.md",
@@ -43,9 +43,11 @@ ELSEWHERE = {
 }
 
 
-FEW = ["--count", "8", "--validation", "8"]
+FEW = ["--count", "4", "--validation", "4"]
 FEW_BOXES = ["--count", "4", "--images", "8", "--steps", "2", "--seeds", "0", "--supervised-epochs", "1"]
-QUICK = ["--seconds", "0", "--model.depth", "8", "--data.size", "16"]  # of one preset; all have a test of their own
+FEWER = {"localise": FEW, "detect": FEW_BOXES, "linear": ["--epochs", "2"]}
+# Of one preset; all have a test of their own.
+QUICK = {"--seconds": "0", "--model.depth": "8", "--model.width": "8", "--data.size": "16", "--train.batch_size": "16"}
 
 
 def blocks(language: str) -> list[tuple[Path, str]]:
@@ -103,10 +105,15 @@ def shrunk(words: list[str]) -> list[str]:
     sizes = {f"--{key}": str(value) for key, value in sizes.items() if key in known}
     if "--model.backbone" in words:
         del sizes["--model.depth"], sizes["--model.width"]  # of a ResNet
-    for flag in sizes.keys() & set(words):
+    return [*replaced(words, sizes), "--data.no-cache", "--eval.no-diagnostics", "--compare"]
+
+
+def replaced(words: list[str], values: dict[str, str]) -> list[str]:
+    """The words with these values of options, each of one word, in place of theirs."""
+    for flag in values.keys() & set(words):
         place = words.index(flag)
         words = words[:place] + words[place + 2 :]
-    return [*words, *(word for size in sizes.items() for word in size), "--data.no-cache", "--compare"]
+    return [*words, *(word for pair in values.items() for word in pair)]
 
 
 def run(line: str) -> int:
@@ -115,13 +122,16 @@ def run(line: str) -> int:
     if module == "mixfast.doctor":
         return doctor.main(words)
     if module == "mixfast.evaluate":
-        return evaluate.main([*words, *{"localise": FEW, "detect": FEW_BOXES}.get(words[0], [])])
+        return evaluate.main(
+            [*words, *{"localise": FEW, "detect": FEW_BOXES, "linear": ["--epochs", "2"]}.get(words[0], [])]
+        )
     if module == "mixfast.compare":
-        return compare.main([*words, *FEW])
+        return compare.main([*words, *FEW, "--maps", "1"])
     if module == "mixfast.export":
         return export.main(words)
     if module == "mixfast.profile":
-        return profile.main([*(word for word in words if word != "--all"), *QUICK])
+        words = [word for word in words if word != "--all"]
+        return profile.main(words if "--help" in words else replaced(words, QUICK))
     return train.main(shrunk(words))
 
 

@@ -25,7 +25,7 @@ SMALL = ModelConfig(depth=8, width=8, stem="cifar_s2", dim=8)
 def begin(out: Path, init: Path, method: str = "moco", compare: tuple[str, ...] = (), **changes: Any) -> list[str]:
     """Words of a run of two epochs that begins with `init`."""
     few = {"train__epochs": 2, "eval__every": 0, **changes}
-    return [*words(out, method, compare, **few), "--init", str(init), "--eval.no-diagnostics"]
+    return [*words(out, method, compare, **few), "--init", str(init)]
 
 
 @pytest.fixture(scope="module")

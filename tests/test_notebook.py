@@ -10,7 +10,7 @@ from tests.tiny_run import process_settings_kept
 
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "first-steps.ipynb"
 SIZES = {
-    "SCENES": 320, "EPOCHS": 2, "SCORED": 12, "CANVASES": 8, "STEPS": 2, "TESTED": 4, "LABELLED": 64, "PASSES": 1,
+    "SCENES": 128, "EPOCHS": 1, "SCORED": 12, "CANVASES": 8, "STEPS": 2, "TESTED": 4, "LABELLED": 64, "PASSES": 1,
 }  # fmt: skip
 
 
@@ -34,6 +34,9 @@ def test_its_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     sizes, *others = cells("code")
     names = [name.strip() for line in sizes.splitlines() for name in line.partition(" = ")[0].split(",")]
     assert names == list(SIZES)
+    scenes = "data__scenes=SCENES"
+    assert sum(text.count(scenes) for text in others) == 1
+    others = [text.replace(scenes, f"{scenes}, data__test_scenes=40") for text in others]  # of 2,000
     space: dict[str, object] = dict(SIZES)
     with process_settings_kept():
         for number, text in enumerate(others):

@@ -1,19 +1,16 @@
 """The script that tries what must never go wrong silently, itself tried on a few flipped bits."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.tiny_run import script_in_child
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "trials.py"
 
 
 @pytest.mark.slow
-def test_trials_of_flipped_bits_pass() -> None:
-    command = [sys.executable, str(ROOT / "scripts/trials.py"), "flips", "--count", "14"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert ended.stdout.splitlines()[1].split() == ["flips", "18", "18", "0"]
+def test_trials_of_flipped_bits_pass(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert script_in_child(SCRIPT, ["flips", "--count", "14"], log) == 0, log.read_text()
+    assert log.read_text().splitlines()[1].split() == ["flips", "18", "18", "0"]

@@ -1,10 +1,13 @@
 """A training run that takes a second: words for the command line, and children that can be killed."""
 
+import dataclasses
+import functools
 import importlib
 import json
 import multiprocessing
 import os
 import resource
+import runpy
 import signal
 import socket
 import sys
@@ -18,7 +21,7 @@ import pytest
 import torch
 
 from mixfast import methods
-from mixfast.data import Splits, load
+from mixfast.data import ImageSet, Splits, load, scenes
 from mixfast.run import machine
 from mixfast.run.console import Console
 from mixfast.run.folder import RunFolder
@@ -42,12 +45,13 @@ def process_settings_kept(pictures: bool = False, transfer: bool = False) -> Ite
     """The commands set threads, determinism and the allocator for their whole process; undo that after the block.
 
     Runs draw no pictures in it unless `pictures`, and train no detectors at their end unless `transfer`: both take
-    longer than a tiny training.
+    longer than a tiny training. Scenes are those of an earlier run with the same options.
     """
     threads, benchmark = torch.get_num_threads(), torch.backends.cudnn.benchmark
     with pytest.MonkeyPatch.context() as patch:
         for name in ("keep_freed_memory", "return_freed_memory"):
             patch.setattr(machine, name, lambda: False)
+        patch.setattr(scenes, "generate", _copy_of_rendered)
         for name, draw in DRAWING.items():
             patch.setattr(report, name, draw if pictures else lambda *_: None)
         if not transfer:
@@ -57,8 +61,20 @@ def process_settings_kept(pictures: bool = False, transfer: bool = False) -> Ite
     torch.backends.cudnn.benchmark = benchmark
 
 
+rendered = functools.cache(scenes.generate)  # a tenth of a tiny run
+
+
+def _copy_of_rendered(*arguments: Any) -> ImageSet:
+    found = rendered(*arguments)
+    tensors = {name: value.clone() for name, value in vars(found).items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(found, **tensors)
+
+
 def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **changes: Any) -> list[str]:
-    """Command-line words of a tiny run; in `changes`, `__` stands for the dot of an option's name."""
+    """Command-line words of a tiny run; in `changes`, `__` stands for the dot of an option's name.
+
+    It measures no diagnostics unless `eval__diagnostics=()` is among the changes.
+    """
     values = {**SMALL, **{key.replace("__", "."): value for key, value in changes.items()}}
     if "model.backbone" in values:
         del values["model.depth"], values["model.width"]  # of a ResNet
@@ -66,7 +82,12 @@ def words(out: Path, method: str = "approach1", compare: Sequence[str] = (), **c
         del values["method.queue_size"]
     groups = [(f"--{key}", *(value if isinstance(value, tuple) else (value,))) for key, value in values.items()]
     flags = [str(word) for group in groups for word in group]
+    if "eval.diagnostics" not in values:
+        flags.append("--eval.no-diagnostics")
     return ["--out", str(out), "demo", "--method", method, *flags, "--compare", *compare]
+
+
+cli.parse(words(Path("unused")))  # imports what parses, and all methods: once for the children as well
 
 
 def open_tiny(
@@ -75,7 +96,9 @@ def open_tiny(
     """The same run as an object at step 0, on its own data or others, in a folder that is created if needed."""
     config = cli.parse(words(out, method, **changes)).config
     out.mkdir(parents=True, exist_ok=True)
-    splits = load(config.data, config.seed) if splits is None else splits
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenes, "generate", _copy_of_rendered)
+        splits = load(config.data, config.seed) if splits is None else splits
     return build(config, splits, RunFolder(out), Console(), StopRequest(), torch.device(device))
 
 
@@ -180,6 +203,22 @@ def train_in_children(
         for rank in range(size)
     ]
     return [_ended(child) for child in children]
+
+
+def script_in_child(path: Path, arguments: Sequence[str], output: Path, **environment: str) -> int:
+    """Exit code of a Python file run as a program in a child process; `output` takes its stdout and stderr."""
+    child = _CHILDREN.Process(target=_script, args=(str(path), list(arguments), output, environment))
+    child.start()
+    return _ended(child)
+
+
+def _script(path: str, arguments: list[str], output: Path, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    _write_to(output)
+    sys.argv = [path, *arguments]
+    sys.path.insert(0, os.path.dirname(path))
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])  # as in _child
+    runpy.run_path(path, run_name="__main__")
 
 
 def _started(*arguments: Any) -> Any:

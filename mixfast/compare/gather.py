@@ -116,6 +116,8 @@ class Group:
         """Encoder passes per image of a step, relative to plain MoCo's."""
         config, side = self.config, self.config.data.size
         plain: Any = dataclasses.replace(config, method_name="moco", method=methods.load("moco").Config())
+        if config == plain:
+            return 1.0
         return step_cost(config, side).encoder / step_cost(plain, side).encoder
 
     @property

@@ -148,7 +148,9 @@ def parse_value(flag: str, texts: Sequence[str], option: Option, switched_off: b
     choices = typing.get_args(option.hint) if typing.get_origin(option.hint) is Literal else ()
     if all(isinstance(choice, str) for choice in choices):
         texts = [matching_name(word, choices) or word for word in texts]
-    holder = dataclasses.make_dataclass("Holder", [("value", option.hint)])
+    # Without a help text tyro would look for one in this file's source when it reports an error.
+    hint = Annotated[option.hint, tyro.conf.arg(help="")]  # type: ignore[name-defined]
+    holder = dataclasses.make_dataclass("Holder", [("value", hint)])
     arguments = [f"--value={texts[0]}"] if len(texts) == 1 and arity(option.hint) == 1 else ["--value", *texts]
     if option.hint is not bool:
         try:

@@ -2,6 +2,7 @@
 
 import difflib
 import pkgutil
+from functools import cache
 
 from mixfast.errors import ConfigError
 from mixfast.methods.bases.method import Method, Step
@@ -42,9 +43,14 @@ MODIFIERS: dict[str, dict[str, object]] = {
 }
 
 
+@cache
+def _names() -> tuple[str, ...]:
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg))
+
+
 def names() -> list[str]:
     """The methods of this package, in alphabetical order."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    return list(_names())
 
 
 def load(name: str) -> type[Method]:

@@ -19,6 +19,7 @@ from mixfast.compare.page import Chapter, page
 from mixfast.compare.statistics import variants
 from mixfast.compare.tables import table_1
 from mixfast.errors import ConfigError
+from mixfast.run.failure import USER_CODE
 from mixfast.scoring.paired import difference, spread
 from mixfast.train.__main__ import main as train
 from tests.compare.recorded_runs import detected, finished_run
@@ -36,7 +37,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     for name, method, seed in RUNS:
         changes = {"model__head": "mlp"} if method == "simclr" else {}
-        assert train(words(folder / name, method, train__epochs=2, eval__every=1, seed=seed, **changes)) == 0
+        options = {"train__epochs": 2, "eval__every": 1, "eval__diagnostics": (), "seed": seed, **changes}
+        assert train(words(folder / name, method, **options)) == 0
     return folder
 
 
@@ -170,6 +172,7 @@ def test_report_is_whole_and_names_no_place(runs: Path, report: Path) -> None:
     assert not list(runs.glob("*/evaluations.jsonl")), "a comparison changes no run"
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_corloc_of_this_comparison_stands_beside_detection(runs: Path, tmp_path: Path) -> None:
     folders = copied(runs, tmp_path, "a0", "a1", "b1")
     for folder, seed in zip(folders, (0, 1, 1), strict=True):
@@ -211,6 +214,7 @@ def test_corloc_of_the_first_of_several_untrained_networks() -> None:
     assert attention.corloc(runs, result) == {"untrained": {0: 4.0, 1: 5.0}, "a": {0: 1.0, 1: 2.0}, "b": {0: 3.0}}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_unfinished_and_unlabelled_runs_are_said_to_be(runs: Path, tmp_path: Path) -> None:
     one, other = copied(runs, tmp_path, "a0", "b0")
     lines = (one / "metrics.jsonl").read_text().splitlines(keepends=True)
@@ -289,6 +293,7 @@ def _scored(section: Section, scores: dict[str, list[float]]) -> Section:
     return Section(section.title, section.slug, groups)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_markdown_elsewhere_links_to_the_folder(runs: Path, tmp_path: Path) -> None:
     page = tmp_path / "docs" / "results.md"
     arguments = [str(runs / "a0"), "--out", str(tmp_path / "docs" / "results"), "--page", str(page), *QUICK]
@@ -299,6 +304,7 @@ def test_markdown_elsewhere_links_to_the_folder(runs: Path, tmp_path: Path) -> N
     assert main(arguments) == 2 and main([*arguments, "--overwrite"]) == 0
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_refusals(runs: Path, tmp_path: Path, capsys: Any) -> None:
     foreign = tmp_path / "mine"
     foreign.mkdir()
@@ -334,6 +340,9 @@ def test_reports_are_numbered_and_replaced_only_when_asked(runs: Path, tmp_path:
     again = [str(runs / "a1"), "--out", "runs/comparison-0002", *QUICK]
     assert main(again) == 2 and main([*again, "--overwrite"]) == 0
     assert "`moco`: 1" in (tmp_path / "runs/comparison-0002/report.md").read_text()
+    monkeypatch.setattr("mixfast.compare.build.page", lambda *_: 1 / 0)
+    assert main([str(runs / "a0"), *QUICK]) == USER_CODE  # which a test counts as
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["comparison-0001", "comparison-0002"]
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -19,7 +19,7 @@ from mixfast.evaluate.runs import load_runs
 from mixfast.run.console import Console
 from mixfast.train.__main__ import main as train
 from tests.detection.annotated import coco, voc
-from tests.tiny_run import words
+from tests.tiny_run import open_tiny, words
 
 pytest.importorskip("torchvision")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
@@ -32,25 +32,26 @@ NAME = "detect-scenes-fcos-frozen-8"
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs a (approach1), b and c (moco, seeds 0 and 1), and d to f, which go into no table with them."""
+    """Runs a (approach1), b and c (moco, seeds 0 and 1), and untrained ones, which go into no table with them."""
     place = tmp_path_factory.mktemp("runs")
     common = {"train__epochs": 1, "optim__cosine_origin": 0, "eval__every": 0}
-    for name, method, changes in (
-        ("a", "approach1", {}),
-        ("b", "moco", {}),
-        ("c", "moco", {"seed": 1}),
-        ("wide", "moco", {"model__width": 16}),
-        ("fine", "moco", {"model__stem": "cifar"}),
-        ("large", "moco", {"data__size": 24}),
-    ):
+    for name, method, changes in (("a", "approach1", {}), ("b", "moco", {}), ("c", "moco", {"seed": 1})):
         assert train([*words(place / name, method, **common, **changes), "--eval.no-baselines"]) == 0
+    for name, changes in (
+        ("wide", {"model__width": 16}),
+        ("fine", {"model__stem": "cifar"}),
+        ("large", {"data__size": 24}),
+    ):
+        run = open_tiny(place / name, "moco", **common, **changes)
+        run.folder.write_config(run.config, "demo", {})
+        run.save()
     return place
 
 
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path) -> dict[str, str]:
-    """Copies of the runs."""
-    return {path.name: str(shutil.copytree(path, tmp_path / path.name)) for path in trained.iterdir()}
+    """Copies of the trained runs."""
+    return {name: str(shutil.copytree(trained / name, tmp_path / name)) for name in "abc"}
 
 
 def stored(run: str, name: str = NAME) -> dict[str, Any]:
@@ -105,10 +106,11 @@ def test_the_table_and_what_is_written(runs: dict[str, str], capsys: Any) -> Non
     whole = kept.read_bytes()
     for damaged, why in ((whole[:-1] + bytes([whole[-1] ^ 1]), "bits of it have changed"), (whole[:-9], "Error")):
         kept.write_bytes(damaged)
-        assert main(["detect", a, b, *FEW, *TAUGHT, "--seeds", "0", "1"]) == 0
+        assert main(["detect", a, *FEW, *TAUGHT, "--seeds", "0"]) == 0
         printed = capsys.readouterr().out
         assert f"warning: {kept} cannot be read ({why}" in printed and "training with labels" in printed
-        assert results(stored(a)) == first
+        again = {row["name"]: row["seeds"]["0"] for row in results(stored(a))}
+        assert again == {row["name"]: row["seeds"]["0"] for row in first if row["name"] != "moco"}
     assert main(["detect", a, *FEW, "--supervised-epochs", "2", "--seeds", "0"]) == 0  # another one
     printed = capsys.readouterr().out
     numbers = printed.split("any class AP")[1].split("\nAP:")[0]
@@ -224,8 +226,9 @@ def test_what_photographs_lack_is_counted_or_refused(runs: dict[str, str], tmp_p
         ("", 2, "give at least one RUN"),
     ],
 )
-def test_errors_have_codes(arguments: str, code: int, message: str, runs: dict[str, str], capsys: Any) -> None:
-    given = [runs.get(word, word) for word in arguments.split()]
+def test_errors_have_codes(arguments: str, code: int, message: str, trained: Path, capsys: Any) -> None:
+    names = {path.name for path in trained.iterdir()}
+    given = [str(trained / word) if word in names else word for word in arguments.split()]
     assert main(["detect", *given, *(("--threads", "1", "--no-supervised") if given else ())]) == code
     assert message in capsys.readouterr().err
 

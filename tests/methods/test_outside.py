@@ -119,7 +119,7 @@ def test_every_listed_part_exists_and_says_what_it_is() -> None:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_dense_and_global_terms_train_together(densecl: str, accumulate: int, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    changes = {"train__accumulate": accumulate, "data__kind": "scenes"}
+    changes = {"train__accumulate": accumulate, "data__kind": "scenes", "eval__diagnostics": ()}
     with process_settings_kept():
         assert main(words(out, densecl, **changes)) == 0
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -51,7 +51,10 @@ def test_training_alone_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return lambda *given: passes.append(function) or function(*given)
 
     monkeypatch.setattr(torch, "compile", counted)
-    runs = [open_tiny(tmp_path / wanted, "moco_unmix", train__compile=wanted) for wanted in ("on", "off")]
+    runs = [
+        open_tiny(tmp_path / wanted, "moco_unmix", train__compile=wanted, eval__diagnostics=())
+        for wanted in ("on", "off")
+    ]
     for run in runs:
         engine.train(run)
     # twelve steps of two passes with gradient and one without; the diagnostics of two epochs score a step twice, the

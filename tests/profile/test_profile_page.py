@@ -1,14 +1,12 @@
 """The page of profiles says what the committed results say, and the curves beside it can be measured again."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import profile_page
+from tests.tiny_run import script_in_child
 
 pytestmark = pytest.mark.slow
 
@@ -23,10 +21,8 @@ def test_page_holds_what_the_results_say() -> None:
 
 def test_curves_are_measured_and_drawn(tmp_path: Path) -> None:
     file = tmp_path / "scaling.json"
-    command = [sys.executable, "-m", "benchmarks.scaling", "--smoke", "--out", str(file)]
-    environment = {**os.environ, "MIXFAST_BENCH_BUSY": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    arguments, log = ["--smoke", "--out", str(file)], tmp_path / "log"
+    assert script_in_child(ROOT / "benchmarks/scaling.py", arguments, log, MIXFAST_BENCH_BUSY="1") == 0, log.read_text()
     found = json.loads(file.read_text())
     assert found["environment"]["clock"] == "processor" and found["environment"]["threads"] == 1
     assert [point["sweep"] for point in found["points"]] == list(profile_page.PANELS)

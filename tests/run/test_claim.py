@@ -5,8 +5,6 @@ import fcntl
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import pytest
 
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.run.claim import Claim
+from tests.tiny_run import script_in_child
 
 
 def new(path: Path, overwrite: bool = False) -> Claim:
@@ -87,20 +86,21 @@ import os, sys
 from pathlib import Path
 from mixfast.run.claim import Claim
 Claim.new(Path(sys.argv[1]), False, print)
+print(os.getpid(), flush=True)
 if os.fork() == 0:
-    print("forked", flush=True)
-    sys.stdin.read()
+    open(sys.argv[2]).read()
 os._exit(0)
 """
 
 
 def test_a_child_that_outlives_its_parent_does_not_keep_the_lock(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-c", FORKED, str(tmp_path / "run")]
-    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None and parent.stdout.readline() == "forked\n"
-        assert parent.wait(60) == 0
-        assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == parent.pid
-        new(tmp_path / "run")  # the child waits until its input is closed, at the end of this block
+    script, pipe, log = (tmp_path / name for name in ("script.py", "pipe", "log"))
+    script.write_text(FORKED)
+    os.mkfifo(pipe)
+    assert script_in_child(script, [str(tmp_path / "run"), str(pipe)], log) == 0, log.read_text()
+    assert json.loads((tmp_path / "run" / "lock").read_text())["pid"] == int(log.read_text())
+    with open(pipe, "w"):  # which the child reads until the end of this block
+        new(tmp_path / "run")
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])

@@ -49,13 +49,13 @@ def run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 def test_flipped_bits_and_zeroed_blocks_are_noticed_or_harmless(tmp_path: Path, saved: State) -> None:
-    """300 single bits and 60 blocks of 4 KiB, all over the file."""
+    """100 single bits and 20 blocks of 4 KiB, all over the file."""
     path = checkpoint.save(tmp_path, saved)
     whole, draw = path.read_bytes(), random.Random(0)
     state, noticed = checkpoint.load(path), 0
-    for trial in range(360):
+    for trial in range(120):
         content = bytearray(whole)
-        if trial < 300:
+        if trial < 100:
             content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         else:
             start = draw.randrange(len(content))
@@ -67,7 +67,7 @@ def test_flipped_bits_and_zeroed_blocks_are_noticed_or_harmless(tmp_path: Path, 
             noticed += 1
         else:
             assert_same(found, state)
-    assert noticed > 250  # padding between parts is the rest
+    assert noticed > 84  # padding between parts is the rest
 
 
 def flip(path: Path) -> None:

@@ -85,7 +85,7 @@ def test_one_update_by_hand(accumulate: int, tmp_path: Path) -> None:
 
 
 def test_rate_follows_the_schedule_and_records_count(tmp_path: Path) -> None:
-    run = plain(tmp_path, train__log_every=3, eval__every=0, train__checkpoint_every=0)
+    run = plain(tmp_path, train__log_every=3, eval__every=0, eval__diagnostics=(), train__checkpoint_every=0)
     engine.train(run)
     train = [record for record in records(tmp_path) if record["kind"] == "train"]
     # every third step, and the ends of the epochs of 4 steps
@@ -214,7 +214,7 @@ LARS = {"optim__name": "lars", "method__ema_schedule": "cosine", "method__ema_wh
 def test_stopped_and_continued_in_process_is_the_same_run(
     method: str, options: dict[str, Any], stop_at: int, tmp_path: Path
 ) -> None:
-    changes = {"train__accumulate": 2, "train__epochs": 2, **options}
+    changes = {"train__accumulate": 2, "train__epochs": 2, "eval__diagnostics": (), **options}
     whole = open_tiny(tmp_path / "whole", method, **changes)
     engine.train(whole)
     first = open_tiny(tmp_path / "parts", method, **changes)

@@ -61,7 +61,7 @@ def test_passes_have_the_batch_of_a_process_or_what_time_suffices_for(
 def start(out: Path, wanted: str, *more: str) -> int:
     sizes = {"train__epochs": 1, "data__scenes": 32, "eval__every": 0, "optim__schedule": "constant"}
     arguments = words(out, "moco", train__precision=wanted, **sizes)
-    return main([*arguments, "--eval.no-baselines", "--eval.no-diagnostics", *more])
+    return main([*arguments, "--eval.no-baselines", *more])
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from mixfast.run.console import Console
 from mixfast.run.failure import explain, run_command
 from mixfast.run.folder import RunFolder
 from mixfast.train.__main__ import main
-from tests.tiny_run import KILLED, records, train_in_child, words
+from tests.tiny_run import KILLED, records, script_in_child, train_in_child, words
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
@@ -160,7 +159,8 @@ def test_a_folder_that_is_deleted_under_a_run(tmp_path: Path, capsys: Any, monke
 
 def test_other_commands(undisturbed: Path, tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "file").touch()
-    assert compare([str(undisturbed), "--out", str(tmp_path / "file" / "report")]) == 9
+    report = ["--out", str(tmp_path / "file" / "report"), "--localise", "none", "--maps", "0"]
+    assert compare([str(undisturbed), *report]) == 9
     assert "Not a directory" in capsys.readouterr().err
     scores = undisturbed / "evaluations.jsonl"
     scores.mkdir()
@@ -182,10 +182,18 @@ def test_whose_error_it_is(capsys: Any) -> None:
     assert explain(OSError("of no number")).exit_code == explain(FileNotFoundError()).exit_code == 1
 
 
-def test_a_full_device_for_stdout() -> None:
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-m", "mixfast.doctor"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (done.returncode, done.stderr) == (9, "error: stdout: No space left on device\n")
+DOCTOR = """
+import os, runpy
+os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+runpy.run_module("mixfast.doctor", run_name="__main__")
+"""
+
+
+def test_a_full_device_for_stdout(tmp_path: Path) -> None:
+    script, log = tmp_path / "script.py", tmp_path / "log"
+    script.write_text(DOCTOR)
+    assert script_in_child(script, [], log) == 9
+    assert log.read_text() == "error: stdout: No space left on device\n"
 
 
 def test_a_log_that_takes_nothing_is_said_once(tmp_path: Path, capsys: Any) -> None:

@@ -22,9 +22,10 @@ from mixfast.scoring.baselines import calibrated, pixels
 from mixfast.scoring.knn import knn_scores
 from mixfast.scoring.linear import LinearRecipe, sgd_score
 from mixfast.scoring.maps import Network
+from mixfast.train.__main__ import main
 from tests.tiny_run import assert_same, last_state, open_tiny, records, train_in_child, words
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
 
 @pytest.fixture(scope="module")
@@ -54,38 +55,55 @@ def opened(out: Path, images: Path, in_memory: str, **changes: Any) -> Run:
     return open_tiny(out, **options(images, in_memory), **changes)
 
 
-def test_a_stopped_and_continued_run_from_files_equals_one_in_memory(images: Path, tmp_path: Path) -> None:
+def stopped(arguments: list[str], at_step: int) -> int:
+    """Exit code of a training that is sent a SIGTERM once that step is done."""
+    pause = engine.pause
+
+    def strike(run: Run) -> None:
+        if run.step == at_step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        pause(run)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "pause", strike)
+        return main(arguments)
+
+
+def test_a_stopped_and_continued_run_from_files_equals_one_in_memory(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Stopped inside an epoch, continued from files by another number of processes, killed, and ended in memory."""
     whole, parts, log = tmp_path / "whole", tmp_path / "parts", tmp_path / "log"
-    assert train_in_child(words(whole, **options(images, "yes")), log) == 0
+    assert main(words(whole, **options(images, "yes"))) == 0
     first = words(parts, **options(images, "no"))
     resume = ["--resume", str(parts), "--data.in_memory", "no", "--data.workers"]
-    assert train_in_child(first, log, send=[signal.SIGTERM], at_step=2) == 128 + signal.SIGTERM
+    assert stopped(first, at_step=2) == 128 + signal.SIGTERM
     assert train_in_child([*resume, "2"], log, send=[signal.SIGKILL], at_step=7) == -signal.SIGKILL
-    assert train_in_child(["--resume", str(parts), "--data.in_memory", "yes"], log) == 0
+    assert main(["--resume", str(parts), "--data.in_memory", "yes"]) == 0
     ours, theirs = last_state(parts), last_state(whole)
     for state in (ours, theirs):
         del state["config"]
     assert_same(ours, theirs)
     assert records(parts) == records(whole)
-    printed = log.read_text()
+    printed = capsys.readouterr().out + log.read_text()
     assert printed.count("64 images stay in their files: ") == 2
     assert printed.count("decoding alone ") == 2
 
 
-def test_a_file_that_breaks_while_the_run_lasts_stops_it_by_name(images: Path, tmp_path: Path) -> None:
-    root, log = tmp_path / "copy", tmp_path / "log"
+def test_a_file_that_breaks_while_the_run_lasts_stops_it_by_name(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "copy"
     shutil.copytree(images, root, symlinks=True)
-    arguments = words(tmp_path / "run", **options(root, "no"))
-    assert train_in_child(arguments, log, send=[signal.SIGTERM], at_step=2) == 128 + signal.SIGTERM
+    assert stopped(words(tmp_path / "run", **options(root, "no")), at_step=2) == 128 + signal.SIGTERM
     target, times = root / "train" / "a" / "3.jpg", (root / "train" / "a" / "3.jpg").stat()
     target.write_bytes(bytes(times.st_size))
     os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))  # nothing tells before it is read
-    assert train_in_child(["--resume", str(tmp_path / "run")], log) == 3
-    assert f"error: {target} can no longer be read (UnidentifiedImageError: " in log.read_text()
+    assert main(["--resume", str(tmp_path / "run")]) == 3
+    assert f"error: {target} can no longer be read (UnidentifiedImageError: " in capsys.readouterr().err
     os.utime(target)  # now it is found out before, and left out: other data than those that the run began with
-    assert train_in_child(["--resume", str(tmp_path / "run")], log) == 4
-    assert "was trained on other images: saved {'name': 'folder', 'images': 64" in log.read_text()
+    assert main(["--resume", str(tmp_path / "run")]) == 4
+    assert "was trained on other images: saved {'name': 'folder', 'images': 64" in capsys.readouterr().err
 
 
 def test_processes_that_die_stop_the_training(images: Path, tmp_path: Path, monkeypatch: Any) -> None:

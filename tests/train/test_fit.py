@@ -23,7 +23,7 @@ from mixfast.export import load_backbone
 from mixfast.run.signals import STOP_SIGNALS
 from mixfast.train import cli
 from mixfast.train.__main__ import main
-from tests.tiny_run import SMALL, assert_same, last_state, records, words
+from tests.tiny_run import SMALL, assert_same, last_state, records, rendered, words
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 
@@ -43,7 +43,8 @@ def no_pictures(command_settings: None) -> Iterator[None]:
 def command(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of the command."""
     out = tmp_path_factory.mktemp("command") / "run"
-    assert main([*words(out, "moco")[:2], "moco", *words(out, "moco")[5:], "--data.kind", "scenes"]) == 0
+    given = words(out, "moco", eval__diagnostics=())
+    assert main([*given[:2], "moco", *given[5:], "--data.kind", "scenes"]) == 0
     return out
 
 
@@ -86,6 +87,7 @@ def result(command: Path, tmp_path_factory: pytest.TempPathFactory) -> mixfast.R
         torch.set_num_threads(2)
         with torch.device("meta"):
             before = caller()
+            rendered.cache_clear()
             kept.append(fit(out, quiet=True))
             changed.append(caller() != before)
 

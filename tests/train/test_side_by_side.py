@@ -18,7 +18,7 @@ OTHERS = ("moco", "simclr")
 
 def tiny(out: Path, threads: int) -> list[str]:
     data = {"data__scenes": 32, "train__epochs": 2, "eval__every": 1, "train__threads": threads}
-    return [*words(out, "moco_cutmix", OTHERS, **data), "--eval.no-diagnostics", "--eval.no-baselines"]
+    return [*words(out, "moco_cutmix", OTHERS, **data), "--eval.no-baselines"]
 
 
 def folders(out: Path) -> list[Path]:

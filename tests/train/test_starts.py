@@ -260,16 +260,6 @@ def test_a_tilde_is_the_home_in_every_command(
     assert {"new", "run", "embedded", "report", "profile"} <= set(os.listdir(tmp_path)) and os.listdir() == []
 
 
-def test_compare_numbers_its_folders_like_runs(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    for number in (1, 2):
-        assert compare([str(finished), "--localise", "none", "--maps", "0"]) == 0
-        assert (tmp_path / "runs" / f"comparison-000{number}" / "report.md").is_file()
-    monkeypatch.setattr("mixfast.compare.build.page", lambda *_: 1 / 0)
-    assert compare([str(finished), "--localise", "none", "--maps", "0"]) == USER_CODE  # which a test counts as
-    assert sorted(os.listdir("runs")) == ["comparison-0001", "comparison-0002"]
-
-
 def test_every_exit_code_is_documented() -> None:
     text = (ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8").rpartition("## Exit codes")[2]
     rows = re.findall(r"^\| ([\d, ]+) \| (.+) \|$", text, flags=re.M)

@@ -53,7 +53,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of approach1 with moco beside it, through the command line, the only one here that draws its pictures."""
     out = tmp_path_factory.mktemp("runs") / "run"
     with process_settings_kept(pictures=True):
-        assert main(words(out, compare=["moco"])) == 0
+        assert main(words(out, compare=["moco"], eval__diagnostics=())) == 0
     return out
 
 
@@ -149,7 +149,7 @@ def test_existing_folder_is_refused_then_overwritten(finished: Path, tmp_path: P
     assert main([*small, "--overwrite"]) == 0
     assert f"report    {out / 'report.md'}" in capsys.readouterr().out
     assert not (out / "compare").exists()
-    assert [record["kind"] for record in records(out)] == ["train", "eval", "diagnostics", "epoch"]
+    assert [record["kind"] for record in records(out)] == ["train", "eval", "epoch"]
 
 
 def test_finished_run_can_be_continued_and_changes_nothing(finished: Path, tmp_path: Path, capsys: Any) -> None:
@@ -164,7 +164,7 @@ def test_finished_run_can_be_continued_and_changes_nothing(finished: Path, tmp_p
 
 def test_options_that_move_no_weight_may_change_on_resume(tmp_path: Path) -> None:
     """Logging, evaluation, checkpoints and paths: what is trained ends in the same bits."""
-    whole, broken = (words(tmp_path / name, "moco") for name in "ab")
+    whole, broken = (words(tmp_path / name, "moco", eval__diagnostics=()) for name in "ab")
     assert train_in_child(whole, tmp_path / "log") == 0
     assert train_in_child(broken, tmp_path / "log", send=[signal.SIGTERM], at_step=5) == 128 + signal.SIGTERM
     changes = "--train.log-every 3 --eval.every 1 --eval.k 3 --eval.bank 40 --eval.temperature 0.5 --eval.batch-size 7"
@@ -300,7 +300,7 @@ def test_folder_without_classes_trains_without_knn(tmp_path: Path, capsys: Any, 
         pixels = torch.randint(256, (16, 16, 3), dtype=torch.uint8, generator=rng).numpy()
         Image.fromarray(pixels).save(tmp_path / "images" / f"{index}.png")
     data = {"data__kind": "folder", "data__path": tmp_path / "images", "data__cache_dir": tmp_path / "cache"}
-    assert main(words(tmp_path / "run", "moco", train__epochs=1, **data, data__workers=0)) == 0
+    assert main(words(tmp_path / "run", "moco", train__epochs=1, eval__diagnostics=(), **data, data__workers=0)) == 0
     printed = capsys.readouterr().out
     assert "kNN is off: not every image has a class." in printed
     assert "preset demo: moco on folder, 16 px, ResNet-8 of width 8, 1 epoch " in printed
