@@ -78,7 +78,7 @@ def test_bytes_of_a_step_by_hand() -> None:
     sent = processes.traffic(of, 2, synced=True)
     assert sent.gradients == 4000 and sent.views == 4 * 16 * 3 * 224 * 224 and sent.maps == 4 * 16 * 2048 * 49
     assert sent.keys == 2 * 4 * 32 * 128 and sent.norms == 80 * (2 + 2)
-    assert sent.exchanges == 1 + 2 + 1 + 2 + 3 * (2 + 1)
+    assert sent.exchanges == 1 + 1 + 2 + 1 + 2 + 3 * (2 + 1)  # one part of the gradients, and one of statistics
 
 
 def test_samples_take_turns_and_slow_ones_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
