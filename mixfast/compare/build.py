@@ -135,6 +135,7 @@ def _networks(chapter: Chapter, options: Compare, folder: Path) -> None:
 def _maps(chapter: Chapter, runs: Sequence[LoadedRun], options: Compare, folder: Path) -> None:
     slug = chapter.section.slug
     if options.localise != "none":
+        print(f"scoring attention maps of {len(runs)} runs, on {options.count} images; --localise none leaves them out")
         chapter.result = attention.score_localisation(runs, options.localise, options.count, options.validation)
         chapter.localisation = f"{slug}-localisation.png"
         attention.draw_localisation(folder / chapter.localisation, chapter.result)
