@@ -28,6 +28,18 @@ def like(x: Tensor | None, other: Tensor) -> Tensor | None:
     return None if x is None else x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
+def empty_results(x: Tensor, weight: Tensor, splits: int) -> Three:
+    """Memory for the results of a forward pass over dense maps."""
+    means = weight.new_empty((splits, x.shape[1]))
+    return torch.empty_like(x), means, torch.empty_like(means)
+
+
+def empty_gradients(x: Tensor, weight: Tensor, masked: bool) -> Four:
+    """Memory for the results of a backward pass over dense maps; d_residual has no numbers unless `masked`."""
+    d_residual = torch.empty_like(x) if masked else x.new_empty(0)
+    return torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight), d_residual
+
+
 _forward, _backward = by_backend(NAME, "forward"), by_backend(NAME, "backward")
 
 
@@ -44,8 +56,7 @@ def _dense_backward(dy: Tensor, x: Tensor, y: Tensor | None, *rest: Any) -> Four
 def _forward_fake(
     x: Tensor, weight: Tensor, bias: Tensor, mean: Any, var: Any, residual: Any, splits: int, *rest: Any
 ) -> Three:
-    means = weight.new_empty((splits, x.shape[1]))
-    return torch.empty_like(dense(x)), means, torch.empty_like(means)
+    return empty_results(dense(x), weight, splits)
 
 
 def _backward_fake(
@@ -59,8 +70,7 @@ def _backward_fake(
     masked: bool,
     *rest: Any,
 ) -> Four:
-    d_residual = torch.empty_like(dense(x)) if masked else x.new_empty(0)
-    return torch.empty_like(dense(x)), torch.empty_like(weight), torch.empty_like(weight), d_residual
+    return empty_gradients(dense(x), weight, masked)
 
 
 # -> y, like x but dense; means [S, C]; inverses [S, C], 1 / sqrt(variance + eps). Updates the running statistics.

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mixfast.ops import _native
 from mixfast.ops._native import DTYPES
+from mixfast.ops.norm._operators import empty_gradients, empty_results
 
 unavailable = _native.cpu_unavailable
 
@@ -47,8 +48,7 @@ def forward(
     instruction_set: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, means, inverses) as `_operators.forward` describes them; x is dense, and a residual has its layout."""
-    y, means = torch.empty_like(x), weight.new_empty((splits, x.shape[1]))
-    inverses = torch.empty_like(means)
+    y, means, inverses = results = empty_results(x, weight, splits)
     _native.cpu.split_batch_norm_forward(  # type: ignore[union-attr]
         *maps_tuple(x, splits),
         x.data_ptr(),
@@ -63,7 +63,7 @@ def forward(
         inverses.data_ptr(),
         *_native.cpu_place(instruction_sets(), instruction_set),
     )
-    return y, means, inverses
+    return results
 
 
 def backward(
@@ -78,12 +78,11 @@ def backward(
     instruction_set: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dx, d_weight, d_bias, d_residual) as `_operators.backward` describes them; all maps are dense, in one layout."""
-    dx, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    d_residual = torch.empty_like(x) if masked else None
+    dx, d_weight, d_bias, d_residual = gradients = empty_gradients(x, weight, masked)
     tensors = dy, x, y, weight, means, inverses, dx, d_residual, d_weight, d_bias
     _native.cpu.split_batch_norm_backward(  # type: ignore[union-attr]
         *maps_tuple(x, splits),
         *(address(tensor) for tensor in tensors),
         *_native.cpu_place(instruction_sets(), instruction_set),
     )
-    return dx, d_weight, d_bias, x.new_empty(0) if d_residual is None else d_residual
+    return gradients

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops import _native
+from mixfast.ops.norm._operators import empty_gradients, empty_results
 from mixfast.ops.norm.cpu_native import address, maps_tuple
 
 _C: Any = _native.cuda
@@ -33,8 +34,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(y, means, inverses) as `_operators.forward` describes them; x is dense, and a residual has its layout."""
     maps = maps_tuple(x, splits)
-    y, means = torch.empty_like(x), weight.new_empty((splits, x.shape[1]))
-    inverses, workspace = torch.empty_like(means), weight.new_empty(_C.split_batch_norm_workspace(*maps))
+    y, means, inverses = results = empty_results(x, weight, splits)
+    workspace = weight.new_empty(_C.split_batch_norm_workspace(*maps))
     _C.split_batch_norm_forward(
         *maps,
         x.data_ptr(),
@@ -50,7 +51,7 @@ def forward(
         workspace.data_ptr(),
         *_native.place(x),
     )
-    return y, means, inverses
+    return results
 
 
 def backward(
@@ -65,9 +66,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dx, d_weight, d_bias, d_residual) as `_operators.backward` describes them; all maps are dense, in one layout."""
     maps = maps_tuple(x, splits)
-    dx, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    d_residual = torch.empty_like(x) if masked else None
+    dx, d_weight, d_bias, d_residual = gradients = empty_gradients(x, weight, masked)
     workspace = weight.new_empty(_C.split_batch_norm_workspace(*maps))
     tensors = dy, x, y, weight, means, inverses, dx, d_residual, d_weight, d_bias, workspace
     _C.split_batch_norm_backward(*maps, *(address(tensor) for tensor in tensors), *_native.place(x))
-    return dx, d_weight, d_bias, x.new_empty(0) if d_residual is None else d_residual
+    return gradients

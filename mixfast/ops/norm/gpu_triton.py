@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from mixfast.ops._triton import power_of_two, unavailable, why_not
+from mixfast.ops.norm._operators import empty_gradients
 
 __all__ = ["backward", "forward", "unavailable", "why_not"]
 
@@ -132,15 +133,14 @@ def backward(
     merging = merge_constants(cut.chunks)
     partials = weight.new_empty((2, splits, cut.chunks, channels))
     sums = weight.new_empty((2, splits, channels))
-    dx, d_weight, d_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-    d_residual = torch.empty_like(x) if masked else None
+    dx, d_weight, d_bias, d_residual = gradients = empty_gradients(x, weight, masked)
     grid = cut.chunks, cut.tiles, splits
     with torch.cuda.device_of(x):
         kernels.products[grid](
             dy,
             x,
             y,
-            d_residual,
+            d_residual if masked else None,
             means,
             inverses,
             *partials,
@@ -156,9 +156,9 @@ def backward(
             *partials, *sums, channels, cut.chunks, **merging, **_LAUNCH
         )
         kernels.gradient[grid](
-            dy if d_residual is None else d_residual,
+            d_residual if masked else dy,
             x,
-            y if d_residual is None else None,
+            None if masked else y,
             dx,
             weight,
             means,
@@ -173,7 +173,7 @@ def backward(
             **cut.constants,
             **_LAUNCH,
         )
-    return dx, d_weight, d_bias, x.new_empty(0) if d_residual is None else d_residual
+    return gradients
 
 
 # The constants of each kernel. scripts/triton_report.py compiles with the same.
