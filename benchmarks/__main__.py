@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.report import render
 
 FOLDER = Path(__file__).parent
@@ -21,12 +23,13 @@ def main() -> int:
     parser.add_argument("--busy", action="store_true", help="processor seconds on one thread: the machine is shared")
     parser.add_argument("-k", metavar="EXPRESSION", default="", help="only the benchmarks that match, as in pytest")
     options = parser.parse_args()
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(FOLDER), "-k", options.k]
+    words = ["-q", "-rs", "-p", "no:cacheprovider", str(FOLDER), "-k", options.k]
     if options.smoke:
-        return subprocess.run([*command, "--benchmark-disable", "-rs"], cwd=FOLDER.parent).returncode
+        return pytest.main([*words, "--benchmark-disable"])
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    command += [f"--benchmark-json={options.out.resolve()}", "--benchmark-columns=min,median,rounds", "-rs"]
+    words += [f"--benchmark-json={options.out.resolve()}", "--benchmark-columns=min,median,rounds"]
     shared = {"MIXFAST_BENCH_BUSY": "1", "OMP_NUM_THREADS": "1"} if options.busy else {}
+    command = [sys.executable, "-m", "pytest", *words]
     code = subprocess.run(command, cwd=FOLDER.parent, env={**os.environ, **shared}).returncode
     if code == 0:
         report = options.out.with_suffix(".md")

@@ -54,6 +54,7 @@ TINY_RUN = (
     "--eval.k",
     "5",
     "--eval.no-baselines",
+    "--eval.no-diagnostics",
 )
 
 

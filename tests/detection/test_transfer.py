@@ -127,9 +127,9 @@ def test_networks_of_one_seed_start_from_the_same_detector() -> None:
 
 def blobs(count: int, draw: torch.Generator) -> LabelledImages:
     """A red or a blue square of 12 pixels on black; the class is the colour."""
-    images = torch.zeros(count, 3, 48, 48, dtype=torch.uint8)
+    images = torch.zeros(count, 3, 32, 32, dtype=torch.uint8)
     labels = torch.randint(2, (count, 1), generator=draw)
-    corner = torch.randint(36, (count, 1, 2), generator=draw)
+    corner = torch.randint(20, (count, 1, 2), generator=draw)
     for image, label, (x, y) in zip(images, labels[:, 0], corner[:, 0].tolist(), strict=True):
         image[2 * label, y : y + 12, x : x + 12] = 255
     boxes = torch.cat([corner, corner + 12], 2).float()
