@@ -4,8 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc mixfast -name __pycache__ -prune -o -type f -print) setup.py pyproject.toml CMakeLists.txt
 # A process for each core, and each file in one of them, so that what its tests share is made once; files in the order
-# of tests/conftest.py. Nothing is measured here.
-PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -p no:benchmark
+# of tests/conftest.py. Nothing is measured here. Bytecode is kept, as many tests start processes that import mixfast.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder -p no:benchmark
 .PHONY: setup train test test-fast lint docs bench bench-smoke doctor clean
 
 $(VENV)/bin/pip:

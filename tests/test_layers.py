@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "mixfast").rglob("*.py"))
 # A file imports from its own row or an earlier one.
@@ -91,6 +93,7 @@ def test_no_cycles() -> None:
     assert not graph, f"these import each other: {graph}"
 
 
+@pytest.mark.slow
 def test_import_and_a_list_of_backends_are_light() -> None:
     """Of which the list says what is not installed."""
     code = """

@@ -91,6 +91,7 @@ def options() -> dict[str, Path]:
     return found
 
 
+@pytest.mark.slow
 def test_every_option_is_read() -> None:
     """As an attribute of what is called config, or of one of its sections; a check in its own class does not count."""
     holders = {"config", "cfg", "options", *options()}

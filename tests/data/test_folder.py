@@ -281,6 +281,7 @@ def test_endings_in_any_case_and_spelling(tmp_path) -> None:
     assert len(scan.scan(tmp_path).files) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() == 0 and not shutil.which("setpriv"), reason="drops the superuser's rights")
 def test_folders_that_cannot_be_read_are_an_error_by_name(tmp_path) -> None:
     """A class, a folder in one, the root, a class that is listed but not entered, and one that is a link."""

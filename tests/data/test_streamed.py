@@ -66,6 +66,7 @@ def test_same_bits_as_in_memory(workers, images) -> None:
         assert torch.equal(ours.take(index).images, theirs.take(index).images)
 
 
+@pytest.mark.slow
 def test_reading_and_taking_work_alike_in_memory_and_in_files(images) -> None:
     whole, files = load(config(images, in_memory="yes"), 0).train.images, streamed(images).train.images
     for index in (torch.tensor([5, 2, 9, 9, 1]), slice(2, 21, 3)):

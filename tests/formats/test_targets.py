@@ -24,7 +24,7 @@ from tests.formats.conftest import PAGE, Written
 from tests.formats.names import recorded
 from tests.tiny_run import assert_same, open_tiny
 
-pytestmark = pytest.mark.usefixtures("command_settings")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("command_settings")]
 RECIPES = dict(re.findall(r"## ([^\n]*)\n\n```python\n(.*?)```", PAGE, re.DOTALL))
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
 STEMS = {  # what replaces torchvision's first layers

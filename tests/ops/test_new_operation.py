@@ -61,6 +61,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_two_files_and_a_line_make_an_operation(tmp_path: Path) -> None:
     ignored = shutil.ignore_patterns("__pycache__")
     package = Path(shutil.copytree(ROOT / "mixfast", tmp_path / "mixfast", ignore=ignored)) / "ops"
