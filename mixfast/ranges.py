@@ -4,10 +4,12 @@ A plain `int` must fit into 64 bits, and a plain `float` must be finite.
 """
 
 import dataclasses
+import functools
 import math
 import re
 import types
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -75,6 +77,12 @@ Positive = Annotated[float, Range(0, above=True)]
 NotNegative = Annotated[float, Range(0)]
 
 
+# The types of a dataclass's fields with their ranges; reading them anew takes longer than checking the values.
+field_types: Callable[[Any], dict[str, Any]] = functools.cache(
+    functools.partial(typing.get_type_hints, include_extras=True)
+)
+
+
 def check_ranges(config: Any, section: str = "") -> None:
     """Raise ConfigError with a line for every field of a dataclass whose value its type does not allow.
 
@@ -88,7 +96,7 @@ def check_ranges(config: Any, section: str = "") -> None:
 
 def problems(config: Any, prefix: str = "") -> list[str]:
     """A line for every field of the dataclass `config` whose value its type does not allow; `prefix` precedes names."""
-    hints = typing.get_type_hints(type(config), include_extras=True)
+    hints = field_types(type(config))
     lines = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

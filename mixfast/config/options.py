@@ -5,7 +5,6 @@ Parsing derives no value from another: each value is the default, that of a pres
 
 import contextlib
 import dataclasses
-import functools
 import types
 import typing
 from dataclasses import dataclass, field
@@ -142,13 +141,7 @@ def hint_of(config: Any, key: str) -> Any:
     *sections, name = key.split(".")
     for section in sections:
         config = getattr(config, section)
-    hints: dict[str, Any] = _hints(type(config))  # type: ignore[arg-type]
-    return hints[name]
-
-
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, include_extras=True)
+    return ranges.field_types(type(config))[name]
 
 
 def from_dict(cls: type, data: Any, method_config: type, key: str = "") -> Any:

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 import tyro
 
 from mixfast.errors import ConfigError
-from mixfast.ranges import check_ranges
+from mixfast.ranges import check_ranges, field_types
 
 T = TypeVar("T")
 
@@ -224,7 +224,7 @@ def parse(kind: type[T], arguments: Sequence[str], command: str) -> T:
     """
     if {"--help", "-h"} & set(arguments):
         tyro.cli(kind, args=["--help"], prog=command)
-    hints = typing.get_type_hints(kind, include_extras=True)
+    hints = field_types(kind)
     options = {field.name: Option(hints[field.name], field.default) for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     (position,) = [name for name in options if tyro.conf.Positional in getattr(hints[name], "__metadata__", ())]
     hint = typing.get_args(options.pop(position).hint)[0]
