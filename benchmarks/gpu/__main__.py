@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import augment_groups, floors, infonce_groups, machine, pool_groups
+from benchmarks.gpu import augment_groups, floors, infonce_groups, machine, norm_groups, pool_groups
 from benchmarks.gpu.group import Group
 from benchmarks.gpu.measure import DeviceLost, Row, facts, measure
 from benchmarks.gpu.timing import Events, Timer, Wall
@@ -38,6 +38,7 @@ def plan(smoke: bool) -> list[Group]:
     return [
         *known,
         *augment_groups.step(smoke),
+        *norm_groups.step(smoke),
         *pool_groups.variants(smoke),
         *infonce_groups.eager(smoke),
         *pool_groups.eager(smoke),

@@ -9,8 +9,7 @@ from torch import Tensor
 
 import mixfast
 from benchmarks.gpu.floors import Work
-from benchmarks.gpu.group import Group, Peer
-from benchmarks.gpu.infonce_groups import usable_backends
+from benchmarks.gpu.group import Group, Peer, usable_backends
 from benchmarks.gpu.timing import Call
 from mixfast.augment import PRESETS
 

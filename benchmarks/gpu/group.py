@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import mixfast
 from benchmarks.gpu.floors import Work
 from benchmarks.gpu.timing import Call
 
@@ -40,6 +41,12 @@ class Group:
         """A copy under other conditions; with a graph, peers that cannot be captured are omitted."""
         peers = {name: peer for name, peer in self.peers.items() if peer.graph or not graph}
         return replace(self, graph=graph, cold=cold, peers=peers)
+
+
+def usable_backends(operation: str) -> list[str]:
+    """The backends for tensors on a GPU; without a GPU, the one that smoke runs use."""
+    usable = [name for name, reason in mixfast.backends()[operation].items() if reason is None]
+    return [name for name in ("cuda", "triton") if name in usable and torch.cuda.is_available()] or ["cpu"]
 
 
 def tensors(value: Any) -> list[Tensor]:

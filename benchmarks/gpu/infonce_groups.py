@@ -12,7 +12,7 @@ from torch import Tensor
 import mixfast
 from benchmarks import infonce
 from benchmarks.gpu.floors import Work
-from benchmarks.gpu.group import Group, Peer
+from benchmarks.gpu.group import Group, Peer, usable_backends
 from benchmarks.gpu.timing import Call
 from benchmarks.infonce import Case, Inputs
 from mixfast.ops.infonce import gpu_cuda
@@ -32,12 +32,6 @@ EXACT = 3  # products of 16 bits in one of float32
 class Views(NamedTuple):
     first: Tensor  # [N, D], requiring gradients
     second: Tensor
-
-
-def usable_backends(operation: str) -> list[str]:
-    """The backends for tensors on a GPU; without a GPU, the one that smoke runs use."""
-    usable = [name for name, reason in mixfast.backends()[operation].items() if reason is None]
-    return [name for name in ("cuda", "triton") if name in usable and torch.cuda.is_available()] or ["cpu"]
 
 
 def kernels() -> list[str]:

@@ -6,10 +6,9 @@ from typing import Any
 
 import torch
 
-import mixfast
 from benchmarks import pooling
 from benchmarks.gpu.floors import Work
-from benchmarks.gpu.group import Group, Peer
+from benchmarks.gpu.group import Group, Peer, usable_backends
 from benchmarks.gpu.timing import Call
 from benchmarks.pooling import Inputs, Pooled, Shape
 
@@ -35,7 +34,7 @@ def group(shape: Shape, dtype: torch.dtype, task: Task, *, sweep: bool = False, 
     if passes == "both":
         work = Work(2 * values * dtype.itemsize + masks)
     pools: dict[str, Callable[[Inputs], Pooled]] = {
-        f"mixfast {backend}": pooling.by_mixfast(backend) for backend in usable_backends()
+        f"mixfast {backend}": pooling.by_mixfast(backend) for backend in usable_backends("masked_upsample_pool")
     }
     pools["weights and bmm"] = pooling.weights_and_bmm
     if images * channels * pixels**2 <= LARGEST_MAP and not sweep:
@@ -54,12 +53,6 @@ def group(shape: Shape, dtype: torch.dtype, task: Task, *, sweep: bool = False, 
         goals_us=goals,
         facts={**shape._asdict(), "dtype": name, **({"sweep": "pixels", "curve": regions} if sweep else {})},
     )
-
-
-def usable_backends() -> list[str]:
-    """The backends for tensors on a GPU; without a GPU, the one that smoke runs use."""
-    usable = [name for name, reason in mixfast.backends()["masked_upsample_pool"].items() if reason is None]
-    return [name for name in ("cuda", "triton") if name in usable and torch.cuda.is_available()] or ["cpu"]
 
 
 def in_float32(data: Inputs) -> Inputs:
