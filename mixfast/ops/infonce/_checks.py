@@ -27,21 +27,22 @@ def check_rows(queries: Any, positives: Any) -> Rows:
     if not shapes:
         check.value_error("queries must hold at least one term; got none.")
     first, counts, dim = tensors[0], tuple([shape[0] for shape in shapes]), shapes[0][-1]
+    rows = Rows(counts, dim, first.dtype, first.device)
     for t, (tensor, shape) in enumerate(zip(tensors, shapes, strict=False)):
         if len(shape) != 2:
             check.value_error(f"queries[{t}] must be [N, D]; got {len(shape)}-D {list(shape)}.")
         if shape[1] != dim:
             check.value_error(f"all queries must share D = {dim}; got queries[{t}] {list(shape)}.")
-        if tensor.dtype != first.dtype:
-            check.type_error(f"all queries must share one dtype, {first.dtype}; got {tensor.dtype} for queries[{t}].")
-        if tensor.device != first.device:
+        if tensor.dtype != rows.dtype:
+            check.type_error(f"all queries must share one dtype, {rows.dtype}; got {tensor.dtype} for queries[{t}].")
+        if tensor.device != rows.device:
             check.value_error(
-                f"all queries must be on one device, {first.device}; got {tensor.device} for queries[{t}]."
+                f"all queries must be on one device, {rows.device}; got {tensor.device} for queries[{t}]."
             )
     if dim < 1 or min(counts) < 1:
         check.value_error(f"every term needs at least one row and one dimension; got rows {list(counts)}, D = {dim}.")
-    _check_positives(positives, first, shapes)
-    return Rows(counts, dim, first.dtype, first.device)
+    _check_positives(positives, rows, shapes)
+    return rows
 
 
 def _terms(name: str, value: Any) -> tuple[Sequence[Tensor], list[torch.Size]]:
@@ -59,13 +60,13 @@ def _terms(name: str, value: Any) -> tuple[Sequence[Tensor], list[torch.Size]]:
     return value, [tensor.shape for tensor in value]
 
 
-def _check_positives(positives: Any, first: Tensor, shapes: list[torch.Size]) -> None:
+def _check_positives(positives: Any, rows: Rows, shapes: list[torch.Size]) -> None:
     tensors, found = _terms("positives", positives)
     for t, tensor in enumerate(tensors):
-        if tensor.dtype != first.dtype or tensor.device != first.device:
+        if tensor.dtype != rows.dtype or tensor.device != rows.device:
             name = "positives" if tensor is positives else f"positives[{t}]"
-            check.dtype_of(name, tensor, "queries", first.dtype)
-            check.device_of(name, tensor, "queries", first.device)
+            check.dtype_of(name, tensor, "queries", rows.dtype)
+            check.device_of(name, tensor, "queries", rows.device)
     if len(found) != len(shapes):
         check.value_error(f"positives must hold as many terms as queries, {len(shapes)}; got {len(found)}.")
     for t, (shape, expected) in enumerate(zip(found, shapes, strict=True)):
@@ -83,6 +84,7 @@ def check_queues(queues: Any, rows: Rows) -> torch.dtype:
     if not queues:
         check.value_error("queues must hold at least one queue; got none.")
     check.all_floats("queues", queues)
+    first: torch.dtype = queues[0].dtype
     for i, queue in enumerate(queues):
         name, shape, dtype = f"queues[{i}]", queue.shape, queue.dtype
         if len(shape) != 2 or shape[1] != rows.dim:
@@ -91,14 +93,13 @@ def check_queues(queues: Any, rows: Rows) -> torch.dtype:
         if shape[0] < 1:
             check.value_error(f"{name} is empty: [K, D] = {list(shape)}. Fill it, with random unit rows at first, say.")
         check.device_of(name, queue, "queries", rows.device)
-        if dtype != queues[0].dtype:
-            check.type_error(f"all queues must share one dtype, {queues[0].dtype}; got {dtype} for {name}.")
+        if dtype != first:
+            check.type_error(f"all queues must share one dtype, {first}; got {dtype} for {name}.")
         if (dtype == torch.float64) != (rows.dtype == torch.float64):
             check.type_error(f"float64 goes with float64 only; got queries {rows.dtype} and {name} {dtype}.")
         if queue.requires_grad:
             check.value_error(f"{name} receives no gradient, but it requires one. Pass {name}.detach().")
-    first: Tensor = queues[0]
-    return first.dtype
+    return first
 
 
 def check_queue_index(queue_index: Any, terms: int, queues: int) -> None:

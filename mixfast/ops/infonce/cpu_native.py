@@ -30,7 +30,7 @@ def instruction_sets() -> list[int]:
 
 def adjacent(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Rows with adjacent elements: copies where they are not so, which live as long as the list."""
-    return [rows if rows.stride(-1) == 1 else rows.contiguous() for rows in tensors]
+    return [rows if rows.stride()[-1] == 1 else rows.contiguous() for rows in tensors]
 
 
 def term_table(queries: Sequence[Tensor], positives: Sequence[Tensor] = (), queue_index: Sequence[int] = ()) -> Any:
@@ -49,7 +49,7 @@ def _starts(tensors: Sequence[Tensor]) -> list[tuple[int, int, int]]:
         (stacked,) = tensors
         address, step = stacked.data_ptr(), stacked.stride(0) * stacked.element_size()
         return [(address + t * step, stacked.stride(1), stacked.size(1)) for t in range(stacked.size(0))]
-    return [(rows.data_ptr(), rows.stride(0), rows.size(0)) for rows in tensors]
+    return [(rows.data_ptr(), rows.stride()[0], rows.shape[0]) for rows in tensors]
 
 
 def queue_table(queues: Sequence[Tensor], keys: Sequence[int]) -> list[int]:
