@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import mixfast
 from mixfast import formats
-from mixfast.config.words import parse
+from mixfast.config.arguments import parse
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.formats.card import FILE as CARD
 from mixfast.formats.card import card

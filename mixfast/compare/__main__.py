@@ -3,7 +3,7 @@
 import sys
 
 from mixfast.compare.build import Compare, compare
-from mixfast.config.words import parse
+from mixfast.config.arguments import parse
 from mixfast.run.command import run
 
 

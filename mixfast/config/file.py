@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mixfast.config.arguments import matching_name, nearest
 from mixfast.config.options import RunConfig, flatten, from_json, hint_of
-from mixfast.config.words import matching_name, nearest
 from mixfast.errors import ConfigError, PlatformError
 from mixfast.outside import check_trusted
 

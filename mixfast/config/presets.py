@@ -11,8 +11,8 @@ from typing import Any
 from mixfast import methods
 from mixfast.augment import PRESETS as AUGMENTATIONS
 from mixfast.augment import recipe_options
+from mixfast.config.arguments import unknown_name
 from mixfast.config.options import RunConfig, flatten, replace
-from mixfast.config.words import unknown_name
 from mixfast.errors import ConfigError
 
 DEFAULT = "demo"

@@ -9,7 +9,7 @@ from contextlib import nullcontext, redirect_stdout
 from functools import partial
 from typing import Any
 
-from mixfast.config.words import matching_name, parse, unknown_name
+from mixfast.config.arguments import matching_name, parse, unknown_name
 from mixfast.evaluate.components import Components, components
 from mixfast.evaluate.contestants import Localise
 from mixfast.evaluate.detect import Detect, detect_command

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mixfast.config.words import as_arguments, parse
+from mixfast.config.arguments import as_arguments, parse
 from mixfast.data import Splits, load
 from mixfast.errors import ConfigError
 from mixfast.evaluate.contestants import Localise

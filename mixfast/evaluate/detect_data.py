@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from mixfast.config.words import home_expanded
+from mixfast.config.arguments import home_expanded
 from mixfast.data import SceneConfig
 from mixfast.detection.canvases import WIDER, picture_canvases, scene_canvases
 from mixfast.detection.images import LabelledImages

@@ -29,9 +29,9 @@ from typing import Any
 
 import torch
 
+from mixfast.config.arguments import matching_name
 from mixfast.config.options import RunConfig, flatten
 from mixfast.config.presets import DEFAULT, presets
-from mixfast.config.words import matching_name
 from mixfast.errors import ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS
 from mixfast.profile import measure, memory, output

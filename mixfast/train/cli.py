@@ -10,9 +10,9 @@ import tyro
 
 from mixfast import methods, ranges
 from mixfast.config import file
+from mixfast.config.arguments import Option, find_option, home_expanded, matching_name, parse_value, unknown_name
 from mixfast.config.options import RunConfig, differences, flatten, hint_of, replace, typed, validate
 from mixfast.config.presets import build, modifiers_by_name, modify, presets, split_names, switch_method
-from mixfast.config.words import Option, find_option, home_expanded, matching_name, parse_value, unknown_name
 from mixfast.data.kinds import KINDS
 from mixfast.errors import CheckpointError, ConfigError
 from mixfast.models.config import RESNET, RESNET_OPTIONS, ModelConfig

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mixfast.config.words import as_arguments
+from mixfast.config.arguments import as_arguments
 from mixfast.data import Splits
 from mixfast.data.kinds import KINDS, OBJECT
 from mixfast.errors import ConfigError

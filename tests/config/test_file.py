@@ -43,7 +43,7 @@ def test_a_file_is_above_its_preset_and_below_the_command_line(tmp_path: Path) -
     assert cli.parse(["--config", path]).config.optim.lr == 1e-3  # a number, though PyYAML alone makes it a text
 
 
-def test_words_of_the_command_line_replace_preset_and_method_of_a_file(tmp_path: Path) -> None:
+def test_arguments_of_the_command_line_replace_preset_and_method_of_a_file(tmp_path: Path) -> None:
     path = written(tmp_path / "mine.json", {"preset": "moco_sym", "augment.blur": 0.1, "method": {"queue_size": 1024}})
     assert cli.parse(["moco", "--config", path]).config.method.symmetric is False
     other = cli.parse(["--config", path, "augment_v2", "--method", "approach2"])

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mixfast import world
-from mixfast.config.words import parse
+from mixfast.config.arguments import parse
 from mixfast.detection.originals import OriginalFiles
 from mixfast.errors import ConfigError
 from mixfast.evaluate import recipe

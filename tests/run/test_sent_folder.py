@@ -194,7 +194,7 @@ def test_libraries_are_not_called(values: dict[str, str], sent: Callable[[str], 
     assert not run.marker.exists()
 
 
-def test_words_of_the_command_line_are_trusted(sent: Callable[[str], Sent], capsys: Any) -> None:
+def test_arguments_of_the_command_line_are_trusted(sent: Callable[[str], Sent], capsys: Any) -> None:
     name = fresh()
     run = sent(name)
     run.code(run.folder.path / "payload.py")

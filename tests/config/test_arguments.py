@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import pytest
 import tyro
 
-from mixfast.config.words import matching_name, nearest, normalised, parse
+from mixfast.config.arguments import matching_name, nearest, normalised, parse
 from mixfast.errors import ConfigError
 from mixfast.ranges import Count, Positive
 from mixfast.train import cli
@@ -49,7 +49,7 @@ def read(words: str) -> Options:
         ("a b --kind power", {"kind": "power"}),
     ],
 )
-def test_words_become_options_however_they_are_spelled(words: str, expected: dict[str, Any]) -> None:
+def test_arguments_become_options_however_they_are_spelled(words: str, expected: dict[str, Any]) -> None:
     assert read(words) == dataclasses.replace(Options((Path("a"), Path("b"))), **expected)
 
 
