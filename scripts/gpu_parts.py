@@ -54,7 +54,6 @@ TINY_RUN = (
     "--eval.k",
     "5",
     "--eval.no-baselines",
-    "--eval.no-diagnostics",
 )
 
 

@@ -35,11 +35,8 @@ ORDERS = (FORWARD, REVERSE, 1, 2)
 Sanitizer = Literal["address", "thread"]
 _SANITIZE: dict[Sanitizer, str] = {"address": "-fsanitize=address", "thread": "-fsanitize=thread"}
 # Most of the time is the compiler's: kernels are not optimised; the emulator itself is, which runs them, and of its own
-# arithmetic nothing is checked. AddressSanitizer itself sees null pointers and what lies outside of an object.
-_OF_KERNELS: dict[Sanitizer, list[str]] = {
-    "address": ["-O0", "-fsanitize=undefined", "-fno-sanitize=null,object-size,vptr"],
-    "thread": ["-O0"],
-}
+# arithmetic nothing is checked.
+_OF_KERNELS: dict[Sanitizer, list[str]] = {"address": ["-O0", "-fsanitize=undefined"], "thread": ["-O0"]}
 _OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0", "TSAN_OPTIONS": "halt_on_error=1:atexit_sleep_ms=0"}
 _SECONDS = 120  # a call that takes longer has hung
 
